@@ -1,0 +1,137 @@
+"""The values that travel between study, executor and trainer: specs, measurements, decisions, orders.
+
+Frozen, picklable, and free of torch, Optuna, Ray and SQL, so every layer may speak them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from automl.lora import Hyperparameters
+
+Scalar = bool | int | float | str
+Metrics = Mapping[str, float]
+
+
+class TrialState(StrEnum):
+    """States of a trial, with Optuna's names and meanings."""
+
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+
+class StopReason(StrEnum):
+    """Why a trial ended; the closed set stored beside its state."""
+
+    FINISHED = "finished"  # COMPLETE: trained to the last step
+    PRUNED = "pruned"  # PRUNED by the pruner, or still parked when the sweep ended
+    DIVERGED = "diverged"  # PRUNED, infeasible: loss or metric not finite
+    OOM = "oom"  # PRUNED, infeasible: does not fit into memory
+    BUDGET = "budget"  # PRUNED: the sweep's step budget was spent (FAIL if it had not reported yet)
+    INFEASIBLE = "infeasible"  # FAIL: violates a constraint that could be decided before training
+    ERROR = "error"  # FAIL: an exception in training or data; never retried
+    HOST_CRASH = "host_crash"  # FAIL: killed its worker repeatedly while training alone
+    LOST = "lost"  # FAIL: the driver died inside `ask`, before parameters were stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """Everything a trainer needs to run one trial, and all that its curve may depend on.
+
+    seed drives adapter initialisation and dropout; data_seed the order of the batches (by default the same for all
+    trials of a study, so that comparisons are paired). Measurements are due at every multiple of evaluate_every and at
+    `steps`. attempt counts how often the trial was handed out (from 1) and fences off late results.
+    """
+
+    number: int
+    params: Mapping[str, Scalar]
+    hyper: Hyperparameters
+    seed: int
+    data_seed: int
+    steps: int
+    evaluate_every: int
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """All metrics of one trial at one optimizer step. Every value is finite.
+
+    seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts.
+    adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only.
+    """
+
+    trial: int
+    step: int
+    metrics: Metrics
+    seconds: float = 0.0
+    tokens: int = 0
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialFailure:
+    """A trial that cannot go on: DIVERGED, OOM or ERROR. A failed trial is data, not an exception."""
+
+    trial: int
+    step: int
+    reason: StopReason
+    message: str
+
+
+class Action(StrEnum):
+    """What the study decides for a trial that has reported."""
+
+    CONTINUE = "continue"
+    PARK = "park"  # pause: the slot file stays, memory is freed, a later order may continue it
+    PRUNE = "prune"  # stop for good
+    FINISH = "finish"  # it has reached its last step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The study's answer for one trial, always with a reason a person can read."""
+
+    trial: int
+    action: Action
+    reason: str
+
+
+class OrderKind(StrEnum):
+    """What a worker may be told."""
+
+    OPEN = "open"  # start the trial, or continue it from its slot file
+    PARK = "park"  # free its memory, keep its slot file
+    CLOSE = "close"  # free its memory, delete its slot file
+    STOP = "stop"  # park everything and end the worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One order from the driver to a worker. `spec` with OPEN only; `trial` with all but STOP."""
+
+    kind: OrderKind
+    trial: int = -1
+    spec: TrialSpec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """What a worker returns at once: measurements and failures that arrived together.
+
+    epoch counts the starts of this worker, seq its cohorts since that start. hello marks the first cohort of a start:
+    it is empty, and asks for every trial that belongs to the worker. baseline: metrics without any training, sent
+    once per sweep by the first worker.
+    """
+
+    worker: int
+    epoch: int
+    seq: int
+    hello: bool = False
+    measurements: tuple[Measurement, ...] = ()
+    failures: tuple[TrialFailure, ...] = ()
+    baseline: Metrics | None = field(default=None)
