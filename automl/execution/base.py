@@ -1,0 +1,60 @@
+"""The seam for executors, and the two halves of the conversation every executor carries.
+
+A worker owns a *host*, which trains the trials it is ordered to and returns cohorts. The driver's `Dispatcher` turns a
+cohort into decisions of the study and those into orders. An executor only moves cohorts one way and orders the other:
+in one process (`inline`), or between Ray Tune workers and the driver (`ray_tune`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec
+
+
+class Host(Protocol):
+    """Owner of one device: trains up to `capacity` trials, each in a slot with a durable slot file.
+
+    A slot file holds parameters, optimizer moments, generators, step, position in the data and all measurements so
+    far. It is written (fsync, rename) *before* a measurement is returned, so a crash never loses a returned value.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """Most trials that can be resident at once."""
+
+    def open(self, spec: TrialSpec) -> Sequence[Measurement]:
+        """Start a trial, or continue it from its slot file; returns the measurements the file already holds."""
+
+    def advance(self) -> Sequence[Measurement | TrialFailure]:
+        """Train until at least one resident trial has something to say. A trial that failed is closed already.
+
+        A trial that has returned its last measurement (step == spec.steps) trains no further, but stays open until it
+        is closed. Returns nothing at once if no resident trial has steps left.
+        """
+
+    def park(self, trial: int) -> None:
+        """Free the trial's memory; its slot file stays."""
+
+    def close(self, trial: int) -> None:
+        """Free the trial's memory and delete its slot file. Unknown trials are ignored."""
+
+    def baseline(self) -> Metrics:
+        """Metrics of the untrained model (or of the majority class)."""
+
+    def shutdown(self) -> None:
+        """Release the device. Slot files stay."""
+
+
+HostFactory = Callable[[], Host]
+"""Builds the host inside the worker; picklable by reference (a `functools.partial` of a module-level function)."""
+
+
+class Executor(ABC):
+    """Runs the study's trials on hosts until the study has nothing left, or is told to stop."""
+
+    @abstractmethod
+    def run(self, dispatcher: object, build_host: HostFactory) -> None:
+        """Carry cohorts and orders until `dispatcher` says stop to every worker. Never calls Optuna or SQL itself."""

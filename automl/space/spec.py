@@ -1,0 +1,187 @@
+"""What a space file means, once loaded: frozen values that the rest of the program reads.
+
+Built by `automl.space.load`; the pydantic classes of `automl.space.schema` never leave `automl.space`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from automl.space.constraints import Constraint
+from automl.trial import Scalar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class When:
+    """Condition on an earlier parameter: active only if that parameter has one of these values."""
+
+    parameter: str
+    values: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatParameter:
+    """A real number in [low, high]; `log` samples its logarithm uniformly, `step` makes a grid (never both)."""
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    when: When | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntParameter:
+    """A whole number in [low, high], both included."""
+
+    name: str
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+    when: When | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoricalParameter:
+    """One of the given scalars, without an order."""
+
+    name: str
+    choices: tuple[Scalar, ...]
+    when: When | None = None
+
+
+Parameter = FloatParameter | IntParameter | CategoricalParameter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """Named parameters in an order in which every condition refers to an earlier one.
+
+    auto: names whose range was left to the defaults by model size (`learning_rate: auto`); they have no entry in
+    `parameters` until `automl.space.defaults.resolve` has been given the model's size.
+    targets: target sets of the user, name -> patterns (regular expressions that must match a whole module path).
+    """
+
+    parameters: tuple[Parameter, ...]
+    fixed: Mapping[str, Scalar] = field(default_factory=dict)
+    constraints: tuple[Constraint, ...] = ()
+    enqueue: tuple[Mapping[str, Scalar], ...] = ()
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    auto: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """Where the backbone comes from: exactly one of hub id, folder, GGUF file, or (package, path inside it)."""
+
+    kind: Literal["hub", "folder", "gguf", "package"]
+    location: str  # hub id, absolute path, or import name of the package
+    path: str = ""  # inside the package: a folder, or a .gguf file
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """Where the examples come from.
+
+    kind files: `files` maps split names (train, validation, test) to absolute paths (JSONL, CSV, Parquet).
+    kind folder: `location` is a folder with one sub-folder of text files per label. kind package: the same inside an
+    installed package, `path` in it (or a data file there). kind hub: `location` is a data set id, `path` its configuration name.
+    columns: our column name (text, text_pair, label, prompt, response, instruction, input, output, messages) -> theirs.
+    """
+
+    kind: Literal["files", "folder", "package", "hub"]
+    location: str = ""
+    path: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """What is learnt, from which data, and how it is judged.
+
+    format (instruction tasks): alpaca, messages, sharegpt or prompt_response; "auto" reads it off the columns.
+    test_share, validation_share: shares of all rows in (0, 1), used where the data brings no such split itself.
+    seed fixes the split and the order of the batches. max_length: tokens per example, longer ones are cut.
+    evaluate_rows: a fixed subset of the validation split that every evaluation uses (0 = all of it).
+    generate_rows, max_new_tokens: bound for the metrics that need generation.
+    """
+
+    type: Literal["classification", "completion", "instruction"]
+    data: DataSettings
+    metric: str
+    test_share: float = 0.2
+    validation_share: float = 0.2
+    seed: int = 0
+    max_length: int = 128
+    format: str = "auto"
+    evaluate_rows: int = 256
+    generate_rows: int = 32
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings:
+    """How the space is searched and when the search ends.
+
+    trials: COMPLETE + PRUNED trials; steps: optimizer steps of a full trial; evaluate_every: the grid on which every
+    trial is measured and judged. max_seconds, max_steps: further budgets (None = none); max_steps counts training
+    steps of all trials. keep: adapters that stay on disk.
+    """
+
+    sampler: str = "tpe"
+    sampler_options: Mapping[str, Scalar] = field(default_factory=dict)
+    pruner: str = "peer"
+    pruner_options: Mapping[str, Scalar] = field(default_factory=dict)
+    trials: int = 24
+    steps: int = 120
+    evaluate_every: int = 10
+    seed: int = 0
+    max_seconds: float | None = None
+    max_steps: int | None = None
+    max_failed_trials: int = 10
+    keep: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Where the trials run.
+
+    executor: ray (workers of Ray Tune) or inline (this process). workers, slots, threads: None = chosen for the
+    machine; slots is the number of trials a worker holds at once. output: folder for adapters, slot files and the
+    summary. address: a running Ray cluster, None = a private one on this machine.
+    """
+
+    executor: Literal["ray", "inline"] = "ray"
+    workers: int | None = None
+    slots: int | None = None
+    threads: int | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    address: str | None = None
+    output: Path = Path("automl-output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSpec:
+    """A whole space file. `text` is the file verbatim; `sha256` covers what changes a study's meaning.
+
+    Budgets, storage and `run:` are left out of `sha256`: a study may be continued with more trials or other workers.
+    """
+
+    study: str
+    model: ModelSettings
+    task: TaskSettings
+    space: SearchSpace
+    search: SearchSettings
+    run: RunSettings
+    storage_url: str
+    source: str
+    text: str
+    sha256: str

@@ -1,0 +1,94 @@
+"""The seam for tasks: what a trainer needs to know about data, loss and metrics, and nothing of Ray, Optuna or SQL."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from automl.space.spec import TaskSettings
+
+Row = Mapping[str, Any]
+"""One tokenised example: `input_ids` (list of int) and `labels` (int for classification, list of int otherwise)."""
+
+Batch = dict[str, torch.Tensor]
+"""Padded rows of one micro-batch, as the model's forward takes them: input_ids, attention_mask (N, T), labels."""
+
+IGNORED = -100
+"""Label of a token that carries no loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Data that was read, checked, split and tokenised once, lying in the cache. JSON beside the rows.
+
+    path: folder with the tokenised rows of each split. fingerprint: sha256 over split seed, contents and tokenizer.
+    rows: number of rows by split (train, validation, test). labels: class names in the order of their ids.
+    baseline: metrics that need no training at all (the majority class of the validation rows); may be empty.
+    """
+
+    path: Path
+    fingerprint: str
+    rows: Mapping[str, int]
+    labels: tuple[str, ...] = ()
+    longest: int = 0  # tokens of the longest row
+    baseline: Mapping[str, float] = field(default_factory=dict)
+
+
+class Head(NamedTuple):
+    """The kind of model a task trains: its auto class and, for classification, its labels."""
+
+    kind: Literal["classification", "causal-lm"]
+    labels: tuple[str, ...] = ()
+
+
+class LossParts(NamedTuple):
+    """Sum of the losses of a micro-batch (scalar tensor with graph) and the number of terms in it.
+
+    The loss of an effective batch is the sum of totals over the sum of counts, so splitting a batch into micro-batches
+    changes nothing.
+    """
+
+    total: torch.Tensor
+    count: int
+
+
+class Task(ABC):
+    """Data + how a model reads it + loss + metrics. Implementations are final classes without mutable state."""
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
+        """Read, check, split and tokenise the data, or find it in `cache`; raises DataError naming file, row, column.
+
+        Atomic (build beside, rename) and keyed by content: any number of processes may call it at once.
+        """
+
+    @abstractmethod
+    def head(self, prepared: Prepared) -> Head:
+        """The kind of model to load."""
+
+    @abstractmethod
+    def rows(self, prepared: Prepared, split: Literal["train", "validation", "test"]) -> Sequence[Row]:
+        """The tokenised rows of one split, memory-mapped. The search must never ask for `test`."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Row], pad_id: int) -> Batch:
+        """Pad rows to the longest of them."""
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Batch) -> LossParts:
+        """Loss of one micro-batch; the mean runs over rows (classification) or unmasked target tokens."""
+
+    @abstractmethod
+    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
+        """All metrics of this task over the batches, as Python floats, `loss` among them.
+
+        The caller has set eval mode and no_grad. Generation metrics are computed only if they are the objective.
+        """
