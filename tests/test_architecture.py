@@ -1,0 +1,176 @@
+"""The shape of the house: imports go down only, heavy packages live behind one door each, the CLI starts light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "automl"
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "trial", "lora", "metric", "provenance"),
+    ("space",),
+    ("models", "tasks", "methods", "importance", "storage"),
+    ("study", "training", "packed"),
+    ("execution", "report"),
+    ("verify", "sweep"),
+    ("schedule",),
+    ("cli",),
+)
+
+FENCES: dict[str, tuple[str, ...]] = {
+    "optuna": ("study/", "storage/optuna_storage.py", "storage/invariants.py"),
+    "ray": ("execution/ray_",),
+    "sqlalchemy": ("storage/",),
+    "alembic": ("storage/",),
+    "plotly": ("report/",),
+    "peft": ("methods/", "training/export.py"),
+    "pydantic": ("space/",),
+    "yaml": ("space/",),
+    "typer": ("cli/",),
+    "rich": ("cli/",),
+}
+
+FORBIDDEN_TEXT = ("pickle.load", "yaml.load(", "torch.load(", "trust_remote_code=True", "shell=True", "0.0.0.0")
+
+Import = tuple[Path, int, str]
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield path, node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield path, node.lineno, node.module
+            if node.module == "automl":
+                for alias in node.names:
+                    yield path, node.lineno, f"automl.{alias.name}"
+
+
+def unit_of(dotted_or_path: str | Path) -> str:
+    if isinstance(dotted_or_path, Path):
+        return dotted_or_path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    parts = dotted_or_path.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def layer_of(unit: str) -> int:
+    for number, units in enumerate(LAYERS):
+        if unit in units:
+            return number
+    raise AssertionError(f"unit {unit!r} has no layer: add it to LAYERS")
+
+
+def place(item: Import) -> str:
+    path, line, name = item
+    return f"{path.relative_to(ROOT)}:{line} imports {name}"
+
+
+def test_imports_go_down_and_units_of_a_layer_do_not_meet() -> None:
+    wrong = []
+    for path in modules():
+        unit = unit_of(path)
+        if unit == "__init__":
+            continue
+        for item in imports_of(path):
+            if not item[2].startswith("automl."):
+                continue
+            other = unit_of(item[2])
+            # A unit may import itself; otherwise strictly lower layers, except among the plain values of layer 0.
+            if other in (unit, "__version__") or layer_of(other) < layer_of(unit) or layer_of(unit) == layer_of(other) == 0:
+                continue
+            wrong.append(place(item))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_cycle_between_modules() -> None:
+    graph: dict[str, set[str]] = {}
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules()}
+    for path in modules():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = {target for _, _, target in imports_of(path) if target in names and target != name}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name in done:
+            return
+        for target in sorted(graph[name]):
+            visit(target, (*trail, name))
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+@pytest.mark.parametrize("package", sorted(FENCES))
+def test_third_party_package_stays_behind_its_fence(package: str) -> None:
+    allowed = FENCES[package]
+    wrong = [
+        place(item)
+        for path in modules()
+        for item in imports_of(path)
+        if item[2].split(".")[0] == package and not str(path.relative_to(PACKAGE)).startswith(allowed)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_but_the_console_prints() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in modules()
+        if path.relative_to(PACKAGE).as_posix() != "cli/console.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_unsafe_loading() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {text}"
+        for path in modules()
+        for text in FORBIDDEN_TEXT
+        if text in path.read_text(encoding="utf-8").replace(" = ", "=")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_is_called_utils() -> None:
+    assert not [path for path in modules() if path.stem in {"utils", "common", "misc", "helpers", "manager"}]
+
+
+HEAVY = ("torch", "ray", "peft", "transformers", "datasets", "optuna", "sqlalchemy")
+
+
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        (["--help"], HEAVY),
+        (["validate", "search_spaces/bbc-topics.yaml"], ("torch", "ray", "peft", "transformers")),
+        (["schema"], ("torch", "ray", "peft", "transformers")),
+    ],
+    ids=["help", "validate", "schema"],
+)
+def test_light_commands_load_no_heavy_package(command: list[str], heavy: tuple[str, ...]) -> None:
+    script = (
+        "import sys\nfrom automl.cli.main import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"loaded = [name for name in {heavy!r} if name in sys.modules]\n"
+        "print('LOADED', loaded, file=sys.stderr)\n"
+    )
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "LOADED []" in result.stderr, f"{result.stderr} after {time.perf_counter() - started:.1f} s"
