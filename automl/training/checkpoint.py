@@ -1,0 +1,161 @@
+"""Slot files: a trial's state on disk, written before any of its values is believed.
+
+`slots/trial-00012/` holds one mark `attempt-00003-<identity>` and the last two states, each a sealed folder:
+`step-00000040/{params,optimizer}.safetensors, state.json, manifest.json`. See docs/adr/0006-slot-files.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from automl.errors import CheckpointError
+from automl.training import durable
+from automl.training.state import SlotRecord, TrainState
+from automl.trial import Measurement
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""States kept per trial: the newest, and the one before it in case the newest is damaged."""
+
+_STEP = "step-"
+_MARK = "attempt-"
+
+
+def slot_folder(output: Path, trial: int) -> Path:
+    """Where the slot files of a trial lie below the study's output folder."""
+    return output / "slots" / f"trial-{trial:05d}"
+
+
+class SlotFolder:
+    """The slot files of one trial, as one attempt at it sees them.
+
+    An attempt claims the folder before it reads or writes. From then on every older attempt is refused, so a worker
+    that was given up for dead and comes back cannot overwrite what its successor has done.
+    """
+
+    def __init__(self, folder: Path, *, attempt: int, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.attempt = attempt
+        self.identity = hashlib.sha256(durable.canonical(identity)).hexdigest()[:16]
+
+    def claim(self) -> None:
+        """Take the folder for this attempt; files of another computation under the same number are deleted.
+
+        Raises CheckpointError if a later attempt has the folder already.
+        """
+        if any(identity != self.identity for _, identity in self._marks()):
+            logger.warning("%s: belongs to a trial with other settings; starting it anew", self.folder)
+            durable.remove_folder(self.folder)
+        durable.make_folder(self.folder)
+        self._refuse_if_superseded()
+        older = [attempt for attempt, _ in self._marks() if attempt < self.attempt]
+        mark = self._mark(self.attempt)
+        if not mark.exists():
+            durable.write_file(mark, b"")
+        for attempt in older:
+            self._mark(attempt).unlink(missing_ok=True)
+        durable.sync(self.folder)
+        durable.remove_drafts(self.folder)
+
+    def load(self) -> SlotRecord | None:
+        """The newest undamaged state; None if nothing was ever saved.
+
+        A damaged state is passed over with one line in the log. Raises CheckpointError if all are damaged.
+        """
+        steps = self._steps()
+        for step in reversed(steps):
+            folder = self._step(step)
+            try:
+                return _read(folder)
+            except CheckpointError as error:
+                logger.warning("passed over a slot file: %s", error)
+        if steps:
+            raise CheckpointError(f"{self.folder}: none of its {len(steps)} slot files is undamaged")
+        return None
+
+    def save(self, record: SlotRecord) -> None:
+        """Write the state durably; afterwards it and the one before it are what is left in the folder.
+
+        Raises CheckpointError if a later attempt has claimed the folder, ResourceError if the disk is full.
+        """
+        self._refuse_if_superseded()
+        step = record.state.step
+        with durable.sealed_folder(self._step(step), {"step": step, "attempt": self.attempt}) as draft:
+            durable.write_file(draft / "params.safetensors", save(dict(record.state.params)))
+            durable.write_file(draft / "optimizer.safetensors", save(dict(record.state.moments)))
+            durable.write_file(draft / "state.json", durable.canonical(_to_json(record, self.attempt)))
+        before = [other for other in self._steps() if other < step]
+        for other in set(self._steps()) - {step, *before[len(before) - (KEPT - 1) :]}:
+            durable.remove_folder(self._step(other))
+
+    def remove(self) -> None:
+        """Delete the trial's slot files, unless a later attempt has claimed them."""
+        if all(attempt <= self.attempt for attempt, _ in self._marks()):
+            durable.remove_folder(self.folder)
+
+    def _refuse_if_superseded(self) -> None:
+        newest = max((attempt for attempt, _ in self._marks()), default=0)
+        if newest > self.attempt:
+            raise CheckpointError(f"{self.folder}: attempt {self.attempt} is superseded by attempt {newest}")
+
+    def _marks(self) -> list[tuple[int, str]]:
+        """(attempt, identity) of every claim. They stand in file names, where no bit can flip unseen."""
+        names = [path.name.removeprefix(_MARK) for path in self.folder.glob(f"{_MARK}*")]
+        return [(int(attempt), identity) for attempt, _, identity in (name.partition("-") for name in names)]
+
+    def _mark(self, attempt: int) -> Path:
+        return self.folder / f"{_MARK}{attempt:05d}-{self.identity}"
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name.removeprefix(_STEP)) for path in self.folder.glob(f"{_STEP}*"))
+
+    def _step(self, step: int) -> Path:
+        return self.folder / f"{_STEP}{step:08d}"
+
+
+def _read(folder: Path) -> SlotRecord:
+    """Raises CheckpointError if any byte differs from what was written."""
+    durable.verify_folder(folder)
+    document: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
+    state = document["state"]
+    return SlotRecord(
+        state=TrainState(
+            params=load_file(folder / "params.safetensors"),
+            moments=load_file(folder / "optimizer.safetensors"),
+            generator=_tensor(state.pop("generator")),
+            **state,
+        ),
+        measurements=tuple(Measurement(**item) for item in document["measurements"]),
+    )
+
+
+def _to_json(record: SlotRecord, attempt: int) -> dict[str, Any]:
+    state = record.state
+    return {
+        "attempt": attempt,
+        "state": {
+            "step": state.step,
+            "generator": base64.b64encode(bytes(state.generator.tolist())).decode(),
+            "micro_batch": state.micro_batch,
+            "evaluation_batch": state.evaluation_batch,
+            "seconds": state.seconds,
+            "tokens": state.tokens,
+        },
+        "measurements": [asdict(measurement) for measurement in record.measurements],
+    }
+
+
+def _tensor(text: str) -> Tensor:
+    return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)

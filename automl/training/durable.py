@@ -1,0 +1,163 @@
+"""Folders that are either wholly there and undamaged, or are recognised as not: slot files and adapters alike.
+
+A folder is written beside its place, sealed with `manifest.json` (sha256 of every file, written last), synced to the
+disk and renamed. Directories are 0700, files 0600.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from automl.errors import CheckpointError, ResourceError
+
+MANIFEST = "manifest.json"
+DRAFT = ".draft-"
+"""Prefix of folders that are being written, or were when their writer died."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@contextmanager
+def sealed_folder(folder: Path, about: Mapping[str, Any]) -> Iterator[Path]:
+    """A draft folder to fill; on leaving the block it is sealed and takes the place of `folder`, old contents gone.
+
+    about: what the manifest says beside the hashes; JSON without NaN. If the block raises, nothing has changed.
+    Raises ResourceError if the disk is full or read-only.
+    """
+    try:
+        make_folder(folder.parent)
+        draft = folder.parent / f"{DRAFT}{uuid.uuid4().hex}"
+        draft.mkdir(mode=0o700)
+        try:
+            yield draft
+            _seal(draft, about)
+            if folder.exists():
+                _discard(folder)
+            draft.rename(folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ResourceError(f"{folder}: cannot write: {os.strerror(error.errno)}; free space and run again") from error
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """Compare every file with the manifest; returns its `about`. Raises CheckpointError naming what is wrong."""
+    document = _read_manifest(folder)
+    files = document["files"]
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    if present != set(files):
+        odd = sorted(present.symmetric_difference(files))[0]
+        raise CheckpointError(f"{folder}: {odd} is {'not in the manifest' if odd in present else 'missing'}")
+    for name, entry in files.items():
+        found = _sha256(folder / name)
+        if found != entry["sha256"]:
+            raise CheckpointError(f"{folder}: {name} is damaged: sha256 {found[:12]}, manifest {entry['sha256'][:12]}")
+    about: dict[str, Any] = document["about"]
+    return about
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Create the file with mode 0600 and sync it; raises FileExistsError if it is there already."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder and its missing parents with mode 0700, each synced into its parent."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    sync(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete the folder with everything in it, if it is there: renamed first, so half of it is never found."""
+    if folder.exists():
+        _discard(folder)
+        sync(folder.parent)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete what dead writers left in `folder`. Only for a folder with one writer."""
+    for draft in folder.glob(f"{DRAFT}*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Make renames and deletions in this folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical(document: Mapping[str, Any]) -> bytes:
+    """The one JSON text of a document: sorted keys, no NaN. Raises ValueError on a number that is not finite."""
+    return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _seal(draft: Path, about: Mapping[str, Any]) -> None:
+    folders = sorted(path for path in draft.rglob("*") if path.is_dir())
+    files = sorted(path for path in draft.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o600)
+        _sync_file(path)
+    entries = {
+        path.relative_to(draft).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in files
+    }
+    body = {"about": about, "files": entries, "format": 1}
+    write_file(draft / MANIFEST, canonical({**body, "sha256": hashlib.sha256(canonical(body)).hexdigest()}))
+    for path in folders:
+        path.chmod(0o700)
+    for path in [*folders, draft]:
+        sync(path)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, proved undamaged by its own sha256 and by being written in the one way we write it."""
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {MANIFEST}; the folder was never finished") from None
+    try:
+        document: dict[str, Any] = json.loads(raw)
+        body = {key: value for key, value in document.items() if key != "sha256"}
+        intact = canonical(document) == raw and document["sha256"] == hashlib.sha256(canonical(body)).hexdigest()
+    except (ValueError, KeyError, AttributeError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{folder}: {MANIFEST} is damaged")
+    return document
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _discard(folder: Path) -> None:
+    trash = folder.parent / f"{DRAFT}{uuid.uuid4().hex}"
+    folder.rename(trash)
+    shutil.rmtree(trash)

@@ -1,0 +1,67 @@
+"""AdamW over a trial's trainable parameters, with moments that can be taken out and put back by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from automl.errors import CheckpointError
+from automl.lora import Hyperparameters
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps for each parameter, under torch's names."""
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require a gradient, by name, in the order of the modules."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adamw(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.AdamW:
+    """AdamW with decoupled weight decay on every trainable parameter; moments are allocated at once, as zeros.
+
+    Allocating early means that a trial too large for its device fails before its first step and not inside it.
+    """
+    optimizer = torch.optim.AdamW(
+        parameters.values(),
+        lr=hyper.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=hyper.weight_decay,
+    )
+    for parameter in parameters.values():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def moments(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str, Tensor]:
+    """Copies of all moments on the CPU, keyed `exp_avg/<parameter name>` and so on."""
+    return {
+        f"{key}/{name}": optimizer.state[parameter][key].detach().to("cpu", copy=True)
+        for name, parameter in parameters.items()
+        for key in MOMENTS
+    }
+
+
+def load_moments(optimizer: torch.optim.AdamW, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `moments` took out; raises CheckpointError unless names and shapes are exactly the same."""
+    wanted = {f"{key}/{name}" for name in parameters for key in MOMENTS}
+    if wanted != set(tensors):
+        odd = sorted(wanted.symmetric_difference(tensors))[0]
+        raise CheckpointError(f"optimizer state: {odd} is missing or unknown; the slot file is of another trial")
+    for name, parameter in parameters.items():
+        for key in MOMENTS:
+            target, source = optimizer.state[parameter][key], tensors[f"{key}/{name}"]
+            if target.shape != source.shape:
+                raise CheckpointError(
+                    f"optimizer state: {key}/{name} has shape {tuple(source.shape)}, not {tuple(target.shape)}"
+                )
+            target.copy_(source)

@@ -1,0 +1,60 @@
+"""What a trial is between two steps: enough to continue it elsewhere, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from automl.trial import Measurement, TrialSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """A trial after `step` optimizer steps. All tensors are copies on the CPU.
+
+    params: adapter and head, as `Method.state` names them. moments: of AdamW, as `optim.moments` names them.
+    generator: state of the dropout generator, (bytes,) uint8. micro_batch, evaluation_batch: rows at once, lowered
+    when memory was short. seconds, tokens: spent since step 0, over all attempts.
+    """
+
+    step: int
+    params: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    generator: Tensor
+    micro_batch: int
+    evaluation_batch: int
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRecord:
+    """What a slot file holds: the trial's state and every measurement it has made."""
+
+    state: TrainState
+    measurements: tuple[Measurement, ...]
+
+
+def identity(
+    spec: TrialSpec, *, backbone: str, data: str, precision: str, targets: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    """Everything a trial's curve depends on, as JSON: two attempts with the same identity are the same computation.
+
+    backbone, data: fingerprints. The attempt, and whatever else may differ between attempts, is left out.
+    """
+    hyper = {name: getattr(spec.hyper, name) for name in sorted(spec.hyper.__dataclass_fields__)}
+    return {
+        "trial": spec.number,
+        "hyper": hyper,
+        "seed": spec.seed,
+        "data_seed": spec.data_seed,
+        "steps": spec.steps,
+        "evaluate_every": spec.evaluate_every,
+        "backbone": backbone,
+        "data": data,
+        "precision": precision,
+        "targets": {name: list(patterns) for name, patterns in sorted(targets.items())},
+    }
