@@ -1,0 +1,56 @@
+"""The seam for PEFT methods: how an adapter is put on a backbone, saved, restored and taken off again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from automl.errors import CheckpointError
+from automl.lora import Hyperparameters
+
+
+class Method(ABC):
+    """A way to adapt a frozen backbone. Implementations say how to attach; the rest is the same for all.
+
+    name: key in `METHODS` and value of `method:` in space.yaml. packable: several adapters of it can be trained
+    together on one backbone. Methods hold no state; all of it is in the PEFT model that `attach` returns.
+    """
+
+    name: ClassVar[str]
+    packable: ClassVar[bool]
+
+    @abstractmethod
+    def attach(
+        self, model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str], seed: int
+    ) -> Any:
+        """Put a new adapter on the backbone and return the PEFT model around it; the backbone is changed in place.
+
+        modules: full paths of the layers to adapt. head: top-level modules trained in full, from a fresh start.
+        Adapter, head and dropout masks depend on `seed` alone, not on the global generators. Call it after the
+        backbone is on its device. Trainable parameters are float32 whatever the backbone's dtype.
+        """
+
+    def state(self, peft_model: nn.Module) -> dict[str, torch.Tensor]:
+        """Exactly the trainable tensors, adapter and head, by parameter name. They share memory with the model."""
+        return {name: tensor.detach() for name, tensor in peft_model.named_parameters() if tensor.requires_grad}
+
+    def load_state(self, peft_model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy tensors of `state` back; raises CheckpointError unless names and shapes are exactly the model's."""
+        own = self.state(peft_model)
+        differing = sorted(own.keys() ^ tensors.keys()) or sorted(
+            name for name, tensor in own.items() if tensor.shape != tensors[name].shape
+        )
+        if differing:
+            raise CheckpointError(f"{len(differing)} adapter tensors do not fit the model, {differing[0]} among them")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def detach(self, peft_model: Any) -> nn.Module:
+        """Take the adapter off and return the backbone as it was before `attach`, bit for bit, frozen, in eval mode."""
+        backbone = peft_model.unload()
+        assert isinstance(backbone, nn.Module)
+        return backbone.eval()

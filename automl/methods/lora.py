@@ -1,0 +1,81 @@
+"""LoRA (Hu et al. 2021) through PEFT, with rank-stabilised scaling as an option (Kalajdzievski 2023)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from automl.errors import TargetError
+from automl.lora import Hyperparameters
+from automl.methods.base import Method
+from automl.methods.seeding import SeededDropout, initialise_adapter, initialise_head, stream
+
+_ADAPTER = "default"  # PEFT's own name for a single adapter
+
+
+class Lora(Method):
+    """Low-rank updates of linear layers: y = W x + scaling * B A dropout(x), A and B trained."""
+
+    name: ClassVar[str] = "lora"
+    packable: ClassVar[bool] = True
+
+    def attach(
+        self, model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str], seed: int
+    ) -> Any:
+        """As the seam says; raises TargetError if PEFT would adapt other layers than `modules`."""
+        with warnings.catch_warnings():
+            # peft 0.21 (peft_model.py, PeftModel.__init__) asks transformers 5.23 for is_gradient_checkpointing,
+            # which has been renamed; the answer is the same. Goes away with the PEFT release that follows the rename.
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+            )
+            peft_model = get_peft_model(model, _config(model, hyper, modules, head))
+        adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+        _check_adapted(adapted, modules)
+        for path, layer in adapted.items():
+            initialise_adapter(layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, seed=seed, path=path)
+        _renew_head(model, head, seed)
+        if hyper.dropout > 0.0:
+            generator = stream(seed, "dropout", next(model.parameters()).device)
+            for layer in adapted.values():
+                layer.lora_dropout[_ADAPTER] = SeededDropout(hyper.dropout, generator)
+        return peft_model
+
+
+def _config(model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str]) -> LoraConfig:
+    # PEFT adds `classifier` and `score` to modules_to_save itself for SEQ_CLS (peft/peft_model.py,
+    # PeftModelForSequenceClassification); naming them twice would put them twice into adapter_config.json.
+    own_head = [name for name in head if name not in ("classifier", "score")]
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
+        r=hyper.rank,
+        lora_alpha=hyper.alpha,  # annotated int, used as a float factor only
+        lora_dropout=hyper.dropout,
+        use_rslora=hyper.use_rslora,
+        target_modules=list(modules),
+        modules_to_save=own_head if head else None,
+        fan_in_fan_out=isinstance(model.get_submodule(modules[0]), Conv1D),
+        bias="none",
+    )
+
+
+def _check_adapted(adapted: dict[str, LoraLayer], modules: Sequence[str]) -> None:
+    """PEFT matches names at the end of a path; with full paths that is exact unless one path ends another."""
+    different = sorted(adapted.keys() ^ set(modules))
+    if different:
+        raise TargetError(f"PEFT adapts other layers than the {len(modules)} asked for, {different[0]} among them")
+
+
+def _renew_head(model: nn.Module, head: Sequence[str], seed: int) -> None:
+    std = float(getattr(model.config, "initializer_range", 0.02))
+    for name in head:
+        fresh = model.get_submodule(f"{name}.modules_to_save.{_ADAPTER}")
+        fresh.to(torch.float32)
+        initialise_head(fresh, seed=seed, path=name, std=std)

@@ -1,0 +1,92 @@
+"""Randomness of one trial: initial adapter and head, and dropout masks, all from the trial's seed.
+
+Nothing here reads or moves torch's global generators, so a trial's curve does not depend on what else runs in the
+process. Every tensor has a stream of its own, named by its path: which other layers are adapted does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+from automl.errors import CheckpointError
+
+
+def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one purpose of a trial, seeded by the first 63 bits of sha256("<seed>:<name>")."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def initialise_adapter(a: torch.Tensor, b: torch.Tensor, *, seed: int, path: str) -> None:
+    """A of shape (rank, in) uniform in ±1/sqrt(in), B of shape (out, rank) zero, so the adapter starts as nothing.
+
+    Drawn on the CPU in float32 in row-major order from the stream "<path>.lora_A". The bound is kaiming-uniform with
+    a = sqrt(5), as PEFT's default (peft/tuners/lora/layer.py, reset_lora_parameters).
+    """
+    bound = 1.0 / math.sqrt(a.shape[1])
+    drawn = torch.empty(a.shape).uniform_(-bound, bound, generator=stream(seed, f"{path}.lora_A"))
+    with torch.no_grad():
+        a.copy_(drawn)
+        b.zero_()
+
+
+def initialise_head(head: nn.Module, *, seed: int, path: str, std: float) -> None:
+    """Linear weights normal with standard deviation `std`, biases zero, norms as new; as transformers starts a head.
+
+    Each weight is drawn on the CPU in float32 from the stream "<path to it>.weight".
+    """
+    for name, module in head.named_modules():
+        if isinstance(module, nn.Linear):
+            key = ".".join(part for part in (path, name, "weight") if part)
+            drawn = torch.empty(module.weight.shape).normal_(0.0, std, generator=stream(seed, key))
+            with torch.no_grad():
+                module.weight.copy_(drawn)
+                if module.bias is not None:
+                    module.bias.zero_()
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose masks come from a given generator: x * mask / (1 - p) in training mode, x otherwise.
+
+    One generator serves all dropout modules of a trial; masks are drawn in the order in which the modules run, over
+    exactly the rows they are given. It must be on the device of x. Same scaling as torch.nn.Dropout.
+    """
+
+    def __init__(self, p: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.p = p
+        self.generator = generator
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        mask = torch.empty_like(x).bernoulli_(1.0 - self.p, generator=self.generator)
+        return x * mask.div_(1.0 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def dropout_state(model: nn.Module) -> torch.Tensor | None:
+    """State of the trial's dropout generator as a uint8 vector for the slot file; None without dropout."""
+    generator = _generator(model)
+    return None if generator is None else generator.get_state()
+
+
+def set_dropout_state(model: nn.Module, state: torch.Tensor | None) -> None:
+    """Continue the dropout masks where `dropout_state` was taken; raises CheckpointError if one side has no dropout."""
+    generator = _generator(model)
+    if (generator is None) != (state is None):
+        raise CheckpointError("the slot file and the trial disagree on whether there is dropout")
+    if generator is not None and state is not None:
+        generator.set_state(state.cpu())
+
+
+def _generator(model: nn.Module) -> torch.Generator | None:
+    return next((module.generator for module in model.modules() if isinstance(module, SeededDropout)), None)

@@ -1,0 +1,362 @@
+"""From model settings to a frozen network in memory: find, check, convert and load the backbone and its tokenizer.
+
+`resolve_model` runs once per sweep, in the driver; what it returns is small and picklable, and workers load from it
+without any network. Which layers a network has, and what a target set means in it, is in `automl.models.inventory`.
+
+Only safetensors are read (pickled weights can run code), and no code that comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
+from transformers.utils import logging as transformers_logging
+
+from automl.errors import ModelError
+from automl.models.fingerprint import combined_digest, file_digest
+from automl.models.gguf import converted_gguf
+from automl.models.inventory import head_modules
+from automl.space.spec import ModelSettings
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["classification", "causal-lm"]
+Dtype = Literal["fp32", "bf16"]
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Files that decide how text becomes ids; they count for the fingerprint, README and the like do not."""
+
+_AUTO_CLASSES: dict[str, Any] = {
+    "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    "causal-lm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneRef:
+    """A backbone on the local disk, checked and identified.
+
+    path: folder with config.json, safetensors and tokenizer. fingerprint: sha256 (hex) over the contents of these, the
+    same wherever the folder lies. architecture: transformers' model_type. parameters, bytes: number and size of the
+    floating-point tensors in the files (tied weights count once).
+    """
+
+    path: str
+    fingerprint: str
+    architecture: str
+    parameters: int
+    bytes: int
+
+
+def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
+    """Find the model that `settings` names, converting a GGUF file into `cache` if it is the first time.
+
+    Raises ModelError in one line if it is not there, is not safetensors, or brings its own code; MissingExtraError if
+    reading GGUF needs the extra. The network is used for hub ids only, and not with HF_HUB_OFFLINE=1.
+    """
+    match settings.kind:
+        case "hub":
+            folder = _hub_snapshot(settings.location, settings.revision)
+        case "package":
+            folder = _folder_or_gguf(_inside_package(settings.location, settings.path), cache)
+        case _:
+            folder = _folder_or_gguf(Path(settings.location), cache)
+    return _reference(folder, cache)
+
+
+def load_backbone(
+    ref: BackboneRef,
+    kind: Kind,
+    labels: Sequence[str] = (),
+    dtype: str = "fp32",
+    seed: int = 0,
+) -> torch.nn.Module:
+    """The network on the CPU: frozen, in eval mode, every dropout of its configuration 0, pad token set.
+
+    Dropout is 0 because a trial's curve may depend on its own generator only; the adapter's dropout is the only one.
+    labels: class names in the order of their ids, for classification. A head that the checkpoint lacks (or has for
+    another number of classes) is initialised from `seed`, as is a missing pooler; the global generators stay as they
+    are. Raises ModelError if the architecture has no such head or the checkpoint lacks other weights.
+    """
+    auto, _ = _AUTO_CLASSES[kind]
+    config = _configuration(ref, kind, labels)
+    config.pad_token_id = load_tokenizer(ref).pad_token_id
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model, info = auto.from_pretrained(
+                ref.path,
+                config=config,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{ref.path}: cannot load {ref.architecture} weights: {_one_line(error)}") from error
+    _check_loaded(ref, model, info)
+    model.requires_grad_(False)
+    model.eval()
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def load_tokenizer(ref: BackboneRef) -> Any:
+    """The tokenizer, with a pad token: its own, else its end-of-text token. Raises ModelError if it has neither."""
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{ref.path}: cannot load the tokenizer: {_one_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"{ref.path}: the tokenizer has neither a pad nor an end-of-text token; add a pad token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def skeleton(ref: BackboneRef, kind: Kind, labels: Sequence[str] = ()) -> torch.nn.Module:
+    """The network's module tree on the meta device: all names and shapes, no weights, no memory."""
+    auto, _ = _AUTO_CLASSES[kind]
+    config = _configuration(ref, kind, labels)
+    with quiet_transformers(), torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=False)
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No warnings and no progress bars of transformers inside the block; the user's settings are put back after it.
+
+    What they say while loading (a new head was initialised, tied weights) is expected here or checked by us.
+    """
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+# Finding
+
+
+def _hub_snapshot(model_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise ModelError(f"'{model_id}' is neither a folder here nor a hub id (namespace/name)") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise ModelError(f"model '{model_id}': the hub answers: {_one_line(error)}") from error
+        at = f" --revision {revision}" if revision else ""
+        raise ModelError(
+            f"model '{model_id}' is not in the local cache and the hub cannot be reached; "
+            f"get it with network: hf download {model_id}{at}"
+        ) from error
+
+
+def _inside_package(name: str, inside: str) -> Path:
+    """Path of a file or folder of an installed package, found without importing it."""
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"package '{name}' is not installed here; pip install {name.replace('_', '-')}")
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root):
+        raise ModelError(f"path '{inside}' leaves the package '{name}'; name a folder or file inside it")
+    return path
+
+
+def _folder_or_gguf(path: Path, cache: Path) -> Path:
+    if path.is_dir():
+        return path.resolve()
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model folder or GGUF file")
+    if path.suffix.lower() != ".gguf":
+        raise ModelError(f"{path}: a model is a folder with config.json and safetensors, or a .gguf file")
+    with quiet_transformers():
+        return converted_gguf(path, cache)
+
+
+def _reference(folder: Path, cache: Path) -> BackboneRef:
+    config = _read_json(folder / "config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).exists() and "auto_map" in _read_json(folder / name):
+            raise ModelError(
+                f"{folder / name}: auto_map asks for code that comes with the model, which is never run; "
+                "use a model whose architecture is part of transformers"
+            )
+    architecture = config.get("model_type")
+    if not isinstance(architecture, str):
+        raise ModelError(f"{folder / 'config.json'}: model_type is missing; it should name the architecture")
+    weights = _weight_files(folder)
+    shapes = [shape for file in weights for shape in _float_tensors(file)]
+    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    identity = [folder / "config.json", *weights, *tokenizer]
+    return BackboneRef(
+        path=str(folder),
+        fingerprint=combined_digest({file.name: file_digest(file, cache) for file in identity}),
+        architecture=architecture,
+        parameters=sum(parameters for parameters, _ in shapes),
+        bytes=sum(size for _, size in shapes),
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in the order of their names; every shard the index names is there."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    missing = [file.name for file in files if not file.is_file()]
+    if files and not missing:
+        return files
+    if index.is_file():
+        raise ModelError(f"{index}: {', '.join(missing) or 'weight_map'} is missing; the model is incomplete")
+    pickled = [file.name for suffix in ("bin", "pt", "pth", "h5") for file in sorted(folder.glob(f"*.{suffix}"))]
+    if pickled:
+        raise ModelError(f"{folder}: has {pickled[0]} but no model.safetensors; pickled weights are not read")
+    ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+    if ggufs:
+        raise ModelError(f"{folder}: has no model.safetensors; name the file {ggufs[0]} itself to use it")
+    raise ModelError(f"{folder}: model.safetensors is missing")
+
+
+def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:
+    """(elements, bytes) of every floating-point tensor of a safetensors file, from its header alone."""
+    widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                part = tensors.get_slice(name)
+                if part.get_dtype() in widths:
+                    elements = math.prod(part.get_shape())
+                    yield elements, elements * widths[part.get_dtype()]
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: not a readable safetensors file: {_one_line(error)}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{file.parent}: {file.name} is missing; a model folder needs it") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: should hold a JSON object, holds {type(content).__name__}")
+    return content
+
+
+# Loading
+
+
+def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
+    """transformers' configuration for this kind of head, without dropout."""
+    try:
+        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{ref.path}: transformers cannot read config.json: {_one_line(error)}") from error
+    _check_head(config, kind)
+    without_dropout(config)
+    if kind == "classification":
+        config.id2label = dict(enumerate(labels)) if labels else config.id2label
+        config.label2id = {label: index for index, label in config.id2label.items()}
+        config.problem_type = "single_label_classification"
+    return config
+
+
+def without_dropout(config: Any) -> None:
+    """Set every dropout rate of a transformers configuration, nested ones included, to 0.
+
+    Architectures name them freely (hidden_dropout_prob, attn_pdrop, resid_pdrop, dropout_rate, layerdrop,
+    summary_first_dropout, seq_classif_dropout …); all are numbers whose name contains "drop".
+    """
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "model_type"):
+            without_dropout(value)
+        elif "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+
+
+def _check_head(config: Any, kind: Kind) -> None:
+    _, mapping = _AUTO_CLASSES[kind]
+    if type(config) not in mapping:
+        raise ModelError(f"transformers has no {kind} model for architecture '{config.model_type}'")
+    reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if kind == "causal-lm" and reads_both_ways:
+        raise ModelError(
+            f"architecture '{config.model_type}' is an encoder and sees the tokens it should predict; "
+            "text tasks need a decoder (gpt2, llama, qwen3 …)"
+        )
+
+
+def _check_loaded(ref: BackboneRef, model: Any, info: Any) -> None:
+    """Every weight outside the head must have come from the checkpoint; a new pooler is worth a warning."""
+    head = tuple(f"{name}." for name in head_modules(model))
+    mismatched = sorted(key for key, *_ in info["mismatched_keys"] if not key.startswith(head))
+    if mismatched:
+        raise ModelError(f"{ref.path}: {mismatched[0]} has another shape in the checkpoint than config.json says")
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(head))
+    lost = [key for key in missing if ".pooler." not in key]
+    if lost:
+        raise ModelError(f"{ref.path}: the checkpoint lacks {len(lost)} weights of {type(model).__name__}: {lost[0]} …")
+    if missing:
+        logger.warning("%s: the checkpoint has no pooler; it is initialised from the seed and stays frozen", ref.path)
+    pad, rows = model.config.pad_token_id, model.get_input_embeddings().num_embeddings
+    if pad >= rows:
+        raise ModelError(f"{ref.path}: the tokenizer's pad id {pad} is outside the {rows} embeddings of the model")
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
