@@ -46,7 +46,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+        return ": ".join(part for part in (place, self.key, self.message) if part)
 
 
 class ConfigError(AutomlError, ValueError):

@@ -1,0 +1,32 @@
+"""`automl best`: the winning configuration of a study."""
+
+from __future__ import annotations
+
+import typer
+
+from automl.cli import console
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+from automl.errors import SearchError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(epilog="Example: automl best bbc-topics --json")
+    def best(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
+        """Show the best complete trial: its value, its whole configuration and its adapter."""
+        from automl.sweep.run import recorded_baseline
+        from automl.sweep.summary import headline, summarise
+
+        with opened(study, url) as (database, name):
+            spec = recorded_spec(database, name)
+            summary = summarise(database, spec, baseline=recorded_baseline(database.store(name), spec.task.metric))
+        if summary.best is None or summary.configuration is None:
+            raise SearchError(f"study {name!r} has no complete trial yet")
+        if as_json:
+            console.result_json(summary.as_dict())
+            return
+        console.result(headline(summary))
+        console.table("", ("hyperparameter", ">value"), summary.configuration.items())
+        console.result(f"adapter: {summary.best.adapter}")
+        console.result(f"next: automl export {name} --output my-adapter")

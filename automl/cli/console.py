@@ -1,0 +1,113 @@
+"""The only place that writes to a terminal: results to stdout, progress and notes to stderr, colours on terminals only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Suppress progress and notes; results, warnings and errors still appear."""
+    global _quiet  # one process, one terminal
+    _quiet = quiet
+
+
+def result(text: str = "") -> None:
+    """A line of the command's result, to stdout. Printed literally: no markup is interpreted."""
+    out.print(Text(text))
+
+
+def results(lines: Iterable[str]) -> None:
+    """Several result lines."""
+    for line in lines:
+        result(line)
+
+
+def result_json(value: Any) -> None:
+    """The command's result as one JSON document on stdout. Non-finite numbers are refused."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout. A column whose name begins with `>` is aligned to the right."""
+    drawn = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        drawn.add_column(Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    out.print(drawn)
+
+
+def note(text: str) -> None:
+    """A line about what is going on, to stderr."""
+    if not _quiet:
+        err.print(Text(text))
+
+
+def warning(text: str) -> None:
+    """A line a person should read, to stderr, even when quiet."""
+    err.print(Text(f"warning: {text}", style="yellow"))
+
+
+def error(text: str) -> None:
+    """What went wrong, to stderr. Several lines (several problems) stay several lines."""
+    err.print(Text(text, style="red"))
+
+
+def is_terminal() -> bool:
+    """Whether progress may be drawn in place."""
+    return err.is_terminal and not _quiet
+
+
+class LogHandler(logging.Handler):
+    """Shows the library's log records: notes for INFO, warnings above. Passwords of the database URL are masked."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = redact(self.format(record))
+        if record.levelno >= logging.ERROR:
+            error(text)
+        elif record.levelno >= logging.WARNING:
+            warning(text)
+        else:
+            note(text)
+
+
+def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Replace the values of secret environment variables, wherever they stand in the text."""
+    for name in ("AUTOML_DB_URL", "HF_TOKEN"):
+        secret = environment.get(name, "")
+        if len(secret) >= 6:
+            text = text.replace(secret, f"${name}")
+    return text
+
+
+def set_up_logging(*, debug: bool) -> None:
+    """Send this project's records (INFO, or DEBUG) and the warnings of all others to the terminal."""
+    handler = LogHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("automl").setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.captureWarnings(True)
+    for noisy in ("ray", "alembic", "optuna", "transformers", "datasets", "py.warnings"):
+        logging.getLogger(noisy).setLevel(logging.DEBUG if debug else logging.ERROR)
+
+
+def flush() -> None:
+    """Push everything out before the process ends abruptly."""
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,39 @@
+"""`automl init`: write a commented space file for a model and a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from automl.cli import console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(epilog="Example: automl init ./MiniLM reviews.jsonl --task classification -o space.yaml")
+    def init(
+        model: Annotated[str, typer.Argument(help="Hub id, folder or .gguf file of the base model.", metavar="MODEL")],
+        data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, text folder, or hub id.", metavar="DATA")],
+        task: Annotated[
+            str | None,
+            typer.Option("--task", "-t", help="classification, completion or instruction. Default: read off the data."),
+        ] = None,
+        study: Annotated[str | None, typer.Option("--study", help="Name of the study. Default: the data's name.")] = None,
+        output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: stdout.")] = None,
+        force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
+    ) -> None:
+        """Write a commented space.yaml with ranges that suit the model's size."""
+        from automl.errors import ConfigError, Problem
+        from automl.sweep.start import starting_space
+
+        if output is not None and output.exists() and not force:
+            raise ConfigError([Problem(str(output), 0, 0, "", "exists already; add --force to replace it")])
+        text = starting_space(model, data, task_type=task, study=study)
+        if output is None:
+            console.result(text.rstrip("\n"))
+            return
+        output.write_text(text, encoding="utf-8")
+        console.result(f"wrote {output}; next: automl plan {output}, then automl search {output}")

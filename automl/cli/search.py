@@ -1,0 +1,65 @@
+"""`automl search`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from automl.cli import console
+
+if TYPE_CHECKING:
+    from automl.sweep.summary import Summary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(epilog="Example: automl search space.yaml")
+    def search(
+        space: Annotated[Path, typer.Argument(help="The space file (YAML).", metavar="SPACE.YAML")],
+        trials: Annotated[
+            int | None, typer.Option("--trials", min=1, max=100_000, help="Override search.trials, also to add trials.")
+        ] = None,
+        time: Annotated[str | None, typer.Option("--time", help="Override search.time, for example 2h or 30m.")] = None,
+        allow_space_change: Annotated[
+            bool,
+            typer.Option("--allow-space-change", help="Go on although the space, model or data of the study changed."),
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    ) -> None:
+        """Run a search to its end. Run the same command again to continue an interrupted one."""
+        from automl.cli.progress import observe
+        from automl.space.load import load_space, with_overrides
+        from automl.sweep.folders import cache_folder
+        from automl.sweep.run import run_sweep
+
+        spec = with_overrides(load_space(space), trials=trials, time=time)
+        with observe(spec) as observer:
+            summary = run_sweep(spec, cache_folder(), observer=observer, allow_space_change=allow_space_change)
+        if as_json:
+            console.result_json(summary.as_dict())
+        else:
+            _show(summary, space)
+
+
+def _show(summary: Summary, space: Path) -> None:
+    from automl.sweep.summary import SUMMARY_MARKDOWN, configuration_text, headline
+
+    counts = summary.counts
+    console.result(headline(summary))
+    if summary.best is not None:
+        console.result(f"  {configuration_text(summary.best.params)}")
+    console.result(
+        f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed; "
+        f"{summary.spent_steps:,} training steps instead of {summary.full_steps:,} without pruning."
+    )
+    console.result(f"database: {summary.database}")
+    if summary.best is not None:
+        console.result(f"adapter:  {summary.best.adapter}")
+    console.result(f"summary:  {Path(summary.folder) / SUMMARY_MARKDOWN}")
+    console.result("next:")
+    console.result(f"  automl trials {space}")
+    console.result(f"  automl export {space} --output my-adapter")
+    console.result(f"  optuna-dashboard {summary.database}")

@@ -1,0 +1,82 @@
+"""What the commands about a finished or running study share: which database, which study."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from automl.errors import ConfigError, Problem, StudyNotFoundError
+
+if TYPE_CHECKING:
+    from automl.space.spec import SweepSpec
+    from automl.storage.sql import Database
+
+DEFAULT_URL = "sqlite:///automl.db"
+
+StudyArgument = Annotated[
+    str | None,
+    typer.Argument(help="Name of a study, or its space file. May be left out if there is only one.", metavar="STUDY"),
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        help=f"Database URL, without a password. Default: the space file's, $AUTOML_DB_URL, or {DEFAULT_URL}.",
+        metavar="URL",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def opened(study: str | None, url: str | None) -> Iterator[tuple[Database, str]]:
+    """The database (which must exist) and the study's name. Raises StudyNotFoundError naming the studies there are."""
+    from automl.storage.sql import open_database
+
+    name, written_url = _from_file(study)
+    with open_database(database_url(url or written_url), create=False) as database:
+        yield database, _pick(name, [row.study for row in database.studies()])
+
+
+def database_url(url: str | None) -> str:
+    """The URL to use: the given one, else $AUTOML_DB_URL, else SQLite here. A password in an argument is refused."""
+    if url is None:
+        return os.environ.get("AUTOML_DB_URL") or DEFAULT_URL
+    if "@" in url and ":" in url.split("://", 1)[-1].rpartition("@")[0]:
+        message = "a password in an argument is visible to every user of the machine; put the URL in AUTOML_DB_URL"
+        raise ConfigError([Problem("", 0, 0, "--db", message)])
+    return url
+
+
+def recorded_spec(database: Database, study: str) -> SweepSpec:
+    """The study's space file as it was stored, with relative paths resolved where it lay."""
+    from automl.space.load import parse_space
+
+    row = database.store(study).sweep()
+    folder = Path(str(row.provenance.get("folder", ".")))
+    return parse_space(row.space_text, f"space of study {study}", folder)
+
+
+def _from_file(study: str | None) -> tuple[str | None, str | None]:
+    if study is None or not study.endswith((".yaml", ".yml")):
+        return study, None
+    from automl.space.load import load_space
+
+    spec = load_space(Path(study))
+    return spec.study, spec.storage_url
+
+
+def _pick(name: str | None, known: list[str]) -> str:
+    listed = ", ".join(repr(study) for study in sorted(known)) or "none"
+    if name is None:
+        if len(known) == 1:
+            return known[0]
+        raise StudyNotFoundError(f"which study? The database holds: {listed}")
+    if name not in known:
+        raise StudyNotFoundError(f"no study {name!r} in the database; it holds: {listed}")
+    return name

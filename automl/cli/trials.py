@@ -1,0 +1,48 @@
+"""`automl trials`: every trial of a study."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from automl.cli import console
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(epilog="Example: automl trials bbc-topics --limit 10")
+    def trials(
+        study: StudyArgument = None,
+        url: DatabaseOption = None,
+        limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most this many.")] = 1000,
+        as_json: JsonOption = False,
+    ) -> None:
+        """List the trials of a study, best first, with their parameters and why they ended."""
+        from automl.sweep.summary import configuration_text, ranking, summarise
+
+        with opened(study, url) as (database, name):
+            summary = summarise(database, recorded_spec(database, name), baseline=None)
+        ranked = ranking(summary)
+        rows = [*ranked, *(row for row in summary.trials if row not in ranked)][:limit]
+        if as_json:
+            console.result_json([asdict(row) for row in rows])
+            return
+        console.table(
+            "",
+            (">trial", "state", f">{summary.metric}", ">steps", "reason", "configuration"),
+            (
+                (
+                    row.number,
+                    row.state,
+                    "" if row.value is None else f"{row.value:.4f}",
+                    row.steps,
+                    row.stop_reason or "",
+                    configuration_text(row.params),
+                )
+                for row in rows
+            ),
+        )

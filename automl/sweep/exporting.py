@@ -1,0 +1,130 @@
+"""From a finished trial to something a person can use: a PEFT folder or a merged model, proved to be the same."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from automl.errors import CheckpointError, ConfigError, Problem, SearchError
+from automl.metric import METRICS
+from automl.space.spec import SweepSpec
+from automl.storage.sql import Database
+from automl.study.queries import TrialRow, list_trials
+from automl.sweep.folders import cache_folder
+from automl.sweep.ground import Ground, host_settings, prepare
+from automl.sweep.layout import choose_layout
+from automl.sweep.summary import best_trial
+from automl.training.export import evaluate_export, evaluate_merged, merge_adapter, verify_manifest
+from automl.trial import TrialState
+
+_SAME = 1e-6
+_SAME_MERGED = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written, and the metric it was recorded and (if checked) measured with."""
+
+    trial: int
+    folder: str
+    merged: bool
+    metric: str
+    recorded: float
+    measured: float | None
+    base: str
+    kind: str
+    labels: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def how_to_load(self) -> Iterator[str]:
+        """A few lines of Python that load it."""
+        auto = "AutoModelForCausalLM"
+        extra = ""
+        if self.kind == "classification":
+            auto = "AutoModelForSequenceClassification"
+            extra = "" if self.merged else f", num_labels={self.labels}"
+        yield "load it with:"
+        yield f"  from transformers import {auto}"
+        if self.merged:
+            yield f"  model = {auto}.from_pretrained({self.folder!r})"
+            return
+        yield "  from peft import PeftModel"
+        yield f"  base = {auto}.from_pretrained({self.base!r}{extra})"
+        yield f"  model = PeftModel.from_pretrained(base, {self.folder!r})"
+
+
+def export_trial(
+    database: Database, spec: SweepSpec, output: Path, trial: int | None, *, merged: bool, check: bool
+) -> Exported:
+    """Copy (or merge) a complete trial's adapter to `output` and, if asked, measure it again on validation rows.
+
+    Raises SearchError if there is no such trial or its adapter is no longer kept; CheckpointError if its files are
+    damaged or do not reproduce the recorded metric (1e-6 relative; 1e-4 for a merged model).
+    """
+    if output.exists():
+        raise ConfigError([Problem(str(output), 0, 0, "--output", "exists already; choose a new folder")])
+    row = _complete_trial(database, spec, trial)
+    adapter = Path(row.adapter or "")
+    verify_manifest(adapter)
+    layout = choose_layout(spec.run, trials=1)
+    ground = prepare(spec, cache_folder())
+    settings = host_settings(spec, ground, layout)
+    measured = None
+    if merged:
+        merge_adapter(adapter, settings, output)
+    else:
+        shutil.copytree(adapter, output)
+    if check:
+        evaluate = evaluate_merged if merged else evaluate_export
+        measured = evaluate(output, settings, "validation")[spec.task.metric]
+        _same(measured, row.value or 0.0, _SAME_MERGED if merged else _SAME)
+    return _described(spec, ground, row, output, merged=merged, measured=measured)
+
+
+def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
+    rows = tuple(list_trials(database.optuna_storage(), spec.study, database.store(spec.study)))
+    if trial is None:
+        best = best_trial(rows, METRICS[spec.task.metric].direction)
+        if best is None:
+            raise SearchError(f"study {spec.study!r} has no complete trial yet")
+        return best
+    found = next((row for row in rows if row.number == trial), None)
+    if found is None or found.state != TrialState.COMPLETE:
+        state = "does not exist" if found is None else f"is {found.state}"
+        raise SearchError(f"trial {trial} of study {spec.study!r} {state}; only complete trials can be exported")
+    if not found.adapter or not Path(found.adapter).is_dir():
+        raise SearchError(
+            f"the adapter of trial {trial} is no longer kept (search.keep: {spec.search.keep}); export one of the best"
+        )
+    return found
+
+
+def _same(measured: float, recorded: float, tolerance: float) -> None:
+    if not math.isclose(measured, recorded, rel_tol=tolerance, abs_tol=tolerance):
+        raise CheckpointError(
+            f"the exported model measures {measured:.8f}, the database says {recorded:.8f};"
+            " it was trained on another device or with other library versions (--no-check exports it all the same)"
+        )
+
+
+def _described(
+    spec: SweepSpec, ground: Ground, row: TrialRow, output: Path, *, merged: bool, measured: float | None
+) -> Exported:
+    return Exported(
+        trial=row.number,
+        folder=str(output),
+        merged=merged,
+        metric=spec.task.metric,
+        recorded=row.value or 0.0,
+        measured=measured,
+        base=ground.backbone.path,
+        kind="classification" if spec.task.type == "classification" else "causal-lm",
+        labels=len(ground.prepared.labels),
+    )

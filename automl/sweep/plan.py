@@ -1,0 +1,275 @@
+"""What a sweep will do and roughly cost, found out before anything is spent."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from automl.lora import Hyperparameters
+from automl.methods import METHODS
+from automl.models.memory import training_bytes
+from automl.space.spec import (
+    CategoricalParameter,
+    Parameter,
+    SearchSpace,
+    SweepSpec,
+)
+from automl.study.pruners import expected_share
+from automl.sweep.ground import Ground, host_settings, prepare, target_names
+from automl.sweep.layout import Layout, choose_layout
+from automl.training.host import build_host
+from automl.trial import Measurement, TrialSpec
+
+_START_SECONDS = 30.0
+_PROBE_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corner:
+    """One extreme of the space: a target set at its smallest or largest rank.
+
+    bytes: estimated memory of one worker training it with the largest batch.
+    """
+
+    target: str
+    rank: int
+    trainable_params: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Measured here with a middling configuration: seconds per training step, per evaluation, and peak memory."""
+
+    step_seconds: float
+    evaluation_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe."""
+
+    study: str
+    model: str
+    architecture: str
+    model_parameters: int
+    rows: Mapping[str, int]
+    longest: int
+    trials: int
+    steps: int
+    evaluate_every: int
+    parameters: tuple[str, ...]
+    constraints: tuple[str, ...]
+    corners: tuple[Corner, ...]
+    layout: Layout
+    packable: bool
+    available_bytes: int
+    pruned_share: float | None
+    probe: Probe | None
+    advice: tuple[str, ...]
+
+    @property
+    def unpruned_seconds(self) -> float | None:
+        """Wall clock if every trial ran to its last step."""
+        if self.probe is None:
+            return None
+        evaluations = math.ceil(self.steps / self.evaluate_every)
+        trial = self.steps * self.probe.step_seconds + evaluations * self.probe.evaluation_seconds
+        return _START_SECONDS + self.trials * trial / self.layout.workers
+
+    @property
+    def pruned_seconds(self) -> float | None:
+        """Wall clock if the pruner stops what it is expected to stop; None if that is not known."""
+        if self.unpruned_seconds is None or self.pruned_share is None:
+            return None
+        return _START_SECONDS + (self.unpruned_seconds - _START_SECONDS) * self.pruned_share
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **asdict(self),
+            "unpruned_seconds": self.unpruned_seconds,
+            "pruned_seconds": self.pruned_seconds,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The plan for a person."""
+        yield f"study {self.study}: {self.trials} trials of {self.steps} steps, measured every {self.evaluate_every}"
+        yield f"model: {self.architecture}, {self.model_parameters:,} parameters ({self.model})"
+        rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
+        yield f"data: {rows} rows, the longest {self.longest} tokens"
+        yield "searched:"
+        yield from (f"  {text}" for text in self.parameters)
+        yield from (f"  subject to {text}" for text in self.constraints)
+        yield "trainable parameters and memory of one worker at the corners of the space:"
+        for corner in self.corners:
+            yield (
+                f"  {corner.target:<12} rank {corner.rank:>4}: {corner.trainable_params:>13,} parameters,"
+                f" about {corner.bytes / 2**30:.1f} GiB"
+            )
+        layout = self.layout
+        yield (
+            f"runs on: {layout.workers} workers x {layout.threads} threads on {layout.device};"
+            f" {self.available_bytes / 2**30:.1f} GiB of memory available"
+        )
+        yield "one trial at a time per worker" + ("" if self.packable else " (the method cannot be packed)")
+        yield from self._time()
+        yield from (f"advice: {text}" for text in self.advice)
+
+    def _time(self) -> Iterator[str]:
+        if self.probe is None or self.unpruned_seconds is None:
+            yield "time: not probed"
+            return
+        yield (
+            f"probe: {self.probe.step_seconds:.3f} s per step, {self.probe.evaluation_seconds:.2f} s per evaluation,"
+            f" peak memory {self.probe.peak_bytes / 2**30:.2f} GiB"
+        )
+        yield f"time: about {_duration(self.unpruned_seconds)} if nothing is pruned"
+        if self.pruned_seconds is not None and self.pruned_share is not None:
+            yield (
+                f"      about {_duration(self.pruned_seconds)} with pruning, which may save up to"
+                f" {1 - self.pruned_share:.0%} of the steps"
+            )
+
+
+def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
+    """Prepare model and data and work out the plan; with `probe`, train a few steps in this process.
+
+    Raises what `automl.sweep.ground.prepare` raises. Touches neither database nor output folder.
+    """
+    ground = prepare(spec, cache)
+    layout = choose_layout(spec.run, trials=spec.search.trials)
+    share = expected_share(spec.search) if spec.search.pruner == "peer" else None
+    return Plan(
+        study=spec.study,
+        model=ground.backbone.path,
+        architecture=ground.backbone.architecture,
+        model_parameters=ground.backbone.parameters,
+        rows=ground.prepared.rows,
+        longest=ground.prepared.longest,
+        trials=spec.search.trials,
+        steps=spec.search.steps,
+        evaluate_every=spec.search.evaluate_every,
+        parameters=tuple(map(describe, ground.space.parameters)),
+        constraints=tuple(constraint.expression for constraint in ground.space.constraints),
+        corners=tuple(_corners(spec, ground)),
+        layout=layout,
+        packable=all(METHODS[name].packable for name in _choices(ground.space, "method", "lora")),
+        available_bytes=available_bytes(),
+        pruned_share=share,
+        probe=_probe(spec, ground, layout) if probe else None,
+        advice=ground.advice,
+    )
+
+
+def describe(parameter: Parameter) -> str:
+    """`rank: 2 … 32, log` or `target: qv | all-linear`."""
+    if isinstance(parameter, CategoricalParameter):
+        text = " | ".join(str(choice) for choice in parameter.choices)
+    else:
+        text = f"{parameter.low:g} … {parameter.high:g}" + (", log" if parameter.log else "")
+        if parameter.step not in (None, 1):
+            text += f", step {parameter.step:g}"
+    if parameter.when is not None:
+        values = " or ".join(str(value) for value in parameter.when.values)
+        text += f", when {parameter.when.parameter} is {values}"
+    return f"{parameter.name}: {text}"
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping, as the kernel estimates it; 0 if it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _corners(spec: SweepSpec, ground: Ground) -> Iterator[Corner]:
+    ranks = _extremes(ground.space, "rank", Hyperparameters().rank)
+    batch = max(_extremes(ground.space, "batch_size", Hyperparameters().batch_size))
+    for target, rank in itertools.product(target_names(ground.space), ranks):
+        trainable = int(ground.derive(Hyperparameters(target=target, rank=rank))["trainable_params"])
+        tokens = batch * min(spec.task.max_length, ground.prepared.longest)
+        yield Corner(
+            target=target,
+            rank=rank,
+            trainable_params=trainable,
+            bytes=training_bytes(ground.backbone, ground.model, trainable=trainable, tokens=tokens),
+        )
+
+
+def _extremes(space: SearchSpace, name: str, default: int) -> list[int]:
+    """Smallest and largest value of a numeric hyperparameter, once if they are equal."""
+    values = [int(value) for value in _choices(space, name, default)]
+    return sorted({min(values), max(values)})
+
+
+def _choices(space: SearchSpace, name: str, default: Any) -> list[Any]:
+    """Values to consider for a hyperparameter: its choices, the ends of its range, its fixed value, or the default."""
+    for parameter in space.parameters:
+        if parameter.name == name:
+            if isinstance(parameter, CategoricalParameter):
+                return list(parameter.choices)
+            return [parameter.low, parameter.high]
+    return [space.fixed.get(name, default)]
+
+
+def _middling(space: SearchSpace) -> Hyperparameters:
+    """A configuration in the middle of the costs: largest batch, geometric middle of the ranks, last target set."""
+    ranks = _extremes(space, "rank", Hyperparameters().rank)
+    return Hyperparameters(
+        rank=max(1, round(math.sqrt(ranks[0] * ranks[-1]))),
+        target=target_names(space)[-1],
+        batch_size=max(_extremes(space, "batch_size", Hyperparameters().batch_size)),
+        dropout=max(float(value) for value in _choices(space, "dropout", 0.0)),
+    )
+
+
+def _probe(spec: SweepSpec, ground: Ground, layout: Layout) -> Probe:
+    """Train one middling trial for a few steps; the first interval warms up and does not count."""
+    trial = TrialSpec(
+        number=0,
+        params={},
+        hyper=_middling(ground.space),
+        seed=0,
+        data_seed=0,
+        steps=3 * _PROBE_STEPS,
+        evaluate_every=_PROBE_STEPS,
+    )
+    with tempfile.TemporaryDirectory(prefix="automl-plan-") as folder:
+        host = build_host(replace(host_settings(spec, ground, layout), output=folder))
+        try:
+            host.open(trial)
+            before = next(iter(host.advance()))
+            began = time.perf_counter()
+            after = next(iter(host.advance()))
+            wall = time.perf_counter() - began
+        finally:
+            host.shutdown()
+    assert isinstance(before, Measurement)
+    assert isinstance(after, Measurement)
+    training = after.seconds - before.seconds
+    scale = 1 if sys.platform == "darwin" else 1024
+    return Probe(
+        step_seconds=training / _PROBE_STEPS,
+        evaluation_seconds=max(0.0, wall - training),
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,281 @@
+"""One sweep from space file to finished study: takes the lease, prepares, runs the executor, sums up.
+
+Order matters for crashes: the lease is held before anything is written, adapters and attributes are written before a
+trial is told, and the lease is released last. Everything can be killed at any point and started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from automl.errors import InterruptedSearch, ResourceError, SearchError, SpaceChangedError
+from automl.execution import make_executor
+from automl.execution.base import Executor
+from automl.execution.dispatch import Dispatcher
+from automl.provenance import provenance
+from automl.space.spec import SweepSpec
+from automl.storage.artifacts import digest_folder
+from automl.storage.base import ResultStore
+from automl.storage.lease import StudyLease
+from automl.storage.sql import Database, open_database
+from automl.study.study import Study, StudyEvent
+from automl.sweep.folders import study_folder
+from automl.sweep.ground import Ground, host_settings, prepare, resolve_precision
+from automl.sweep.layout import Layout, choose_layout
+from automl.sweep.summary import Summary, summarise, write_summary
+from automl.training.host import build_host
+from automl.trial import Measurement, TrialState
+
+logger = logging.getLogger(__name__)
+
+_LEAST_FREE_BYTES = 1 << 30
+_GROUND = "ground"
+_BASELINE = "baseline"
+
+
+class Observer:
+    """What a front end may watch; called in the driver's thread. The default ignores everything."""
+
+    def stage(self, text: str) -> None:
+        """A long step begins; `text` is one line for a person."""
+
+    def started(self, study: Study) -> None:
+        """Trials begin. The study may be read, not changed, in later calls."""
+
+    def event(self, event: StudyEvent) -> None:
+        """Something happened to a trial."""
+
+    def measured(self, measurement: Measurement) -> None:
+        """A trial has reported."""
+
+
+def run_sweep(
+    spec: SweepSpec, cache: Path, *, observer: Observer | None = None, allow_space_change: bool = False
+) -> Summary:
+    """Run the study until its budget is spent and return what it found; called again, it continues or just sums up.
+
+    Raises ConfigError, DataError and ModelError before any trial starts; StudyBusyError if another driver holds the
+    study; SpaceChangedError if the study was started with another space, model or data; InterruptedSearch if a signal
+    or the wall clock stopped it (resumable); SearchError if it ended without a single complete trial.
+    """
+    sweep = _Sweep(spec, cache, observer or Observer(), allow_change=allow_space_change)
+    with _signals_as_interruption() as stop_requested, open_database(spec.storage_url, create=True) as database:
+        with StudyLease(database, spec.study) as lease:
+            run = lease.take(
+                spec.text,
+                spec.sha256,
+                provenance(Path(spec.source).resolve().parent),
+                allow_space_change=allow_space_change,
+            )
+            return sweep.run(database, run, stop_requested)
+
+
+class _Sweep:
+    """One run of one study, by the holder of its lease."""
+
+    def __init__(self, spec: SweepSpec, cache: Path, observer: Observer, *, allow_change: bool) -> None:
+        self._spec = spec
+        self._cache = cache
+        self._observer = observer
+        self._allow_change = allow_change
+        self._folder = study_folder(spec)
+        self._layout = choose_layout(spec.run, trials=spec.search.trials)
+        _check_disk(self._folder)
+
+    def run(self, database: Database, run: int, stop: _StopRequest) -> Summary:
+        """Everything between taking the lease and releasing it."""
+        store = database.store(self._spec.study)
+        with self._executor() as executor:
+            self._observer.stage("preparing model and data")
+            ground = prepare(self._spec, self._cache)
+            for line in ground.advice:
+                logger.warning(line)
+            self._record_ground(store, ground)
+            study = self._open_study(database, store, ground, run)
+            if not study.finished:
+                self._train(study, ground, executor, stop)
+            study.close()
+        store.add_event("finished", {"run": run})
+        return self._sum_up(database, store)
+
+    def _executor(self) -> Executor:
+        """The executor, its cluster already starting while the driver prepares the data."""
+        return make_executor(
+            self._spec.run.executor,
+            workers=self._layout.workers,
+            threads=self._layout.threads,
+            gpus_per_worker=self._layout.gpus_per_worker,
+            address=self._spec.run.address,
+            folder=self._folder,
+        )
+
+    def _record_ground(self, store: ResultStore, ground: Ground) -> None:
+        """Remember model, data and precision at the first run; refuse to mix them with others later."""
+        now: dict[str, Any] = {
+            **ground.fingerprints,
+            "precision": resolve_precision(self._spec, self._layout),
+            "rows": dict(ground.prepared.rows),
+        }
+        before = _last_event(store, _GROUND)
+        changed = [name for name in ("model", "data", "precision") if before and before.get(name) != now[name]]
+        if changed and not self._allow_change:
+            raise SpaceChangedError(
+                f"study {self._spec.study!r} was started with another {' and '.join(changed)}; its trials would not be"
+                " comparable. Choose another study name, or add --allow-space-change"
+            )
+        if before != now:
+            store.add_event(_GROUND, now)
+
+    def _open_study(self, database: Database, store: ResultStore, ground: Ground, run: int) -> Study:
+        return Study(
+            name=self._spec.study,
+            storage=database.optuna_storage(),
+            store=store,
+            space=ground.space,
+            settings=self._spec.search,
+            metric=self._spec.task.metric,
+            run=run,
+            derive=ground.derive,
+            digest=digest_folder,
+            retire=partial(_delete_adapter, self._folder),
+            on_event=self._observer.event,
+        )
+
+    def _train(self, study: Study, ground: Ground, executor: Executor, stop: _StopRequest) -> None:
+        """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
+        self._observer.stage(
+            f"starting {self._layout.workers} {self._spec.run.executor} workers on {self._layout.device}"
+            f" ({self._layout.threads} threads each)"
+        )
+        self._observer.started(study)
+        dispatcher = Dispatcher(
+            study, max_seconds=self._spec.search.max_seconds, on_measurement=self._observer.measured
+        )
+        stop.then(dispatcher.stop)
+        executor.run(dispatcher, partial(build_host, host_settings(self._spec, ground, self._layout)))
+        if dispatcher.stopped is not None:
+            counts = study.counts()
+            ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
+            raise InterruptedSearch(
+                f"stopped ({dispatcher.stopped}) after {ended} of {self._spec.search.trials} trials;"
+                " nothing is lost, the same command continues"
+            )
+
+    def _sum_up(self, database: Database, store: ResultStore) -> Summary:
+        summary = summarise(database, self._spec, baseline=recorded_baseline(store, self._spec.task.metric))
+        shutil.rmtree(self._folder / "slots", ignore_errors=True)
+        if summary.best is None:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()) or "none was started"
+            raise SearchError(
+                f"study {self._spec.study!r} ended without a complete trial ({reasons});"
+                f" see: automl trials {self._spec.study}"
+            )
+        _point_to_best(self._folder, summary.best.adapter)
+        write_summary(summary, self._folder)
+        return summary
+
+
+def recorded_baseline(store: ResultStore, metric: str) -> float | None:
+    """The metric of the untrained model (or of the majority class), if a worker has measured it."""
+    value = (_last_event(store, _BASELINE) or {}).get(metric)
+    return None if value is None else float(value)
+
+
+def _last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:
+    found = [detail for _, event_kind, detail in store.events() if event_kind == kind]
+    return found[-1] if found else None
+
+
+def _check_disk(folder: Path) -> None:
+    """Raise ResourceError if the folder cannot be written or the disk is nearly full, before anything starts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(f"run.output: {folder} cannot be written: {error.strerror}") from error
+    free = shutil.disk_usage(folder).free
+    if free < _LEAST_FREE_BYTES:
+        raise ResourceError(f"run.output: only {free >> 20} MiB free at {folder}; at least 1024 MiB are needed")
+
+
+def _delete_adapter(folder: Path, trial: int) -> None:
+    shutil.rmtree(folder / "adapters" / f"trial-{trial:05d}", ignore_errors=True)
+
+
+def _point_to_best(folder: Path, adapter: str | None) -> None:
+    """Make `best` a relative link to the best adapter's folder, replacing an older one atomically."""
+    if adapter is None:
+        return
+    fresh = folder / ".best"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(Path(adapter).relative_to(folder))
+    fresh.replace(folder / "best")
+
+
+class _StopRequest:
+    """A signal that came, perhaps before there was anybody to tell."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reason: str | None = None
+        self._listener: Callable[[str], None] | None = None
+
+    def then(self, listener: Callable[[str], None]) -> None:
+        """Pass the request on to `listener`, now if it has come already."""
+        with self._lock:
+            self._listener = listener
+            reason = self._reason
+        if reason:
+            listener(reason)
+
+    def request(self, reason: str) -> bool:
+        """Note the request; whether somebody listens. Called from a signal handler, so it takes no lock."""
+        self._reason = reason
+        if self._listener:
+            self._listener(reason)
+        return self._listener is not None
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """The second signal: what is on disk and in SQL is enough to continue, so nothing is waited for."""
+    os._exit(InterruptedSearch.exit_code)
+
+
+@contextmanager
+def _signals_as_interruption() -> Iterator[_StopRequest]:
+    """Turn SIGINT, SIGTERM and SIGHUP into an orderly stop; a second one ends the process at once.
+
+    Before the trials have begun there is nothing to wait for: the signal raises InterruptedSearch where it arrives.
+    Only the main thread can do this; elsewhere (a notebook's worker thread) signals are left alone.
+    """
+    stop = _StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        for each in watched:
+            signal.signal(each, _end_at_once)
+        if not stop.request(name):
+            raise InterruptedSearch(f"stopped ({name}) before any trial started; the same command starts it")
+
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in watched}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

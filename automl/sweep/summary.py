@@ -1,0 +1,173 @@
+"""What a sweep found, as values, as JSON and as a page of Markdown. Reads SQL only, so it can be made at any time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from automl.metric import METRICS
+from automl.space.assemble import assemble
+from automl.space.spec import SweepSpec
+from automl.storage.durable import write_text
+from automl.storage.sql import Database, mask_url
+from automl.study.queries import TrialRow, list_trials
+from automl.sweep.folders import study_folder
+from automl.trial import Scalar, TrialState
+
+SUMMARY_JSON = "summary.json"
+SUMMARY_MARKDOWN = "summary.md"
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The outcome of a study so far.
+
+    value, baseline: the objective on validation rows, of the best trial and without training. spent_steps: optimizer
+    steps of all trials; full_steps: what the same trials would have taken without pruning.
+    """
+
+    study: str
+    metric: str
+    direction: str
+    best: TrialRow | None
+    configuration: Mapping[str, Any] | None
+    baseline: float | None
+    trials: tuple[TrialRow, ...]
+    spent_steps: int
+    full_steps: int
+    seconds: float
+    database: str
+    folder: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of trials by state, every state named."""
+        counted = Counter(str(trial.state) for trial in self.trials)
+        return {str(state): counted[str(state)] for state in TrialState}
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Number of ended trials by stop reason."""
+        return dict(Counter(trial.stop_reason for trial in self.trials if trial.stop_reason))
+
+    @property
+    def at_baseline(self) -> bool:
+        """Whether the best trial is no better than a model without training."""
+        if self.best is None or self.best.value is None or self.baseline is None:
+            return False
+        gain = self.best.value - self.baseline
+        return (gain if self.direction == "maximize" else -gain) <= 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "study": self.study,
+            "metric": self.metric,
+            "direction": self.direction,
+            "best": asdict(self.best) if self.best else None,
+            "configuration": self.configuration,
+            "baseline": self.baseline,
+            "counts": self.counts,
+            "stop_reasons": self.reasons,
+            "spent_steps": self.spent_steps,
+            "full_steps": self.full_steps,
+            "training_seconds": round(self.seconds, 3),
+            "database": self.database,
+            "folder": self.folder,
+        }
+
+
+def summarise(database: Database, spec: SweepSpec, *, baseline: float | None) -> Summary:
+    """Read a study's outcome from SQL."""
+    rows = tuple(list_trials(database.optuna_storage(), spec.study, database.store(spec.study)))
+    direction = METRICS[spec.task.metric].direction
+    best = best_trial(rows, direction)
+    return Summary(
+        study=spec.study,
+        metric=spec.task.metric,
+        direction=direction,
+        best=best,
+        configuration=asdict(assemble(spec.space, best.params)) if best else None,
+        baseline=baseline,
+        trials=rows,
+        spent_steps=sum(row.steps for row in rows),
+        full_steps=sum(spec.search.steps for row in rows if row.state in (TrialState.COMPLETE, TrialState.PRUNED)),
+        seconds=sum(row.seconds for row in rows),
+        database=mask_url(spec.storage_url),
+        folder=str(study_folder(spec)),
+    )
+
+
+def best_trial(rows: tuple[TrialRow, ...], direction: str) -> TrialRow | None:
+    """The complete trial with the best value; the earlier one of equals."""
+    complete = [row for row in rows if row.state == TrialState.COMPLETE and row.value is not None]
+    if not complete:
+        return None
+    sign = -1.0 if direction == "maximize" else 1.0
+    return min(complete, key=lambda row: (sign * (row.value or 0.0), row.number))
+
+
+def ranking(summary: Summary) -> list[TrialRow]:
+    """Trials with a value, best first: complete ones, then pruned ones."""
+    sign = -1.0 if summary.direction == "maximize" else 1.0
+    valued = [row for row in summary.trials if row.value is not None]
+    return sorted(valued, key=lambda row: (row.state != TrialState.COMPLETE, sign * (row.value or 0.0), row.number))
+
+
+def configuration_text(params: Mapping[str, Scalar]) -> str:
+    """Parameters on one line, numbers to four digits: `rank 8, learning_rate 0.0031`."""
+    return ", ".join(f"{name} {_number(value)}" for name, value in params.items())
+
+
+def _number(value: Scalar) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def headline(summary: Summary) -> str:
+    """The outcome in one or two plain sentences."""
+    if summary.best is None:
+        return f"No trial of study {summary.study!r} was completed."
+    best = summary.best
+    text = f"Trial {best.number} is the best: {summary.metric} {best.value:.4f} on validation rows"
+    if summary.baseline is not None:
+        text += f" ({summary.baseline:.4f} without training)"
+    if summary.at_baseline:
+        text += ". No trial is better than the untrained model: widen the learning-rate range or train longer"
+    return text + "."
+
+
+def markdown(summary: Summary) -> str:
+    """The summary page."""
+    counts = summary.counts
+    lines = [
+        f"# {summary.study}",
+        "",
+        headline(summary),
+        "",
+        "This is the winner of a search on validation rows, so its value is optimistic; the test rows are untouched.",
+        "",
+        f"- trials: {counts['COMPLETE']} complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed",
+        f"- training steps: {summary.spent_steps:,} of {summary.full_steps:,} that these trials would take unpruned",
+        f"- training time, summed over workers: {summary.seconds:,.0f} s",
+        f"- database: `{summary.database}`",
+        f"- adapter: `{summary.best.adapter if summary.best else 'none'}`",
+        "",
+        "| trial | state | " + summary.metric + " | steps | configuration |",
+        "|--:|---|--:|--:|---|",
+    ]
+    lines += [
+        f"| {row.number} | {row.state} | {row.value:.4f} | {row.steps} | {configuration_text(row.params)} |"
+        for row in ranking(summary)[:_SHOWN]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_summary(summary: Summary, folder: Path) -> None:
+    """Write summary.json and summary.md into the study's folder, each atomically."""
+    write_text(folder / SUMMARY_JSON, json.dumps(summary.as_dict(), indent=2, allow_nan=False, default=str) + "\n")
+    write_text(folder / SUMMARY_MARKDOWN, markdown(summary))
