@@ -1,0 +1,96 @@
+"""Optuna's storage over our connections: the one place in `storage/` that imports Optuna."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from optuna.storages import RDBStorage
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import URL
+
+from automl.errors import StorageError
+from automl.storage.connect import engine_arguments, public_url, storage_errors
+from automl.storage.url import mask_url
+
+_WRITING = ("INSERT", "UPDATE", "DELETE")
+
+
+def open_storage(url: URL, *, read_only: bool = False, guard: Callable[[], None] | None = None) -> RDBStorage:
+    """Optuna's storage on a database whose tables exist.
+
+    guard is called before each statement that writes; what it raises (LeaseLostError) keeps the write from happening.
+    Raises StorageError if the tables belong to another version of Optuna.
+    """
+    with storage_errors(url, "open Optuna's tables"):
+        try:
+            storage = _storage(url, skip_table_creation=True, read_only=read_only)
+        except RuntimeError as error:
+            hint = "run `automl db upgrade`, or install the Optuna version that wrote it"
+            raise StorageError(f"{mask_url(url)}: Optuna's tables are of another version; {hint}") from error
+    if guard is not None:
+        _guard_writes(storage.engine, guard)
+    return storage
+
+
+def create_tables(url: URL, *, new_file: bool = False) -> None:
+    """Create what is missing of Optuna's tables. Not safe against a simultaneous call: the caller holds a lock.
+
+    new_file: the SQLite file may be created.
+    """
+    storage = _storage(url, create=new_file)
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def upgrade_tables(url: URL) -> None:
+    """Bring Optuna's tables to the version of the installed Optuna."""
+    # Optuna's migrations connect by URL, so this one storage, which lives no longer than the call, knows the password.
+    storage = RDBStorage(_template(url.render_as_string(hide_password=False)), skip_compatibility_check=True)
+    try:
+        with _logging_left_alone():
+            storage.upgrade()
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def head_revision(url: URL) -> str:
+    """Newest revision of Optuna's tables that the installed Optuna knows; the database must be open to it."""
+    storage = _storage(url, skip_table_creation=True, skip_compatibility_check=True, read_only=True)
+    try:
+        return storage.get_head_version()
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _storage(url: URL, *, read_only: bool = False, create: bool = False, **options: Any) -> RDBStorage:
+    arguments = engine_arguments(url, read_only=read_only, create=create)
+    return RDBStorage(_template(public_url(url).render_as_string()), engine_kwargs=arguments, **options)
+
+
+def _template(url: str) -> str:
+    """RDBStorage applies `str.format` to its URL, so braces in a file name are doubled."""
+    return url.replace("{", "{{").replace("}", "}}")
+
+
+def _guard_writes(engine: Engine, guard: Callable[[], None]) -> None:
+    def check(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.lstrip().upper().startswith(_WRITING):
+            guard()
+
+    event.listen(engine, "before_cursor_execute", check)
+
+
+@contextmanager
+def _logging_left_alone() -> Iterator[None]:
+    """Optuna's migrations configure the root logger, and disable all others, if it has no handler."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)

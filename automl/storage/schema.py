@@ -1,0 +1,345 @@
+"""What a database holds, and how it is created and upgraded. Opening and inspecting never write.
+
+A SQLite file is built beside its place and renamed into it, so it is there whole or not at all: a file of 0 bytes, or
+one without tables, is never a database that a crash has left half made. Creation is serialised by a lock on the folder
+(SQLite) or an advisory lock (PostgreSQL); simultaneous callers all succeed, and one of them does the work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import Connection, MetaData, Table, func, inspect, select, text
+from sqlalchemy.engine import URL
+
+from automl.errors import StorageError
+from automl.storage import migrations, views
+from automl.storage.connect import WRITES, make_engine, storage_errors
+from automl.storage.tables import Now, metadata, sweeps
+from automl.storage.url import is_sqlite, mask_url, sqlite_path
+
+_OPTUNA_TABLES = frozenset({"studies", "trials", "trial_values", "version_info", "alembic_version"})
+_HEADER = b"SQLite format 3\x00"
+_LOCK_SECONDS = 120.0
+_ADVISORY_LOCK = 0x6175746F6D6C  # "automl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseStatus:
+    """State of a database, read without changing it. `bytes` is None for PostgreSQL."""
+
+    url: str
+    exists: bool
+    revision: str | None = None
+    head: str = ""
+    optuna_revision: str | None = None
+    optuna_head: str = ""
+    studies: int = 0
+    bytes: int | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a study can be opened in it as it is."""
+        return self.exists and self.revision == self.head and self.optuna_revision == self.optuna_head
+
+    @property
+    def advice(self) -> str | None:
+        """The command that makes it ready, or None if it is."""
+        if self.ready:
+            return None
+        return "automl db upgrade" if self.revision and self.optuna_revision else "automl db init"
+
+
+class Upgrade(NamedTuple):
+    """What an upgrade did: the state before and after, and the copy made of a SQLite file before."""
+
+    before: DatabaseStatus
+    after: DatabaseStatus
+    backup: Path | None
+
+
+class _Schema(NamedTuple):
+    tables: frozenset[str]
+    revision: str | None
+    optuna_revision: str | None
+
+    @property
+    def is_ours(self) -> bool:
+        return self.revision is not None and set(metadata.tables) <= self.tables
+
+    @property
+    def is_optunas(self) -> bool:
+        return self.optuna_revision is not None and self.tables >= _OPTUNA_TABLES
+
+
+def verify_database(url: URL) -> None:
+    """Raise StorageError, with a one-line hint, unless the database is whole and at this program's revision."""
+    schema = _read_schema(url)
+    _refuse_foreign(url, schema)
+    if not schema.is_ours or not schema.is_optunas:
+        raise StorageError(f"{mask_url(url)}: has no tables of automl; create them with `automl db init`")
+    known = migrations.revisions()
+    if schema.revision not in known:
+        message = (
+            f"was written by a newer automl (revision {schema.revision}, this one knows {known[0]}); update automl"
+        )
+        raise StorageError(f"{mask_url(url)}: {message}")
+    if schema.revision != known[0]:
+        message = f"is at revision {schema.revision}, this automl needs {known[0]}; run `automl db upgrade`"
+        raise StorageError(f"{mask_url(url)}: {message}")
+
+
+def create_database(url: URL) -> None:
+    """Create what is missing: the file, Optuna's tables, ours. Safe to call from any number of processes at once.
+
+    Never changes a database of another program or version. Raises StorageError.
+    """
+    if is_sqlite(url):
+        _create_file(url)
+        return
+    engine = make_engine(url, pooled=False)
+    with storage_errors(url, "create tables"), engine.connect() as connection, _advisory_lock(connection, url):
+        _fill(url)
+
+
+def upgrade_database(url: URL) -> Upgrade:
+    """Bring Optuna's tables and ours to this program's revisions; a SQLite file is copied first.
+
+    Raises StorageError, also while a study of the database is being driven.
+    """
+    before = database_status(url)
+    if before.ready:
+        return Upgrade(before, before, None)
+    if not before.revision or not before.optuna_revision:
+        raise StorageError(f"{before.url}: has no tables of automl; create them with `automl db init`")
+    _refuse_newer(before)
+    _refuse_driven(url)
+    backup = _backup(sqlite_path(url)) if is_sqlite(url) else None
+    _upgrade(url)
+    return Upgrade(before, database_status(url), backup)
+
+
+def database_status(url: URL) -> DatabaseStatus:
+    """Describe the database without changing it. Raises StorageError if it is damaged or cannot be reached."""
+    head = migrations.revisions()[0]
+    if is_sqlite(url) and not sqlite_path(url).exists():
+        return DatabaseStatus(url=mask_url(url), exists=False, head=head)
+    schema = _read_schema(url)
+    return DatabaseStatus(
+        url=mask_url(url),
+        exists=True,
+        revision=schema.revision if schema.is_ours else None,
+        head=head,
+        optuna_revision=schema.optuna_revision if schema.is_optunas else None,
+        optuna_head=_optuna_head(url) if schema.is_optunas else "",
+        studies=_count_studies(url) if schema.is_optunas else 0,
+        bytes=sqlite_path(url).stat().st_size if is_sqlite(url) else None,
+    )
+
+
+def _read_schema(url: URL) -> _Schema:
+    if is_sqlite(url):
+        _check_file(url)
+    engine = make_engine(url, read_only=True, pooled=False)
+    with storage_errors(url, "read the database"), engine.connect() as connection:
+        tables = frozenset(inspect(connection).get_table_names())
+        ours = migrations.revision(connection) if migrations.VERSION_TABLE in tables else None
+        return _Schema(tables, ours, _optuna_revision(connection, tables))
+
+
+def _optuna_revision(connection: Connection, tables: frozenset[str]) -> str | None:
+    if not tables >= _OPTUNA_TABLES:
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _check_file(url: URL) -> None:
+    path = sqlite_path(url)
+    shown = mask_url(url)
+    if not path.exists():
+        raise StorageError(f"{shown}: no such database; create it with `automl db init`")
+    if not path.is_file():
+        raise StorageError(f"{shown}: is not a file")
+    try:
+        with path.open("rb") as file:
+            header = file.read(len(_HEADER))
+    except OSError as error:
+        raise StorageError(f"{shown}: cannot be read: {error.strerror}") from error
+    if not header:
+        raise StorageError(f"{shown}: the file is empty (0 bytes), not a database; restore a backup or delete it")
+    if header != _HEADER:
+        raise StorageError(f"{shown}: is not a SQLite database")
+    _check_pages(url)
+
+
+def _check_pages(url: URL) -> None:
+    engine = make_engine(url, read_only=True, pooled=False)
+    with storage_errors(url, "read the database (restore a backup if it is damaged)"), engine.connect() as connection:
+        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if verdict != "ok":
+        raise StorageError(f"{mask_url(url)}: the file is damaged ({verdict}); restore a backup")
+
+
+def _refuse_foreign(url: URL, schema: _Schema) -> None:
+    if schema.is_ours or schema.is_optunas or not schema.tables:
+        return
+    if migrations.VERSION_TABLE in schema.tables:
+        return
+    # A PostgreSQL database may be shared, as long as Optuna's version table is not taken by another program.
+    if is_sqlite(url) or ("alembic_version" in schema.tables and "studies" not in schema.tables):
+        names = ", ".join(sorted(schema.tables)[:4])
+        raise StorageError(f"{mask_url(url)}: holds the tables of another program ({names}); use a database of its own")
+
+
+def _refuse_newer(status: DatabaseStatus) -> None:
+    if status.revision not in migrations.revisions():
+        message = f"was written by a newer automl (revision {status.revision}, this one knows {status.head})"
+        raise StorageError(f"{status.url}: {message}; update automl")
+
+
+def _refuse_driven(url: URL) -> None:
+    engine = make_engine(url, read_only=True, pooled=False)
+    with storage_errors(url, "read the leases"), engine.connect() as connection:
+        query = select(sweeps.c.study_name, sweeps.c.owner).where(sweeps.c.lease_until > Now())
+        driven = connection.execute(query).first()
+    if driven is not None:
+        raise StorageError(f"{mask_url(url)}: study {driven[0]!r} is being driven by {driven[1]}; stop it first")
+
+
+def _create_file(url: URL) -> None:
+    path = sqlite_path(url)
+    if not path.parent.is_dir():
+        raise StorageError(f"{mask_url(url)}: folder {str(path.parent)!r} does not exist")
+    with _folder_lock(path.parent, url):
+        if path.exists():
+            _fill(url)
+        else:
+            _build_file(url)
+
+
+def _build_file(url: URL) -> None:
+    path = sqlite_path(url)
+    draft = path.with_name(f".{path.name}.new")
+    for leftover in path.parent.glob(f"{draft.name}*"):  # of a creation that was killed; we hold the lock
+        leftover.unlink()
+    try:
+        with storage_errors(url, "create the database"):
+            _fill(url.set(database=str(draft)), new_file=True)
+        os.replace(draft, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{mask_url(url)}: cannot create the database: {error.strerror}") from error
+
+
+def _fill(url: URL, *, new_file: bool = False) -> None:
+    """Create missing tables; the caller holds the lock."""
+    from automl.storage.optuna_storage import create_tables
+
+    if not new_file:
+        schema = _read_schema(url)
+        _refuse_foreign(url, schema)
+        if schema.revision is not None and schema.is_optunas:
+            return
+    create_tables(url, new_file=new_file)
+    _migrate(url)
+
+
+def _migrate(url: URL) -> None:
+    engine = make_engine(url, pooled=False)
+    with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+        migrations.upgrade(connection)
+        views.create_views(connection)
+
+
+def _upgrade(url: URL) -> None:
+    from automl.storage.optuna_storage import upgrade_tables
+
+    with storage_errors(url, "upgrade the tables"):
+        engine = make_engine(url, pooled=False)
+        with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+            views.drop_views(connection)
+        upgrade_tables(url)
+        _migrate(url)
+
+
+def _optuna_head(url: URL) -> str:
+    from automl.storage.optuna_storage import head_revision
+
+    with storage_errors(url, "read Optuna's tables"):
+        return head_revision(url)
+
+
+def _count_studies(url: URL) -> int:
+    engine = make_engine(url, read_only=True, pooled=False)
+    with storage_errors(url, "count the studies"), engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(Table("studies", MetaData()))).scalar_one()
+
+
+def _backup(path: Path) -> Path:
+    """Copy the database, its write-ahead log included, to a file beside it."""
+    copy = path.with_name(f"{path.name}.backup-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    try:
+        if shutil.disk_usage(path.parent).free < 2 * path.stat().st_size:
+            raise StorageError(f"{path}: not enough disk space for the copy made before an upgrade")
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(f"{path}: cannot be copied before the upgrade: {error}") from error
+    return copy
+
+
+@contextmanager
+def _folder_lock(folder: Path, url: URL) -> Iterator[None]:
+    """Exclusive lock on the folder itself: leaves no file behind, and ends with the process that holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _wait_for(lambda: _try_flock(descriptor), url)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _advisory_lock(connection: Connection, url: URL) -> Iterator[None]:
+    """Session lock: ends with the connection."""
+    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+    key = {"key": _ADVISORY_LOCK}
+    _wait_for(lambda: bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar()), url)
+    try:
+        yield
+    finally:
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
+
+
+def _wait_for(take: Callable[[], bool], url: URL) -> None:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not take():
+        if time.monotonic() > deadline:
+            raise StorageError(f"{mask_url(url)}: another process has been creating it for {_LOCK_SECONDS:.0f} s")
+        time.sleep(0.05)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,350 @@
+"""The result store in SQL: one database, and in it one `SqlStore` per study.
+
+Only the driver writes. Reads return values of `automl.storage.base`; SQLAlchemy's objects stay inside.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Row, Select, Table, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
+
+from automl.errors import StudyNotFoundError
+from automl.storage import schema
+from automl.storage.base import Artifact, Attempt, AttemptState, ResultStore, SweepRow
+from automl.storage.connect import WRITES, make_engine, storage_errors
+from automl.storage.schema import DatabaseStatus, Upgrade
+from automl.storage.tables import Now, artifacts, attempts, events, measurements, metric_values, sweeps
+from automl.storage.url import mask_url, parse_url
+from automl.trial import Measurement
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+__all__ = [
+    "Database",
+    "DatabaseStatus",
+    "SqlStore",
+    "Upgrade",
+    "database_status",
+    "mask_url",
+    "open_database",
+    "upgrade_database",
+]
+
+Guard = Callable[[], None]
+"""Called before each write; raises LeaseLostError when this driver must not write any more."""
+
+_WRITES: CoreExecuteOptionsParameter = {WRITES: True}
+
+
+def open_database(url: str, *, create: bool, read_only: bool = False) -> Database:
+    """Open a database whose tables are at this program's revision.
+
+    create: make the file and the tables if there are none; without it nothing is ever written by opening, so a missing,
+    empty, damaged or foreign file stays as it is. read_only: for viewers, every write fails.
+    Raises StorageError with a one-line hint (`automl db init`, `automl db upgrade`).
+    """
+    parsed = parse_url(url)
+    if create:
+        schema.create_database(parsed)
+    schema.verify_database(parsed)
+    return Database(parsed, read_only=read_only)
+
+
+def database_status(url: str) -> DatabaseStatus:
+    """Describe a database of any revision, also a missing one, without changing it."""
+    return schema.database_status(parse_url(url))
+
+
+def upgrade_database(url: str) -> Upgrade:
+    """Bring a database to this program's revision; a SQLite file is copied first. Raises StorageError."""
+    return schema.upgrade_database(parse_url(url))
+
+
+class Database:
+    """An open database. Close it, or use it as a context manager."""
+
+    def __init__(self, url: URL, *, read_only: bool = False) -> None:
+        self.address = url  # with its password: for this package only
+        self.read_only = read_only
+        self._engine = make_engine(url, read_only=read_only)
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Database({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The URL as it may be shown."""
+        return mask_url(self.address)
+
+    def store(self, study: str, guard: Guard | None = None) -> SqlStore:
+        """The result store of one study; `guard` is called before each write."""
+        return SqlStore(self, study, guard)
+
+    def optuna_storage(self, guard: Guard | None = None) -> RDBStorage:
+        """Optuna's storage on the same database; `guard` is called before each write."""
+        from automl.storage.optuna_storage import open_storage
+
+        return open_storage(self.address, read_only=self.read_only, guard=guard)
+
+    def studies(self) -> list[SweepRow]:
+        """All studies that a sweep was started for, by name."""
+        with self.reading("list the studies") as connection:
+            return [_sweep_row(row) for row in connection.execute(select(sweeps).order_by(sweeps.c.study_name))]
+
+    def status(self) -> DatabaseStatus:
+        """Revisions, number of studies and size."""
+        return schema.database_status(self.address)
+
+    def close(self) -> None:
+        """Close all connections of this object (not those of storages it has handed out)."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self, doing: str) -> Iterator[Connection]:
+        """A connection for queries; errors say what could not be done."""
+        with storage_errors(self.address, doing), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self, doing: str) -> Iterator[Connection]:
+        """One transaction, committed at the end, rolled back on any error."""
+        with (
+            storage_errors(self.address, doing),
+            self._engine.connect().execution_options(**_WRITES) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+
+class SqlStore(ResultStore):
+    """Results of one study in a `Database`."""
+
+    def __init__(self, database: Database, study: str, guard: Guard | None = None) -> None:
+        self.study = study
+        self._database = database
+        self._guard = guard
+
+    def sweep(self) -> SweepRow:
+        with self._database.reading(f"read study {self.study!r}") as connection:
+            row = connection.execute(select(sweeps).where(sweeps.c.study_name == self.study)).first()
+            names = list(connection.execute(select(sweeps.c.study_name)).scalars()) if row is None else []
+        if row is None:
+            raise StudyNotFoundError(_unknown_study(self.study, names, self._database.url))
+        return _sweep_row(row)
+
+    def add_measurements(self, measurements: Sequence[Measurement]) -> None:
+        if not measurements:
+            return
+        with self._writing(f"store {len(measurements)} measurements") as connection:
+            fresh = self._without_stored(connection, measurements)
+            if fresh:
+                _insert_measurements(connection, self.study, fresh)
+
+    def measurements(self, trial: int | None = None) -> list[Measurement]:
+        table, values = measurements, metric_values
+        query = (
+            select(table.c.trial, table.c.step, table.c.seconds, table.c.tokens, table.c.adapter)
+            .add_columns(values.c.metric, values.c.value)
+            .outerjoin_from(table, values, _same_measurement(table, values))
+        )
+        query = self._of_trial(query, table, trial).order_by(table.c.trial, table.c.step, values.c.metric)
+        with self._database.reading("read measurements") as connection:
+            rows = connection.execute(query).all()
+        return [_measurement(list(group)) for _, group in groupby(rows, key=lambda row: (row.trial, row.step))]
+
+    def start_attempt(self, trial: int, *, worker: int, run: int) -> Attempt:
+        mine = (attempts.c.study_name == self.study) & (attempts.c.trial == trial)
+        with self._writing(f"open an attempt of trial {trial}") as connection:
+            lost = {"state": AttemptState.LOST.value, "reason": "superseded by the next attempt", "ended_at": Now()}
+            connection.execute(
+                update(attempts).where(mine, attempts.c.state == AttemptState.RUNNING.value).values(lost)
+            )
+            last = connection.execute(select(func.max(attempts.c.number)).where(mine)).scalar() or 0
+            row = {
+                "study_name": self.study,
+                "trial": trial,
+                "number": last + 1,
+                "worker": worker,
+                "run": run,
+                "state": AttemptState.RUNNING.value,
+                "reason": "",
+                "started_at": Now(),
+            }
+            started = connection.execute(insert(attempts).values(row).returning(attempts.c.started_at)).scalar_one()
+        return Attempt(trial=trial, number=last + 1, worker=worker, run=run, started_at=started)
+
+    def end_attempt(self, trial: int, state: AttemptState, reason: str) -> None:
+        if state is AttemptState.RUNNING:
+            raise ValueError("an attempt cannot be ended as RUNNING")
+        running = attempts.c.state == AttemptState.RUNNING.value
+        ended = {"state": state.value, "reason": reason, "ended_at": Now()}
+        with self._writing(f"close the attempt of trial {trial}") as connection:
+            mine = (attempts.c.study_name == self.study) & (attempts.c.trial == trial)
+            connection.execute(update(attempts).where(mine, running).values(ended))
+
+    def attempts(self, trial: int | None = None) -> list[Attempt]:
+        query = self._of_trial(select(attempts), attempts, trial).order_by(attempts.c.trial, attempts.c.number)
+        with self._database.reading("read attempts") as connection:
+            return [_attempt(row) for row in connection.execute(query)]
+
+    def add_artifact(self, artifact: Artifact) -> None:
+        key = {"study_name": self.study, "trial": artifact.trial, "kind": artifact.kind}
+        row = {
+            "path": artifact.path,
+            "sha256": artifact.sha256,
+            "bytes": artifact.bytes,
+            "metric": artifact.metric,
+            "created_at": Now(),
+            "deleted_at": artifact.deleted_at,
+        }
+        with self._writing(f"record the {artifact.kind} of trial {artifact.trial}") as connection:
+            statement = _dialect_insert(connection, artifacts).values({**key, **row})
+            connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=row))
+
+    def delete_artifact(self, trial: int, kind: str) -> None:
+        mine = (artifacts.c.study_name == self.study) & (artifacts.c.trial == trial) & (artifacts.c.kind == kind)
+        with self._writing(f"mark the {kind} of trial {trial} deleted") as connection:
+            connection.execute(update(artifacts).where(mine, artifacts.c.deleted_at.is_(None)).values(deleted_at=Now()))
+
+    def artifacts(self, *, include_deleted: bool = False) -> list[Artifact]:
+        query = self._of_trial(select(artifacts), artifacts, None).order_by(artifacts.c.trial, artifacts.c.kind)
+        if not include_deleted:
+            query = query.where(artifacts.c.deleted_at.is_(None))
+        with self._database.reading("read artifacts") as connection:
+            return [_artifact(row) for row in connection.execute(query)]
+
+    def add_event(self, kind: str, detail: Mapping[str, Any]) -> None:
+        row = {"study_name": self.study, "at": Now(), "kind": kind, "detail": dict(detail)}
+        with self._writing(f"record event {kind!r}") as connection:
+            connection.execute(insert(events).values(row))
+
+    def events(self) -> list[tuple[datetime, str, Mapping[str, Any]]]:
+        query = select(events).where(events.c.study_name == self.study).order_by(events.c.id)
+        with self._database.reading("read events") as connection:
+            return [(row.at, row.kind, row.detail) for row in connection.execute(query)]
+
+    @contextmanager
+    def _writing(self, doing: str) -> Iterator[Connection]:
+        if self._guard is not None:
+            self._guard()
+        with self._database.writing(f"{doing} (study {self.study!r})") as connection:
+            yield connection
+
+    def _of_trial(self, query: Select[Any], table: Table, trial: int | None) -> Select[Any]:
+        query = query.where(table.c.study_name == self.study)
+        return query if trial is None else query.where(table.c.trial == trial)
+
+    def _without_stored(self, connection: Connection, given: Sequence[Measurement]) -> list[Measurement]:
+        """Those not stored yet; of several for one (trial, step) the first."""
+        trials = sorted({measurement.trial for measurement in given})
+        query = select(measurements.c.trial, measurements.c.step)
+        query = query.where(measurements.c.study_name == self.study, measurements.c.trial.in_(trials))
+        stored = {(row.trial, row.step) for row in connection.execute(query)}
+        fresh: dict[tuple[int, int], Measurement] = {}
+        for measurement in given:
+            key = (measurement.trial, measurement.step)
+            if key not in stored:
+                fresh.setdefault(key, measurement)
+        return list(fresh.values())
+
+
+def _insert_measurements(connection: Connection, study: str, fresh: Sequence[Measurement]) -> None:
+    rows = [
+        {
+            "study_name": study,
+            "trial": measurement.trial,
+            "step": measurement.step,
+            "seconds": measurement.seconds,
+            "tokens": measurement.tokens,
+            "adapter": measurement.adapter,
+        }
+        for measurement in fresh
+    ]
+    connection.execute(insert(measurements).values(at=Now()), rows)
+    values = [
+        {"study_name": study, "trial": measurement.trial, "step": measurement.step, "metric": metric, "value": value}
+        for measurement in fresh
+        for metric, value in measurement.metrics.items()
+    ]
+    if values:
+        connection.execute(insert(metric_values), values)
+
+
+def _same_measurement(left: Table, right: Table) -> Any:
+    return (left.c.study_name == right.c.study_name) & (left.c.trial == right.c.trial) & (left.c.step == right.c.step)
+
+
+def _dialect_insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+def _measurement(rows: Sequence[Row[Any]]) -> Measurement:
+    first = rows[0]
+    return Measurement(
+        trial=first.trial,
+        step=first.step,
+        metrics={row.metric: row.value for row in rows if row.metric is not None},
+        seconds=first.seconds,
+        tokens=first.tokens,
+        adapter=first.adapter,
+    )
+
+
+def _attempt(row: Row[Any]) -> Attempt:
+    return Attempt(
+        trial=row.trial,
+        number=row.number,
+        worker=row.worker,
+        run=row.run,
+        state=AttemptState(row.state),
+        reason=row.reason,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )
+
+
+def _artifact(row: Row[Any]) -> Artifact:
+    return Artifact(
+        trial=row.trial,
+        kind=row.kind,
+        path=row.path,
+        sha256=row.sha256,
+        bytes=row.bytes,
+        metric=row.metric,
+        deleted_at=row.deleted_at,
+    )
+
+
+def _sweep_row(row: Row[Any]) -> SweepRow:
+    return SweepRow(
+        study=row.study_name,
+        space_text=row.space_text,
+        space_sha256=row.space_sha256,
+        provenance=row.provenance,
+        runs=row.runs,
+        owner=row.owner,
+        lease_until=row.lease_until,
+    )
+
+
+def _unknown_study(study: str, names: Sequence[str], url: str) -> str:
+    known = ", ".join(sorted(names)) or "none"
+    near = difflib.get_close_matches(study, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{url}: no study {study!r}; there is: {known}{hint}"

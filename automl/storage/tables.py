@@ -1,0 +1,176 @@
+"""The tables this project keeps beside Optuna's, and the database clock. Nothing of SQLAlchemy leaves `storage/`.
+
+A trial is named by study name and number, without a foreign key into Optuna's tables, which may be migrated or deleted
+on their own. All times are UTC, stored without a zone (as Optuna 5 stores its own) and read back with one.
+Documented column by column in docs/reference/database.md; a change here needs a revision in `migrations/versions`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    literal,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from automl.storage.base import AttemptState
+
+_NAMING = {
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+}
+_STUDY = 255
+_SHA256 = 64
+# NaN is greater than every number in PostgreSQL and cannot be stored in SQLite (it becomes NULL).
+_FINITE = "BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant: aware in Python, naive UTC in the database."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Now(FunctionElement[datetime]):
+    """The database's clock plus some seconds, at the moment the statement runs (milliseconds on SQLite)."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(literal(seconds, Float))
+
+
+@compiles(Now, "sqlite")
+def _now_sqlite(element: Now, compiler: Any, **keywords: Any) -> str:
+    # SQLite 3.40 knows no 'subsec'. Six digits, as SQLAlchemy writes them, so that text compares like time.
+    seconds = compiler.process(element.clauses, **keywords)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', {seconds} || ' seconds') || '000')"
+
+
+@compiles(Now, "postgresql")
+def _now_postgresql(element: Now, compiler: Any, **keywords: Any) -> str:
+    seconds = compiler.process(element.clauses, **keywords)
+    return f"((clock_timestamp() AT TIME ZONE 'UTC') + make_interval(secs => {seconds}))"
+
+
+metadata = MetaData(naming_convention=_NAMING)
+
+sweeps = Table(
+    "automl_sweeps",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("space_text", Text, nullable=False),
+    Column("space_sha256", String(_SHA256), nullable=False),
+    Column("provenance", JSON, nullable=False),
+    Column("runs", Integer, nullable=False),
+    Column("owner", String(_STUDY)),
+    Column("owner_process", String(_STUDY)),
+    Column("lease_until", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    CheckConstraint("runs >= 0", name="runs"),
+    CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
+)
+
+attempts = Table(
+    "automl_attempts",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("worker", Integer, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("state IN ({})".format(", ".join(f"'{state.value}'" for state in AttemptState)), name="state"),
+    CheckConstraint("(state = 'RUNNING') = (ended_at IS NULL)", name="ended"),
+)
+
+measurements = Table(
+    "automl_measurements",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("seconds", Float(53), nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("adapter", Text),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint("step >= 0", name="step"),
+    CheckConstraint(f"seconds >= 0 AND seconds {_FINITE}", name="seconds"),
+    CheckConstraint("tokens >= 0", name="tokens"),
+)
+
+metric_values = Table(
+    "automl_metric_values",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("metric", String(64), primary_key=True),
+    Column("value", Float(53), nullable=False),
+    CheckConstraint(f"value {_FINITE}", name="value"),
+    ForeignKeyConstraint(
+        ["study_name", "trial", "step"],
+        ["automl_measurements.study_name", "automl_measurements.trial", "automl_measurements.step"],
+        ondelete="CASCADE",
+    ),
+)
+
+artifacts = Table(
+    "automl_artifacts",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("sha256", String(_SHA256), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("metric", Float(53)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("deleted_at", UtcDateTime),
+    CheckConstraint("bytes >= 0", name="bytes"),
+    CheckConstraint(f"metric IS NULL OR metric {_FINITE}", name="metric"),
+)
+
+events = Table(
+    "automl_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_name", String(_STUDY), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("detail", JSON, nullable=False),
+    Index("ix_automl_events_study_name", "study_name"),
+)

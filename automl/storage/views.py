@@ -1,0 +1,114 @@
+"""Views that answer plain questions in plain SQL, over Optuna's tables and ours; SQLite and PostgreSQL 15.
+
+They hold no data and are created anew at every upgrade. What they show is documented in docs/reference/database.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, text
+
+VIEWS = ("automl_leaderboard", "automl_curves", "automl_spent")
+
+# Optuna keeps a parameter as a number and a distribution; for a categorical one the number is an index. A value is
+# decoded to JSON, so that numbers, booleans and text stay what they were.
+_IS_CATEGORICAL = 'p.distribution_json LIKE \'{"name": "CategoricalDistribution"%\''
+_IS_INT = 'p.distribution_json LIKE \'{"name": "IntDistribution"%\''
+_PARAMS: Mapping[str, str] = {
+    "sqlite": f"""json_group_object(p.param_name, json(CASE
+      WHEN {_IS_CATEGORICAL}
+        THEN p.distribution_json -> ('$.attributes.choices[' || CAST(p.param_value AS INTEGER) || ']')
+      WHEN {_IS_INT} THEN CAST(CAST(p.param_value AS INTEGER) AS TEXT)
+      ELSE json_quote(p.param_value) END))""",
+    "postgresql": f"""json_object_agg(p.param_name, CASE
+      WHEN {_IS_CATEGORICAL}
+        THEN CAST(p.distribution_json AS jsonb) -> 'attributes' -> 'choices' -> CAST(p.param_value AS INTEGER)
+      WHEN {_IS_INT} THEN to_jsonb(CAST(p.param_value AS BIGINT))
+      ELSE to_jsonb(p.param_value) END)""",
+}
+
+_LEADERBOARD = """
+CREATE VIEW automl_leaderboard AS
+WITH curve AS (
+  SELECT trial_id, MIN(intermediate_value) AS low, MAX(intermediate_value) AS high
+  FROM trial_intermediate_values WHERE intermediate_value_type = 'FINITE' GROUP BY trial_id
+), cost AS (
+  SELECT study_name, trial, MAX(step) AS steps, MAX(seconds) AS seconds, MAX(tokens) AS tokens
+  FROM automl_measurements GROUP BY study_name, trial
+), handed AS (
+  SELECT study_name, trial, COUNT(*) AS attempts FROM automl_attempts GROUP BY study_name, trial
+), chosen AS (
+  SELECT p.trial_id, {params} AS params FROM trial_params p GROUP BY p.trial_id
+)
+SELECT
+  s.study_name,
+  CASE WHEN t.state = 'COMPLETE' AND v.value IS NOT NULL THEN RANK() OVER (
+    PARTITION BY t.study_id, t.state ORDER BY CASE
+      WHEN v.value IS NULL THEN 1.7976931348623157e308
+      WHEN d.direction = 'MAXIMIZE' THEN -v.value ELSE v.value END) END AS place,
+  t.number AS trial,
+  CAST(t.state AS VARCHAR(16)) AS state,
+  v.value,
+  CASE WHEN d.direction = 'MAXIMIZE' THEN curve.high ELSE curve.low END AS best_value,
+  cost.steps,
+  cost.seconds,
+  cost.tokens,
+  handed.attempts,
+  REPLACE(r.value_json, '"', '') AS stop_reason,
+  chosen.params,
+  a.path AS adapter
+FROM trials t
+JOIN studies s ON s.study_id = t.study_id
+JOIN study_directions d ON d.study_id = t.study_id AND d.objective = 0
+LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = 'stop_reason'
+LEFT JOIN curve ON curve.trial_id = t.trial_id
+LEFT JOIN cost ON cost.study_name = s.study_name AND cost.trial = t.number
+LEFT JOIN handed ON handed.study_name = s.study_name AND handed.trial = t.number
+LEFT JOIN chosen ON chosen.trial_id = t.trial_id
+LEFT JOIN automl_artifacts a
+  ON a.study_name = s.study_name AND a.trial = t.number AND a.kind = 'adapter' AND a.deleted_at IS NULL
+"""
+
+_CURVES = """
+CREATE VIEW automl_curves AS
+SELECT
+  m.study_name, m.trial, CAST(t.state AS VARCHAR(16)) AS state, m.step, v.metric, v.value, m.seconds, m.tokens, m.at
+FROM automl_measurements m
+JOIN automl_metric_values v ON v.study_name = m.study_name AND v.trial = m.trial AND v.step = m.step
+LEFT JOIN studies s ON s.study_name = m.study_name
+LEFT JOIN trials t ON t.study_id = s.study_id AND t.number = m.trial
+"""
+
+_SPENT = """
+CREATE VIEW automl_spent AS
+SELECT
+  s.study_name,
+  CAST(t.state AS VARCHAR(16)) AS state,
+  COUNT(*) AS trials,
+  COALESCE(SUM(cost.steps), 0) AS steps,
+  COALESCE(SUM(cost.seconds), 0) AS seconds,
+  COALESCE(SUM(cost.tokens), 0) AS tokens
+FROM trials t
+JOIN studies s ON s.study_id = t.study_id
+LEFT JOIN (
+  SELECT study_name, trial, MAX(step) AS steps, MAX(seconds) AS seconds, MAX(tokens) AS tokens
+  FROM automl_measurements GROUP BY study_name, trial
+) cost ON cost.study_name = s.study_name AND cost.trial = t.number
+GROUP BY s.study_name, t.state
+"""
+
+
+def create_views(connection: Connection) -> None:
+    """Create the views anew, inside the caller's transaction."""
+    drop_views(connection)
+    params = _PARAMS[connection.dialect.name]
+    for statement in (_LEADERBOARD.replace("{params}", params), _CURVES, _SPENT):
+        connection.execute(text(statement))
+
+
+def drop_views(connection: Connection) -> None:
+    """Drop the views, so that the tables under them can change."""
+    for name in VIEWS:
+        connection.execute(text(f"DROP VIEW IF EXISTS {name}"))
