@@ -70,10 +70,10 @@ NAMINGS: dict[str, Naming] = {
     "gpt-neox": _fused(r"attention\.query_key_value", output=r"attention\.dense", mlp=r"mlp\.dense_(h_to_4h|4h_to_h)"),
     # Encoder and decoder, self and cross attention; wi_0 and wi_1 in the gated versions.
     "t5": Naming(
-        query=r"Attention\.q",
-        key=r"Attention\.k",
-        value=r"Attention\.v",
-        output=r"Attention\.o",
+        query=r"(Self|EncDec)Attention\.q",
+        key=r"(Self|EncDec)Attention\.k",
+        value=r"(Self|EncDec)Attention\.v",
+        output=r"(Self|EncDec)Attention\.o",
         mlp=r"DenseReluDense\.w(i|i_0|i_1|o)",
     ),
 }
