@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from automl.models.backbone import without_dropout
+
 VOCABULARY = 64
 LABELS = ("negative", "neutral", "positive")
 
@@ -217,9 +219,11 @@ def tiny_config(name: str) -> Any:
 
 
 def tiny_model(name: str, *, kind: str = "classification", seed: int = 0) -> nn.Module:
-    """A random model in eval mode, frozen, the same for the same seed."""
+    """A random model in eval mode, frozen, without dropout, the same for the same seed."""
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = auto.from_config(tiny_config(name))
+        config = tiny_config(name)
+        without_dropout(config)
+        model = auto.from_config(config)
     return model.requires_grad_(False).eval()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from automl.errors import CheckpointError
@@ -26,7 +28,7 @@ class Method(ABC):
     @abstractmethod
     def attach(
         self, model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str], seed: int
-    ) -> Any:
+    ) -> PeftModel:
         """Put a new adapter on the backbone and return the PEFT model around it; the backbone is changed in place.
 
         modules: full paths of the layers to adapt. head: top-level modules trained in full, from a fresh start.
@@ -34,11 +36,11 @@ class Method(ABC):
         backbone is on its device. Trainable parameters are float32 whatever the backbone's dtype.
         """
 
-    def state(self, peft_model: nn.Module) -> dict[str, torch.Tensor]:
+    def state(self, peft_model: PeftModel) -> dict[str, torch.Tensor]:
         """Exactly the trainable tensors, adapter and head, by parameter name. They share memory with the model."""
         return {name: tensor.detach() for name, tensor in peft_model.named_parameters() if tensor.requires_grad}
 
-    def load_state(self, peft_model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load_state(self, peft_model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy tensors of `state` back; raises CheckpointError unless names and shapes are exactly the model's."""
         own = self.state(peft_model)
         differing = sorted(own.keys() ^ tensors.keys()) or sorted(
@@ -49,8 +51,13 @@ class Method(ABC):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def detach(self, peft_model: Any) -> nn.Module:
+    def detach(self, peft_model: PeftModel) -> nn.Module:
         """Take the adapter off and return the backbone as it was before `attach`, bit for bit, frozen, in eval mode."""
+        # PEFT's unload leaves the trained copy of the head in place (peft 0.21, utils/other.py, ModulesToSaveWrapper).
+        wrapped = peft_model.get_base_model().named_modules()
+        heads = {path: module.original_module for path, module in wrapped if isinstance(module, ModulesToSaveWrapper)}
         backbone = peft_model.unload()
         assert isinstance(backbone, nn.Module)
+        for path, original in heads.items():
+            backbone.set_submodule(path, original)
         return backbone.eval()

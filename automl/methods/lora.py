@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -28,9 +28,10 @@ class Lora(Method):
 
     def attach(
         self, model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str], seed: int
-    ) -> Any:
+    ) -> PeftModel:
         """As the seam says; raises TargetError if PEFT would adapt other layers than `modules`."""
-        with warnings.catch_warnings():
+        _check_anchored(model, modules)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT draws too, before we draw again
             # peft 0.21 (peft_model.py, PeftModel.__init__) asks transformers 5.23 for is_gradient_checkpointing,
             # which has been renamed; the answer is the same. Goes away with the PEFT release that follows the rename.
             warnings.filterwarnings(
@@ -38,7 +39,6 @@ class Lora(Method):
             )
             peft_model = get_peft_model(model, _config(model, hyper, modules, head))
         adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-        _check_adapted(adapted, modules)
         for path, layer in adapted.items():
             initialise_adapter(layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, seed=seed, path=path)
         _renew_head(model, head, seed)
@@ -66,11 +66,12 @@ def _config(model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], he
     )
 
 
-def _check_adapted(adapted: dict[str, LoraLayer], modules: Sequence[str]) -> None:
-    """PEFT matches names at the end of a path; with full paths that is exact unless one path ends another."""
-    different = sorted(adapted.keys() ^ set(modules))
-    if different:
-        raise TargetError(f"PEFT adapts other layers than the {len(modules)} asked for, {different[0]} among them")
+def _check_anchored(model: nn.Module, modules: Sequence[str]) -> None:
+    """PEFT matches names at the end of a path, at a dot: full paths are exact unless one of them ends another path."""
+    wanted, endings = set(modules), tuple(f".{path}" for path in modules)
+    also = [path for path, _ in model.named_modules() if path not in wanted and path.endswith(endings)]
+    if also:
+        raise TargetError(f"PEFT would adapt '{also[0]}' too, whose path ends with that of a target; target both")
 
 
 def _renew_head(model: nn.Module, head: Sequence[str], seed: int) -> None:
