@@ -54,7 +54,7 @@ class LossParts(NamedTuple):
     """
 
     total: torch.Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls here
 
 
 class Task(ABC):

@@ -1,0 +1,52 @@
+"""Which rows a step trains on, and in which batches rows are evaluated. Pure functions of seed and step."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from automl.tasks.base import Batch, Row, Task
+
+
+def batch_rows(seed: int, step: int, batch_size: int, rows: int) -> list[int]:
+    """Row numbers of the effective batch of `step` (from 0), out of `rows` rows.
+
+    The stream of all steps visits every row once per epoch, in a new order each epoch; a batch may span two. The
+    answer depends on nothing else, so a trial that continues from a checkpoint sees the rows it would have seen.
+    """
+    if rows < 1 or batch_size < 1 or step < 0:
+        raise ValueError(f"step {step}, batch size {batch_size}, {rows} rows; 0, 1 and 1 are the least")
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return [_order(seed, place // rows, rows)[place % rows] for place in places]
+
+
+@lru_cache(maxsize=4)  # a batch may span two epochs; a few trials of one host may stand in different ones
+def _order(seed: int, epoch: int, rows: int) -> array[int]:
+    order = array("q", range(rows))
+    random.Random(f"{seed}:{epoch}").shuffle(order)  # noqa: S311  # an order, not a secret
+    return order
+
+
+def evaluation_rows(seed: int, rows: int, limit: int) -> list[int]:
+    """The fixed subset of at most `limit` row numbers that every evaluation uses, ascending; 0 = all rows."""
+    if limit <= 0 or limit >= rows:
+        return list(range(rows))
+    return sorted(random.Random(f"{seed}:evaluation").sample(range(rows), limit))  # noqa: S311
+
+
+def evaluation_batches(
+    task: Task, rows: Sequence[Row], indices: Sequence[int], *, pad_id: int, max_tokens: int
+) -> Iterator[Batch]:
+    """Padded batches over `indices`, longest rows first, each of at most `max_tokens` tokens with padding.
+
+    Rows of like length share a batch, which keeps padding low; longest first, so that too little memory shows at once.
+    A row longer than `max_tokens` gets a batch of its own. Metrics do not depend on the order.
+    """
+    picked = sorted((rows[index] for index in indices), key=lambda row: len(row["input_ids"]), reverse=True)
+    start = 0
+    while start < len(picked):
+        size = max(1, max_tokens // len(picked[start]["input_ids"]))
+        yield task.collate(picked[start : start + size], pad_id)
+        start += size

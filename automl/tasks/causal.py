@@ -1,0 +1,233 @@
+"""What completion and instruction tuning share: token rows with a loss mask, their loss, metrics, greedy generation.
+
+A text is a list of segments, each with or without loss. Segments are tokenised one by one, so the mask is a matter of
+position and never of token ids (pad may be the end-of-turn token), no token spans a boundary, and a prompt has the
+same tokens in training as in generation. Legend: N rows, T tokens, C columns with a target, V vocabulary, M targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+from transformers import GenerationConfig
+
+from automl.space.spec import TaskSettings
+from automl.tasks import metrics
+from automl.tasks.base import IGNORED, Batch, LossParts, Row
+from automl.tasks.prepare import Encode, Recipe
+from automl.tasks.split import Example
+
+GENERATION_METRICS = frozenset({"exact_match", "rouge_l"})
+
+_GENERATION_BATCH = 16
+
+
+class Segment(NamedTuple):
+    """A piece of text and whether its tokens carry loss."""
+
+    text: str
+    has_loss: bool
+
+
+class Layout(NamedTuple):
+    """One example as text. is_closed: an end-of-text token with loss follows. Templates bring their own."""
+
+    segments: tuple[Segment, ...]
+    is_closed: bool
+    is_opened: bool = True  # the tokens that the tokenizer puts before a text come first
+
+
+def make_recipe(lay_out: Callable[[Example], Layout], tokenizer: Any, *, max_length: int, version: int) -> Recipe:
+    """The recipe of rows `input_ids`, `labels` (IGNORED where no loss is); rows without any target are dropped."""
+    return Recipe(
+        encode=_encoder(lay_out, tokenizer, max_length),
+        version=version,
+        columns={"input_ids": True, "labels": True},
+        baseline={},
+    )
+
+
+def _encoder(lay_out: Callable[[Example], Layout], tokenizer: Any, max_length: int) -> Encode:
+    opening = leading_tokens(tokenizer)
+    closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def encode(chunk: Sequence[Example]) -> list[Row | None]:
+        layouts = [lay_out(example) for example in chunk]
+        texts = [segment.text for layout in layouts for segment in layout.segments]
+        # verbose: no warning about texts longer than the model's limit, which are cut below
+        tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        return [_row(layout, tokens, opening, closing, max_length) for layout in layouts]
+
+    return encode
+
+
+def _row(
+    layout: Layout, tokens: Iterator[list[int]], opening: list[int], closing: list[int], max_length: int
+) -> Row | None:
+    """One row from the next tokens of the stream, or None if `max_length` leaves no target."""
+    ids = list(opening) if layout.is_opened else []
+    labels = [IGNORED] * len(ids)
+    for segment in layout.segments:
+        piece = next(tokens)
+        ids += piece
+        labels += piece if segment.has_loss else [IGNORED] * len(piece)
+    if layout.is_closed:
+        ids += closing
+        labels += closing
+    ids, labels = ids[:max_length], labels[:max_length]
+    has_target = any(label != IGNORED for label in labels[1:])  # the first token is predicted from nothing
+    return {"input_ids": ids, "labels": labels} if has_target else None
+
+
+def leading_tokens(tokenizer: Any) -> list[int]:
+    """The tokens a tokenizer puts before every text, such as begin-of-text; found by asking it."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return list(full[:start])
+    return []
+
+
+def target_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of every target token of the batch, (M,) float32, rows in order.
+
+    Logits are computed only for the columns in which some row has a target, and turned to float32 only for targets.
+    The sum over M equals the model's own loss times M.
+    """
+    targets = batch["labels"][:, 1:]  # (N, T - 1); column t is predicted at position t
+    is_target = targets != IGNORED
+    columns = is_target.any(dim=0).nonzero().squeeze(1)  # (C,)
+    logits = _logits_at(model, batch, columns)  # (N, C, V)
+    is_target, targets = is_target[:, columns], targets[:, columns]
+    return functional.cross_entropy(logits[is_target].float(), targets[is_target], reduction="none")
+
+
+def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if _keeps_logits(model):
+        logits: torch.Tensor = model(**inputs, logits_to_keep=columns).logits
+        return logits
+    return model(**inputs).logits[:, columns]  # type: ignore[no-any-return]  # models are untyped
+
+
+def _keeps_logits(model: torch.nn.Module) -> bool:
+    """Whether the language model, below a PEFT wrapper, can compute the logits of chosen positions alone."""
+    get_base = getattr(model, "get_base_model", None)
+    inner = get_base() if get_base else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def loss_parts(model: torch.nn.Module, batch: Batch) -> LossParts:
+    """Sum of the target losses and their number."""
+    losses = target_losses(model, batch)
+    return LossParts(losses.sum(), losses.numel())
+
+
+def evaluate_text(
+    model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any, settings: TaskSettings
+) -> dict[str, float]:
+    """loss (nats per target token) and perplexity; exact_match and rouge_l too if one of them is the objective."""
+    total, count = 0.0, 0
+    prompts: list[Prompt] = []
+    is_generating = settings.metric in GENERATION_METRICS
+    for batch in batches:
+        losses = target_losses(model, batch)
+        total += losses.double().sum().item()
+        count += losses.numel()
+        if is_generating:
+            prompts.extend(prompts_of(batch))
+    loss = total / count
+    result = {"loss": loss, "perplexity": metrics.perplexity(loss)}
+    if is_generating:
+        result |= _generation_scores(model, sample_prompts(prompts, settings.generate_rows), tokenizer, settings)
+    return result
+
+
+class Prompt(NamedTuple):
+    """Token ids before the first response of a row, and the ids of that response."""
+
+    ids: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+def prompts_of(batch: Batch) -> Iterator[Prompt]:
+    """The prompt and first response of every row that has a prompt."""
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), lengths, strict=True)
+    for ids, labels, length in rows:
+        start = next(place for place, label in enumerate(labels) if label != IGNORED)
+        end = next((place for place in range(start, length) if labels[place] == IGNORED), length)
+        if start:
+            yield Prompt(tuple(ids[:start]), tuple(labels[start:end]))
+
+
+def sample_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """At most `limit` prompts, chosen by content, so that the choice does not depend on batches or their order."""
+    return sorted(prompts, key=lambda prompt: hashlib.sha256(json.dumps(prompt).encode()).digest())[:limit]
+
+
+def _generation_scores(
+    model: torch.nn.Module, prompts: Sequence[Prompt], tokenizer: Any, settings: TaskSettings
+) -> dict[str, float]:
+    ordered = sorted(prompts, key=lambda prompt: len(prompt.ids))  # like lengths share a batch
+    predictions: list[str] = []
+    for start in range(0, len(ordered), _GENERATION_BATCH):
+        chunk = [prompt.ids for prompt in ordered[start : start + _GENERATION_BATCH]]
+        predictions += generate(model, chunk, tokenizer, max_new_tokens=settings.max_new_tokens)
+    references = [_decode(tokenizer, prompt.response) for prompt in ordered]
+    return {
+        "exact_match": metrics.exact_match(references, predictions),
+        "rouge_l": metrics.rouge_l(references, predictions),
+    }
+
+
+def generate(
+    model: torch.nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, *, max_new_tokens: int
+) -> list[str]:
+    """Greedy continuations as text without special tokens. Prompts are padded on the left."""
+    ends = _end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    width = max(map(len, prompts))
+    ids = [[*[pad] * (width - len(prompt)), *prompt] for prompt in prompts]
+    mask = [[*[0] * (width - len(prompt)), *[1] * len(prompt)] for prompt in prompts]
+    # Every option that would make the choice of tokens anything but greedy is set: what is left out here is taken
+    # from the model's own generation settings.
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        max_length=None,
+        min_length=0,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=ends,
+        pad_token_id=pad,
+    )
+    device = next(model.parameters()).device
+    found: torch.Tensor = model.generate(  # type: ignore[operator]  # of every causal language model, and of PEFT's
+        input_ids=torch.tensor(ids, device=device),
+        attention_mask=torch.tensor(mask, device=device),
+        generation_config=config,
+    )
+    return [_decode(tokenizer, row) for row in found[:, width:].tolist()]
+
+
+def _end_tokens(model: torch.nn.Module, tokenizer: Any) -> list[int]:
+    """Ids that end a response: the tokenizer's end-of-text and what the model names itself (end of turn)."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = own if isinstance(own, list) else [own]
+    ids = dict.fromkeys(itertools.chain([tokenizer.eos_token_id], named))
+    return [token for token in ids if token is not None]
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text.strip()

@@ -1,0 +1,123 @@
+"""Text classification: one text or a pair of texts, one class out of two to a thousand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from automl.tasks import metrics
+from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
+from automl.tasks.collate import pad_rows
+from automl.tasks.fields import Record, column_name, fault, take_label, take_text
+from automl.tasks.labels import check_classes, limit_classes
+from automl.tasks.prepare import Recipe, load_rows, prepare
+from automl.tasks.read import read_splits, source_name
+from automl.tasks.split import Example, Examples, split_examples
+
+VERSION = 1
+"""Of the way texts become tokens; a change makes old caches unused."""
+
+
+class Classification(Task):
+    """`text` (and `text_pair`) to `label`. Loss: cross-entropy per row. Metrics: loss, accuracy, macro_f1, mcc."""
+
+    def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
+        data = self.settings.data
+        column = column_name(data, "label")
+        given = {split: list(limit_classes(self._read(rows), column)) for split, rows in read_splits(data).items()}
+        labels = check_classes(given, source_name(data), column)
+        examples = split_examples(given, self.settings)
+        recipe = _recipe(examples, labels, tokenizer, self.settings.max_length)
+        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache)
+
+    def head(self, prepared: Prepared) -> Head:
+        return Head("classification", prepared.labels)
+
+    def rows(self, prepared: Prepared, split: Literal["train", "validation", "test"]) -> Sequence[Row]:
+        return load_rows(prepared, split)
+
+    def collate(self, rows: Sequence[Row], pad_id: int) -> Batch:
+        return pad_rows(rows, pad_id)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> LossParts:
+        labels = batch["labels"]
+        total = functional.cross_entropy(_logits(model, batch).float(), labels, reduction="sum")
+        return LossParts(total, len(labels))
+
+    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
+        truth: list[int] = []
+        predicted: list[int] = []
+        losses: list[float] = []
+        for batch in batches:
+            logits = _logits(model, batch).double()
+            losses.extend(functional.cross_entropy(logits, batch["labels"], reduction="none").tolist())
+            truth.extend(batch["labels"].tolist())
+            predicted.extend(logits.argmax(dim=-1).tolist())
+        return {"loss": metrics.mean(losses)} | _scores(truth, predicted)
+
+    def _read(self, records: Iterable[Record]) -> Iterator[Example]:
+        """Checked examples; a pair if the data names or has a column `text_pair`."""
+        data = self.settings.data
+        text, pair, label = (column_name(data, name) for name in ("text", "text_pair", "label"))
+        is_pair = "text_pair" in data.columns
+        kinds: dict[str, int] = {}
+        for record in records:
+            is_pair = is_pair or pair in record.values
+            content = (take_text(record, text), take_text(record, pair)) if is_pair else (take_text(record, text),)
+            found = take_label(record, label)
+            kinds.setdefault(found.kind, record.row)
+            if len(kinds) > 1:
+                raise _mixed(record, label, kinds)
+            yield Example(record.file, record.row, "\n".join(content), content, found.name)
+
+
+def _mixed(record: Record, column: str, kinds: dict[str, int]) -> Exception:
+    (first, row), (second, _) = kinds.items()
+    return fault(record, column, f"label is a {second}, but a {first} in row {row}; one type in a file is needed")
+
+
+def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, max_length: int) -> Recipe:
+    ids = {name: number for number, name in enumerate(labels)}
+    is_pair = len(examples["train"][0].content) == 2
+    # A model that tells the two texts apart by segment needs their ids; others must not be given any.
+    names = ["input_ids", *(["token_type_ids"] if is_pair and "token_type_ids" in tokenizer.model_input_names else [])]
+
+    def encode(chunk: Sequence[Example]) -> list[Row | None]:
+        texts = [list(column) for column in zip(*(example.content for example in chunk), strict=True)]
+        found = tokenizer(*texts, truncation=True, max_length=max_length)
+        rows = zip(*(found[name] for name in names), strict=True)
+        pairs = zip(rows, chunk, strict=True)
+        return [{**dict(zip(names, row, strict=True)), "labels": ids[example.label or ""]} for row, example in pairs]
+
+    return Recipe(
+        encode=encode,
+        version=VERSION,
+        columns={**dict.fromkeys(names, True), "labels": False},
+        labels=tuple(labels),
+        baseline=_majority([ids[example.label or ""] for example in examples["validation"]]),
+    )
+
+
+def _majority(truth: Sequence[int]) -> dict[str, float]:
+    """Scores of always saying the most frequent class; the loss is that of always saying the class frequencies."""
+    winner = Counter(truth).most_common(1)[0][0]
+    return {"loss": metrics.entropy(truth)} | _scores(truth, [winner] * len(truth))
+
+
+def _scores(truth: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
+    return {
+        "accuracy": metrics.accuracy(truth, predicted),
+        "macro_f1": metrics.macro_f1(truth, predicted),
+        "mcc": metrics.mcc(truth, predicted),
+    }
+
+
+def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits: torch.Tensor = model(**inputs).logits  # (N, classes)
+    return logits

@@ -1,0 +1,30 @@
+"""Padding of tokenised rows to one rectangle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from automl.tasks.base import IGNORED, Batch, Row
+
+
+def pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
+    """Rows padded on the right to the longest of them; all tensors int64 on the CPU.
+
+    input_ids, attention_mask and, where rows have them, token_type_ids are (N, T). labels are (N, T) padded with
+    IGNORED if they are lists, else (N,). The mask comes from lengths: pad may be the same token as end-of-text.
+    """
+    ids = [row["input_ids"] for row in rows]
+    batch = {"input_ids": _rectangle(ids, pad_id), "attention_mask": _rectangle([[1] * len(row) for row in ids], 0)}
+    if "token_type_ids" in rows[0]:
+        batch["token_type_ids"] = _rectangle([row["token_type_ids"] for row in rows], 0)
+    labels = [row["labels"] for row in rows]
+    is_list = isinstance(labels[0], list)
+    batch["labels"] = _rectangle(labels, IGNORED) if is_list else torch.tensor(labels, dtype=torch.long)
+    return batch
+
+
+def _rectangle(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *([filler] * (width - len(row)))] for row in rows], dtype=torch.long)  # (N, T)

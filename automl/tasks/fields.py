@@ -1,0 +1,133 @@
+"""Values out of records: the one place that says what a usable text, label or list of messages is.
+
+A record is one line, row or file of the user's data. Everything that is wrong with it becomes a DataError naming the
+file, the row and the column.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from automl.errors import DataError
+from automl.space.spec import DataSettings
+
+LONGEST_LABEL = 200
+"""Characters a class name may have; more means that the label column holds texts."""
+
+_MISSING_WORDS = frozenset({"", "nan", "null"})
+_SHOWN = 40
+
+
+class Record(NamedTuple):
+    """One example as the user wrote it. row counts from 1 (the line of a text file); 0 = the file is one example."""
+
+    file: str
+    row: int
+    values: Mapping[str, Any]
+
+
+def column_name(data: DataSettings, name: str) -> str:
+    """The user's name of our column `name`."""
+    return data.columns.get(name, name)
+
+
+def fault(record: Record, column: str, message: str) -> DataError:
+    """The error that names this record and column."""
+    return DataError(f"{place(record.file, record.row)}, column {column!r}: {message}")
+
+
+def place(file: str, row: int) -> str:
+    """How messages name a record."""
+    return f"{file}, row {row}" if row else file
+
+
+def shown(value: object) -> str:
+    """`value` as it appears in a message: at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' if one of the known names is close, else nothing."""
+    by_folded = {other.casefold(): other for other in known}
+    match = difflib.get_close_matches(name.casefold(), list(by_folded), n=1)
+    return f" (did you mean {by_folded[match[0]]!r}?)" if match else ""
+
+
+def missing_column(file: str, row: int, column: str, existing: Iterable[str]) -> DataError:
+    """The error for a column that is not there; lists those that are."""
+    names = list(existing)
+    listed = ", ".join(shown(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+    return DataError(
+        f"{place(file, row)}: no column {column!r}; columns are {listed or 'none'}{nearest(column, names)}"
+    )
+
+
+def take(record: Record, column: str) -> Any:
+    """The value in `column`; raises DataError if there is no such column."""
+    if column not in record.values:
+        raise missing_column(record.file, record.row, column, record.values)
+    return record.values[column]
+
+
+def take_text(record: Record, column: str) -> str:
+    """The text in `column`; raises DataError if it is missing, empty, not a text, or not encodable as UTF-8."""
+    return check_text(record, column, take(record, column))
+
+
+def take_optional_text(record: Record, column: str) -> str:
+    """As `take_text`, but an absent column, null or blank text gives an empty string."""
+    value = record.values.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    return check_text(record, column, value)
+
+
+def check_text(record: Record, column: str, value: object, *, what: str = "text") -> str:
+    """`value` as text that a tokenizer can read; `what` names it in the message."""
+    if value is None:
+        raise fault(record, column, f"{what} is null; every row needs one")
+    if not isinstance(value, str):
+        raise fault(record, column, f"{what} is {type(value).__name__} {shown(value)}; a string is needed")
+    if not value.strip():
+        raise fault(record, column, f"{what} is empty; every row needs one")
+    if "\0" in value:
+        raise fault(record, column, f"{what} holds a NUL character at position {value.index(chr(0))}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise fault(record, column, f"{what} holds half a surrogate pair at position {error.start}") from None
+    return value
+
+
+class Label(NamedTuple):
+    """A class name, and whether the user wrote it as text, number or truth value."""
+
+    name: str
+    kind: str
+
+
+def take_label(record: Record, column: str) -> Label:
+    """The class in `column`; raises DataError if it is missing, null, NaN, empty, a fraction or far too long."""
+    value = take(record, column)
+    if _is_missing(value):
+        raise fault(record, column, f"label is {shown(value)}; every row needs a class")
+    if isinstance(value, bool):
+        return Label(str(value).lower(), "truth value")
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return Label(str(int(value)), "number")
+    if not isinstance(value, str):
+        what = f"{type(value).__name__} {shown(value)}"
+        raise fault(record, column, f"label is {what}; a string or a whole number is needed")
+    if len(value) > LONGEST_LABEL:
+        raise fault(record, column, f"label has {len(value)} characters; is {column!r} really the column of the class?")
+    return Label(check_text(record, column, value, what="label").strip(), "text")
+
+
+def _is_missing(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and value.strip().lower() in _MISSING_WORDS)

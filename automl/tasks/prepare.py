@@ -1,0 +1,259 @@
+"""Tokenised rows on disk: built once, found by content afterwards, mapped into memory by every worker.
+
+Layout: `<cache>/data/<key>/{train,validation,test}/` as `datasets` saves them, and `prepared.json`. The key covers
+everything the rows depend on. A folder appears by one rename of a finished, synced one, so a half-built one is never
+seen; a lock file per key makes the others wait for the first builder instead of repeating its work. The lock is gone
+with its holder, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import datasets
+
+from automl.errors import DataError, ResourceError
+from automl.space.spec import TaskSettings
+from automl.tasks.base import Prepared, Row
+from automl.tasks.quiet import quiet_datasets, single_threaded_tokenizers
+from automl.tasks.read import SPLITS, Split
+from automl.tasks.split import Example, Examples, contents_hash
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the layout on disk; part of every key."""
+
+_CHUNK = 1000
+_MANIFEST = "prepared.json"
+
+Encode = Callable[[Sequence[Example]], Sequence[Row | None]]
+"""Tokenises examples in order; None for one of which max_length leaves nothing to learn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a task turns checked examples into rows.
+
+    version: of the task's templates; part of the key. columns: names of a row's values -> whether each is a list.
+    """
+
+    encode: Encode
+    version: int
+    columns: Mapping[str, bool]
+    labels: tuple[str, ...] = ()
+    baseline: Mapping[str, float]
+
+
+def prepare(examples: Examples, settings: TaskSettings, recipe: Recipe, *, tokenizer: Any, cache: Path) -> Prepared:
+    """The prepared rows of these examples, from `cache` or built there; see the module on concurrency.
+
+    Raises DataError if max_length leaves nothing of a whole split, ResourceError if the cache cannot be written.
+    """
+    key = prepared_key(examples, settings, recipe, tokenizer)
+    target = cache.absolute() / "data" / key
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            found = load_prepared(target)
+            if found is not None:
+                return found
+            return _build(examples, settings, recipe, target)
+    except OSError as error:
+        raise ResourceError(f"data cache {target.parent} cannot be used: {error.strerror or error}") from error
+
+
+def prepared_key(examples: Examples, settings: TaskSettings, recipe: Recipe, tokenizer: Any) -> str:
+    """sha256 over all that the rows depend on; also their fingerprint."""
+    parts = {
+        "format": FORMAT,
+        "task": settings.type,
+        "version": recipe.version,
+        "contents": contents_hash(examples),
+        "seed": settings.seed,
+        "shares": [settings.test_share, settings.validation_share],
+        "max_length": settings.max_length,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over what decides a tokenizer's output; its passing truncation and padding state does not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        rules: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        rules = json.loads(backend.to_str())
+        rules.pop("truncation", None)
+        rules.pop("padding", None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    parts = [rules, special, tokenizer.chat_template, tokenizer.truncation_side]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_prepared(folder: Path) -> Prepared | None:
+    """What `prepared.json` in `folder` says, or None if there is none that can be read."""
+    try:
+        values = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return prepared_from_json(values, folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
+    """All of it but the path: the folder may be moved."""
+    return {
+        "fingerprint": prepared.fingerprint,
+        "rows": dict(prepared.rows),
+        "labels": list(prepared.labels),
+        "longest": prepared.longest,
+        "baseline": dict(prepared.baseline),
+    }
+
+
+def prepared_from_json(values: Mapping[str, Any], folder: Path) -> Prepared:
+    """The inverse of `prepared_to_json`; raises KeyError if a value is missing."""
+    return Prepared(
+        path=folder,
+        fingerprint=values["fingerprint"],
+        rows=dict(values["rows"]),
+        labels=tuple(values["labels"]),
+        longest=values["longest"],
+        baseline=dict(values["baseline"]),
+    )
+
+
+class MappedRows(Sequence[Row]):
+    """Rows of one split, read from mapped memory on access; pages are shared by all processes of a machine."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        row: Row = self._table[index]
+        return row
+
+
+def load_rows(prepared: Prepared, split: Split) -> Sequence[Row]:
+    """The rows of one split; raises DataError if they are missing or not as many as were prepared."""
+    expected = prepared.rows[split]
+    if not expected:
+        return ()
+    folder = prepared.path / split
+    try:
+        rows = MappedRows(datasets.load_from_disk(str(folder)))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{folder}: prepared rows cannot be read: {reason}; delete {prepared.path}") from error
+    if len(rows) != expected:
+        raise DataError(f"{folder}: {len(rows)} rows where {expected} were prepared; delete {prepared.path}")
+    return rows
+
+
+def _build(examples: Examples, settings: TaskSettings, recipe: Recipe, target: Path) -> Prepared:
+    """Build beside `target` and rename; the caller holds the lock."""
+    for left_over in target.parent.glob(f".{target.name}.*"):  # of builders that were killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        prepared = _write_rows(examples, settings, recipe, folder=folder, key=target.name)
+        text = json.dumps(prepared_to_json(prepared), indent=2) + "\n"
+        (folder / _MANIFEST).write_text(text, encoding="utf-8")
+        _sync(folder)
+        if target.exists():  # without a readable manifest, or it would have been used
+            shutil.rmtree(target)
+        folder.rename(target)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    logger.info("prepared %s rows in %s", "/".join(str(prepared.rows[split]) for split in SPLITS), target)
+    return replace(prepared, path=target)
+
+
+def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, folder: Path, key: str) -> Prepared:
+    counts: dict[str, int] = {}
+    longest = 0
+    with quiet_datasets(), single_threaded_tokenizers():
+        for split in SPLITS:
+            tables = list(_tables(examples[split], recipe))
+            counts[split] = sum(len(table) for table, _ in tables)
+            longest = max(longest, *(length for _, length in tables)) if tables else longest
+            _check_dropped(examples[split], counts[split], split, settings.max_length)
+            if counts[split]:
+                whole = datasets.concatenate_datasets([table for table, _ in tables])
+                whole.save_to_disk(str(folder / split), num_shards=1)
+    return Prepared(
+        path=folder, fingerprint=key, rows=counts, labels=recipe.labels, longest=longest, baseline=recipe.baseline
+    )
+
+
+def _tables(examples: Sequence[Example], recipe: Recipe) -> Iterator[tuple[Any, int]]:
+    """Tables of up to 1,000 rows with their longest row; nothing but the current one is held as Python objects."""
+    number = datasets.Value("int32")
+    features = datasets.Features(
+        {name: datasets.List(number) if is_list else number for name, is_list in recipe.columns.items()}
+    )
+    for start in range(0, len(examples), _CHUNK):
+        rows = [row for row in recipe.encode(examples[start : start + _CHUNK]) if row is not None]
+        values = {name: [row[name] for row in rows] for name in recipe.columns}
+        longest = max((len(row["input_ids"]) for row in rows), default=0)
+        yield datasets.Dataset.from_dict(values, features=features), longest
+
+
+def _check_dropped(examples: Sequence[Example], kept: int, split: Split, max_length: int) -> None:
+    dropped = len(examples) - kept
+    if examples and not kept:
+        message = f"max_length {max_length} cuts off the response of every {split} row"
+        raise DataError(f"{examples[0].file}: {message}; a larger max_length is needed")
+    if dropped:
+        logger.warning(
+            "max_length %d cuts off the whole response of %d of %d %s rows; they are left out",
+            max_length,
+            dropped,
+            len(examples),
+            split,
+        )
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    with (target.parent / f"{target.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(folder: Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with (Path(parent) / name).open("rb") as handle:
+                os.fsync(handle.fileno())
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

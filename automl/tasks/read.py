@@ -1,0 +1,137 @@
+"""Where examples come from: data files, a text folder, an installed package, or the Hugging Face hub.
+
+Turns DataSettings into one stream of records per split. What a record must hold is the tasks' business.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from automl.errors import DataError
+from automl.space.spec import DataSettings
+from automl.tasks.fields import Record, nearest, shown
+from automl.tasks.formats import read_file, read_text_folder
+from automl.tasks.quiet import quiet_datasets
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+_HUB_SPLITS: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "val": "validation",
+    "test": "test",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def read_splits(data: DataSettings) -> dict[Split, Iterator[Record]]:
+    """One stream of records per split the data brings; `train` is always among them.
+
+    Raises DataError here for what can be seen without reading, and while streaming for the rest.
+    """
+    return _SOURCES[data.kind](data)
+
+
+def source_name(data: DataSettings) -> str:
+    """How messages about the data as a whole name it."""
+    if data.kind == "files":
+        return data.files.get("train", "data.files")
+    if data.kind == "folder":
+        return data.location
+    return f"{data.kind} {data.location!r}" + (f" {data.path!r}" if data.path else "")
+
+
+def _from_files(data: DataSettings) -> dict[Split, Iterator[Record]]:
+    for name in data.files:
+        if name not in SPLITS:
+            raise DataError(f"data.files: unknown split {name!r}; known: {', '.join(SPLITS)}{nearest(name, SPLITS)}")
+    if "train" not in data.files:
+        raise DataError(f"data.files: no train file; given: {', '.join(data.files) or 'none'}")
+    return {split: read_file(Path(data.files[split])) for split in SPLITS if split in data.files}
+
+
+def _from_folder(data: DataSettings) -> dict[Split, Iterator[Record]]:
+    return {"train": read_text_folder(Path(data.location))}
+
+
+def _from_package(data: DataSettings) -> dict[Split, Iterator[Record]]:
+    path = package_path(data.location, data.path)
+    if path.is_dir():
+        return {"train": _log_repairs(read_text_folder(path, lenient=True))}
+    return {"train": read_file(path)}
+
+
+def package_path(package: str, path: str) -> Path:
+    """`path` inside an installed package, found without importing it; raises DataError if it is not there."""
+    if not package.isidentifier():  # a dotted name would import the parent package
+        raise DataError(f"package {shown(package)}: not the import name of a top-level package")
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a module that is running, without a spec
+        spec = None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    if not folders:
+        raise DataError(f"package {package!r} is not installed; its data {path!r} cannot be read")
+    for folder in folders:
+        found = (folder / path).resolve()
+        if not found.is_relative_to(folder.resolve()):
+            raise DataError(f"package {package!r}: {path!r} leads out of the package")
+        if found.exists():
+            return found
+    raise DataError(f"package {package!r} has no {path!r} in {folders[0]}")
+
+
+def _log_repairs(records: Iterator[Record]) -> Iterator[Record]:
+    repaired: list[str] = []
+    for record in records:
+        if record.values.get("repaired"):
+            repaired.append(record.file)
+        yield record
+    if repaired:
+        logger.warning("%d files are not valid UTF-8 and were mended, the first is %s", len(repaired), repaired[0])
+
+
+def _from_hub(data: DataSettings) -> dict[Split, Iterator[Record]]:
+    if not _HUB_ID.fullmatch(data.location):
+        raise DataError(f"data.hub: {shown(data.location)} is not a data set id such as 'stanfordnlp/sst2'")
+    try:
+        with quiet_datasets():
+            found = datasets.load_dataset(data.location, data.path or None)
+    # Hub, network, builder and file errors have no common root; all are OSError, ValueError or RuntimeError.
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"hub data set {data.location!r} cannot be loaded: {reason}") from error
+    streams = {_HUB_SPLITS[name]: rows for name, rows in found.items() if name in _HUB_SPLITS}
+    if "train" not in streams:
+        raise DataError(f"hub data set {data.location!r} has no train split; it has {', '.join(map(str, found))}")
+    return {split: table_records(f"hub:{data.location}/{split}", rows) for split, rows in streams.items()}
+
+
+def table_records(name: str, table: Any) -> Iterator[Record]:
+    """Records of a `datasets.Dataset`; numbers of a ClassLabel column become class names, -1 (unlabelled) null."""
+    classes = {column: kind for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
+    for number, values in enumerate(table, start=1):
+        for column, kind in classes.items():
+            code = values[column]
+            values[column] = kind.int2str(code) if code is not None and code >= 0 else None
+        yield Record(name, number, values)
+
+
+_SOURCES: dict[str, Callable[[DataSettings], dict[Split, Iterator[Record]]]] = {
+    "files": _from_files,
+    "folder": _from_folder,
+    "package": _from_package,
+    "hub": _from_hub,
+}
