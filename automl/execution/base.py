@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
 from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec
+
+if TYPE_CHECKING:  # workers import this module, and need neither Optuna nor SQL
+    from automl.execution.dispatch import Dispatcher
 
 
 class Host(Protocol):
@@ -53,8 +57,32 @@ HostFactory = Callable[[], Host]
 
 
 class Executor(ABC):
-    """Runs the study's trials on hosts until the study has nothing left, or is told to stop."""
+    """Runs the study's trials on hosts until the study has nothing left, or is told to stop.
+
+    A context manager: entering starts what takes long (so that data can be prepared meanwhile), leaving ends every
+    process it has started, whatever happened.
+    """
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @abstractmethod
-    def run(self, dispatcher: object, build_host: HostFactory) -> None:
-        """Carry cohorts and orders until `dispatcher` says stop to every worker. Never calls Optuna or SQL itself."""
+    def start(self) -> None:
+        """Begin to start what `run` will need; returns at once. Does nothing the second time."""
+
+    @abstractmethod
+    def run(self, dispatcher: Dispatcher, build_host: HostFactory) -> None:
+        """Carry cohorts and orders until `dispatcher` has sent every worker home; ends with `dispatcher.finish()`.
+
+        Never calls Optuna or SQL itself. Raises what `finish` raises, and ResourceError if workers cannot be started.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End everything that was started. Slot files stay."""

@@ -1,0 +1,276 @@
+"""The driver's half of the conversation: turns a worker's cohort into decisions of the study, and those into orders.
+
+All policy about trials is the study's. What lives here is about workers: who holds which trial, what happens to the
+trials of a worker that died, and how everything is brought to a halt.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from automl.errors import ResourceError
+from automl.study.study import Study
+from automl.trial import Action, Cohort, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
+
+logger = logging.getLogger(__name__)
+
+_DEATHS_IN_COMPANY = 2
+"""Deaths of its worker without progress of its own after which a trial is suspected and trained alone."""
+_DEATHS_ALONE = 3
+"""Deaths of its worker while it trained alone after which a trial has failed."""
+_DEATHS_UNHEARD = 3
+"""Deaths of a worker that never got as far as its first cohort after which the sweep gives up."""
+
+_STOP = Order(kind=OrderKind.STOP)
+
+
+class Dispatcher:
+    """Answers cohorts with orders until the study is finished, or `stop` was called.
+
+    Not thread-safe but for `stop`, which may also be called from a signal handler. An error of the study or of a
+    worker stops every worker and is raised by `finish`. max_seconds is counted from construction by `clock`.
+    on_exchange is called after every exchange.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        max_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_exchange: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._study = study
+        self._max_seconds = max_seconds
+        self._clock = clock
+        self._began = clock()
+        self._on_exchange = on_exchange
+        self._workers: dict[int, _Worker] = {}
+        self._records: dict[int, _Record] = {}
+        self._unheard: dict[int, int] = {}
+        self._present: set[int] = set()
+        self._sending_home = False
+        self._error: Exception | None = None
+        self._stopped: str | None = None
+        self.baseline: Metrics | None = None
+
+    @property
+    def stopped(self) -> str | None:
+        """Why everything was told to stop before the study was finished; None if nothing was."""
+        return self._stopped
+
+    @property
+    def over(self) -> bool:
+        """Workers are being sent home and every worker that was heard of has been told, or has died."""
+        return (self._sending_home or self._stopped is not None) and not self._present
+
+    def stop(self, reason: str) -> None:
+        """Send every worker home at its next exchange; the first reason stays."""
+        if self._stopped is None:
+            self._stopped = reason
+
+    def exchange(self, cohort: Cohort) -> list[Order]:
+        """Report all of the cohort's values, then decide on its trials, then fill what is free.
+
+        A cohort of an earlier start of its worker changes nothing, and its sender is sent home. Never raises.
+        """
+        if self._max_seconds is not None and self._clock() - self._began >= self._max_seconds:
+            self.stop("time")
+        try:
+            orders = self._welcome(cohort) if cohort.hello else self._judge(cohort)
+        except Exception as error:  # noqa: BLE001 - the executor's edge: every worker is sent home, `finish` raises it
+            self._give_up(error)
+            orders = [_STOP]
+        if _STOP in orders:
+            self._sending_home = True
+            self._present.discard(cohort.worker)
+        self._on_exchange()
+        return orders
+
+    def lost(self, worker: int, why: str) -> None:
+        """A worker's process died and is being started again; after 3 starts without a word the sweep gives up."""
+        known = self._workers.get(worker)
+        trials = ", ".join(str(trial) for trial in sorted({**known.open, **known.held})) if known else ""
+        then = f"continues trials {trials}" if trials else "is started again"
+        logger.warning("worker %d died and %s: %s", worker, then, why)
+        self._present.discard(worker)
+        self._unheard[worker] = self._unheard.get(worker, 0) + 1
+        if self._unheard[worker] >= _DEATHS_UNHEARD:
+            died = f"worker {worker} died {self._unheard[worker]} times before it was ready, last: {why}"
+            self._give_up(ResourceError(died))
+
+    def failed(self, worker: int, error: Exception) -> None:
+        """A worker raised outside of any trial (it cannot build its host, its disk is full): the sweep ends with it."""
+        logger.error("worker %d failed: %s: %s", worker, type(error).__name__, error)
+        self._present.discard(worker)
+        self._give_up(error)
+
+    def finish(self) -> None:
+        """No worker is left: leave live trials resumable, and raise the error that stopped the sweep, if any."""
+        if self._error is not None:
+            self._interrupt_after(self._error)
+            raise self._error
+        if self._study.finished:
+            self._stopped = None
+        else:
+            self._study.interrupt(self._stopped or "executor ended")
+
+    def _interrupt_after(self, error: Exception) -> None:
+        try:
+            self._study.interrupt(f"{type(error).__name__}: {error}")
+        except Exception as second:  # noqa: BLE001 - the first error is the one to report; the next run adopts the trials
+            logger.warning("trials in progress could not be marked interrupted: %s", second)
+
+    def _give_up(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+        self.stop("error")
+
+    def _welcome(self, cohort: Cohort) -> list[Order]:
+        index = cohort.worker
+        worker = self._workers.get(index)
+        if worker is not None and cohort.epoch <= worker.epoch:
+            return [_STOP]
+        self._present.add(index)
+        self._unheard[index] = -1  # the next death ends a start that was heard of
+        if cohort.baseline is not None:
+            self.baseline = cohort.baseline
+        if worker is None:
+            logger.info("worker %d is ready after %.0f s", index, self._clock() - self._began)
+            worker = self._workers[index] = _Worker(index=index, epoch=cohort.epoch, capacity=cohort.capacity)
+            return list(self._occupy(worker))
+        worker.epoch = cohort.epoch
+        worker.capacity = cohort.capacity
+        if self._stopped is None:
+            return [*self._reopen(worker), *self._occupy(worker)]
+        return [_STOP]
+
+    def _judge(self, cohort: Cohort) -> list[Order]:
+        worker = self._workers.get(cohort.worker)
+        if worker is None or cohort.epoch != worker.epoch:
+            return [_STOP]
+        fresh = [
+            item
+            for item in cohort.measurements
+            if item.trial in worker.open and self._record(item.trial).is_new(item.step)
+        ]
+        self._study.report(fresh)
+        for item in fresh:
+            self._record(item.trial).progressed(item.step)
+        failed = [failure for failure in cohort.failures if failure.trial in worker.open]
+        for failure in failed:
+            self._study.fail(failure)
+        over = {failure.trial for failure in failed}
+        over |= {item.trial for item in fresh if item.trial not in self._study.live}
+        waiting = [trial for trial in dict.fromkeys(item.trial for item in fresh) if trial not in over]
+        orders = [*(worker.let_go(trial, OrderKind.CLOSE) for trial in sorted(over))]
+        for decision in self._study.decide(waiting):
+            if decision.action is Action.PARK:
+                orders.append(worker.let_go(decision.trial, OrderKind.PARK))
+            elif decision.action is not Action.CONTINUE:
+                orders.append(worker.let_go(decision.trial, OrderKind.CLOSE))
+        return [*orders, *self._occupy(worker)]
+
+    def _occupy(self, worker: _Worker) -> Iterator[Order]:
+        """Fill the worker's free slots, or send it home if nothing will come any more."""
+        if self._stopped is not None:
+            yield _STOP
+            return
+        if worker.held:
+            yield from self._release(worker)
+        while not worker.held and len(worker.open) < worker.capacity:
+            spec = self._study.next(worker.index)
+            if spec is None:
+                break
+            yield worker.take(spec)
+        if not worker.open and not worker.held and self._study.finished:
+            yield _STOP
+
+    def _reopen(self, worker: _Worker) -> Iterator[Order]:
+        """Give a restarted worker its trials back; if some may have killed it, one suspect alone."""
+        lost = sorted(worker.open)
+        for trial in lost:
+            self._record(trial).died(alone=len(lost) == 1)
+        for trial in lost:
+            del worker.open[trial]
+            if self._record(trial).alone >= _DEATHS_ALONE:
+                self._study.fail(self._crash_of(trial))
+                yield Order(kind=OrderKind.CLOSE, trial=trial)
+            else:
+                worker.held[trial] = self._study.restart(trial, worker.index)
+        yield from self._release(worker)
+
+    def _release(self, worker: _Worker) -> Iterator[Order]:
+        """Open what a worker was given but does not train yet. A suspect trains alone until it has made progress."""
+        if any(self._record(trial).suspected for trial in worker.open):
+            return
+        suspects = [trial for trial in sorted(worker.held) if self._record(trial).suspected]
+        if suspects and len(worker.held) + len(worker.open) > 1:
+            logger.warning(
+                "trial %d trains alone: its worker died %d times without progress",
+                suspects[0],
+                self._record(suspects[0]).deaths,
+            )
+        if suspects:
+            for trial in sorted(worker.open):
+                worker.held[trial] = worker.open[trial]
+                yield worker.let_go(trial, OrderKind.PARK)
+        for trial in suspects[:1] or sorted(worker.held):
+            yield worker.take(worker.held.pop(trial))
+
+    def _crash_of(self, trial: int) -> TrialFailure:
+        record = self._record(trial)
+        return TrialFailure(
+            trial=trial,
+            step=max(record.step, 0),
+            reason=StopReason.HOST_CRASH,
+            message=f"killed its worker {record.alone} times while training alone, after step {max(record.step, 0)}",
+        )
+
+    def _record(self, trial: int) -> _Record:
+        return self._records.setdefault(trial, _Record())
+
+
+@dataclass(slots=True, kw_only=True)
+class _Worker:
+    """A worker as the driver sees it. `open`: trials it trains; `held`: trials it was given, which wait."""
+
+    index: int
+    epoch: int
+    capacity: int
+    open: dict[int, TrialSpec] = field(default_factory=dict)
+    held: dict[int, TrialSpec] = field(default_factory=dict)
+
+    def take(self, spec: TrialSpec) -> Order:
+        self.open[spec.number] = spec
+        return Order(kind=OrderKind.OPEN, trial=spec.number, spec=spec)
+
+    def let_go(self, trial: int, kind: OrderKind) -> Order:
+        del self.open[trial]
+        return Order(kind=kind, trial=trial)
+
+
+@dataclass(slots=True)
+class _Record:
+    """How far a trial has come in this run, and how often its worker died since its last progress."""
+
+    step: int = -1
+    deaths: int = 0
+    alone: int = 0
+
+    @property
+    def suspected(self) -> bool:
+        return self.deaths > _DEATHS_IN_COMPANY
+
+    def is_new(self, step: int) -> bool:
+        return step > self.step
+
+    def progressed(self, step: int) -> None:
+        self.step, self.deaths, self.alone = max(step, self.step), 0, 0
+
+    def died(self, *, alone: bool) -> None:
+        self.deaths += 1
+        self.alone += alone

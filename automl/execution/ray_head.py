@@ -1,0 +1,167 @@
+"""The process that speaks to Ray: holds the cluster connection and lets Ray Tune run the workers.
+
+Started by `ray_tune` as `python -m automl.execution.ray_head FD`, in a session and an environment of its own, and kept
+apart from the driver on purpose: it never sees the study, the database URL or any other secret, so nothing of Ray's
+can store or print them; the signals, the output and the memory of the driver stay the driver's; and it starts while
+the driver prepares data. It ends, with all of Ray's processes, when the driver closes its end or dies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from automl.execution.ray_link import Cluster, Ended, Failed, Fleet, Lost, Ready, Reply, kill_session
+from automl.execution.ray_mailbox import open_mailbox
+from automl.execution.ray_worker import TuneWorker
+
+_OBJECT_STORE_BYTES = 128 * 2**20
+"""Cohorts are small; Ray refuses less than 75 MiB."""
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main() -> None:
+    """Serve the driver at the other end of the file descriptor in argv until it goes away."""
+    os.umask(0o077)
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    cluster: Cluster = connection.recv()
+    threading.Thread(target=_follow_driver, args=(cluster,), daemon=True).start()
+    try:
+        connection.send(Ready(_connect(cluster)))
+        while True:
+            fleet: Fleet = connection.recv()
+            connection.send(Ended(_run(fleet, connection)))
+    except EOFError:
+        time.sleep(60)  # the driver is gone, and `_follow_driver` about to end this process
+
+
+def _follow_driver(cluster: Cluster) -> None:
+    """Standard input is a pipe nobody writes to: it ends when the driver closes it or dies, even by SIGKILL."""
+    sys.stdin.buffer.read()
+    kill_session(os.getsid(0))
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+    os._exit(0)
+
+
+def _connect(cluster: Cluster) -> str:
+    if cluster.address is not None:
+        context = ray.init(
+            address=cluster.address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {**_OFFLINE, "OMP_NUM_THREADS": str(cluster.cpus)}},
+        )
+    else:
+        context = ray.init(
+            num_cpus=cluster.cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(Path(cluster.folder) / "ray"),
+        )
+    return str(context.address_info["gcs_address"])
+
+
+def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
+    """Let Tune run the fleet; returns why it could not, or an empty text. `Tuner.restore` is never used."""
+    have = ray.cluster_resources()
+    if have.get("CPU", 0.0) < fleet.cpus or have.get("GPU", 0.0) < fleet.gpus:
+        return (
+            f"a worker needs {fleet.cpus:g} CPUs and {fleet.gpus:g} GPUs; "
+            f"the whole cluster has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}"
+        )
+    mailbox = open_mailbox()
+    ending = _Ending()
+    trainable = tune.with_parameters(TuneWorker, host=fleet.host, mailbox=mailbox)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": fleet.cpus, "gpu": fleet.gpus}),
+        param_space={"worker": tune.grid_search(list(range(fleet.workers)))},
+        tune_config=tune.TuneConfig(scheduler=_Relay(connection, mailbox, ending), max_concurrent_trials=fleet.workers),
+        run_config=tune.RunConfig(
+            name="workers",
+            storage_path=fleet.folder,
+            verbose=0,
+            stop=ending,
+            failure_config=tune.FailureConfig(max_failures=-1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        ray.kill(mailbox)
+        shutil.rmtree(fleet.folder, ignore_errors=True)
+    return ""
+
+
+class _Ending(tune.Stopper):
+    """Tells Tune that no worker need be started or waited for any more."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.over
+
+
+class _Relay(FIFOScheduler):
+    """Hands every cohort to the driver and its orders to the mailbox; Tune itself always hears CONTINUE."""
+
+    def __init__(self, connection: Connection[Any, Any], mailbox: ray.actor.ActorHandle, ending: _Ending) -> None:
+        super().__init__()
+        self._connection = connection
+        self._mailbox = mailbox
+        self._ending = ending
+
+    def __reduce__(self) -> tuple[type[FIFOScheduler], tuple[()]]:
+        """Tune pickles its scheduler into the experiment folder; the connection has no business there."""
+        return FIFOScheduler, ()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Ask the driver. A worker that failed is stopped; it has nothing more to say."""
+        if "error" in result:
+            self._ask(Failed(trial.config["worker"], result["error"], result["trace"]))
+            return TrialScheduler.STOP
+        cohort = result["cohort"]
+        reply = self._ask(cohort)
+        self._mailbox.post.remote(cohort.worker, cohort.epoch, cohort.seq, reply.orders)
+        return TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A worker's process has died; Tune starts it again, in its place or on another node."""
+        self._ask(Lost(trial.config["worker"], _cause(trial)))
+
+    def _ask(self, message: object) -> Reply:
+        self._connection.send(message)
+        reply: Reply = self._connection.recv()
+        self._ending.over = reply.over
+        return reply
+
+
+def _cause(trial: Any) -> str:
+    """One line on why the trial's process died: the first sentence of Ray's paragraph on it."""
+    path = Path(trial.error_file or "")
+    if not path.is_file():
+        return "no reason given"
+    text = " ".join(path.read_text(encoding="utf-8").rsplit("Failure #", 1)[-1].split())
+    return text.split("exit detail:")[-1].strip().split(". ")[0][:200]
+
+
+if __name__ == "__main__":
+    main()

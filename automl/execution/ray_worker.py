@@ -1,0 +1,62 @@
+"""A worker as one Tune trial: carries orders from the mailbox to the host, and cohorts back as Tune results."""
+
+from __future__ import annotations
+
+import traceback
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import ray
+from ray import tune
+
+from automl.errors import AutomlError
+from automl.execution.base import Host, HostFactory
+from automl.execution.worker import Worker
+
+
+class TuneWorker(tune.Trainable):
+    """One process on one device. Its results: {"cohort": …}, or {"error": …, "trace": …} as the last one.
+
+    The host is built in the first `step`, not in `setup`, so that an exception travels as a result with its text; Tune
+    would take it for a lost worker and start it again. A dead process is what Tune does restart.
+    """
+
+    def setup(self, config: dict[str, Any], *, host: bytes, mailbox: ray.actor.ActorHandle) -> None:
+        """Keep what the first step needs. `host` comes from our own driver; it is opened here and nowhere else."""
+        self._index: int = config["worker"]
+        self._mailbox = mailbox
+        self._factory = host
+        self._host: Host | None = None
+        self._worker: Worker | None = None
+        self._epoch = 0
+        self._seq = 0
+
+    def step(self) -> dict[str, Any]:
+        """One cohort: hello at first, then orders and training."""
+        try:
+            return self._greet() if self._worker is None else self._train(self._worker)
+        except Exception as error:  # noqa: BLE001 - the executor's edge: the driver ends the sweep with this error
+            trace = "".join(traceback.format_exception(error))
+            if not isinstance(error, AutomlError):
+                error = AutomlError(f"worker {self._index}: {type(error).__name__}: {error}")
+            return {"error": error, "trace": trace}
+
+    def cleanup(self) -> None:
+        """Release the device."""
+        if self._host is not None:
+            self._host.shutdown()
+
+    def _greet(self) -> dict[str, Any]:
+        self._epoch = ray.get(self._mailbox.enlist.remote(self._index))
+        factory: HostFactory = ForkingPickler.loads(self._factory)
+        self._host = factory()
+        self._worker = Worker(self._host, self._index, epoch=self._epoch)
+        return {"cohort": self._worker.hello()}
+
+    def _train(self, worker: Worker) -> dict[str, Any]:
+        orders = ray.get(self._mailbox.take.remote(self._index, self._epoch, self._seq))
+        cohort = worker.step(orders)
+        self._seq = cohort.seq
+        if worker.stopped:
+            return {"done": True}
+        return {"cohort": cohort}

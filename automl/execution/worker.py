@@ -1,0 +1,116 @@
+"""The worker's half of the conversation: obeys orders, trains, answers with a cohort. Knows no Ray, Optuna or SQL."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from automl.errors import Diverged, OutOfMemory, ResourceError
+from automl.execution.base import Host
+from automl.trial import Cohort, Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
+
+_LONGEST_MESSAGE = 4000
+"""Characters of a traceback that are kept; its end says what happened."""
+
+
+class Worker:
+    """One start of one worker: `index` names it, `epoch` counts its starts from 1.
+
+    `idle_seconds` is how long it waits before it asks again when it has nothing to train.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        index: int,
+        *,
+        epoch: int = 1,
+        idle_seconds: float = 0.5,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._host = host
+        self._index = index
+        self._epoch = epoch
+        self._idle_seconds = idle_seconds
+        self._wait = wait
+        self._seq = -1
+        self._residents: set[int] = set()
+        self.stopped = False
+
+    def hello(self) -> Cohort:
+        """The first cohort of this start; the first start of worker 0 brings the untrained baseline."""
+        first = self._index == 0 and self._epoch == 1
+        self._seq += 1
+        return Cohort(
+            worker=self._index,
+            epoch=self._epoch,
+            seq=self._seq,
+            hello=True,
+            baseline=self._host.baseline() if first else None,
+            capacity=self._host.capacity,
+        )
+
+    def step(self, orders: Sequence[Order]) -> Cohort:
+        """Obey the orders, then train until there is something to say.
+
+        What slot files already hold is published before any further step: the driver may want to stop such a trial
+        exactly there. Raises what the host raises; such an error is the worker's, not one trial's.
+        """
+        news = list(self._obey(orders))
+        if not news and not self.stopped:
+            news = list(self._host.advance())
+            if not news:
+                self._wait(self._idle_seconds)
+        failures = tuple(item for item in news if isinstance(item, TrialFailure))
+        self._residents -= {failure.trial for failure in failures}
+        self._seq += 1
+        return Cohort(
+            worker=self._index,
+            epoch=self._epoch,
+            seq=self._seq,
+            measurements=tuple(item for item in news if isinstance(item, Measurement)),
+            failures=failures,
+            capacity=self._host.capacity,
+        )
+
+    def _obey(self, orders: Sequence[Order]) -> Iterator[Measurement | TrialFailure]:
+        """Memory is freed before it is taken: what is closed or parked goes first."""
+        for order in sorted(orders, key=lambda order: order.kind is OrderKind.OPEN):
+            if order.kind is OrderKind.STOP:
+                self._stop()
+            elif order.kind is OrderKind.PARK:
+                self._host.park(order.trial)
+                self._residents.discard(order.trial)
+            elif order.kind is OrderKind.CLOSE:
+                self._host.close(order.trial)
+                self._residents.discard(order.trial)
+            elif order.spec is not None:
+                yield from self._open(order.spec)
+
+    def _open(self, spec: TrialSpec) -> Sequence[Measurement | TrialFailure]:
+        try:
+            known = self._host.open(spec)
+        except ResourceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the executor's edge: a trial that cannot start is data
+            self._host.close(spec.number)
+            return [failure_of(spec.number, error)]
+        self._residents.add(spec.number)
+        return known
+
+    def _stop(self) -> None:
+        for trial in sorted(self._residents):
+            self._host.park(trial)
+        self._residents.clear()
+        self.stopped = True
+
+
+def failure_of(trial: int, error: Exception, *, step: int = 0) -> TrialFailure:
+    """The exception of one trial as data: divergence and lack of memory by name, all else with the traceback's end."""
+    if isinstance(error, Diverged):
+        return TrialFailure(trial=trial, step=step, reason=StopReason.DIVERGED, message=str(error))
+    if isinstance(error, OutOfMemory):
+        return TrialFailure(trial=trial, step=step, reason=StopReason.OOM, message=str(error))
+    text = "".join(traceback.format_exception(error))[-_LONGEST_MESSAGE:]
+    return TrialFailure(trial=trial, step=step, reason=StopReason.ERROR, message=text)
