@@ -125,7 +125,7 @@ class Cohort:
 
     epoch counts the starts of this worker, seq its cohorts since that start. hello marks the first cohort of a start:
     it is empty, and asks for every trial that belongs to the worker. baseline: metrics without any training, sent
-    once per sweep by the first worker.
+    once per sweep by the first worker. capacity: most trials the worker can hold at once.
     """
 
     worker: int
@@ -135,3 +135,4 @@ class Cohort:
     measurements: tuple[Measurement, ...] = ()
     failures: tuple[TrialFailure, ...] = ()
     baseline: Metrics | None = field(default=None)
+    capacity: int = 1
