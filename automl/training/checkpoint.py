@@ -63,7 +63,8 @@ class SlotFolder:
         older = [attempt for attempt, _ in self._marks() if attempt < self.attempt]
         mark = self._mark(self.attempt)
         if not mark.exists():
-            durable.write_file(mark, b"")
+            with durable.full_disk_as_resource_error(self.folder):
+                durable.write_file(mark, b"")
         for attempt in older:
             self._mark(attempt).unlink(missing_ok=True)
         durable.sync(self.folder)
@@ -134,7 +135,7 @@ def _read(folder: Path) -> SlotRecord:
         state=TrainState(
             params=load_file(folder / "params.safetensors"),
             moments=load_file(folder / "optimizer.safetensors"),
-            generator=_tensor(state.pop("generator")),
+            dropout=_from_base64(state.pop("dropout")),
             **state,
         ),
         measurements=tuple(Measurement(**item) for item in document["measurements"]),
@@ -147,9 +148,9 @@ def _to_json(record: SlotRecord, attempt: int) -> dict[str, Any]:
         "attempt": attempt,
         "state": {
             "step": state.step,
-            "generator": base64.b64encode(bytes(state.generator.tolist())).decode(),
+            "dropout": _to_base64(state.dropout),
             "micro_batch": state.micro_batch,
-            "evaluation_batch": state.evaluation_batch,
+            "evaluation_tokens": state.evaluation_tokens,
             "seconds": state.seconds,
             "tokens": state.tokens,
         },
@@ -157,5 +158,9 @@ def _to_json(record: SlotRecord, attempt: int) -> dict[str, Any]:
     }
 
 
-def _tensor(text: str) -> Tensor:
-    return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)
+def _to_base64(tensor: Tensor | None) -> str | None:
+    return None if tensor is None else base64.b64encode(bytes(tensor.tolist())).decode()
+
+
+def _from_base64(text: str | None) -> Tensor | None:
+    return None if text is None else torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)

@@ -33,9 +33,10 @@ def sealed_folder(folder: Path, about: Mapping[str, Any]) -> Iterator[Path]:
     about: what the manifest says beside the hashes; JSON without NaN. If the block raises, nothing has changed.
     Raises ResourceError if the disk is full or read-only.
     """
-    try:
+    with full_disk_as_resource_error(folder):
         make_folder(folder.parent)
-        draft = folder.parent / f"{DRAFT}{uuid.uuid4().hex}"
+        remove_drafts(folder.parent, folder.name)
+        draft = _draft(folder)
         draft.mkdir(mode=0o700)
         try:
             yield draft
@@ -46,6 +47,13 @@ def sealed_folder(folder: Path, about: Mapping[str, Any]) -> Iterator[Path]:
             sync(folder.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_as_resource_error(folder: Path) -> Iterator[None]:
+    """Turn "no space", "quota exceeded" and "read-only" into a ResourceError that names the folder."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -93,9 +101,9 @@ def remove_folder(folder: Path) -> None:
         sync(folder.parent)
 
 
-def remove_drafts(folder: Path) -> None:
-    """Delete what dead writers left in `folder`. Only for a folder with one writer."""
-    for draft in folder.glob(f"{DRAFT}*"):
+def remove_drafts(folder: Path, name: str = "") -> None:
+    """Delete what dead writers of `name` left in `folder`; without a name, of anything in it."""
+    for draft in folder.glob(f"{DRAFT}{name}-*" if name else f"{DRAFT}*"):
         shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -158,6 +166,10 @@ def _sync_file(path: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    trash = folder.parent / f"{DRAFT}{uuid.uuid4().hex}"
+    trash = _draft(folder)
     folder.rename(trash)
     shutil.rmtree(trash)
+
+
+def _draft(folder: Path) -> Path:
+    return folder.parent / f"{DRAFT}{folder.name}-{uuid.uuid4().hex}"

@@ -16,16 +16,17 @@ class TrainState:
     """A trial after `step` optimizer steps. All tensors are copies on the CPU.
 
     params: adapter and head, as `Method.state` names them. moments: of AdamW, as `optim.moments` names them.
-    generator: state of the dropout generator, (bytes,) uint8. micro_batch, evaluation_batch: rows at once, lowered
-    when memory was short. seconds, tokens: spent since step 0, over all attempts.
+    dropout: state of its generator, (bytes,) uint8; None without dropout. micro_batch: rows at once in training,
+    evaluation_tokens: tokens at once in an evaluation; both are lowered when memory is short. seconds, tokens: spent on
+    training since step 0, over all attempts.
     """
 
     step: int
     params: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
-    generator: Tensor
+    dropout: Tensor | None
     micro_batch: int
-    evaluation_batch: int
+    evaluation_tokens: int
     seconds: float
     tokens: int
 

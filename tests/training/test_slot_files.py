@@ -24,9 +24,9 @@ def record(step: int) -> SlotRecord:
             step=step,
             params={"a.weight": weight, "b.weight": weight[:2].clone()},
             moments={"step/a.weight": torch.tensor(float(step)), "exp_avg/a.weight": weight * 0.1},
-            generator=generator.get_state(),
+            dropout=generator.get_state() if step != 25 else None,
             micro_batch=8,
-            evaluation_batch=32,
+            evaluation_tokens=2048,
             seconds=1.0 / 3.0,
             tokens=step * 100,
         ),
@@ -46,12 +46,14 @@ def slot(folder: Path, attempt: int = 1) -> SlotFolder:
 def assert_same(left: SlotRecord | None, right: SlotRecord) -> None:
     assert left is not None
     assert left.measurements == right.measurements
-    for name in ("step", "micro_batch", "evaluation_batch", "seconds", "tokens"):
+    for name in ("step", "micro_batch", "evaluation_tokens", "seconds", "tokens"):
         assert getattr(left.state, name) == getattr(right.state, name)
     for tensors, others in ((left.state.params, right.state.params), (left.state.moments, right.state.moments)):
         assert set(tensors) == set(others)
         assert all(torch.equal(tensors[name], others[name]) for name in tensors)
-    assert torch.equal(left.state.generator, right.state.generator)
+    assert left.state.dropout is not None
+    assert right.state.dropout is not None
+    assert torch.equal(left.state.dropout, right.state.dropout)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""What leaves the house: a PEFT adapter folder or a merged model, each with a manifest, and the proof that it works."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save
+from torch import nn
+
+from automl.errors import CheckpointError
+from automl.lora import Hyperparameters
+from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer, quiet_transformers
+from automl.tasks import make_task
+from automl.training import durable
+from automl.training.bench import Bench, HostSettings, load_bench
+from automl.trial import Measurement
+
+LARGEST_TOKENIZER = 10_000_000
+"""Bytes of tokenizer files that still travel with an adapter; a larger one is left with the backbone."""
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterMeta:
+    """What the manifest of an adapter says about where it comes from.
+
+    metric: name of the objective, one of the measurement's metrics. data: fingerprint of the prepared data. labels:
+    class names in the order of their ids, empty for text tasks.
+    """
+
+    measurement: Measurement
+    metric: str
+    hyper: Hyperparameters
+    backbone: BackboneRef
+    data: str
+    precision: str
+    labels: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The `about` of the manifest."""
+        return {
+            "kind": "adapter",
+            "trial": self.measurement.trial,
+            "step": self.measurement.step,
+            "metric": {"name": self.metric, "value": self.measurement.metrics[self.metric]},
+            "metrics": dict(self.measurement.metrics),
+            "hyperparameters": asdict(self.hyper),
+            "backbone": _backbone_json(self.backbone),
+            "data": {"fingerprint": self.data},
+            "precision": self.precision,
+            "labels": list(self.labels),
+        }
+
+
+def adapter_folder(output: Path, trial: int) -> Path:
+    """Where the finished adapter of a trial lies below the study's output folder."""
+    return output / "adapters" / f"trial-{trial:05d}"
+
+
+def export_adapter(model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: Any) -> None:
+    """Write the PEFT model's adapter and head as a folder for `PeftModel.from_pretrained`; all of it or nothing.
+
+    adapter_model.safetensors, adapter_config.json (its base model is the backbone's folder), the tokenizer unless it is
+    large, manifest.json; for classification also config.json, whose id2label names the classes. An older folder is
+    replaced. Raises ResourceError if the disk is full.
+    """
+    with durable.sealed_folder(folder, meta.to_json()) as draft:
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        durable.write_file(draft / "adapter_model.safetensors", save(contiguous, metadata={"format": "pt"}))
+        _write_adapter_config(model, meta.backbone, draft)
+        if meta.labels:
+            model.config.to_json_file(draft / "config.json")
+        _write_tokenizer(tokenizer, draft)
+
+
+def verify_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of an adapter or merged model says; raises CheckpointError if any file is not as written."""
+    return durable.verify_folder(folder)
+
+
+def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
+    """Fold an adapter into the backbone of `settings` and write a full model folder, in float32.
+
+    It holds safetensors, tokenizer and a manifest. Logits agree with the unmerged model to a relative 1e-4. Raises
+    CheckpointError if the adapter is damaged or was trained on another backbone.
+    """
+    about = _verified(adapter, "adapter", settings)
+    head = make_task(settings.task).head(settings.prepared)
+    base = load_backbone(settings.backbone, head.kind, head.labels)
+    merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
+    with durable.sealed_folder(out, {**about, "kind": "merged"}) as draft, quiet_transformers():
+        merged.save_pretrained(draft)
+        load_tokenizer(settings.backbone).save_pretrained(draft)
+
+
+def evaluate_export(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
+    """Load an exported adapter from disk, put it on the backbone and evaluate it as a trial is evaluated.
+
+    On `validation` the rows are those of the search, so the result equals the recorded metrics (to 1e-6 in fp32 on the
+    CPU); on `test` all rows are used. Raises CheckpointError if the folder is damaged or of another backbone.
+    """
+    _verified(folder, "adapter", settings)
+    bench = load_bench(settings)
+    return _evaluate(_with_adapter(bench.model, folder), bench, settings, split)
+
+
+def evaluate_merged(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
+    """The same for a folder that `merge_adapter` has written."""
+    _verified(folder, "merged", settings)
+    bench = load_bench(replace(settings, backbone=replace(settings.backbone, path=str(folder))))
+    return _evaluate(bench.model, bench, settings, split)
+
+
+def _evaluate(model: nn.Module, bench: Bench, settings: HostSettings, split: Split) -> dict[str, float]:
+    rows = bench.evaluation_rows if split == "validation" else bench.task.rows(settings.prepared, split)
+    return bench.evaluate(model.to(bench.device), rows, bench.evaluation_tokens)
+
+
+def _verified(folder: Path, kind: str, settings: HostSettings) -> dict[str, Any]:
+    """The manifest of an undamaged export of this kind, trained on the backbone of `settings`."""
+    about = verify_manifest(folder)
+    if about.get("kind") != kind:
+        raise CheckpointError(f"{folder}: holds {about.get('kind', 'something else')}, not {kind}")
+    trained, given = about["backbone"]["fingerprint"], settings.backbone.fingerprint
+    if trained != given:
+        raise CheckpointError(f"{folder}: was trained on backbone {trained[:12]}, not on {given[:12]}")
+    return about
+
+
+def _with_adapter(base: nn.Module, folder: Path) -> Any:
+    with quiet_transformers(), warnings.catch_warnings():
+        # peft 0.21 reads an attribute that transformers 5.23 has renamed; see automl.methods.lora.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return PeftModel.from_pretrained(base, str(folder))
+
+
+def _write_adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> None:
+    """PEFT's own file, for inference on the backbone's folder; names are sorted, so the file is repeatable."""
+    model.peft_config["default"].save_pretrained(draft)
+    path = draft / "adapter_config.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document.update(base_model_name_or_path=backbone.path, inference_mode=True)
+    for name in ("target_modules", "modules_to_save"):
+        if isinstance(document.get(name), list):
+            document[name] = sorted(document[name])
+    path.write_bytes(durable.canonical(document))
+
+
+def _write_tokenizer(tokenizer: Any, draft: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=draft) as beside:
+        tokenizer.save_pretrained(beside)
+        files = [path for path in Path(beside).iterdir() if path.is_file()]
+        if sum(path.stat().st_size for path in files) <= LARGEST_TOKENIZER:
+            for path in files:
+                path.rename(draft / path.name)
+
+
+def _backbone_json(backbone: BackboneRef) -> Mapping[str, Any]:
+    return {"fingerprint": backbone.fingerprint, "architecture": backbone.architecture, "path": backbone.path}

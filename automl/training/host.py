@@ -1,0 +1,214 @@
+"""The solo host: owns a device, trains its resident trials one after the other, each from its slot file.
+
+Resident trials take turns at the backbone, a stretch between two measurements each, the one that has come least far
+first; so trials that share a host reach a step close together, and the study can compare them.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from automl.errors import CheckpointError, Diverged, OutOfMemory, ResourceError
+from automl.training import durable
+from automl.training.bench import Bench, HostSettings, load_bench
+from automl.training.checkpoint import SlotFolder, slot_folder
+from automl.training.export import AdapterMeta, adapter_folder, export_adapter
+from automl.training.solo import SoloTrial, train
+from automl.training.state import SlotRecord, TrainState, identity
+from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
+
+__all__ = ["HostSettings", "SoloHost", "build_host"]
+
+logger = logging.getLogger(__name__)
+
+LONGEST_TRACEBACK = 8000
+"""Characters of a failed trial's traceback that are kept: the last ones."""
+
+
+def build_host(settings: HostSettings) -> SoloHost:
+    """Load backbone and data and return the host; called inside the worker."""
+    return SoloHost(settings, load_bench(settings))
+
+
+class _Resident:
+    """A trial in the house. generator: while it sits at the backbone. state: where its slot file stands."""
+
+    def __init__(self, spec: TrialSpec, slot: SlotFolder) -> None:
+        self.spec = spec
+        self.slot = slot
+        self.state: TrainState | None = None
+        self.measurements: list[Measurement] = []
+        self.damage: CheckpointError | None = None
+        self.trial: SoloTrial | None = None
+        self.generator: Generator[Measurement, None, None] | None = None
+
+    @property
+    def step(self) -> int:
+        return self.state.step if self.state else 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step >= self.spec.steps
+
+    def restore(self) -> None:
+        """Read the slot file; if all of it is damaged, that is kept as the trial's failure."""
+        try:
+            record = self.slot.load()
+        except CheckpointError as error:
+            self.damage = error
+            return
+        if record is not None:
+            self.state, self.measurements = record.state, list(record.measurements)
+
+    def rise(self) -> None:
+        """Leave the backbone; nothing is lost that the slot file does not hold."""
+        if self.generator is not None:
+            self.generator.close()
+        self.generator = self.trial = None
+
+
+class SoloHost:
+    """Trains trials with the plain PEFT loop; follows `automl.execution.base.Host`."""
+
+    def __init__(self, settings: HostSettings, bench: Bench) -> None:
+        self.settings = settings
+        self.bench = bench
+        self._residents: dict[int, _Resident] = {}
+        self._slots: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
+
+    @property
+    def capacity(self) -> int:
+        """Most trials that can be resident at once."""
+        return self.settings.capacity
+
+    def open(self, spec: TrialSpec) -> Sequence[Measurement]:
+        """Start a trial, or continue it from its slot file; returns the measurements the file already holds.
+
+        A trial whose slot files are all damaged is reported as a failure by the next `advance`. Raises CheckpointError
+        if a later attempt has the trial already, ValueError if the host is full.
+        """
+        self.park(spec.number)
+        if len(self._residents) >= self.capacity:
+            raise ValueError(f"cannot open trial {spec.number}: all {self.capacity} slots of the host are taken")
+        slot = SlotFolder(
+            slot_folder(Path(self.settings.output), spec.number),
+            attempt=spec.attempt,
+            identity=identity(
+                spec,
+                backbone=self.settings.backbone.fingerprint,
+                data=self.settings.prepared.fingerprint,
+                precision=self.settings.precision,
+                targets=self.settings.targets,
+            ),
+        )
+        self._slots[spec.number] = slot
+        slot.claim()
+        resident = _Resident(spec, slot)
+        resident.restore()
+        self._residents[spec.number] = resident
+        return tuple(resident.measurements)
+
+    def advance(self) -> Sequence[Measurement | TrialFailure]:
+        """Train one resident trial up to its next measurement, which is in its slot file when this returns.
+
+        Raises ResourceError if the disk is full and CheckpointError if a later attempt has taken the trial over: both
+        concern the host, not the trial.
+        """
+        ready = [resident for resident in self._residents.values() if not resident.is_finished]
+        if not ready:
+            return ()
+        return (self._advance(min(ready, key=lambda resident: resident.step)),)
+
+    def park(self, trial: int) -> None:
+        """Free the trial's memory; its slot file stays. Unknown trials are ignored."""
+        resident = self._residents.pop(trial, None)
+        if resident is not None:
+            resident.rise()
+
+    def close(self, trial: int) -> None:
+        """Free the trial's memory and delete its slot file, also that of a trial parked earlier."""
+        self.park(trial)
+        folder = slot_folder(Path(self.settings.output), trial)
+        slot = self._slots.pop(trial, None)
+        if slot is not None:
+            slot.remove()
+        else:
+            durable.remove_folder(folder)
+
+    def baseline(self) -> Metrics:
+        """Metrics without training: of the majority class if the data has one, else of the untrained model."""
+        if self.settings.prepared.baseline:
+            return self.settings.prepared.baseline
+        for resident in self._residents.values():
+            resident.rise()
+        return self.bench.evaluate(self.bench.model, self.bench.evaluation_rows, self.bench.evaluation_tokens)
+
+    def shutdown(self) -> None:
+        """Take every trial off the backbone. Slot files stay."""
+        for trial in list(self._residents):
+            self.park(trial)
+
+    def _advance(self, resident: _Resident) -> Measurement | TrialFailure:
+        try:
+            if resident.damage is not None:
+                raise resident.damage
+            generator = self._seat(resident)
+            measurement = self._finish(resident, next(generator))
+        except Diverged as error:
+            return self._fail(resident, StopReason.DIVERGED, str(error))
+        except OutOfMemory as error:
+            return self._fail(resident, StopReason.OOM, str(error))
+        except ResourceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the executor's edge: what a task or model raises fails one trial
+            text = "".join(traceback.format_exception(error))
+            return self._fail(resident, StopReason.ERROR, text[-LONGEST_TRACEBACK:])
+        self._save(resident, measurement)
+        return measurement
+
+    def _seat(self, resident: _Resident) -> Generator[Measurement, None, None]:
+        """Let the trial sit at the backbone; whoever sat there rises."""
+        if resident.generator is None:
+            for other in self._residents.values():
+                other.rise()
+            resident.trial = SoloTrial(resident.spec, self.bench, resident.state)
+            resident.generator = train(resident.trial)
+        return resident.generator
+
+    def _finish(self, resident: _Resident, measurement: Measurement) -> Measurement:
+        """After the last step: export the adapter and name it in the measurement."""
+        if measurement.step < resident.spec.steps:
+            return measurement
+        assert resident.trial is not None
+        folder = adapter_folder(Path(self.settings.output).absolute(), resident.spec.number)
+        meta = AdapterMeta(
+            measurement=measurement,
+            metric=self.settings.task.metric,
+            hyper=resident.spec.hyper,
+            backbone=self.settings.backbone,
+            data=self.settings.prepared.fingerprint,
+            precision=self.settings.precision,
+            labels=self.bench.task.head(self.settings.prepared).labels,
+        )
+        export_adapter(resident.trial.model, folder, meta, tokenizer=self.bench.tokenizer)
+        return replace(measurement, adapter=str(folder))
+
+    def _save(self, resident: _Resident, measurement: Measurement) -> None:
+        """The slot file first: a measurement that has left the host is never lost."""
+        assert resident.trial is not None
+        state = resident.trial.snapshot()
+        measurements = [*resident.measurements, measurement]
+        resident.slot.save(SlotRecord(state=state, measurements=tuple(measurements)))
+        resident.state, resident.measurements = state, measurements
+        if resident.is_finished:
+            resident.rise()
+
+    def _fail(self, resident: _Resident, reason: StopReason, message: str) -> TrialFailure:
+        step = resident.trial.step if resident.trial is not None else resident.step
+        self.close(resident.spec.number)
+        logger.info("trial %d failed at step %d: %s", resident.spec.number, step, reason)
+        return TrialFailure(trial=resident.spec.number, step=step, reason=reason, message=message)

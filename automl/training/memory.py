@@ -1,0 +1,43 @@
+"""Going on with fewer rows at once when memory is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from automl.errors import OutOfMemory
+
+T = TypeVar("T")
+
+_PHRASES = ("out of memory", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that memory was not enough, on any device.
+
+    torch has a class for accelerators only; its CPU allocator raises a plain RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
+
+
+def halving(size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
+    """`work(size)`, with `size` halved after each failure for want of memory; returns the result and the last size.
+
+    `work` must be repeatable. Raises OutOfMemory if not even size 1 fits; `what` says what it was, for the message.
+    """
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise OutOfMemory(f"{what} does not fit into memory even one row at a time: {error}") from error
+        # Out of the except block first: the traceback keeps the tensors of the failed attempt alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        size = max(1, size // 2)

@@ -1,0 +1,219 @@
+"""The plain PEFT loop: one trial, one adapter on the shared frozen backbone, one generator of measurements.
+
+It is the reference that any faster trainer must follow step by step, and the trainer of every method that cannot be
+packed. It knows nothing of files, Optuna, Ray or SQL.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from automl.errors import DataError, Diverged, OutOfMemory
+from automl.methods import METHODS
+from automl.methods.seeding import dropout_state, set_dropout_state
+from automl.models.inventory import head_modules, resolve_targets
+from automl.tasks.base import Row
+from automl.tasks.batches import batch_rows
+from automl.training import optim
+from automl.training.bench import Bench
+from automl.training.memory import halving, is_out_of_memory
+from automl.training.schedule import lr_multiplier
+from automl.training.state import TrainState
+from automl.trial import Measurement, TrialSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attached:
+    """An adapter on the backbone, with what trains it."""
+
+    model: Any
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+
+
+class SoloTrial:
+    """One trial on a bench: where it stands, and, while it trains, its adapter.
+
+    state: where an earlier attempt stood; None starts at step 0. micro_batch, evaluation_tokens: how much is
+    worked on at once; they shrink when memory is short, while the effective batch and the grid of steps stay.
+    """
+
+    def __init__(self, spec: TrialSpec, bench: Bench, state: TrainState | None = None) -> None:
+        self.spec = spec
+        self.bench = bench
+        self.step = state.step if state else 0
+        self.seconds = state.seconds if state else 0.0
+        self.tokens = state.tokens if state else 0
+        self.micro_batch = state.micro_batch if state else spec.hyper.batch_size
+        self.evaluation_tokens = state.evaluation_tokens if state else bench.evaluation_tokens
+        self._method = METHODS[spec.hyper.method]
+        self._start = state
+        self._attached: _Attached | None = None
+
+    @property
+    def model(self) -> Any:
+        """The PEFT model; only while the trial is attached."""
+        return self._seat.model
+
+    def attach(self) -> None:
+        """Put the adapter on the backbone, as it was initialised or as it was left."""
+        model = self._attach_adapter()
+        parameters = optim.trainable(model)
+        optimizer = optim.adamw(parameters, self.spec.hyper)
+        if self._start is not None:
+            self._method.load_state(model, dict(self._start.params))
+            optim.load_moments(optimizer, parameters, self._start.moments)
+            set_dropout_state(model, self._start.dropout)
+        self._attached = _Attached(model=model, parameters=parameters, optimizer=optimizer)
+
+    def detach(self) -> None:
+        """Take the adapter off; the backbone is as it was before. Does nothing if there is none."""
+        if self._attached is not None:
+            self._attached.optimizer.state.clear()
+            self._method.detach(self._attached.model)
+            self._attached = None
+
+    def snapshot(self) -> TrainState:
+        """Copies of everything the trial needs to continue from here; only while it is attached."""
+        seat = self._seat
+        return TrainState(
+            step=self.step,
+            params={
+                name: tensor.detach().to("cpu", copy=True).contiguous()
+                for name, tensor in self._method.state(seat.model).items()
+            },
+            moments=optim.moments(seat.optimizer, seat.parameters),
+            dropout=dropout_state(seat.model),
+            micro_batch=self.micro_batch,
+            evaluation_tokens=self.evaluation_tokens,
+            seconds=self.seconds,
+            tokens=self.tokens,
+        )
+
+    def take_step(self) -> None:
+        """One optimizer step on the batch of this step. Raises Diverged, OutOfMemory or DataError."""
+        seat, hyper = self._seat, self.spec.hyper
+        with self._clock():
+            seat.model.train()
+            rows = self._rows()
+            masks = dropout_state(seat.model)
+            loss, self.micro_batch = halving(
+                self.micro_batch,
+                lambda at_once: self._accumulate(rows, at_once, masks),
+                what=f"trial {self.spec.number} (rank {hyper.rank}, target {hyper.target})",
+            )
+            _check_finite({"training loss": loss}, self.step + 1)
+            if hyper.clip > 0:
+                nn.utils.clip_grad_norm_(seat.parameters.values(), hyper.clip)
+            for group in seat.optimizer.param_groups:
+                group["lr"] = hyper.learning_rate * lr_multiplier(
+                    self.step, steps=self.spec.steps, warmup=hyper.warmup, schedule=hyper.schedule
+                )
+            seat.optimizer.step()
+            self.step += 1
+
+    def measure(self) -> Measurement:
+        """Metrics on the bench's evaluation rows after the steps so far. Raises Diverged or OutOfMemory."""
+        metrics, self.evaluation_tokens = halving(
+            self.evaluation_tokens,
+            lambda at_once: self.bench.evaluate(self._seat.model, self.bench.evaluation_rows, at_once),
+            what=f"the evaluation of trial {self.spec.number}",
+        )
+        _check_finite(metrics, self.step)
+        return Measurement(
+            trial=self.spec.number, step=self.step, metrics=metrics, seconds=self.seconds, tokens=self.tokens
+        )
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a measurement belongs to the current step."""
+        return self.step % self.spec.evaluate_every == 0 or self.step == self.spec.steps
+
+    @property
+    def _seat(self) -> _Attached:
+        assert self._attached is not None, "the trial is not attached"
+        return self._attached
+
+    def _attach_adapter(self) -> Any:
+        bench, hyper = self.bench, self.spec.hyper
+        layers = resolve_targets(bench.model, hyper.target, bench.targets)
+        return self._method.attach(
+            bench.model, hyper, [layer.path for layer in layers], head_modules(bench.model), self.spec.seed
+        )
+
+    def _rows(self) -> list[Row]:
+        """The rows of this step: a function of data seed, step and batch size."""
+        rows = self.bench.train_rows
+        return [
+            rows[index] for index in batch_rows(self.spec.data_seed, self.step, self.spec.hyper.batch_size, len(rows))
+        ]
+
+    def _accumulate(self, rows: Sequence[Row], at_once: int, masks: torch.Tensor | None) -> float:
+        """Gradients of the mean loss over `rows`, `at_once` rows at a time; returns that loss.
+
+        The gradient of the sum is gathered first and divided by the number of terms at the end, so the result is the
+        same however the rows are split. masks: state of the dropout generator to start from, so it can be repeated.
+        """
+        seat = self._seat
+        set_dropout_state(seat.model, masks)
+        seat.optimizer.zero_grad(set_to_none=True)
+        total, count, tokens = 0.0, 0, 0
+        for start in range(0, len(rows), at_once):
+            batch = self.bench.batch(rows[start : start + at_once])
+            with self.bench.autocast():
+                parts = self.bench.task.loss(seat.model, batch)
+            torch.autograd.backward(parts.total)
+            total += float(parts.total.detach())
+            count += parts.count
+            tokens += int(batch["attention_mask"].sum())
+        if count == 0:
+            raise DataError(f"the batch of step {self.step + 1} has no target to learn from: every token is masked")
+        for parameter in seat.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad.div_(count)
+        self.tokens += tokens
+        return total / count
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """Add the time of the block to the trial's training time."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def _check_finite(values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value} at step {step}")
+
+
+def train(trial: SoloTrial) -> Generator[Measurement, None, None]:
+    """Train to the last step, yielding a measurement at every multiple of evaluate_every and at the end.
+
+    At a yield `trial.snapshot()` holds everything to continue from there; closing the generator takes the adapter off
+    the backbone. Raises Diverged if a loss or metric is not finite, OutOfMemory if the trial does not fit even with
+    the smallest micro-batch, and whatever the task raises.
+    """
+    try:
+        trial.attach()
+        while trial.step < trial.spec.steps:
+            trial.take_step()
+            if trial.is_due:
+                yield trial.measure()
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"trial {trial.spec.number} does not fit into memory: {error}") from error
+    finally:
+        trial.detach()
