@@ -91,7 +91,8 @@ class DataSettings:
 
     kind files: `files` maps split names (train, validation, test) to absolute paths (JSONL, CSV, Parquet).
     kind folder: `location` is a folder with one sub-folder of text files per label. kind package: the same inside an
-    installed package, `path` in it (or a data file there). kind hub: `location` is a data set id, `path` its configuration name.
+    installed package, `path` in it (or a data file there). kind hub: `location` is a data set id, `path` its
+    configuration's name.
     columns: our column name (text, text_pair, label, prompt, response, instruction, input, output, messages) -> theirs.
     """
 

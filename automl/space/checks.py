@@ -1,0 +1,247 @@
+"""What needs two sections at once: which names exclude each other, what a trial may start from, what fits together."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from urllib.parse import parse_qsl, urlsplit
+
+from automl.lora import TARGET_SETS
+from automl.metric import METRICS
+from automl.space import parameters as hyper
+from automl.space.assemble import assemble, constraint_values, contains
+from automl.space.constraints import Constraint, parse_constraint
+from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED
+from automl.space.messages import Problems, nearest, shown, unknown
+from automl.space.ranges import build_parameters, described
+from automl.space.sections import Sections
+from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
+from automl.space.yaml_nodes import KeyPath
+from automl.trial import Scalar
+
+MAX_PATTERN_LENGTH = 200
+MAX_REPEATS = 3
+_PACKAGES = {"gp": "scipy", "qmc": "scipy", "cmaes": "cmaes"}
+_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
+_SECRET_KEYS = {"password", "sslpassword", "token", "key", "passfile"}
+
+
+def build_space(sections: Sections, problems: Problems) -> SearchSpace:
+    """The search space, as far as its parts are valid; reports what does not fit together."""
+    fixed = sections.fixed.values() if sections.fixed else {}
+    auto = sections.auto
+    if sections.is_auto:
+        taken = set(sections.names["fixed"]) | ({"alpha_ratio"} if "alpha" in sections.names["fixed"] else set())
+        auto = [name for name in DEFAULT_SEARCHED if name not in taken]
+    _check_names(sections, problems)
+    absent = dict.fromkeys(auto, "has an automatic range") | dict.fromkeys(fixed, "is fixed")
+    parameters = build_parameters(sections.ranges, absent, problems)
+    space = SearchSpace(
+        parameters=tuple(parameters),
+        fixed=fixed,
+        targets={name: tuple(patterns) for name, patterns in (sections.targets or {}).items()},
+        auto=tuple(name for name in hyper.NAMES if name in auto),
+    )
+    _check_targets(sections, space, problems)
+    enqueue = tuple(_entry(index, entry.values(), space, problems) for index, entry in sections.enqueue.items())
+    constraints = tuple(_constraints(sections.constraints or [], space, sections.enqueue, problems))
+    if sections.search and sections.search.sampler.name == "grid":
+        _check_grid(space, problems)
+    return SearchSpace(
+        parameters=space.parameters,
+        fixed=space.fixed,
+        constraints=constraints,
+        enqueue=enqueue,
+        targets=space.targets,
+        auto=space.auto,
+    )
+
+
+def check_settings(sections: Sections, problems: Problems) -> None:
+    """Report what is wrong across task, targets, search and storage."""
+    task, search = sections.task, sections.search
+    if task and task.metric is not None:
+        _check_metric(task.metric, task.type, problems)
+    for name, patterns in (sections.targets or {}).items():
+        if name in TARGET_SETS:
+            problems.at_key(("targets", name), f"is a built-in target set already ({TARGET_SETS[name]})")
+        for index, pattern in enumerate(patterns):
+            mistake = pattern_mistake(pattern)
+            path: KeyPath = ("targets", name, index)
+            if mistake:
+                problems.at_value(path, mistake)
+    if search:
+        if search.evaluate_every > search.steps:
+            message = (
+                f"{search.evaluate_every} is above steps {search.steps}, so no trial would be measured before its end"
+            )
+            problems.at_value(("search", "evaluate_every"), message)
+        if len(sections.enqueue) > search.trials:
+            problems.at_value(("enqueue",), f"has {len(sections.enqueue)} entries, more than trials {search.trials}")
+        missing = missing_package(search.sampler.name, lambda package: find_spec(package) is not None)
+        if missing:
+            problems.at_value(("search", "sampler"), missing)
+    if sections.storage and sections.storage.url is not None:
+        mistake = url_mistake(sections.storage.url)
+        if mistake:
+            problems.at_value(("storage", "url"), mistake)
+
+
+def missing_package(sampler: str, is_installed: Callable[[str], bool]) -> str:
+    """The problem with a sampler whose optional package is not installed, or ''."""
+    package = _PACKAGES.get(sampler)
+    if package is None or is_installed(package):
+        return ""
+    return f"{sampler!r} needs the package {package}; pip install 'automl-lora[samplers]'"
+
+
+def pattern_mistake(pattern: str) -> str:
+    """What is wrong with a target pattern, or ''. Refuses those whose matching could take very long.
+
+    No quantified group and few unbounded repeats: matching a path of n characters takes at most about n ** MAX_REPEATS.
+    """
+    if len(pattern) > MAX_PATTERN_LENGTH:
+        return f"{shown(pattern)} is {len(pattern)} characters long; at most {MAX_PATTERN_LENGTH} are allowed"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # FutureWarning for sets such as '[[a]'
+            re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"{shown(pattern)} is not a regular expression: {' '.join(str(error).split())}"
+    bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\[^1-9]", "x", pattern))
+    if re.search(r"\)[*+{]|\(\?(?!:)|\\[1-9]", bare):
+        return f"{shown(pattern)} repeats a group, looks around or refers back; write alternatives such as (q|v)_proj"
+    if len(re.findall(r"[*+]|\{", bare)) > MAX_REPEATS:
+        return f"{shown(pattern)} has more than {MAX_REPEATS} repeats (*, +, {{n}}); split it into several patterns"
+    return ""
+
+
+def url_mistake(url: str) -> str:
+    """What is wrong with a database URL in a file, or ''. Never quotes a password."""
+    try:
+        parts = urlsplit(url)
+        secret = parts.password is not None or any(key.lower() in _SECRET_KEYS for key, _ in parse_qsl(parts.query))
+    except ValueError:
+        return "is not a database URL, such as sqlite:///automl.db"
+    if secret:
+        return "holds a password; leave url out and put the whole URL into the environment variable AUTOML_DB_URL"
+    if "://" not in url or parts.scheme not in _SCHEMES:
+        scheme = parts.scheme if "://" in url else url
+        return f"{shown(scheme)} is not known; {nearest(scheme, _SCHEMES)}, as in sqlite:///automl.db"
+    return ""
+
+
+def _check_metric(metric: str, task: str, problems: Problems) -> None:
+    fitting = [name for name, facts in METRICS.items() if task in facts.tasks]
+    if metric not in METRICS:
+        problems.at_value(("task", "metric"), unknown("metric", metric, fitting))
+    elif metric not in fitting:
+        problems.at_value(("task", "metric"), f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}")
+
+
+def _check_names(sections: Sections, problems: Problems) -> None:
+    in_space, in_fixed = sections.names["space"], sections.names["fixed"]
+    for name in in_space:
+        if name in in_fixed:
+            problems.at_key(("fixed", name), "is in space: as well; remove one of the two")
+    given = dict.fromkeys(in_space, "space") | dict.fromkeys(in_fixed, "fixed")
+    if "alpha" in given and "alpha_ratio" in given:
+        problems.at_key((given["alpha_ratio"], "alpha_ratio"), "excludes alpha; keep one of the two")
+    for name in sections.auto:
+        if name not in AUTO_NAMES:
+            problems.at_value(
+                ("space", name), f"{name} has no automatic range; auto is known for {', '.join(AUTO_NAMES)}"
+            )
+
+
+def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -> None:
+    known = [*TARGET_SETS, *(sections.targets or {})]
+    for parameter in space.parameters:
+        if parameter.name == "target" and isinstance(parameter, CategoricalParameter):
+            for index, choice in enumerate(parameter.choices):
+                _check_target(choice, known, ("space", "target", "choices", index), problems)
+    if "target" in space.fixed:
+        _check_target(space.fixed["target"], known, ("fixed", "target"), problems)
+    for index, entry in sections.enqueue.items():
+        if entry.target is not None and "target" in space.auto:
+            _check_target(entry.target, known, ("enqueue", index, "target"), problems)
+
+
+def _check_target(target: Scalar, known: list[str], path: KeyPath, problems: Problems) -> None:
+    if target not in known:
+        problems.at_value(path, f"{unknown('target set', str(target), known)}; add it under targets:")
+
+
+def _entry(index: int, values: dict[str, Scalar], space: SearchSpace, problems: Problems) -> Mapping[str, Scalar]:
+    """One enqueued configuration, checked to lie in the space."""
+    parameters = {parameter.name: parameter for parameter in space.parameters}
+    for name, value in values.items():
+        path: KeyPath = ("enqueue", index, name)
+        if name in space.auto:
+            continue
+        if name in space.fixed:
+            problems.at_key(path, f"is fixed at {shown(space.fixed[name])}; remove it here")
+        elif name in parameters:
+            _check_enqueued(parameters[name], value, values, path, problems)
+        elif not problems.is_given(("space", name)):
+            problems.at_key(path, f"is not in space:; {nearest(name, [*parameters, *space.auto])}")
+    if not values:
+        problems.at_value(("enqueue", index), "is empty; give at least one parameter")
+    return values
+
+
+def _check_enqueued(
+    parameter: Parameter, value: Scalar, values: Mapping[str, Scalar], path: KeyPath, problems: Problems
+) -> None:
+    when = parameter.when
+    if not contains(parameter, value):
+        problems.at_value(path, f"{shown(value)} is outside the space; {parameter.name} {described(parameter)}")
+    elif when and when.parameter in values and values[when.parameter] not in when.values:
+        active = " or ".join(shown(item) for item in when.values)
+        problems.at_key(path, f"is active only when {when.parameter} is {active}; remove it here")
+
+
+def _constraints(
+    texts: list[str], space: SearchSpace, enqueue: Mapping[int, object], problems: Problems
+) -> Iterator[Constraint]:
+    for index, text in enumerate(texts):
+        path: KeyPath = ("constraints", index)
+        try:
+            constraint = parse_constraint(text)
+        except ValueError as error:
+            problems.at_value(path, str(error))
+            continue
+        strange = sorted(constraint.names - set(hyper.KINDS))
+        if strange:
+            problems.at_value(path, unknown("name", strange[0], hyper.KINDS))
+            continue
+        try:
+            constraint.check_kinds(hyper.KINDS)
+        except ValueError as error:
+            problems.at_value(path, str(error))
+            continue
+        if _is_hopeless(constraint, space):
+            problems.at_value(path, f"{text!r} is never satisfied, since nothing that it names is searched")
+        yield constraint
+
+
+def _is_hopeless(constraint: Constraint, space: SearchSpace) -> bool:
+    """Whether a condition over fixed values alone is violated, so that no trial could ever run."""
+    varying = {parameter.name for parameter in space.parameters} | set(space.auto) | hyper.DERIVED
+    if varying & {"rank", "alpha_ratio", "alpha"}:
+        varying |= {"alpha", "alpha_ratio"}
+    if constraint.names & varying or {"alpha", "alpha_ratio"} <= set(space.fixed):
+        return False
+    return constraint.violation(constraint_values(assemble(space, {}), {})) > 0
+
+
+def _check_grid(space: SearchSpace, problems: Problems) -> None:
+    hint = "which the sampler grid cannot enumerate; use a step, choices, or another sampler"
+    if "learning_rate" in space.auto:
+        place: KeyPath = ("space", "learning_rate")
+        problems.at_value(place if problems.is_given(place) else ("search", "sampler"), f"auto is a range, {hint}")
+    for parameter in space.parameters:
+        if isinstance(parameter, FloatParameter) and parameter.step is None:
+            problems.at_value(("space", parameter.name), f"is a continuous range, {hint}")

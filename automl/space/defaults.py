@@ -1,0 +1,135 @@
+"""Ranges for parameters left to `auto`, by the size of the model and the length of a trial, and warnings about others.
+
+What is known, and where it comes from (learning rates are those of AdamW with LoRA):
+
+| model        | trial        | learning rate | source                                                               |
+|--------------|--------------|---------------|----------------------------------------------------------------------|
+| below 500 M  | <= 300 steps | 1e-4 ... 2e-2 | MiniLM-L6, 60 steps: best near 5e-3, chance at 3e-4, diverged at     |
+|              |              |               | 3e-2; a 25 M GPT: best at 1e-2                                       |
+| below 500 M  | longer       | 5e-5 ... 1e-2 | interpolated: the longer the run, the lower the best rate            |
+| 500 M to 4 B | any          | 1e-5 ... 2e-3 | Gemma-3-1B, r = 128: best near 2e-4, a cliff at 2e-3                 |
+| above 4 B    | any          | 2e-5 ... 1e-3 | LoRA Without Regret: about 10x full fine-tuning's; QLoRA: 2e-4, 1e-4 |
+
+Rank: results are flat above 8 to 16 in the tables for GPT-2 and GPT-3 (Hu et al. 2021), TRL and QLoRA use 32 to 64 for
+large models: 2 ... 64 below 1 B, 4 ... 128 from there. Alpha as a multiple of the rank, as alpha = r or 2 r is usual.
+Dropout 0, 0.05, 0.1 (QLoRA). Batch size at most 32: LoRA suffers from large batches (TRL). Warm-up and schedule as in
+QLoRA (0.03, constant) and Unsloth (5 to 10 %).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from automl.space import parameters as hyper
+from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
+from automl.trial import Scalar
+
+SMALL = 500_000_000
+"""Models with fewer parameters need higher learning rates."""
+LARGE = 4_000_000_000
+WIDE = 1_000_000_000
+"""Models with at least so many parameters pay for higher ranks."""
+SHORT_STEPS = 300
+FEW_STEPS = 50
+
+DEFAULT_SEARCHED = ("rank", "alpha_ratio", "dropout", "target", "learning_rate")
+"""What is searched if the file has no `space:` (without those that `fixed:` names)."""
+
+AUTO_NAMES = (
+    "rank",
+    "alpha_ratio",
+    "dropout",
+    "target",
+    "learning_rate",
+    "weight_decay",
+    "batch_size",
+    "warmup",
+    "schedule",
+    "use_rslora",
+)
+"""Names that may be `auto`."""
+
+
+def suggested_ranges(model_parameters: int, steps: int) -> dict[str, Parameter]:
+    """The ranges above, for every name in AUTO_NAMES. model_parameters: of the backbone; steps: of a full trial."""
+    low, high = _learning_rates(model_parameters, steps)
+    smallest, largest = (2, 64) if model_parameters < WIDE else (4, 128)
+    return {
+        "rank": IntParameter(name="rank", low=smallest, high=largest, log=True),
+        "alpha_ratio": CategoricalParameter(name="alpha_ratio", choices=(0.5, 1.0, 2.0, 4.0)),
+        "dropout": CategoricalParameter(name="dropout", choices=(0.0, 0.05, 0.1)),
+        "target": CategoricalParameter(name="target", choices=("all-linear", "qv", "attention", "mlp")),
+        "learning_rate": FloatParameter(name="learning_rate", low=low, high=high, log=True),
+        "weight_decay": CategoricalParameter(name="weight_decay", choices=(0.0, 0.01, 0.1)),
+        "batch_size": CategoricalParameter(name="batch_size", choices=(8, 16, 32)),
+        "warmup": CategoricalParameter(name="warmup", choices=(0.0, 0.03, 0.06, 0.1)),
+        "schedule": CategoricalParameter(name="schedule", choices=("constant", "linear", "cosine")),
+        "use_rslora": CategoricalParameter(name="use_rslora", choices=(False, True)),
+    }
+
+
+def resolve(space: SearchSpace, model_parameters: int, steps: int) -> SearchSpace:
+    """The space with a range for each name in `auto`, widened so that it contains every enqueued value."""
+    ranges = suggested_ranges(model_parameters, steps)
+    resolved = {name: _widened(ranges[name], _enqueued(space, name)) for name in space.auto}
+    before = [parameter for parameter in space.parameters if parameter.when is None]
+    resolved |= {parameter.name: parameter for parameter in before}
+    ordered = [resolved[name] for name in hyper.NAMES if name in resolved]
+    conditional = [parameter for parameter in space.parameters if parameter.when is not None]
+    return replace(space, parameters=(*ordered, *conditional), auto=())
+
+
+def advice(space: SearchSpace, model_parameters: int, steps: int) -> list[str]:
+    """One line for each choice that is legal but known to waste trials; may be empty."""
+    parameters = {parameter.name: parameter for parameter in space.parameters}
+    notes = _rate_advice(parameters.get("learning_rate"), space.fixed, model_parameters, steps)
+    if steps < FEW_STEPS:
+        notes.append(f"steps: {steps} teach little; differences between trials show from about {FEW_STEPS} steps on")
+    rank, alpha = parameters.get("rank"), parameters.get("alpha")
+    if isinstance(rank, IntParameter) and alpha is not None and rank.high >= 8 * rank.low:
+        notes.append("alpha: searched beside rank over a wide range; alpha_ratio searches the scale instead")
+    return notes
+
+
+def _rate_advice(
+    parameter: Parameter | None, fixed: Mapping[str, Scalar], model_parameters: int, steps: int
+) -> list[str]:
+    low, high = _learning_rates(model_parameters, steps)
+    usual = f"{low:g} to {high:g} suits a model of {model_parameters:,} parameters and trials of {steps} steps"
+    rate = fixed.get("learning_rate")
+    if isinstance(rate, float) and not low <= rate <= high:
+        return [f"learning_rate: fixed at {rate:g}; {usual}"]
+    if not isinstance(parameter, FloatParameter):
+        return []
+    notes = []
+    if parameter.high < high / 2:
+        notes.append(f"learning_rate: the range ends at {parameter.high:g}, perhaps below the best rate; {usual}")
+    if parameter.high > high * 5:
+        notes.append(f"learning_rate: the range ends at {parameter.high:g}, where trials may diverge; {usual}")
+    if not parameter.log and parameter.step is None and parameter.high > 10 * parameter.low:
+        notes.append("learning_rate: without log: true nearly all trials fall into the top tenth of the range")
+    return notes
+
+
+def _learning_rates(model_parameters: int, steps: int) -> tuple[float, float]:
+    if model_parameters >= LARGE:
+        return 2e-5, 1e-3
+    if model_parameters >= SMALL:
+        return 1e-5, 2e-3
+    return (1e-4, 2e-2) if steps <= SHORT_STEPS else (5e-5, 1e-2)
+
+
+def _enqueued(space: SearchSpace, name: str) -> list[Scalar]:
+    return [entry[name] for entry in space.enqueue if name in entry]
+
+
+def _widened(parameter: Parameter, values: list[Scalar]) -> Parameter:
+    """The range with these values in it. A user's own target set counts as well."""
+    if isinstance(parameter, CategoricalParameter):
+        return replace(parameter, choices=tuple(dict.fromkeys([*parameter.choices, *values])))
+    numbers = [value for value in values if not isinstance(value, str)]
+    if isinstance(parameter, IntParameter):
+        whole = [int(number) for number in numbers]
+        return replace(parameter, low=min([parameter.low, *whole]), high=max([parameter.high, *whole]))
+    return replace(parameter, low=min([parameter.low, *numbers]), high=max([parameter.high, *numbers]))

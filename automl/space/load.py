@@ -1,0 +1,186 @@
+"""The door of the package: a space file becomes a SweepSpec, or a ConfigError that holds all its problems."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from automl.errors import ConfigError, Problem
+from automl.space.checks import build_space, check_settings
+from automl.space.messages import Problems, shown
+from automl.space.schema import RunSection, SpaceFile
+from automl.space.schema_search import SearchSection, parse_seconds
+from automl.space.schema_space import FixedSection
+from automl.space.schema_task import AnyTask, DataSection, InstructionTask, ModelSection
+from automl.space.sections import Sections, read_sections
+from automl.space.spec import (
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    SearchSettings,
+    SearchSpace,
+    SweepSpec,
+    TaskSettings,
+)
+from automl.space.yaml_nodes import read_document, read_text
+from automl.trial import Scalar
+
+DATABASE_VARIABLE = "AUTOML_DB_URL"
+DEFAULT_STORAGE_URL = "sqlite:///automl.db"
+
+
+def load_space(path: Path) -> SweepSpec:
+    """Read a space file; relative paths in it are resolved against its folder. Raises ConfigError with all problems."""
+    return parse_space(read_text(path), str(path), path.absolute().parent)
+
+
+def parse_space(text: str, source: str, folder: Path) -> SweepSpec:
+    """Read a space file's text. `source` names it in problems, `folder` is what its relative paths start from.
+
+    Raises ConfigError with all problems. The environment variable AUTOML_DB_URL stands in for a missing storage.url.
+    """
+    document = read_document(text, source)
+    problems = Problems(source, document)
+    sections = read_sections(document.value, folder, problems)
+    check_settings(sections, problems)
+    space = build_space(sections, problems)
+    problems.raise_if_any()
+    return _sweep_spec(sections, space, text=text, source=source, folder=folder)
+
+
+def json_schema() -> dict[str, object]:
+    """JSON Schema (draft 2020-12) of a space file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **SpaceFile.model_json_schema()}
+
+
+def with_overrides(spec: SweepSpec, *, trials: int | None = None, time: str | None = None) -> SweepSpec:
+    """The same sweep with another budget; `time` as in the file: '2h', '30m', or seconds. Raises ConfigError."""
+    search = spec.search
+    if trials is not None:
+        search = replace(search, trials=trials)
+    if time is not None:
+        try:
+            search = replace(search, max_seconds=parse_seconds(float(time) if time.isdecimal() else time))
+        except ValueError as error:
+            raise ConfigError([Problem("", 0, 0, "--time", f"{shown(time)} {error}")]) from None
+    return replace(spec, search=search)
+
+
+def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: str, folder: Path) -> SweepSpec:
+    study, model, task, fixed = sections.study, sections.model, sections.task, sections.fixed
+    search, run, storage = sections.search, sections.run, sections.storage
+    if not (study and model and task and fixed and search and run and storage):
+        raise AssertionError("a section without a value is a problem that was reported")
+    return SweepSpec(
+        study=study,
+        model=_model(model, folder),
+        task=_task(task, folder, max_length=fixed.max_length),
+        space=space,
+        search=_search(search),
+        run=_run(run),
+        storage_url=storage.url or os.environ.get(DATABASE_VARIABLE) or DEFAULT_STORAGE_URL,
+        source=source,
+        text=text,
+        sha256=_fingerprint(study, model, task, fixed, search, space=space),
+    )
+
+
+def _model(section: ModelSection, folder: Path) -> ModelSettings:
+    if section.hub is not None:
+        return ModelSettings(kind="hub", location=section.hub, revision=section.revision)
+    if section.folder is not None:
+        return ModelSettings(kind="folder", location=_resolved(section.folder, folder))
+    if section.gguf is not None:
+        return ModelSettings(kind="gguf", location=_resolved(section.gguf, folder))
+    return ModelSettings(kind="package", location=section.package or "", path=section.path or "")
+
+
+def _data(section: DataSection, folder: Path) -> DataSettings:
+    columns: dict[str, str] = {ours: theirs for ours, theirs in section.columns.items()}  # noqa: C416  # widens Literal
+    if section.package is not None:
+        path = section.folder or section.file or ""
+        return DataSettings(kind="package", location=section.package, path=path, columns=columns)
+    if section.hub is not None:
+        return DataSettings(kind="hub", location=section.hub, path=section.name or "", columns=columns)
+    if section.folder is not None:
+        return DataSettings(kind="folder", location=_resolved(section.folder, folder), columns=columns)
+    written = section.files.model_dump(exclude_none=True) if section.files else {"train": section.file}
+    files = {split: _resolved(str(path), folder) for split, path in written.items()}
+    return DataSettings(kind="files", files=files, columns=columns)
+
+
+def _task(section: AnyTask, folder: Path, *, max_length: int) -> TaskSettings:
+    settings = TaskSettings(
+        type=section.type,
+        data=_data(section.data, folder),
+        metric=section.metric or section.default_metric,
+        test_share=section.split.test,
+        validation_share=section.split.validation,
+        seed=section.seed,
+        max_length=max_length,
+        evaluate_rows=section.evaluate_rows,
+    )
+    if section.type == "classification":
+        return settings
+    settings = replace(settings, generate_rows=section.generate_rows, max_new_tokens=section.max_new_tokens)
+    return replace(settings, format=section.format) if isinstance(section, InstructionTask) else settings
+
+
+def _search(section: SearchSection) -> SearchSettings:
+    return SearchSettings(
+        sampler=section.sampler.name,
+        sampler_options=_options(section.sampler),
+        pruner=section.pruner.name,
+        pruner_options=_options(section.pruner),
+        trials=section.trials,
+        steps=section.steps,
+        evaluate_every=section.evaluate_every,
+        seed=section.seed,
+        max_seconds=section.time,
+        max_steps=section.max_steps,
+        max_failed_trials=section.max_failed_trials,
+        keep=section.keep,
+    )
+
+
+def _options(section: BaseModel) -> dict[str, Scalar]:
+    return section.model_dump(exclude={"name"}, exclude_none=True)
+
+
+def _run(section: RunSection) -> RunSettings:
+    return RunSettings(**{**section.model_dump(), "output": Path(section.output)})
+
+
+def _resolved(path: str, folder: Path) -> str:
+    written = Path(path)
+    if path.startswith("~"):
+        try:
+            written = written.expanduser()
+        except RuntimeError:  # '~name' of a user there is not: a file of that name
+            written = Path(path)
+    return os.path.normpath(folder.absolute() / written)
+
+
+def _fingerprint(
+    study: str, model: ModelSection, task: AnyTask, fixed: FixedSection, search: SearchSection, *, space: SearchSpace
+) -> str:
+    """sha256 over all that gives a study its meaning; paths as written, so that the files may move together."""
+    meaning = {
+        "study": study,
+        "model": model.model_dump(exclude_none=True),
+        "task": task.model_dump(exclude_none=True),
+        "space": asdict(replace(space, constraints=())),
+        "constraints": [constraint.expression for constraint in space.constraints],
+        "max_length": fixed.max_length,
+        "sampler": search.sampler.model_dump(exclude_none=True),
+        "pruner": search.pruner.model_dump(exclude_none=True),
+        "steps": search.steps,
+        "evaluate_every": search.evaluate_every,
+        "seed": search.seed,
+    }
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()

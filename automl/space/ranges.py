@@ -1,0 +1,186 @@
+"""From the `space:` section to parameters in sampling order: bounds, steps, choices and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from automl.space import parameters as hyper
+from automl.space.assemble import contains, is_multiple
+from automl.space.messages import Problems, shown, unknown
+from automl.space.schema_space import ChoiceSection, FloatSection, IntSection
+from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
+from automl.space.yaml_nodes import KeyPath
+from automl.trial import Scalar
+
+RangeSection = FloatSection | IntSection | ChoiceSection
+
+
+def build_parameters(
+    sections: Mapping[str, RangeSection], absent: Mapping[str, str], problems: Problems
+) -> list[Parameter]:
+    """The parameters, ordered so that every condition refers to an earlier one.
+
+    `absent`: names a condition cannot refer to although they exist, with the reason (fixed, auto). Parameters with a
+    problem are left out.
+    """
+    free: dict[str, Parameter] = {}
+    for name, section in sections.items():
+        parameter = _unconditional(name, section, problems)
+        if parameter is not None:
+            free[name] = parameter
+    ranged: dict[str, Parameter] = {}
+    for name, parameter in free.items():
+        condition = sections[name].when
+        ranged[name] = parameter if condition is None else _conditional(parameter, condition, free, absent, problems)
+    return _ordered(ranged, problems)
+
+
+def _unconditional(name: str, section: RangeSection, problems: Problems) -> Parameter | None:
+    path: KeyPath = ("space", name)
+    before = len(problems.found)
+    if isinstance(section, ChoiceSection):
+        parameter: Parameter = CategoricalParameter(name=name, choices=_choices(name, section, problems))
+    elif name in hyper.TEXTS or name in hyper.SWITCHES:
+        problems.at_value(
+            (*path, "type"), f"{section.type!r} does not suit {name}; write {{type: categorical, choices: [...]}}"
+        )
+        return None
+    elif isinstance(section, FloatSection):
+        if name in hyper.WHOLE_NUMBERS:
+            problems.at_value((*path, "type"), f"'float' does not suit {name}, a whole number; write type: int")
+            return None
+        parameter = FloatParameter(name=name, low=section.low, high=section.high, log=section.log, step=section.step)
+    else:
+        parameter = IntParameter(name=name, low=section.low, high=section.high, log=section.log, step=section.step)
+    if not isinstance(parameter, CategoricalParameter):
+        _check_range(parameter, problems, path, is_step_given=section.model_dump().get("step") not in (None, 1))
+    return parameter if len(problems.found) == before else None
+
+
+def _choices(name: str, section: ChoiceSection, problems: Problems) -> tuple[Scalar, ...]:
+    choices: list[Scalar] = []
+    for index, value in enumerate(section.choices):
+        path = ("space", name, "choices", index)
+        choice = checked_value(name, value, path, problems)
+        if choice is None:
+            continue
+        if choice in choices:
+            problems.at_value(path, f"{shown(value)} is listed twice")
+        choices.append(choice)
+    return tuple(choices)
+
+
+def checked_value(name: str, value: object, path: KeyPath, problems: Problems) -> Scalar | None:
+    """The value in its own type, or None with the problem reported at `path`."""
+    try:
+        return hyper.checked(name, value)
+    except ValidationError as error:
+        problems.from_pydantic(error, path)
+        return None
+
+
+def _check_range(
+    parameter: FloatParameter | IntParameter, problems: Problems, path: KeyPath, *, is_step_given: bool
+) -> None:
+    low, high, step = parameter.low, parameter.high, parameter.step
+    if low > high:
+        problems.at_value((*path, "low"), f"{shown(low)} is above high {shown(high)}")
+        return
+    if low == high:
+        problems.at_value(
+            (*path, "low"), f"{shown(low)} equals high; write {parameter.name}: {shown(low)} under fixed:"
+        )
+        return
+    if parameter.log and low <= 0:
+        problems.at_value((*path, "low"), f"{shown(low)} is not above 0, as log: true needs")
+        return
+    for end, value in (("low", low), ("high", high)):
+        checked_value(parameter.name, value, (*path, end), problems)
+    if parameter.log and is_step_given:
+        problems.at_value((*path, "step"), "step and log: true exclude each other; remove one")
+    elif step and not is_multiple(high - low, step):
+        problems.at_value((*path, "step"), f"{shown(step)} does not lead from low {shown(low)} to high {shown(high)}")
+
+
+def _conditional(
+    parameter: Parameter,
+    condition: Mapping[str, object],
+    free: Mapping[str, Parameter],
+    absent: Mapping[str, str],
+    problems: Problems,
+) -> Parameter:
+    path: KeyPath = ("space", parameter.name, "when")
+    if len(condition) != 1:
+        problems.at_value(path, f"names {len(condition)} parameters; write one, such as {{target: all-linear}}")
+        return parameter
+    ((other, wanted),) = condition.items()
+    path = (*path, other)
+    if other in absent:
+        problems.at_key(path, f"{other} {absent[other]}, so nothing can depend on it")
+    elif other not in hyper.NAMES:
+        problems.at_key(path, unknown("parameter", other, free))
+    elif other in free:
+        values = _wanted(free[other], wanted, path, problems)
+        return _with_condition(parameter, When(parameter=other, values=values))
+    elif problems.is_given(("space", other)):
+        pass  # it has a problem of its own
+    else:
+        problems.at_key(path, f"{other} is not in space:, so nothing can depend on it")
+    return parameter
+
+
+def _wanted(other: Parameter, wanted: object, path: KeyPath, problems: Problems) -> tuple[Scalar, ...]:
+    if isinstance(other, FloatParameter):
+        problems.at_key(path, f"{other.name} is a range of real numbers; a condition needs whole numbers or choices")
+        return ()
+    values: list[Scalar] = []
+    for index, value in enumerate(wanted if isinstance(wanted, list) else [wanted]):
+        place = (*path, index) if isinstance(wanted, list) else path
+        choice = checked_value(other.name, value, place, problems)
+        if choice is not None and not contains(other, choice):
+            problems.at_value(place, f"{shown(value)} is no value of {other.name}, which {described(other)}")
+        elif choice is not None:
+            values.append(choice)
+    if wanted == []:
+        problems.at_value(path, "is empty; list the values under which the parameter is active")
+    return tuple(values)
+
+
+def described(parameter: Parameter) -> str:
+    """What values a parameter takes, to follow 'which': 'is one of qv, mlp', 'lies between 2 and 32'."""
+    if isinstance(parameter, CategoricalParameter):
+        return "is one of " + ", ".join(shown(choice) for choice in parameter.choices)
+    grid = f" in steps of {shown(parameter.step)}" if parameter.step not in (None, 1) else ""
+    return f"lies between {shown(parameter.low)} and {shown(parameter.high)}{grid}"
+
+
+def _with_condition(parameter: Parameter, when: When) -> Parameter:
+    return replace(parameter, when=when)
+
+
+def _ordered(parameters: Mapping[str, Parameter], problems: Problems) -> list[Parameter]:
+    """In the order of `hyper.NAMES`, but every parameter after the one it depends on."""
+    waiting = [parameters[name] for name in hyper.NAMES if name in parameters]
+    ordered: list[Parameter] = []
+    while waiting:
+        done = {parameter.name for parameter in ordered}
+        ready = [item for item in waiting if item.when is None or item.when.parameter in done]
+        if not ready:
+            _report_cycle(waiting, problems)
+            return ordered
+        ordered.append(ready[0])
+        waiting.remove(ready[0])
+    return ordered
+
+
+def _report_cycle(waiting: list[Parameter], problems: Problems) -> None:
+    parents = {item.name: item.when.parameter for item in waiting if item.when}
+    for name in parents:
+        chain = [name]
+        while parents[chain[-1]] not in chain:
+            chain.append(parents[chain[-1]])
+        if parents[chain[-1]] == name:
+            problems.at_value(("space", name, "when"), f"depends on itself: {' -> '.join([*chain, name])}")

@@ -1,0 +1,81 @@
+"""What a user may write in space.yaml, as pydantic classes: the source of the JSON Schema.
+
+Shorthands (`model: ./folder`, `sampler: tpe`) are widened here. What needs two sections at once is checked in
+`automl.space.checks`. These classes never leave `automl.space`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from automl.space.schema_base import Section, Text
+from automl.space.schema_search import SearchSection
+from automl.space.schema_space import Assignment, FixedSection, SpaceSection
+from automl.space.schema_task import Model, TaskSection
+
+
+class RunSection(Section):
+    """Where the trials run."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    """ray: worker processes; inline: this process."""
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Worker processes; one per device if left out."""
+    slots: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Trials that a worker holds at once."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of a worker."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    address: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    """A running Ray cluster; a private one on this machine if left out."""
+    output: Text = "automl-output"
+    """Folder for adapters and the summary, relative to where the command is started."""
+
+
+class StorageSection(Section):
+    """Where results are kept."""
+
+    url: Text | None = None
+    """Database URL without a password. If left out: the environment variable AUTOML_DB_URL, else
+    sqlite:///automl.db in the folder where the command is started."""
+
+
+StudyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
+TargetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,49}$")]
+Patterns = Annotated[list[Text], Field(min_length=1, max_length=50)]
+
+
+def _widen_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+OneOrMorePatterns = Annotated[Patterns, BeforeValidator(_widen_list, json_schema_input_type=Text | Patterns)]
+
+
+class SpaceFile(Section):
+    """A hyperparameter search over LoRA configurations, for `automl search`."""
+
+    version: Literal[1]
+    """Version of this format."""
+    study: StudyName
+    """Name of the study in the database; running the same file again continues it."""
+    model: Model
+    """The backbone: a hub id, a folder, a .gguf file, or a mapping."""
+    task: TaskSection
+    """What is learnt, from which data, and how it is judged."""
+    targets: Annotated[dict[TargetName, OneOrMorePatterns], Field(default_factory=dict, max_length=50)]
+    """Own target sets: name -> regular expressions that match whole module paths."""
+    space: SpaceSection | Literal["auto"] = "auto"
+    """What may vary; left out, or auto: the usual parameters with ranges by the model's size."""
+    fixed: FixedSection = FixedSection()
+    """What does not vary."""
+    enqueue: Annotated[list[Assignment], Field(default_factory=list, max_length=1000)]
+    """Known-good configurations, tried first."""
+    constraints: Annotated[list[Text], Field(default_factory=list, max_length=50)]
+    """Conditions such as 'trainable_params <= 500_000'."""
+    search: SearchSection = SearchSection()
+    run: RunSection = RunSection()
+    storage: StorageSection = StorageSection()

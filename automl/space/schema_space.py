@@ -1,0 +1,139 @@
+"""The `space:`, `fixed:` and `enqueue:` sections: ranges, values, conditions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from automl.space import parameters as hyper
+from automl.space.schema_base import AnyScalar, Section, mistake
+from automl.trial import Scalar
+
+Condition = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "propertyNames": {"enum": list(hyper.NAMES)},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": ["number", "string", "boolean"]},
+                    {"type": "array", "minItems": 1, "items": {"type": ["number", "string", "boolean"]}},
+                ]
+            },
+        }
+    ),
+]
+
+
+class _ParameterSection(Section):
+    when: Condition | None = None
+    """Active only if that parameter has this value, or one of these: {target: all-linear}."""
+
+
+class FloatSection(_ParameterSection):
+    """A real number in [low, high]."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    """Sample the logarithm uniformly; for quantities that vary over orders of magnitude."""
+    step: Annotated[float, Field(gt=0)] | None = None
+    """Distance of neighbouring values; not with log."""
+
+
+class IntSection(_ParameterSection):
+    """A whole number in [low, high]."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    """Sample the logarithm uniformly."""
+    step: Annotated[int, Field(ge=1)] = 1
+    """Distance of neighbouring values; not with log."""
+
+
+class ChoiceSection(_ParameterSection):
+    """One of the listed values."""
+
+    type: Literal["categorical"]
+    choices: Annotated[list[AnyScalar], Field(min_length=1, max_length=100)]
+
+
+class AutoSection(Section):
+    """A range chosen by the model's size; written `auto`."""
+
+    type: Literal["auto"]
+
+
+_AnyParameter = Annotated[FloatSection | IntSection | ChoiceSection | AutoSection, Field(discriminator="type")]
+
+
+def _widen_parameter(value: object) -> object:
+    if value == "auto":
+        return {"type": "auto"}
+    if isinstance(value, (bool, int, float, str)):
+        raise mistake("value", "is a single value; write it under fixed:")
+    if isinstance(value, list):
+        raise mistake("section", "a list has no type; write {type: categorical, choices: [...]}")
+    return value
+
+
+ParameterSection = Annotated[
+    _AnyParameter,
+    BeforeValidator(
+        _widen_parameter, json_schema_input_type=Literal["auto"] | FloatSection | IntSection | ChoiceSection
+    ),
+]
+
+
+class SpaceSection(Section):
+    """What may vary."""
+
+    method: ParameterSection | None = None
+    rank: ParameterSection | None = None
+    alpha: ParameterSection | None = None
+    alpha_ratio: ParameterSection | None = None
+    dropout: ParameterSection | None = None
+    target: ParameterSection | None = None
+    learning_rate: ParameterSection | None = None
+    weight_decay: ParameterSection | None = None
+    batch_size: ParameterSection | None = None
+    warmup: ParameterSection | None = None
+    schedule: ParameterSection | None = None
+    clip: ParameterSection | None = None
+    use_rslora: ParameterSection | None = None
+
+
+class Assignment(Section):
+    """Values for some of the names."""
+
+    method: hyper.Method | None = None
+    rank: hyper.Rank | None = None
+    alpha: hyper.Alpha | None = None
+    alpha_ratio: hyper.AlphaRatio | None = None
+    dropout: hyper.Dropout | None = None
+    target: hyper.Target | None = None
+    learning_rate: hyper.LearningRate | None = None
+    weight_decay: hyper.WeightDecay | None = None
+    batch_size: hyper.BatchSize | None = None
+    warmup: hyper.Warmup | None = None
+    schedule: hyper.Schedule | None = None
+    clip: hyper.Clip | None = None
+    use_rslora: hyper.Switch | None = None
+
+    def values(self) -> dict[str, Scalar]:
+        """The names that were given, with their values."""
+        given = {name: getattr(self, name) for name in hyper.NAMES}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class FixedSection(Assignment):
+    """What does not vary, where it differs from the defaults."""
+
+    max_length: hyper.MaxLength = 128

@@ -1,0 +1,237 @@
+"""The `model:` and `task:` sections: where the backbone and the examples come from, and what is learnt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
+
+from automl.metric import METRICS
+from automl.space.schema_base import Section, Seed, Text, mistake
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+ColumnName = Literal[
+    "text", "text_pair", "label", "prompt", "response", "instruction", "input", "output", "messages", "conversations"
+]
+
+
+def _hub_id(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", value, re.ASCII) and ".." not in value:
+        return value
+    raise mistake("value", "is not a hub id such as 'org/name'; a folder is written as './name'")
+
+
+def _package(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value, re.ASCII):
+        return value
+    raise mistake("value", "is not the import name of a package, such as 'my_models'")
+
+
+def _inside(value: str) -> str:
+    parts = re.split(r"[/\\]", value)
+    if value.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0]:
+        raise mistake("value", "must be a relative path inside the package, without '..'")
+    return value
+
+
+HubId = Annotated[Text, AfterValidator(_hub_id)]
+PackageName = Annotated[Text, AfterValidator(_package)]
+InnerPath = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_inside)]
+
+
+def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        found = f"{' and '.join(given)} are given" if given else "none is given"
+        raise mistake("section", f"needs exactly one of {', '.join(names)}; {found}")
+
+
+class ModelSection(Section):
+    """Where the backbone comes from: exactly one of hub, folder, gguf, package."""
+
+    hub: HubId | None = None
+    """Id on the Hugging Face hub, from the local cache unless downloads are allowed."""
+    folder: Text | None = None
+    """Folder with config.json, safetensors and tokenizer, relative to this file."""
+    gguf: Text | None = None
+    """A .gguf file, relative to this file; converted once."""
+    package: PackageName | None = None
+    """Import name of an installed Python package that contains the model."""
+    path: InnerPath | None = None
+    """Inside the package: a folder, or a .gguf file."""
+    revision: Text | None = None
+    """Branch, tag or commit on the hub."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        _exactly_one(self, ("hub", "folder", "gguf", "package"))
+        if self.path is not None and self.package is None:
+            raise mistake("section", "path belongs to package; give the whole path as folder or gguf")
+        if self.revision is not None and self.hub is None:
+            raise mistake("section", "revision belongs to hub; remove it")
+        return self
+
+
+def _widen_model(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str) or not value:
+        return value
+    if value.endswith(".gguf"):
+        return {"gguf": value}
+    if value.startswith((".", "/", "~", "\\")) or _exists(value, info):
+        return {"folder": value}
+    return {"hub": value}
+
+
+def _exists(value: str, info: ValidationInfo) -> bool:
+    try:
+        return (_folder(info) / value).exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL, is no path
+        return False
+
+
+def _is_folder(value: str, info: ValidationInfo) -> bool:
+    try:
+        return (_folder(info) / Path(value).expanduser()).is_dir()
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: '~name' of a user there is not
+        return False
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return Path(info.context["folder"]) if info.context else Path()
+
+
+Model = Annotated[ModelSection, BeforeValidator(_widen_model, json_schema_input_type=Text | ModelSection)]
+
+
+class FilesSection(Section):
+    """Data files by split: JSONL, CSV or Parquet, relative to this file."""
+
+    train: Text
+    validation: Text | None = None
+    test: Text | None = None
+
+
+def _widen_files(value: object) -> object:
+    return {"train": value} if isinstance(value, str) else value
+
+
+class DataSection(Section):
+    """Where the examples come from: exactly one of files, file, folder, hub, or package with folder or file."""
+
+    files: Annotated[FilesSection, BeforeValidator(_widen_files, json_schema_input_type=Text | FilesSection)] | None = (
+        None
+    )
+    """Data files by split; those not given are split off train."""
+    file: Text | None = None
+    """One data file, split into train, validation and test; inside the package if one is given."""
+    folder: Text | None = None
+    """Folder with one sub-folder of text files per label; inside the package if one is given."""
+    package: PackageName | None = None
+    """Import name of an installed Python package that contains the data."""
+    hub: HubId | None = None
+    """Id of a data set on the Hugging Face hub."""
+    name: Text | None = None
+    """Configuration of the hub data set."""
+    columns: dict[ColumnName, Text] = Field(default_factory=dict)
+    """Our column name -> the name in the data."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.package is None:
+            _exactly_one(self, ("files", "file", "folder", "hub"))
+        elif self.files is not None or self.hub is not None or (self.file is None) == (self.folder is None):
+            raise mistake("section", "package needs exactly one of folder, file beside it")
+        else:
+            _inside(self.file or self.folder or "")
+        if self.name is not None and self.hub is None:
+            raise mistake("section", "name belongs to hub; remove it")
+        return self
+
+
+def _widen_data(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str) or not value:
+        return value
+    if value.endswith(DATA_SUFFIXES):
+        return {"file": value}
+    if value.startswith((".", "/", "~", "\\")) or _exists(value, info):
+        return {"folder": value} if _is_folder(value, info) else {"file": value}
+    return {"hub": value}
+
+
+Data = Annotated[DataSection, BeforeValidator(_widen_data, json_schema_input_type=Text | DataSection)]
+
+
+class SplitSection(Section):
+    """Shares of all rows that are set aside where the data brings no such split itself."""
+
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share that the search never reads; only verification does."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share on which trials are measured."""
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> SplitSection:
+        if self.test + self.validation >= 1:
+            raise mistake("section", "test and validation together must be below 1, to leave rows for training")
+        return self
+
+
+MetricName = Annotated[str, Field(json_schema_extra={"enum": list(METRICS)})]
+
+
+class _TaskSection(Section):
+    data: Data
+    """Where the examples come from."""
+    metric: MetricName | None = None
+    """The objective; direction and bounds follow from its name."""
+    split: SplitSection = SplitSection()
+    seed: Seed = 0
+    """Fixes the split and the order of the batches."""
+    evaluate_rows: Annotated[int, Field(ge=0, le=10_000_000)] = 256
+    """Rows of the validation split that each evaluation uses; 0 = all."""
+
+    default_metric: ClassVar[str] = "loss"
+
+
+class ClassificationTask(_TaskSection):
+    """One label per text, or per pair of texts."""
+
+    type: Literal["classification"]
+
+    default_metric: ClassVar[str] = "accuracy"
+
+
+class _TextTask(_TaskSection):
+    generate_rows: Annotated[int, Field(ge=1, le=100_000)] = 32
+    """Rows used by the metrics that need generation."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = 64
+    """Length limit of a generated text."""
+
+
+class CompletionTask(_TextTask):
+    """Continue a text."""
+
+    type: Literal["completion"]
+
+
+class InstructionTask(_TextTask):
+    """Answer an instruction; the loss counts the answer's tokens only."""
+
+    type: Literal["instruction"]
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_response"] = "auto"
+    """Shape of a row; auto reads it off the columns."""
+
+
+AnyTask = ClassificationTask | CompletionTask | InstructionTask
+TaskSection = Annotated[AnyTask, Field(discriminator="type")]

@@ -1,0 +1,153 @@
+"""Reads a document section by section, parameter by parameter, so that one mistake hides no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from automl.space.messages import Problems, shown
+from automl.space.ranges import RangeSection
+from automl.space.schema import RunSection, SpaceFile, StorageSection
+from automl.space.schema_base import unknown_key_message
+from automl.space.schema_search import SearchSection
+from automl.space.schema_space import Assignment, AutoSection, FixedSection, ParameterSection, SpaceSection
+from automl.space.schema_task import AnyTask, ModelSection
+from automl.space.yaml_nodes import KeyPath, Refused
+
+MAX_ENQUEUED = 1000
+
+_HINTS = {
+    "version": "; write 'version: 1'",
+    "study": "; write a name under which the results are kept",
+    "model": "; write a hub id, a folder or a .gguf file",
+    "task": "; write {type: classification, data: ...}",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Sections:
+    """The sections that are valid on their own; None stands for one with a problem, which has been reported.
+
+    ranges, auto: what `space:` gives for each name. names: everything the file mentions under `space:` or `fixed:`,
+    valid or not. enqueue: index in the file -> values.
+    """
+
+    study: str | None = None
+    model: ModelSection | None = None
+    task: AnyTask | None = None
+    targets: Mapping[str, list[str]] | None = None
+    ranges: dict[str, RangeSection] = field(default_factory=dict)
+    auto: list[str] = field(default_factory=list)
+    is_auto: bool = False
+    names: dict[str, list[str]] = field(default_factory=dict)
+    fixed: FixedSection | None = None
+    enqueue: dict[int, Assignment] = field(default_factory=dict)
+    constraints: list[str] | None = None
+    search: SearchSection | None = None
+    run: RunSection | None = None
+    storage: StorageSection | None = None
+
+
+def read_sections(value: object, folder: Path, problems: Problems) -> Sections:
+    """Validate a document's top level; every problem goes to `problems`. `folder`: where relative paths start."""
+    if isinstance(value, Refused):
+        return Sections()
+    if not isinstance(value, Mapping):
+        problems.at_value((), f"{shown(value)} is not a mapping of sections such as study:, model:, task:, space:")
+        return Sections()
+    for key in value:
+        if key not in SpaceFile.model_fields:
+            problems.at_key((key,), unknown_key_message(key, list(SpaceFile.model_fields)))
+    given = {key: item for key, item in value.items() if item is not None}  # 'fixed:' with all lines commented out
+    reader = _Reader(given, folder, problems)
+    reader.section("version")
+    sections = Sections(
+        study=reader.section("study"),
+        model=reader.section("model"),
+        task=reader.section("task"),
+        targets=reader.section("targets"),
+        names={name: _keys(given.get(name)) for name in ("space", "fixed")},
+        is_auto=given.get("space", "auto") == "auto",
+        fixed=reader.section("fixed"),
+        enqueue=reader.enqueue(),
+        constraints=reader.section("constraints"),
+        search=reader.section("search"),
+        run=reader.section("run"),
+        storage=reader.section("storage"),
+    )
+    reader.space(sections)
+    return sections
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    given: Mapping[str, Any]
+    folder: Path
+    problems: Problems
+
+    def section(self, name: str) -> Any:
+        """The section of that name, its default if it is not given, None if it has a problem."""
+        if name in self.given:
+            return self._valid(_adapter(SpaceFile, name), self.given[name], (name,))
+        info = SpaceFile.model_fields[name]
+        if info.is_required():
+            self.problems.at_value((name,), "is missing" + _HINTS[name])
+            return None
+        return info.get_default(call_default_factory=True)
+
+    def space(self, sections: Sections) -> None:
+        """Fill in ranges and auto, each parameter on its own."""
+        value = self.given.get("space", "auto")
+        if value == "auto" or isinstance(value, Refused):
+            return
+        if not isinstance(value, Mapping):
+            self.problems.at_value(("space",), f"{shown(value)} is neither auto nor a mapping {{parameter: range}}")
+            return
+        for name, item in value.items():
+            path = ("space", name)
+            if name not in SpaceSection.model_fields:
+                hint = "belongs under fixed:" if name == "max_length" else None
+                self.problems.at_key(path, hint or unknown_key_message(name, list(SpaceSection.model_fields)))
+                continue
+            parameter = self._valid(_adapter(SpaceSection, name), item, path)
+            if isinstance(parameter, AutoSection):
+                sections.auto.append(name)
+            elif parameter is not None:
+                sections.ranges[name] = parameter
+
+    def enqueue(self) -> dict[int, Assignment]:
+        """The valid entries of `enqueue:`, by their index."""
+        value = self.given.get("enqueue", [])
+        if not isinstance(value, list):
+            if not isinstance(value, Refused):
+                self.problems.at_value(("enqueue",), f"{shown(value)} is not a list of mappings, such as [{{rank: 8}}]")
+            return {}
+        if len(value) > MAX_ENQUEUED:
+            self.problems.at_value(("enqueue",), f"has {len(value)} entries; at most {MAX_ENQUEUED} are allowed")
+        entries = {index: self._valid(_ASSIGNMENT, item, ("enqueue", index)) for index, item in enumerate(value)}
+        return {index: entry for index, entry in entries.items() if entry is not None}
+
+    def _valid(self, adapter: TypeAdapter[Any], value: object, path: KeyPath) -> Any:
+        try:
+            return adapter.validate_python(value, strict=True, context={"folder": self.folder})
+        except ValidationError as error:
+            self.problems.from_pydantic(error, path)
+            return None
+
+
+_ASSIGNMENT = TypeAdapter(Assignment)
+
+
+@lru_cache(maxsize=64)
+def _adapter(section: type[SpaceFile] | type[SpaceSection], name: str) -> TypeAdapter[Any]:
+    kind: Any = ParameterSection if section is SpaceSection else get_type_hints(section, include_extras=True)[name]
+    return TypeAdapter(kind)
+
+
+def _keys(value: object) -> list[str]:
+    return list(value) if isinstance(value, Mapping) else []
