@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from automl.models.backbone import without_dropout
 
@@ -227,3 +237,24 @@ def tiny_model(name: str, *, kind: str = "classification", seed: int = 0) -> nn.
         without_dropout(config)
         model = auto.from_config(config)
     return model.requires_grad_(False).eval()
+
+
+def tiny_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """One id per word, VOCABULARY words: [PAD], [UNK], </s>, then w3 … w63. `special` names the tokens it declares."""
+    words = ["[PAD]", "[UNK]", "</s>", *(f"w{index}" for index in range(3, VOCABULARY))]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"pad_token": "[PAD]"} | special))
+
+
+def save_tiny(folder: Path, name: str, *, kind: str = "backbone") -> Path:
+    """Write a model folder (config.json, safetensors, tokenizer) with random weights, with or without a head."""
+    if kind == "backbone":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModel.from_config(tiny_config(name))
+    else:
+        model = tiny_model(name, kind=kind)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -115,7 +115,7 @@ def load_backbone(
     """
     auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
-    config.pad_token_id = load_tokenizer(ref).pad_token_id
+    config.pad_token_id = _pad_id(ref, config)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -145,6 +145,9 @@ def load_tokenizer(ref: BackboneRef) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{ref.path}: cannot load the tokenizer: {_one_line(error)}") from error
+    # Without its vocabulary file transformers 5.23 makes a tokenizer that knows the special tokens and nothing else.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(f"{ref.path}: the tokenizer has no vocabulary; tokenizer.json (or vocab.txt …) is missing")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"{ref.path}: the tokenizer has neither a pad nor an end-of-text token; add a pad token")
@@ -205,10 +208,10 @@ def _inside_package(name: str, inside: str) -> Path:
     """Path of a file or folder of an installed package, found without importing it."""
     try:
         spec = find_spec(name)
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"package '{name}' is not installed here; pip install {name.replace('_', '-')}")
+        raise ModelError(f"package '{name}' is not installed in this environment; install it, or name a folder")
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
@@ -329,6 +332,14 @@ def without_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
+def _pad_id(ref: BackboneRef, config: Any) -> int:
+    """The tokenizer's pad id, which must have an embedding."""
+    pad, rows = int(load_tokenizer(ref).pad_token_id), int(config.get_text_config().vocab_size)
+    if pad >= rows:
+        raise ModelError(f"{ref.path}: the tokenizer's pad id {pad} is outside the {rows} embeddings of the model")
+    return pad
+
+
 def _check_head(config: Any, kind: Kind) -> None:
     _, mapping = _AUTO_CLASSES[kind]
     if type(config) not in mapping:
@@ -353,9 +364,6 @@ def _check_loaded(ref: BackboneRef, model: Any, info: Any) -> None:
         raise ModelError(f"{ref.path}: the checkpoint lacks {len(lost)} weights of {type(model).__name__}: {lost[0]} …")
     if missing:
         logger.warning("%s: the checkpoint has no pooler; it is initialised from the seed and stays frozen", ref.path)
-    pad, rows = model.config.pad_token_id, model.get_input_embeddings().num_embeddings
-    if pad >= rows:
-        raise ModelError(f"{ref.path}: the tokenizer's pad id {pad} is outside the {rows} embeddings of the model")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,61 @@
+"""The memory estimate against what autograd really keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, VOCABULARY, tiny_model
+from torch import nn
+
+from automl.lora import Hyperparameters
+from automl.methods import METHODS
+from automl.models.inventory import head_modules, resolve_targets, trainable_parameters
+from automl.models.memory import estimate_bytes
+
+
+def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """Bytes of the tensors that autograd keeps for the backward pass, without the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**inputs).loss
+    assert loss.requires_grad
+    return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_are_estimated_within_a_factor_of_two(name: str, dropout: float) -> None:
+    model = tiny_model(name)
+    estimate = estimate_bytes(model, "all-linear", 3, tokens=4 * 32, dropout=dropout)
+    peft_model = METHODS["lora"].attach(
+        model,
+        Hyperparameters(rank=3, dropout=dropout),
+        modules=[layer.path for layer in resolve_targets(model, "all-linear")],
+        head=head_modules(model),
+        seed=1,
+    )
+    ids = torch.randint(3, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(1))
+    ids[:, -1] = 1
+    kept = kept_bytes(
+        peft_model.train(),
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 2, 0])},
+    )
+
+    assert kept / 2 < estimate.activations < kept * 2
+
+
+def test_the_parts_scale_as_they_should() -> None:
+    model = tiny_model("llama", kind="causal-lm")
+    one = estimate_bytes(model, "qv", 4, tokens=64)
+    two = estimate_bytes(model, "qv", 8, tokens=128, dtype="bf16")
+
+    assert one.adapter == 16 * trainable_parameters(model, "qv", 4)
+    assert two.backbone * 2 == one.backbone
+    assert two.adapter == 2 * one.adapter
+    assert one.total == one.backbone + one.adapter + one.activations
