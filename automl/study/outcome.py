@@ -1,0 +1,45 @@
+"""How a trial can end, and what a study tells about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from automl.trial import Scalar, StopReason, TrialState
+
+STATE_OF: dict[StopReason, TrialState] = {
+    StopReason.FINISHED: TrialState.COMPLETE,
+    StopReason.PRUNED: TrialState.PRUNED,
+    StopReason.DIVERGED: TrialState.PRUNED,
+    StopReason.OOM: TrialState.PRUNED,
+    StopReason.BUDGET: TrialState.PRUNED,  # FAIL if it has not reported, or would exceed the number of trials
+    StopReason.INFEASIBLE: TrialState.FAIL,
+    StopReason.ERROR: TrialState.FAIL,
+    StopReason.HOST_CRASH: TrialState.FAIL,
+    StopReason.LOST: TrialState.FAIL,
+}
+"""State that a trial gets for the reason it ended."""
+
+CONSTRAINT_OF: dict[StopReason, str] = {StopReason.DIVERGED: "finite", StopReason.OOM: "memory"}
+"""Optuna constraint that a trial violates by ending so: it is infeasible, not unlucky, and the sampler steers away."""
+
+FAILURES = frozenset({StopReason.ERROR, StopReason.HOST_CRASH})
+"""Reasons that count towards `max_failed_trials`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestTrial:
+    """The best COMPLETE trial so far; the earlier one of equals."""
+
+    number: int
+    value: float
+    params: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyEvent:
+    """Something happened to a trial: `kind` (started, continued, parked, or a StopReason) and one line of text."""
+
+    kind: str
+    trial: int
+    text: str

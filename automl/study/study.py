@@ -1,0 +1,541 @@
+"""The only decider: proposes trials, takes their values, decides what becomes of them, and tells Optuna.
+
+Executors and trainers know nothing of Optuna. Everything durable is in SQL, and every write is ordered so that a driver
+killed between two of them leaves a state the next one can complete (docs/adr/0003-cohort-decisions.md):
+measurements before Optuna's intermediate values; attributes, constraint, artifact and attempt before `tell`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from automl.errors import ConfigError, Problem, SpaceChangedError
+from automl.lora import Hyperparameters
+from automl.metric import METRICS, Direction
+from automl.space.assemble import active_parameters, assemble
+from automl.space.spec import SearchSettings, SearchSpace
+from automl.storage.base import AttemptState, ResultStore
+from automl.study.budget import Budget, last_line
+from automl.study.distributions import check_compatible, suggest
+from automl.study.feasibility import Derive, Feasibility
+from automl.study.grid import GridSampler
+from automl.study.outcome import CONSTRAINT_OF, STATE_OF, BestTrial, StudyEvent
+from automl.study.peer import PeerPruner
+from automl.study.pruners import ParkingPruner, make_pruner
+from automl.study.retention import ADAPTER, Retention
+from automl.study.samplers import make_sampler
+from automl.study.screening import screen
+from automl.study.seeding import data_seed, trial_seed
+from automl.trial import Action, Decision, Measurement, Scalar, StopReason, TrialFailure, TrialSpec, TrialState
+
+__all__ = ["BestTrial", "Study", "StudyEvent"]
+
+logger = logging.getLogger(__name__)
+
+_ERROR_CHARACTERS = 4000
+_ENQUEUED = "enqueued"
+_STOP_REASON = "stop_reason"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    """A trial that is RUNNING in Optuna. `seen`: steps whose values are stored; `last`: its newest measurement."""
+
+    trial: optuna.Trial
+    params: Mapping[str, Scalar]
+    hyper: Hyperparameters
+    seen: set[int] = field(default_factory=set)
+    last: Measurement | None = None
+    worker: int | None = None
+    spec: TrialSpec | None = None
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+    @property
+    def reached(self) -> int:
+        """Last step with a value, 0 if there is none."""
+        return max(self.seen, default=0)
+
+
+class Study:
+    """All trials for one objective over one space, in one process that holds the study's lease.
+
+    Trials in progress are *live* (with a worker), *queued* (interrupted, to be handed out again) or *parked* (paused by
+    a ParkingPruner). Not thread-safe: one thread calls it. Raises StorageError when the database fails.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        storage: BaseStorage,
+        store: ResultStore,
+        space: SearchSpace,
+        settings: SearchSettings,
+        metric: str,
+        run: int,
+        derive: Derive,
+        direction: Direction | None = None,
+        bounds: tuple[float, float] | None = None,
+        space_sha256: str = "",
+        retire: Callable[[int], None] = lambda trial: None,
+        digest: Callable[[str], tuple[str, int]] = lambda folder: ("", 0),
+        on_event: Callable[[StudyEvent], None] = lambda event: None,
+    ) -> None:
+        """Create the study or open it, and settle or queue what an earlier driver left RUNNING.
+
+        storage: Optuna's; store: the rest of the same database. space: resolved, without `auto` ranges. metric: name of
+        the objective; direction and bounds (closed) default to those of `automl.metric.METRICS`. run: number of this
+        run of the study, from 1. derive: quantities that constraints may use, such as trainable_params; stored with
+        the trial. retire: called with a trial whose adapter may be deleted, perhaps again after a crash. digest:
+        (sha256, bytes) of an adapter folder.
+
+        Raises ConfigError for unusable search settings, SpaceChangedError if the stored trials do not fit the space.
+        """
+        known = METRICS.get(metric)
+        if known is None and (direction is None or bounds is None):
+            message = f"unknown {metric!r}; known: {', '.join(METRICS)}"
+            raise ConfigError([Problem("space file", 0, 0, "task.metric", message)])
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # its INFO lines repeat what this module logs
+        self.name = name
+        self.metric = metric
+        self.direction: Direction = direction or METRICS[metric].direction
+        self._bounds = bounds or (METRICS[metric].low, METRICS[metric].high)
+        self._storage = storage
+        self._store = store
+        self._space = space
+        self._settings = settings
+        self._run = run
+        self._derive = derive
+        self._retention = Retention(store, keep=settings.keep, retire=retire, digest=digest)
+        self._on_event = on_event
+        self._names = tuple(parameter.name for parameter in space.parameters)
+        self._feasibility = Feasibility(space, derive)
+        self._budget = Budget(settings)
+        self._live: dict[int, _Open] = {}
+        self._queued: dict[int, _Open] = {}
+        self._parked: dict[int, _Open] = {}
+        self._waiting = 0
+        self._exhausted = False
+        self._best: BestTrial | None = None
+        self._sampler = make_sampler(settings, space, self._feasibility, run=run)
+        self._pruner = make_pruner(settings)
+        self._optuna = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            sampler=self._sampler,
+            pruner=self._pruner,
+            direction=self.direction,
+            load_if_exists=True,
+        )
+        self._describe(space_sha256)
+        self._adopt(self._optuna.get_trials(deepcopy=False))
+
+    # --- what others read -------------------------------------------------------------------------------------------
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """The Optuna study itself, for reading."""
+        return self._optuna
+
+    @property
+    def live(self) -> Mapping[int, TrialSpec]:
+        """Trials that are with a worker, by number."""
+        return {number: opened.spec for number, opened in self._live.items() if opened.spec is not None}
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is running and nothing will be handed out any more. Raises SearchError as `next` does."""
+        if self._live:
+            return False
+        if not self._has_more():
+            return True
+        self._budget.check()
+        return False
+
+    @property
+    def spent_steps(self) -> int:
+        """Training steps of all trials, up to their last measurement."""
+        return self._budget.steps
+
+    def counts(self) -> Mapping[TrialState, int]:
+        """Number of trials by state."""
+        return {**{state: self._budget.states[state] for state in TrialState}, TrialState.RUNNING: self._in_progress}
+
+    def best(self) -> BestTrial | None:
+        """The best COMPLETE trial, None if there is none yet."""
+        return self._best
+
+    # --- what executors call ----------------------------------------------------------------------------------------
+
+    def next(self, worker: int) -> TrialSpec | None:
+        """Hand a trial to a worker: interrupted ones first, then promoted, enqueued and new ones.
+
+        None if there is nothing to hand out now; a live trial may still fail and be replaced. Raises SearchError if too
+        many trials have failed, or if the sampler finds nothing that satisfies the constraints.
+        """
+        while (opened := self._take()) is not None:
+            violated = self._feasibility.violated(opened.params)
+            if violated is None:
+                return self._hand_out(opened, worker)
+            self._end(opened, StopReason.INFEASIBLE, detail=f"violates {violated.expression!r}")
+            self._budget.check_feasible(violated.expression)
+        return None
+
+    def restart(self, trial: int, worker: int) -> TrialSpec:
+        """Hand a live trial out again after its worker was lost: its attempt becomes LOST, the next one opens."""
+        return self._hand_out(self._live[trial], worker)
+
+    def report(self, measurements: Sequence[Measurement]) -> None:
+        """Store what has arrived together. Decides nothing but divergence; see `decide`.
+
+        Measurements of trials that are not live, and steps that are stored already, are ignored. A metric that is not
+        finite, or an objective outside its bounds, ends the trial as diverged and is never stored.
+        """
+        sound, failures = screen(measurements, self._is_new, metric=self.metric, bounds=self._bounds)
+        self._store.add_measurements(sound)
+        for measurement in sound:
+            self._record(self._live[measurement.trial], measurement)
+        for failure in failures:
+            self.fail(failure)
+
+    def fail(self, failure: TrialFailure) -> None:
+        """End a live trial that cannot go on. Diverged and out of memory are infeasible, the rest is replaced."""
+        opened = self._live.get(failure.trial)
+        if opened is not None:
+            self._end(opened, failure.reason, detail=f"at step {failure.step}", error=failure.message)
+
+    def decide(self, trials: Sequence[int]) -> list[Decision]:
+        """Judge trials that have reported, all of them before any is ended; trials that are not live are left out."""
+        judged = [(opened, self._judge(opened)) for number in trials if (opened := self._live.get(number)) is not None]
+        for opened, decision in judged:
+            self._carry_out(opened, decision)
+        return [decision for _, decision in judged]
+
+    def interrupt(self, reason: str) -> None:
+        """Leave all live trials resumable: attempts become INTERRUPTED, Optuna's rows stay RUNNING."""
+        for number in sorted(self._live):
+            self._store.end_attempt(number, AttemptState.INTERRUPTED, reason)
+            self._queued[number] = self._live.pop(number)
+
+    def close(self) -> None:
+        """End what will not go on, so that nothing is left in progress: parked trials, and what the budget cut off."""
+        for opened in sorted((*self._live.values(), *self._queued.values()), key=lambda opened: opened.number):
+            self._end(opened, StopReason.BUDGET)
+        for _, opened in sorted(self._parked.items()):
+            self._end(opened, StopReason.PRUNED, detail="still parked at the end")
+        while self._waiting:
+            self._end(self._ask(), StopReason.BUDGET)
+
+    # --- opening trials ---------------------------------------------------------------------------------------------
+
+    def _take(self) -> _Open | None:
+        """The next trial to hand out, out of its place of waiting."""
+        opened = next((opened for _, opened in sorted(self._queued.items()) if self._affordable(opened)), None)
+        if opened is None and (promoted := self._promotable()) is not None:
+            opened = self._parked[promoted]
+        if opened is None and not self._may_create():
+            return None
+        self._budget.check()
+        return opened or self._ask()
+
+    def _hand_out(self, opened: _Open, worker: int) -> TrialSpec:
+        number = opened.number
+        attempt = self._store.start_attempt(number, worker=worker, run=self._run)
+        opened.worker = worker
+        opened.spec = TrialSpec(
+            number=number,
+            params=opened.params,
+            hyper=opened.hyper,
+            seed=trial_seed(self._settings.seed, number),
+            data_seed=data_seed(self._settings.seed),
+            steps=self._settings.steps,
+            evaluate_every=self._settings.evaluate_every,
+            attempt=attempt.number,
+        )
+        self._forget(number)
+        self._live[number] = opened
+        kind = "started" if attempt.number == 1 else "continued"
+        progress = f" after step {opened.reached}" if opened.reached else ""
+        self._tell_observers(kind, number, f"trial {number} {kind}{progress}: {_in_words(opened.params)}")
+        return opened.spec
+
+    def _ask(self) -> _Open:
+        trial = self._optuna.ask()
+        self._waiting = max(0, self._waiting - 1)  # Optuna hands out what is enqueued first
+        params = suggest(trial, self._space)
+        return _Open(trial=trial, params=params, hyper=assemble(self._space, params))
+
+    def _may_create(self) -> bool:
+        """Whether a new trial may be asked for: the budget has room and the grid, if there is one, is not used up."""
+        if self._budget.trials_left(self._in_progress) <= 0 or not self._budget.affords(*self._cost(0)):
+            return False
+        if self._waiting or not isinstance(self._sampler, GridSampler):
+            return True
+        self._exhausted = self._exhausted or self._sampler.is_exhausted(self._optuna)
+        return not self._exhausted
+
+    def _has_more(self) -> bool:
+        return (
+            any(self._affordable(opened) for opened in self._queued.values())
+            or self._may_create()
+            or self._promotable() is not None
+        )
+
+    def _promotable(self) -> int | None:
+        if not self._parked or not isinstance(self._pruner, ParkingPruner):
+            return None
+        number = self._pruner.promote(self._optuna, sorted(self._parked))
+        return number if number is not None and self._affordable(self._parked[number]) else None
+
+    def _affordable(self, opened: _Open) -> bool:
+        fits = self._budget.trials_left(len(self._live) + 1) >= 0
+        return fits and self._budget.affords(*self._cost(opened.reached))
+
+    def _cost(self, reached: int) -> tuple[int, int]:
+        """Steps a trial may still need, and those all live trials may."""
+        steps = self._settings.steps
+        return steps - reached, sum(steps - opened.reached for opened in self._live.values())
+
+    @property
+    def _in_progress(self) -> int:
+        return len(self._live) + len(self._queued) + len(self._parked)
+
+    def _forget(self, number: int) -> None:
+        for place in (self._live, self._queued, self._parked):
+            place.pop(number, None)
+
+    # --- taking values ----------------------------------------------------------------------------------------------
+
+    def _is_new(self, measurement: Measurement) -> bool:
+        opened = self._live.get(measurement.trial)
+        return opened is not None and measurement.step not in opened.seen
+
+    def _record(self, opened: _Open, measurement: Measurement) -> None:
+        reached = opened.reached
+        opened.trial.report(measurement.metrics[self.metric], measurement.step)
+        opened.seen.add(measurement.step)
+        if measurement.step > reached:
+            opened.last = measurement
+            self._budget.steps += measurement.step - reached
+
+    # --- deciding ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, opened: _Open) -> Decision:
+        number, step = opened.number, opened.reached
+        if not step:
+            return Decision(trial=number, action=Action.CONTINUE, reason="no measurement yet")
+        if step >= self._settings.steps:
+            return Decision(trial=number, action=Action.FINISH, reason=f"reached step {step}")
+        if isinstance(self._pruner, ParkingPruner):
+            return self._pruner.decide(self._optuna, self._frozen(opened))
+        if not opened.trial.should_prune():
+            return Decision(trial=number, action=Action.CONTINUE, reason=f"goes on after step {step}")
+        return Decision(trial=number, action=Action.PRUNE, reason=self._why_pruned(opened))
+
+    def _why_pruned(self, opened: _Open) -> str:
+        if isinstance(self._pruner, PeerPruner):
+            return self._pruner.judge(self._optuna, self._frozen(opened)).reason
+        return f"{self._settings.pruner} pruner"
+
+    def _frozen(self, opened: _Open) -> FrozenTrial:
+        return self._storage.get_trial(opened.trial._trial_id)
+
+    def _carry_out(self, opened: _Open, decision: Decision) -> None:
+        match decision.action:
+            case Action.FINISH:
+                self._end(opened, StopReason.FINISHED)
+            case Action.PRUNE:
+                self._end(opened, StopReason.PRUNED, detail=decision.reason)
+            case Action.PARK:
+                self._park(opened, decision.reason)
+            case Action.CONTINUE:
+                pass
+
+    def _park(self, opened: _Open, reason: str) -> None:
+        number = opened.number
+        self._store.end_attempt(number, AttemptState.PARKED, "parked")
+        self._forget(number)
+        self._parked[number] = opened
+        self._tell_observers("parked", number, f"trial {number} parked {self._position(opened)}: {reason}")
+
+    # --- ending trials ----------------------------------------------------------------------------------------------
+
+    def _end(self, opened: _Open, reason: StopReason, *, detail: str = "", error: str = "") -> None:
+        """Everything about a trial's end, `tell` last. Can be repeated by another driver from any point."""
+        number, last = opened.number, opened.last
+        state = self._state_for(opened, reason)
+        for key, value in self._attributes(opened, reason, error).items():
+            opened.trial.set_user_attr(key, value)
+        constraint = CONSTRAINT_OF.get(reason)
+        if constraint is not None and constraint not in opened.trial.constraints:
+            opened.trial.set_constraint(constraint, 1.0)
+        final = last.metrics[self.metric] if state is TrialState.COMPLETE and last is not None else None
+        if final is not None and last is not None and last.adapter is not None:
+            self._retention.record(number, last.adapter, final)
+        attempt = AttemptState.FAILED if state is TrialState.FAIL else AttemptState.SUCCEEDED
+        self._store.end_attempt(number, attempt, reason)
+        self._optuna.tell(opened.trial, final, state=OptunaState[state])
+        self._forget(number)
+        self._budget.ended(number, state, reason, error)
+        if final is not None:
+            for dropped in self._rank(number, final, opened.params):
+                self._retention.give_up(dropped)
+        text = f"trial {number} {reason} {self._position(opened)}".rstrip()
+        self._tell_observers(reason, number, ": ".join(part for part in (text, detail, last_line(error)) if part))
+
+    def _state_for(self, opened: _Open, reason: StopReason) -> TrialState:
+        if reason is StopReason.BUDGET and (not opened.seen or self._budget.trials_left(0) <= 0):
+            return TrialState.FAIL
+        return STATE_OF[reason]
+
+    def _attributes(self, opened: _Open, reason: StopReason, error: str) -> dict[str, Any]:
+        """User attributes of an ended trial, the reason last: a trial that has it is ended by whoever adopts it."""
+        attributes: dict[str, Any] = {}
+        if reason is not StopReason.LOST:
+            attributes.update(self._derive(opened.hyper))
+        if opened.last is not None:
+            attributes |= {"seconds": opened.last.seconds, "tokens": opened.last.tokens}
+            if opened.last.adapter is not None:
+                attributes[ADAPTER] = opened.last.adapter
+        if opened.worker is not None:
+            attributes["worker"] = opened.worker
+        if error:
+            attributes["error"] = error[-_ERROR_CHARACTERS:]
+        return {**attributes, _STOP_REASON: str(reason)}
+
+    def _rank(self, number: int, value: float, params: Mapping[str, Scalar]) -> list[int]:
+        """Take a COMPLETE trial into the ranking; returns the trials whose adapters need not stay."""
+        dropped = self._retention.rank(number, -value if self.direction == "maximize" else value)
+        if self._retention.best == number:
+            self._best = BestTrial(number=number, value=value, params=params)
+        return dropped
+
+    def _position(self, opened: _Open) -> str:
+        if opened.last is None:
+            return ""
+        return f"at step {opened.last.step}, {self.metric} {opened.last.metrics[self.metric]:.4g}"
+
+    def _tell_observers(self, kind: str, trial: int, text: str) -> None:
+        logger.info("%s", text)
+        self._on_event(StudyEvent(kind=str(kind), trial=trial, text=text))
+
+    # --- opening the study ------------------------------------------------------------------------------------------
+
+    def _describe(self, space_sha256: str) -> None:
+        """Say in Optuna's tables what the study is about, where its dashboard shows it."""
+        if self._optuna.direction.name.lower() != self.direction:
+            stored = self._optuna.direction.name.lower()
+            raise SpaceChangedError(
+                f"study {self.name!r} is there to {stored} its objective, not to {self.direction} it"
+            )
+        told = self._optuna.user_attrs
+        about = {"objective": self.metric, "direction": self.direction, "space_sha256": space_sha256}
+        for key, value in about.items():
+            if told.get(key) != value:
+                self._optuna.set_user_attr(key, value)
+        if self._optuna.metric_names != [self.metric]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._optuna.set_metric_names([self.metric])
+
+    def _adopt(self, trials: Sequence[FrozenTrial]) -> None:
+        """Take over what the study holds: count what has ended, complete or queue what has not, enqueue what is new."""
+        check_compatible(self._space, _stored_distributions(trials))
+        running = [trial for trial in trials if trial.state is OptunaState.RUNNING]
+        self._waiting = sum(trial.state is OptunaState.WAITING for trial in trials)
+        for trial in trials:
+            if trial.state.is_finished():
+                self._count(trial)
+        adopted = [self._reopen(trial) for trial in running]
+        for trial, opened in zip(running, adopted, strict=True):
+            self._settle(trial, opened)
+        self._retention.tidy()
+        if running:
+            detail = {"run": self._run, "trials": [trial.number for trial in running], "queued": sorted(self._queued)}
+            self._store.add_event("adopted", detail)
+        self._enqueue(trials)
+
+    def _count(self, trial: FrozenTrial) -> None:
+        reason = trial.user_attrs.get(_STOP_REASON)
+        error = trial.user_attrs.get("error", "")
+        self._budget.ended(trial.number, TrialState(trial.state.name), StopReason(reason) if reason else None, error)
+        self._budget.steps += trial.last_step or 0
+        if trial.state is OptunaState.COMPLETE and trial.value is not None:
+            self._rank(trial.number, trial.value, trial.params)
+
+    def _reopen(self, frozen: FrozenTrial) -> _Open:
+        """A RUNNING trial with all values the store has; Optuna gets those it missed."""
+        trial = optuna.Trial(self._optuna, frozen._trial_id)
+        params: Mapping[str, Scalar] = {name: frozen.params[name] for name in self._names if name in frozen.params}
+        if "fixed_params" in frozen.system_attrs:
+            params = suggest(trial, self._space)  # an enqueued trial keeps its values, whenever the driver was killed
+        opened = _Open(
+            trial=trial, params=params, hyper=assemble(self._space, params), seen=set(frozen.intermediate_values)
+        )
+        self._budget.steps += opened.reached
+        for measurement in self._store.measurements(opened.number):
+            if measurement.step in opened.seen:
+                opened.last = measurement
+            else:
+                self._record(opened, measurement)
+        attempts = self._store.attempts(opened.number)
+        opened.worker = attempts[-1].worker if attempts else None
+        self._queued[opened.number] = opened
+        return opened
+
+    def _settle(self, frozen: FrozenTrial, opened: _Open) -> None:
+        """Complete what the last driver had begun with a RUNNING trial; what can go on stays queued, or parked."""
+        number = opened.number
+        reason = frozen.user_attrs.get(_STOP_REASON)
+        if reason is not None:
+            self._end(opened, StopReason(reason), error=frozen.user_attrs.get("error", ""))
+            return
+        if any(parameter.name not in opened.params for parameter in active_parameters(self._space, opened.params)):
+            self._end(opened, StopReason.LOST)
+            return
+        gone = [name for name in frozen.params if name not in self._names]
+        if gone:
+            self._end(opened, StopReason.INFEASIBLE, detail=f"{gone[0]!r} is not searched any more")
+            return
+        decision = self._judge(opened)
+        if isinstance(self._pruner, ParkingPruner) and self._was_parked(number):
+            self._parked[number] = self._queued.pop(number)
+        else:
+            self._carry_out(opened, decision)
+
+    def _was_parked(self, number: int) -> bool:
+        attempts = self._store.attempts(number)
+        return bool(attempts) and attempts[-1].state is AttemptState.PARKED
+
+    def _enqueue(self, trials: Sequence[FrozenTrial]) -> None:
+        """Enqueue the known-good configurations the study has not got yet, never more than the budget leaves."""
+        done = {trial.user_attrs.get(_ENQUEUED) for trial in trials}
+        room = self._budget.trials_left(self._in_progress + self._waiting)
+        new = [(index, entry) for index, entry in enumerate(self._space.enqueue) if index not in done]
+        for index, entry in new[: max(0, room)]:
+            self._optuna.enqueue_trial(dict(entry), user_attrs={_ENQUEUED: index})
+            self._waiting += 1
+
+
+def _stored_distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    return {name: distribution for trial in trials for name, distribution in trial.distributions.items()}
+
+
+def _in_words(params: Mapping[str, Scalar]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
+    )
