@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL
 
@@ -55,6 +56,17 @@ def upgrade_tables(url: URL) -> None:
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def fail_trials(url: URL, trial_ids: Sequence[int], stop_reason: str) -> None:
+    """Tell RUNNING trials FAIL, with the reason as user attribute `stop_reason`."""
+    storage = open_storage(url)
+    with storage_errors(url, "fail trials"):
+        for trial_id in trial_ids:
+            storage.set_trial_user_attr(trial_id, "stop_reason", stop_reason)
+            storage.set_trial_state_values(trial_id, TrialState.FAIL)
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def head_revision(url: URL) -> str:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import Connection, MetaData, Table, func, inspect, select, text
+from sqlalchemy import Connection, column, func, inspect, select, table, text
 from sqlalchemy.engine import URL
 
 from automl.errors import StorageError
@@ -104,6 +104,8 @@ def create_database(url: URL) -> None:
 
     Never changes a database of another program or version. Raises StorageError.
     """
+    if _is_complete(url):
+        return  # without the lock, which a stopped process may hold
     if is_sqlite(url):
         _create_file(url)
         return
@@ -147,6 +149,13 @@ def database_status(url: URL) -> DatabaseStatus:
     )
 
 
+def _is_complete(url: URL) -> bool:
+    if is_sqlite(url) and not sqlite_path(url).exists():
+        return False
+    schema = _read_schema(url)
+    return schema.is_ours and schema.is_optunas
+
+
 def _read_schema(url: URL) -> _Schema:
     if is_sqlite(url):
         _check_file(url)
@@ -160,7 +169,7 @@ def _read_schema(url: URL) -> _Schema:
 def _optuna_revision(connection: Connection, tables: frozenset[str]) -> str | None:
     if not tables >= _OPTUNA_TABLES:
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return connection.execute(select(column("version_num")).select_from(table("alembic_version"))).scalar()
 
 
 def _check_file(url: URL) -> None:
@@ -282,7 +291,7 @@ def _optuna_head(url: URL) -> str:
 def _count_studies(url: URL) -> int:
     engine = make_engine(url, read_only=True, pooled=False)
     with storage_errors(url, "count the studies"), engine.connect() as connection:
-        return connection.execute(select(func.count()).select_from(Table("studies", MetaData()))).scalar_one()
+        return connection.execute(select(func.count()).select_from(table("studies"))).scalar_one()
 
 
 def _backup(path: Path) -> Path:

@@ -193,7 +193,7 @@ class SqlStore(ResultStore):
         if state is AttemptState.RUNNING:
             raise ValueError("an attempt cannot be ended as RUNNING")
         running = attempts.c.state == AttemptState.RUNNING.value
-        ended = {"state": state.value, "reason": reason, "ended_at": Now()}
+        ended = {"state": state.value, "reason": str(reason), "ended_at": Now()}
         with self._writing(f"close the attempt of trial {trial}") as connection:
             mine = (attempts.c.study_name == self.study) & (attempts.c.trial == trial)
             connection.execute(update(attempts).where(mine, running).values(ended))
@@ -230,7 +230,7 @@ class SqlStore(ResultStore):
             return [_artifact(row) for row in connection.execute(query)]
 
     def add_event(self, kind: str, detail: Mapping[str, Any]) -> None:
-        row = {"study_name": self.study, "at": Now(), "kind": kind, "detail": dict(detail)}
+        row = {"study_name": self.study, "at": Now(), "kind": str(kind), "detail": dict(detail)}
         with self._writing(f"record event {kind!r}") as connection:
             connection.execute(insert(events).values(row))
 

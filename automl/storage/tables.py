@@ -7,6 +7,7 @@ Documented column by column in docs/reference/database.md; a change here needs a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from automl.storage.base import AttemptState
+from automl.trial import StopReason
 
 _NAMING = {
     "pk": "pk_%(table_name)s",
@@ -81,6 +83,10 @@ def _now_postgresql(element: Now, compiler: Any, **keywords: Any) -> str:
     return f"((clock_timestamp() AT TIME ZONE 'UTC') + make_interval(secs => {seconds}))"
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
 metadata = MetaData(naming_convention=_NAMING)
 
 sweeps = Table(
@@ -113,7 +119,8 @@ attempts = Table(
     Column("started_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
     CheckConstraint("number >= 1", name="number"),
-    CheckConstraint("state IN ({})".format(", ".join(f"'{state.value}'" for state in AttemptState)), name="state"),
+    CheckConstraint(f"state IN ({_listed(AttemptState)})", name="state"),
+    CheckConstraint(f"state NOT IN ('SUCCEEDED', 'FAILED') OR reason IN ({_listed(StopReason)})", name="reason"),
     CheckConstraint("(state = 'RUNNING') = (ended_at IS NULL)", name="ended"),
 )
 

@@ -89,7 +89,7 @@ SELECT
   COUNT(*) AS trials,
   COALESCE(SUM(cost.steps), 0) AS steps,
   COALESCE(SUM(cost.seconds), 0) AS seconds,
-  COALESCE(SUM(cost.tokens), 0) AS tokens
+  CAST(COALESCE(SUM(cost.tokens), 0) AS BIGINT) AS tokens
 FROM trials t
 JOIN studies s ON s.study_id = t.study_id
 LEFT JOIN (

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, column, select, table
 
 VERSION_TABLE = "automl_alembic_version"  # Optuna stamps alembic's default table, `alembic_version`
 PREFIX = "automl_"
@@ -22,9 +21,8 @@ def upgrade(connection: Connection) -> None:
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision the database is at, or None if it has no tables of ours."""
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+    """The revision the database is at; the version table must exist. None if it is empty."""
+    return connection.execute(select(column("version_num")).select_from(table(VERSION_TABLE))).scalar()
 
 
 def revisions() -> list[str]:

@@ -12,6 +12,7 @@ depends_on = None
 
 _FINITE = "BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308"
 _STATES = "'RUNNING', 'SUCCEEDED', 'PARKED', 'FAILED', 'LOST', 'INTERRUPTED'"
+_REASONS = "'finished', 'pruned', 'diverged', 'oom', 'budget', 'infeasible', 'error', 'host_crash', 'lost'"
 
 
 def upgrade() -> None:
@@ -45,6 +46,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study_name", "trial", "number", name="pk_automl_attempts"),
         sa.CheckConstraint("number >= 1", name=op.f("ck_automl_attempts_number")),
         sa.CheckConstraint(f"state IN ({_STATES})", name=op.f("ck_automl_attempts_state")),
+        sa.CheckConstraint(
+            f"state NOT IN ('SUCCEEDED', 'FAILED') OR reason IN ({_REASONS})", name=op.f("ck_automl_attempts_reason")
+        ),
         sa.CheckConstraint("(state = 'RUNNING') = (ended_at IS NULL)", name=op.f("ck_automl_attempts_ended")),
     )
     op.create_table(
