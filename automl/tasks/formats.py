@@ -51,7 +51,7 @@ def check_file(path: Path) -> None:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file{nearest(path.name, _neighbours(path))}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{shown(str(path))}: cannot be read: {_reason(error)}") from None
+        raise DataError(f"{_clipped(path)}: cannot be read: {_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{path}: is a folder; a data file is needed here (a folder of texts goes under data.folder)")
     if not stat.S_ISREG(status.st_mode):
@@ -72,15 +72,17 @@ def read_text_folder(folder: Path, *, lenient: bool = False) -> Iterator[Record]
 
 
 def _sub_folders(folder: Path) -> list[Path]:
+    needed = "a folder with one sub-folder of text files per class is needed"
     try:
-        if not folder.is_dir():
-            what = "is a file" if folder.exists() else f"no such folder{nearest(folder.name, _neighbours(folder))}"
-            raise DataError(f"{folder}: {what}; a folder with one sub-folder of text files per class is needed")
         found = [entry for entry in _entries(folder) if entry.is_dir()]
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no such folder{nearest(folder.name, _neighbours(folder))}; {needed}") from None
+    except NotADirectoryError:
+        raise DataError(f"{folder}: is not a folder; {needed}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{shown(str(folder))}: cannot be read: {_reason(error)}") from None
+        raise DataError(f"{_clipped(folder)}: cannot be read: {_reason(error)}") from None
     if not found:
-        raise DataError(f"{folder}: has no sub-folder; one sub-folder of text files per class is needed")
+        raise DataError(f"{folder}: has no sub-folder; {needed}")
     return found
 
 
@@ -250,6 +252,12 @@ def _open(path: Path) -> BinaryIO:
         return cast(BinaryIO, os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {_reason(error)}") from None
+
+
+def _clipped(path: Path) -> str:
+    """A path as it appears where it may be no path at all: unprintable, or longer than any."""
+    text = str(path)
+    return text if len(text) <= 250 and text.isprintable() else shown(text)
 
 
 def _neighbours(path: Path) -> list[str]:
