@@ -1,0 +1,122 @@
+"""Writes the commented space file that `automl init` starts a user with; valid by construction."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from automl.metric import METRICS
+from automl.space.defaults import DEFAULT_SEARCHED, suggested_ranges
+from automl.space.spec import CategoricalParameter, Parameter
+from automl.trial import Scalar
+
+STEPS = 120
+
+_COMMENTS = {
+    "rank": "capacity of the adapter; memory grows with it",
+    "alpha_ratio": "alpha = ratio x rank: how strongly the update counts",
+    "dropout": "against overfitting",
+    "target": "which layers to adapt; more layers learn more and take longer",
+    "learning_rate": "matters most",
+}
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_/.-]*")
+_RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "auto"}
+
+
+def commented_space(
+    study: str,
+    model: str,
+    data: str,
+    task_type: str,
+    model_parameters: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> str:
+    """Text of a space file with a comment on every line that has something to decide.
+
+    model, data: as a user would write them (hub id, folder, file). model_parameters: number of parameters of the
+    backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
+    """
+    metric = "accuracy" if task_type == "classification" else "loss"
+    fitting = ", ".join(name for name, facts in METRICS.items() if task_type in facts.tasks)
+    return "\n".join(
+        [
+            "# A hyperparameter search over LoRA configurations. Check it: automl validate; run it: automl search.",
+            "version: 1",
+            f"study: {_text(study)}  # results are kept under this name; the same file again continues it",
+            "",
+            f"model: {_text(model)}  # hub id, folder, or .gguf file",
+            "",
+            "task:",
+            f"  type: {task_type}",
+            *_data_lines(data, {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}),
+            f"  metric: {metric}  # or one of: {fitting}",
+            "  split: {test: 0.2, validation: 0.2}  # shares of the rows; the search never reads the test rows",
+            "  seed: 7  # fixes the split and the order of the batches",
+            "",
+            "space:  # what may vary; what is not mentioned keeps its default",
+            *_parameter_lines(model_parameters),
+            "",
+            "fixed:",
+            "  batch_size: 8  # rows per optimizer step",
+            "  max_length: 128  # tokens per example; longer ones are cut",
+            "",
+            "# constraints:",
+            '#   - "trainable_params <= 1_000_000"  # checked before a trial costs anything',
+            "",
+            "search:",
+            "  sampler: tpe  # or: gp, cmaes, qmc, random, grid, nsga2",
+            "  pruner: peer  # stops weak trials; or: median, successive-halving, hyperband, none",
+            "  trials: 24  # complete and pruned ones together",
+            f"  steps: {STEPS}  # optimizer steps of a full trial",
+            "  evaluate_every: 10  # the grid on which trials are measured and judged",
+            "  seed: 7",
+            "  # time: 2h  # stop after so long; the same command continues",
+            "",
+            "run:",
+            "  executor: ray  # worker processes; inline runs in this one",
+            "",
+            "# storage: {url: sqlite:///automl.db}  # the default; PostgreSQL: set AUTOML_DB_URL",
+            "",
+        ]
+    )
+
+
+def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
+    if not columns:
+        return [f"  data: {_text(data)}  # file, folder with a sub-folder per label, or {{hub: id}}"]
+    renamed = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
+    return ["  data:", f"    file: {_text(data)}", f"    columns: {{{renamed}}}  # our name: the name in the file"]
+
+
+def _parameter_lines(model_parameters: int | None) -> list[str]:
+    if model_parameters is None:
+        return [f"  {name}: auto  # {_COMMENTS[name]}; auto: by the model's size" for name in DEFAULT_SEARCHED]
+    ranges = suggested_ranges(model_parameters, STEPS)
+    return [f"  {name}: {_range(ranges[name])}  # {_COMMENTS[name]}" for name in DEFAULT_SEARCHED]
+
+
+def _range(parameter: Parameter) -> str:
+    if isinstance(parameter, CategoricalParameter):
+        return f"{{type: categorical, choices: [{', '.join(_value(choice) for choice in parameter.choices)}]}}"
+    kind = "int" if isinstance(parameter.low, int) else "float"
+    log = ", log: true" if parameter.log else ""
+    return f"{{type: {kind}, low: {_value(parameter.low)}, high: {_value(parameter.high)}{log}}}"
+
+
+def _value(value: Scalar) -> str:
+    """A scalar that YAML 1.1 and 1.2 read alike: 1.0e-05 instead of 1e-05."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float):
+        text = repr(value)
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text
+    return json.dumps(value)
+
+
+def _text(text: str) -> str:
+    """A text as a YAML scalar, quoted if it could be read as anything else."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in quoted)
