@@ -10,10 +10,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from automl.errors import ResourceError
-from automl.study.study import Study
 from automl.trial import Action, Cohort, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
+
+if TYPE_CHECKING:
+    from automl.study.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -77,17 +80,20 @@ class Dispatcher:
 
         A cohort of an earlier start of its worker changes nothing, and its sender is sent home. Never raises.
         """
+        if self._is_late(cohort):
+            logger.warning("a late cohort of start %d of worker %d was ignored", cohort.epoch, cohort.worker)
+            return [_STOP]
         if self._max_seconds is not None and self._clock() - self._began >= self._max_seconds:
             self.stop("time")
         try:
             orders = self._welcome(cohort) if cohort.hello else self._judge(cohort)
+            self._on_exchange()
         except Exception as error:  # noqa: BLE001 - the executor's edge: every worker is sent home, `finish` raises it
             self._give_up(error)
             orders = [_STOP]
         if _STOP in orders:
             self._sending_home = True
             self._present.discard(cohort.worker)
-        self._on_exchange()
         return orders
 
     def lost(self, worker: int, why: str) -> None:
@@ -129,11 +135,15 @@ class Dispatcher:
             self._error = error
         self.stop("error")
 
+    def _is_late(self, cohort: Cohort) -> bool:
+        worker = self._workers.get(cohort.worker)
+        if worker is None:
+            return not cohort.hello
+        return cohort.epoch <= worker.epoch if cohort.hello else cohort.epoch != worker.epoch
+
     def _welcome(self, cohort: Cohort) -> list[Order]:
         index = cohort.worker
         worker = self._workers.get(index)
-        if worker is not None and cohort.epoch <= worker.epoch:
-            return [_STOP]
         self._present.add(index)
         self._unheard[index] = -1  # the next death ends a start that was heard of
         if cohort.baseline is not None:
@@ -149,30 +159,34 @@ class Dispatcher:
         return [_STOP]
 
     def _judge(self, cohort: Cohort) -> list[Order]:
-        worker = self._workers.get(cohort.worker)
-        if worker is None or cohort.epoch != worker.epoch:
-            return [_STOP]
-        fresh = [
-            item
-            for item in cohort.measurements
-            if item.trial in worker.open and self._record(item.trial).is_new(item.step)
-        ]
-        self._study.report(fresh)
-        for item in fresh:
-            self._record(item.trial).progressed(item.step)
-        failed = [failure for failure in cohort.failures if failure.trial in worker.open]
-        for failure in failed:
-            self._study.fail(failure)
-        over = {failure.trial for failure in failed}
-        over |= {item.trial for item in fresh if item.trial not in self._study.live}
-        waiting = [trial for trial in dict.fromkeys(item.trial for item in fresh) if trial not in over]
-        orders = [*(worker.let_go(trial, OrderKind.CLOSE) for trial in sorted(over))]
-        for decision in self._study.decide(waiting):
+        worker = self._workers[cohort.worker]
+        reported = self._report(worker, cohort)
+        over = [trial for trial in reported if trial not in self._study.live]
+        orders = [worker.let_go(trial, OrderKind.CLOSE) for trial in over]
+        for decision in self._study.decide([trial for trial in reported if trial not in over]):
             if decision.action is Action.PARK:
                 orders.append(worker.let_go(decision.trial, OrderKind.PARK))
             elif decision.action is not Action.CONTINUE:
                 orders.append(worker.let_go(decision.trial, OrderKind.CLOSE))
         return [*orders, *self._occupy(worker)]
+
+    def _report(self, worker: _Worker, cohort: Cohort) -> list[int]:
+        """Hand values, then failures, to the study. Returns the worker's trials that brought news.
+
+        A step that was judged before is no news: it comes from the slot file of a restarted worker.
+        """
+        fresh = [
+            item
+            for item in cohort.measurements
+            if item.trial in worker.open and item.step > self._record(item.trial).step
+        ]
+        failures = [failure for failure in cohort.failures if failure.trial in worker.open]
+        self._study.report(fresh)
+        for item in fresh:
+            self._record(item.trial).progressed(item.step)
+        for failure in failures:
+            self._study.fail(failure)
+        return sorted({item.trial for item in fresh} | {failure.trial for failure in failures})
 
     def _occupy(self, worker: _Worker) -> Iterator[Order]:
         """Fill the worker's free slots, or send it home if nothing will come any more."""
@@ -265,11 +279,8 @@ class _Record:
     def suspected(self) -> bool:
         return self.deaths > _DEATHS_IN_COMPANY
 
-    def is_new(self, step: int) -> bool:
-        return step > self.step
-
     def progressed(self, step: int) -> None:
-        self.step, self.deaths, self.alone = max(step, self.step), 0, 0
+        self.step, self.deaths, self.alone = step, 0, 0
 
     def died(self, *, alone: bool) -> None:
         self.deaths += 1

@@ -107,7 +107,7 @@ def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
     return ""
 
 
-class _Ending(tune.Stopper):
+class _Ending(tune.Stopper):  # type: ignore[misc]  # Ray's types are not followed (pyproject.toml)
     """Tells Tune that no worker need be started or waited for any more."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class _Ending(tune.Stopper):
         return self.over
 
 
-class _Relay(FIFOScheduler):
+class _Relay(FIFOScheduler):  # type: ignore[misc]  # Ray's types are not followed (pyproject.toml)
     """Hands every cohort to the driver and its orders to the mailbox; Tune itself always hears CONTINUE."""
 
     def __init__(self, connection: Connection[Any, Any], mailbox: ray.actor.ActorHandle, ending: _Ending) -> None:
@@ -137,11 +137,11 @@ class _Relay(FIFOScheduler):
         """Ask the driver. A worker that failed is stopped; it has nothing more to say."""
         if "error" in result:
             self._ask(Failed(trial.config["worker"], result["error"], result["trace"]))
-            return TrialScheduler.STOP
+            return str(TrialScheduler.STOP)
         cohort = result["cohort"]
         reply = self._ask(cohort)
         self._mailbox.post.remote(cohort.worker, cohort.epoch, cohort.seq, reply.orders)
-        return TrialScheduler.CONTINUE
+        return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A worker's process has died; Tune starts it again, in its place or on another node."""

@@ -67,6 +67,10 @@ _SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
 
+# Ray has no setting "listen on loopback only" and replaces 127.0.0.1 by the address of the network card, unless it
+# believes to run where clusters over several machines are unsupported (ray 2.60, _private/services.py:815).
+_PRIVATE = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 
 class RayExecutor(Executor):
     """`workers` processes under Ray Tune, each with `cpus_per_worker` CPUs and `gpus_per_worker` GPUs.
@@ -105,8 +109,6 @@ class RayExecutor(Executor):
             if self._head.wait(dispatcher):
                 self._converse(self._head.connection, dispatcher, build_host)
         finally:
-            if dispatcher.stopped is not None:
-                self.close()
             dispatcher.finish()
 
     def close(self) -> None:
@@ -128,27 +130,30 @@ class RayExecutor(Executor):
                     folder=records,
                 )
             )
-            while (message := _next(connection, dispatcher)) is not None:
-                if isinstance(message, Ended):
-                    if message.error:
-                        raise ResourceError(message.error)
-                    return
+            while not isinstance(message := _next(connection, dispatcher), Ended):
                 connection.send(_answer(message, dispatcher))
+            if message.error:
+                raise ResourceError(message.error)
+        except TimeoutError:
+            logger.warning("workers did not stop in time; they are ended by force and continue from their slot files")
+            self.close()
         except (EOFError, ConnectionError):
+            logger.error("Ray ended unexpectedly")
             dispatcher.stop("Ray ended unexpectedly")
+            self.close()
         finally:
             shutil.rmtree(records, ignore_errors=True)
 
 
-def _next(connection: Connection[Any, Any], dispatcher: Dispatcher) -> object | None:
-    """The head's next message; None if everything was told to stop and takes too long to do so."""
+def _next(connection: Connection[Any, Any], dispatcher: Dispatcher) -> object:
+    """The head's next message. Raises TimeoutError if everything was told to stop and takes too long to do so."""
     deadline = float("inf")
     while not connection.poll(_POLL_SECONDS):
         if dispatcher.stopped is not None:
             grace = _HOMEWARD_SECONDS if dispatcher.over else _GRACE_SECONDS
             deadline = min(deadline, time.monotonic() + grace)
         if time.monotonic() > deadline:
-            return None
+            raise TimeoutError
     message: object = connection.recv()
     return message
 
@@ -227,7 +232,7 @@ def environment(ours: Mapping[str, str], *, address: str | None, threads: int) -
     """
     kept = {name: value for name, value in ours.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
     if address is None:
-        ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_urlsafe(32)}
+        ray = {**_PRIVATE, "RAY_AUTH_TOKEN": secrets.token_urlsafe(32)}
     else:
         ray = {name: value for name, value in ours.items() if name.startswith("RAY_")}
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)

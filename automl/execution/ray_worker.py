@@ -14,7 +14,7 @@ from automl.execution.base import Host, HostFactory
 from automl.execution.worker import Worker
 
 
-class TuneWorker(tune.Trainable):
+class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not followed (pyproject.toml)
     """One process on one device. Its results: {"cohort": …}, or {"error": …, "trace": …} as the last one.
 
     The host is built in the first `step`, not in `setup`, so that an exception travels as a result with its text; Tune

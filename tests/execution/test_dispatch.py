@@ -1,0 +1,257 @@
+"""The driver's half: all values before any decision, free slots filled, dead workers' trials given back, halting."""
+
+from __future__ import annotations
+
+import pytest
+
+from automl.errors import ModelError, ResourceError, StorageError
+from automl.execution.dispatch import Dispatcher
+from automl.trial import Action, Cohort, Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
+from tests.execution.scripted import ScriptedStudy
+
+
+class Talk:
+    """One worker's side of the conversation, written out; holds no host."""
+
+    def __init__(self, dispatcher: Dispatcher, *, worker: int = 0, capacity: int = 1) -> None:
+        self.dispatcher = dispatcher
+        self.worker = worker
+        self.capacity = capacity
+        self.epoch = 0
+        self.seq = 0
+
+    def hello(self) -> list[str]:
+        self.epoch += 1
+        self.seq = 0
+        return self.say(hello=True)
+
+    def say(
+        self, *reports: tuple[int, int], failed: tuple[int, ...] = (), hello: bool = False, loss: float = 1.0
+    ) -> list[str]:
+        """Report (trial, step) pairs and failures; returns the orders as short texts."""
+        cohort = Cohort(
+            worker=self.worker,
+            epoch=self.epoch,
+            seq=self.seq,
+            hello=hello,
+            measurements=tuple(Measurement(trial=trial, step=step, metrics={"loss": loss}) for trial, step in reports),
+            failures=tuple(TrialFailure(trial=t, step=1, reason=StopReason.ERROR, message="boom") for t in failed),
+            capacity=self.capacity,
+        )
+        self.seq += 1
+        return [short(order) for order in self.dispatcher.exchange(cohort)]
+
+
+def short(order: Order) -> str:
+    if order.kind is OrderKind.OPEN:
+        assert order.spec is not None
+        return f"open {order.trial}.{order.spec.attempt}"
+    return str(order.kind) if order.kind is OrderKind.STOP else f"{order.kind} {order.trial}"
+
+
+class Clock:
+    """A clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_hello_fills_the_slots_the_worker_has() -> None:
+    assert Talk(Dispatcher(ScriptedStudy(5)), capacity=3).hello() == ["open 0.1", "open 1.1", "open 2.1"]
+
+
+def test_all_values_of_a_cohort_are_reported_before_any_decision() -> None:
+    study = ScriptedStudy(2, {(0, 2): Action.PRUNE})
+    talk = Talk(Dispatcher(study), capacity=2)
+    talk.hello()
+    assert talk.say((0, 2), (1, 2)) == ["close 0"]
+    assert study.log == ["report 0@2", "report 1@2", "prune 0@2", "continue 1@2"]
+
+
+def test_a_free_slot_is_filled_in_the_same_exchange_and_the_end_sends_home() -> None:
+    talk = Talk(Dispatcher(ScriptedStudy(2)))
+    assert talk.hello() == ["open 0.1"]
+    assert talk.say((0, 2)) == []
+    assert talk.say((0, 4)) == ["close 0", "open 1.1"]
+    assert talk.say((1, 2), (1, 4)) == ["close 1", "stop"]
+
+
+def test_a_parked_trial_frees_its_slot_and_is_opened_again_later() -> None:
+    talk = Talk(Dispatcher(ScriptedStudy(2, {(0, 2): Action.PARK})))
+    talk.hello()
+    assert talk.say((0, 2)) == ["park 0", "open 1.1"]
+    assert talk.say((1, 4)) == ["close 1", "open 0.1"]
+
+
+def test_a_failure_is_told_after_the_values_that_came_with_it() -> None:
+    study = ScriptedStudy(2)
+    talk = Talk(Dispatcher(study), capacity=2)
+    talk.hello()
+    assert talk.say((1, 2), failed=(0,)) == ["close 0"]
+    assert study.log == ["report 1@2", "fail 0 error", "continue 1@2"]
+
+
+def test_a_trial_the_study_ends_while_it_reports_is_closed_and_not_judged() -> None:
+    study = ScriptedStudy(1)
+    talk = Talk(Dispatcher(study))
+    talk.hello()
+    assert talk.say((0, 2), loss=1e9) == ["close 0", "stop"]
+    assert study.log == ["report 0@2", "diverged 0"]
+
+
+def test_a_worker_with_nothing_to_do_waits_while_others_may_still_fail() -> None:
+    dispatcher = Dispatcher(ScriptedStudy(1))
+    busy, idle = Talk(dispatcher, worker=0), Talk(dispatcher, worker=1)
+    busy.hello()
+    assert idle.hello() == []
+    assert idle.say() == []
+    busy.say((0, 4))
+    assert idle.say() == ["stop"]
+
+
+def test_a_restarted_worker_gets_its_trials_back_and_old_steps_are_not_judged_again() -> None:
+    study = ScriptedStudy(2)
+    talk = Talk(Dispatcher(study), capacity=2)
+    talk.hello()
+    talk.say((0, 2), (1, 2))
+    assert talk.hello() == ["open 0.2", "open 1.2"]
+    study.log.clear()
+    assert talk.say((0, 2), (1, 2), (1, 4)) == ["close 1"]
+    assert study.log == ["report 1@4", "finish 1@4"]
+
+
+def test_a_late_cohort_of_an_earlier_start_changes_nothing_and_its_sender_goes_home() -> None:
+    study = ScriptedStudy(1)
+    dispatcher = Dispatcher(study)
+    talk = Talk(dispatcher)
+    talk.hello()
+    talk.hello()
+    zombie = Talk(dispatcher)
+    zombie.epoch = 1
+    assert zombie.say((0, 2)) == ["stop"]
+    assert study.log == ["restart 0"]
+    # The later start is still there: its trial goes on.
+    assert not dispatcher.over
+    assert talk.say((0, 2)) == []
+
+
+def test_after_two_deaths_in_company_suspects_train_alone_and_the_guilty_one_fails() -> None:
+    study = ScriptedStudy(3)
+    talk = Talk(Dispatcher(study), capacity=3)
+    talk.hello()
+    assert talk.hello() == ["open 0.2", "open 1.2", "open 2.2"]
+    assert talk.hello() == ["open 0.3", "open 1.3", "open 2.3"]
+    assert talk.hello() == ["open 0.4"]
+    # Trial 0 makes progress alone, so it is innocent and makes room for the next suspect.
+    assert talk.say((0, 2)) == ["park 0", "open 1.4"]
+    # Trial 1 kills its worker three times alone.
+    assert talk.hello() == ["open 1.5"]
+    assert talk.hello() == ["open 1.6"]
+    assert talk.hello() == ["close 1", "open 2.4"]
+    assert talk.say((2, 2)) == ["open 0.4"]
+    assert "fail 1 host_crash" in study.log
+
+
+def test_progress_of_its_own_clears_a_trial_but_not_its_neighbour() -> None:
+    talk = Talk(Dispatcher(ScriptedStudy(2)), capacity=2)
+    talk.hello()
+    talk.hello()
+    talk.hello()
+    talk.say((0, 2))
+    # Trial 1 has now died three times without progress, trial 0 once.
+    assert talk.hello() == ["open 1.4"]
+
+
+def test_with_one_slot_a_trial_is_always_alone_and_fails_at_the_third_death() -> None:
+    study = ScriptedStudy(2)
+    talk = Talk(Dispatcher(study))
+    talk.hello()
+    assert talk.hello() == ["open 0.2"]
+    assert talk.hello() == ["open 0.3"]
+    assert talk.hello() == ["close 0", "open 1.1"]
+
+
+def test_stop_takes_what_has_come_and_sends_every_worker_home() -> None:
+    study = ScriptedStudy(4)
+    dispatcher = Dispatcher(study)
+    first, second = Talk(dispatcher, worker=0), Talk(dispatcher, worker=1)
+    first.hello()
+    second.hello()
+    dispatcher.stop("SIGTERM")
+    dispatcher.stop("SIGINT")
+    assert first.say((0, 4)) == ["close 0", "stop"]
+    assert not dispatcher.over
+    assert second.say() == ["stop"]
+    assert dispatcher.over
+    dispatcher.finish()
+    assert (dispatcher.stopped, study.log[-1]) == ("SIGTERM", "interrupt SIGTERM")
+
+
+def test_a_stop_that_came_too_late_is_none() -> None:
+    dispatcher = Dispatcher(ScriptedStudy(1))
+    talk = Talk(dispatcher)
+    talk.hello()
+    dispatcher.stop("SIGTERM")
+    talk.say((0, 4))
+    dispatcher.finish()
+    assert dispatcher.stopped is None
+
+
+def test_wall_clock_stops_the_run() -> None:
+    clock = Clock()
+    dispatcher = Dispatcher(ScriptedStudy(2), max_seconds=60.0, clock=clock)
+    talk = Talk(dispatcher)
+    talk.hello()
+    clock.now = 59.9
+    assert talk.say((0, 2)) == []
+    clock.now = 60.0
+    assert talk.say() == ["stop"]
+    assert dispatcher.stopped == "time"
+
+
+class BrokenStudy(ScriptedStudy):
+    """A study whose database goes away."""
+
+    def next(self, worker: int) -> TrialSpec | None:
+        raise StorageError("database is gone")
+
+
+def test_an_error_of_the_study_sends_workers_home_and_is_raised_at_the_end() -> None:
+    study = BrokenStudy(1)
+    dispatcher = Dispatcher(study)
+    assert Talk(dispatcher).hello() == ["stop"]
+    assert Talk(dispatcher, worker=1).hello() == ["stop"]
+    with pytest.raises(StorageError, match="database is gone"):
+        dispatcher.finish()
+    assert study.log == ["interrupt StorageError: database is gone"]
+
+
+def test_an_error_of_a_worker_ends_the_run() -> None:
+    dispatcher = Dispatcher(ScriptedStudy(1))
+    dispatcher.failed(0, ModelError("no such model: 'x'"))
+    assert dispatcher.over
+    with pytest.raises(ModelError, match="no such model"):
+        dispatcher.finish()
+
+
+def test_a_worker_that_never_gets_ready_ends_the_run_at_the_third_death() -> None:
+    dispatcher = Dispatcher(ScriptedStudy(1))
+    talk = Talk(dispatcher)
+    talk.hello()
+    dispatcher.lost(0, "killed")  # it had been heard of: this one does not count
+    dispatcher.lost(0, "killed")
+    dispatcher.lost(0, "killed")
+    assert dispatcher.stopped is None
+    dispatcher.lost(0, "out of memory")
+    with pytest.raises(ResourceError, match="3 times before it was ready, last: out of memory"):
+        dispatcher.finish()
+
+
+def test_baseline_and_exchanges_are_passed_on() -> None:
+    heard: list[object] = []
+    dispatcher = Dispatcher(ScriptedStudy(1), on_exchange=lambda: heard.append(dispatcher.baseline))
+    dispatcher.exchange(Cohort(worker=0, epoch=1, seq=0, hello=True, baseline={"loss": 2.0}))
+    assert heard == [{"loss": 2.0}]

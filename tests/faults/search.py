@@ -1,0 +1,89 @@
+"""A real study over a real database for formula hosts: what the contract and fault tests drive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from automl.lora import Hyperparameters
+from automl.space.assemble import assemble
+from automl.space.spec import FloatParameter, IntParameter, SearchSettings, SearchSpace
+from automl.storage.base import ResultStore
+from automl.storage.invariants import check
+from automl.storage.lease import StudyLease
+from automl.storage.sql import Database, open_database
+from automl.study.seeding import data_seed, trial_seed
+from automl.study.study import Study, StudyEvent
+from automl.trial import TrialSpec
+from tests.formula import curve
+
+NAME = "formula"
+
+SPACE = SearchSpace(
+    parameters=(
+        FloatParameter(name="learning_rate", low=1e-5, high=1e-1, log=True),
+        IntParameter(name="rank", low=2, high=16, log=True),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Search:
+    """An open study and what is around it."""
+
+    study: Study
+    store: ResultStore
+    database: Database
+    run: int
+
+
+@contextmanager
+def open_search(
+    folder: Path, settings: SearchSettings, *, on_event: Callable[[StudyEvent], None] = lambda event: None
+) -> Iterator[Search]:
+    """The study in `folder`/search.db, held by a lease; opened again, it is continued."""
+    with open_database(url(folder), create=True) as database, StudyLease(database, NAME, ttl_seconds=6) as lease:
+        run = lease.take("a formula", "0" * 64, {})
+        store = database.store(NAME, guard=lease.verify)
+        study = Study(
+            name=NAME,
+            storage=database.optuna_storage(guard=lease.verify),
+            store=store,
+            space=SPACE,
+            settings=settings,
+            metric="loss",
+            run=run,
+            derive=derive,
+            on_event=on_event,
+        )
+        yield Search(study, store, database, run)
+
+
+def url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'search.db'}"
+
+
+def derive(hyper: Hyperparameters) -> dict[str, float]:
+    return {"trainable_params": 1000.0 * hyper.rank}
+
+
+def undisturbed(settings: SearchSettings, number: int, params: dict[str, float]) -> list[tuple[int, float]]:
+    """The curve the trial would have if nothing ever happened to it."""
+    spec = TrialSpec(
+        number=number,
+        params=params,
+        hyper=assemble(SPACE, params),
+        seed=trial_seed(settings.seed, number),
+        data_seed=data_seed(settings.seed),
+        steps=settings.steps,
+        evaluate_every=settings.evaluate_every,
+    )
+    return curve(spec)
+
+
+def violations(folder: Path, *, finished: bool) -> list[str]:
+    """Invariants that do not hold, one line each."""
+    with open_database(url(folder), create=False) as database:
+        return [f"{item.id} {item.description}: {item.rows}" for item in check(database, NAME, finished=finished)]
