@@ -12,7 +12,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,9 +30,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
-from transformers.utils import logging as transformers_logging
 
 from automl.errors import ModelError
+from automl.models.calling import first_line, quietly
 from automl.models.fingerprint import combined_digest, file_digest
 from automl.models.gguf import converted_gguf
 from automl.models.inventory import head_modules
@@ -116,21 +115,18 @@ def load_backbone(
     auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
     config.pad_token_id = _pad_id(ref, config)
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with quietly(f"{ref.path}: cannot load the weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            model, info = auto.from_pretrained(
-                ref.path,
-                config=config,
-                dtype=DTYPES[dtype],
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{ref.path}: cannot load {ref.architecture} weights: {_one_line(error)}") from error
+        model, info = auto.from_pretrained(
+            ref.path,
+            config=config,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     _check_loaded(ref, model, info)
     model.requires_grad_(False)
     model.eval()
@@ -140,11 +136,8 @@ def load_backbone(
 
 def load_tokenizer(ref: BackboneRef) -> Any:
     """The tokenizer, with a pad token: its own, else its end-of-text token. Raises ModelError if it has neither."""
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{ref.path}: cannot load the tokenizer: {_one_line(error)}") from error
+    with quietly(f"{ref.path}: cannot load the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
     # Without its vocabulary file transformers 5.23 makes a tokenizer that knows the special tokens and nothing else.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(f"{ref.path}: the tokenizer has no vocabulary; tokenizer.json (or vocab.txt …) is missing")
@@ -159,27 +152,10 @@ def skeleton(ref: BackboneRef, kind: Kind, labels: Sequence[str] = ()) -> torch.
     """The network's module tree on the meta device: all names and shapes, no weights, no memory."""
     auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
-    with quiet_transformers(), torch.device("meta"):
+    with quietly(f"{ref.path}: config.json describes no {kind} model"), torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)
     assert isinstance(model, torch.nn.Module)
     return model
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No warnings and no progress bars of transformers inside the block; the user's settings are put back after it.
-
-    What they say while loading (a new head was initialised, tied weights) is expected here or checked by us.
-    """
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 # Finding
@@ -196,7 +172,7 @@ def _hub_snapshot(model_id: str, revision: str | None) -> Path:
         raise ModelError(f"'{model_id}' is neither a folder here nor a hub id (namespace/name)") from error
     except (LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, HfHubHTTPError):
-            raise ModelError(f"model '{model_id}': the hub answers: {_one_line(error)}") from error
+            raise ModelError(f"model '{model_id}': the hub answers: {first_line(error)}") from error
         at = f" --revision {revision}" if revision else ""
         raise ModelError(
             f"model '{model_id}' is not in the local cache and the hub cannot be reached; "
@@ -226,8 +202,7 @@ def _folder_or_gguf(path: Path, cache: Path) -> Path:
         raise ModelError(f"{path}: no such model folder or GGUF file")
     if path.suffix.lower() != ".gguf":
         raise ModelError(f"{path}: a model is a folder with config.json and safetensors, or a .gguf file")
-    with quiet_transformers():
-        return converted_gguf(path, cache)
+    return converted_gguf(path, cache)
 
 
 def _reference(folder: Path, cache: Path) -> BackboneRef:
@@ -286,7 +261,7 @@ def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:
                     elements = math.prod(part.get_shape())
                     yield elements, elements * widths[part.get_dtype()]
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: not a readable safetensors file: {_one_line(error)}") from error
+        raise ModelError(f"{file}: not a readable safetensors file: {first_line(error)}") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -295,7 +270,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelError(f"{file.parent}: {file.name} is missing; a model folder needs it") from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {_one_line(error)}") from error
+        raise ModelError(f"{file}: not readable as JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file}: should hold a JSON object, holds {type(content).__name__}")
     return content
@@ -306,10 +281,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
     """transformers' configuration for this kind of head, without dropout."""
-    try:
+    with quietly(f"{ref.path}: transformers cannot read config.json"):
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{ref.path}: transformers cannot read config.json: {_one_line(error)}") from error
     _check_head(config, kind)
     without_dropout(config)
     if kind == "classification":
@@ -364,7 +337,3 @@ def _check_loaded(ref: BackboneRef, model: Any, info: Any) -> None:
         raise ModelError(f"{ref.path}: the checkpoint lacks {len(lost)} weights of {type(model).__name__}: {lost[0]} …")
     if missing:
         logger.warning("%s: the checkpoint has no pooler; it is initialised from the seed and stays frozen", ref.path)
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__

@@ -6,21 +6,28 @@ SmolLM2-135M (Q4_1): 24 CPU seconds from GGUF, 0.3 from the converted safetensor
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
 import time
+from contextlib import redirect_stderr, suppress
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
 from automl.errors import MissingExtraError, ModelError, ResourceError
+from automl.models.calling import quiet, quietly
 from automl.models.fingerprint import file_digest
 
-_STALE_SECONDS = 3600.0
+logger = logging.getLogger(__name__)
+
+_STALE_SECONDS = 24 * 3600.0
 
 
 def converted_gguf(file: Path, cache: Path) -> Path:
@@ -44,10 +51,11 @@ def converted_gguf(file: Path, cache: Path) -> Path:
     building = Path(tempfile.mkdtemp(dir=models, prefix=f".{target.name}-"))
     try:
         _convert(file, building)
-        _sync(building)
+        _sync(*building.iterdir(), building)
         _publish(building, target)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+        _sync(models)
+    except (OSError, SafetensorError) as error:
+        if os.strerror(errno.ENOSPC) in str(error):  # safetensors passes on the system's text, not its number
             raise ResourceError(f"{models}: disk full while converting {file.name}") from error
         raise
     finally:
@@ -58,7 +66,9 @@ def converted_gguf(file: Path, cache: Path) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     # dequantize=True: without it the model stays marked as quantised and save_pretrained raises
     # (transformers 5.23, quantizers/quantizer_gguf.py: is_serializable is False).
-    try:
+    logger.info("converting %s, once; this takes about 20 CPU seconds per 100 MB", file)
+    # redirect_stderr: the loader draws a plain tqdm bar (modeling_gguf_pytorch_utils.py) that no setting turns off.
+    with quietly(f"{file}: transformers cannot convert this GGUF file"), redirect_stderr(StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
@@ -67,11 +77,9 @@ def _convert(file: Path, folder: Path) -> None:
             dtype=torch.float32,
             local_files_only=True,
         )
-    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
-        raise ModelError(f"{file}: transformers cannot convert this GGUF file: {reason}") from error
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _publish(building: Path, target: Path) -> None:
@@ -82,8 +90,8 @@ def _publish(building: Path, target: Path) -> None:
             raise
 
 
-def _sync(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
+def _sync(*paths: Path) -> None:
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -94,5 +102,6 @@ def _sync(folder: Path) -> None:
 def _remove_stale(models: Path, name: str) -> None:
     """Delete what a killed conversion of the same file left behind, but nothing that may still be in work."""
     for leftover in models.glob(f".{name}-*"):
-        if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process is cleaning up as well
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
