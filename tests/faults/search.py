@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.study.seeding import data_seed, trial_seed
 from automl.study.study import Study, StudyEvent
-from automl.trial import TrialSpec
+from automl.trial import Scalar, TrialSpec
 from tests.formula import curve
 
 NAME = "formula"
@@ -69,7 +69,7 @@ def derive(hyper: Hyperparameters) -> dict[str, float]:
     return {"trainable_params": 1000.0 * hyper.rank}
 
 
-def undisturbed(settings: SearchSettings, number: int, params: dict[str, float]) -> list[tuple[int, float]]:
+def undisturbed(settings: SearchSettings, number: int, params: Mapping[str, Scalar]) -> list[tuple[int, float]]:
     """The curve the trial would have if nothing ever happened to it."""
     spec = TrialSpec(
         number=number,
@@ -83,7 +83,8 @@ def undisturbed(settings: SearchSettings, number: int, params: dict[str, float])
     return curve(spec)
 
 
-def violations(folder: Path, *, finished: bool) -> list[str]:
+def violations(folder: Path, settings: SearchSettings, *, finished: bool) -> list[str]:
     """Invariants that do not hold, one line each."""
     with open_database(url(folder), create=False) as database:
-        return [f"{item.id} {item.description}: {item.rows}" for item in check(database, NAME, finished=finished)]
+        found = check(database, NAME, finished=finished, max_trials=settings.trials)
+    return [f"{item.id} {item.description}: {item.rows}" for item in found]
