@@ -165,9 +165,9 @@ def _hub_snapshot(model_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    wanted = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*wanted, *TOKENIZER_FILES]))
     except HFValidationError as error:
         raise ModelError(f"'{model_id}' is neither a folder here nor a hub id (namespace/name)") from error
     except (LocalEntryNotFoundError, OSError) as error:
@@ -247,7 +247,7 @@ def _weight_files(folder: Path) -> list[Path]:
     ggufs = sorted(file.name for file in folder.glob("*.gguf"))
     if ggufs:
         raise ModelError(f"{folder}: has no model.safetensors; name the file {ggufs[0]} itself to use it")
-    raise ModelError(f"{folder}: model.safetensors is missing")
+    raise ModelError(f"{folder}: model.safetensors is missing; other formats of weights are not read")
 
 
 def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:

@@ -77,7 +77,7 @@ NAMINGS: dict[str, Naming] = {
         mlp=r"DenseReluDense\.w(i|i_0|i_1|o)",
     ),
 }
-"""Family -> names. The first row of which every role is found in the network is used; order does not matter today."""
+"""Family -> names. The first row of which every role is found in the network is used; no two rows fit one network."""
 
 _ROLES: dict[str, tuple[str, ...]] = {
     "qv": ("query", "value"),

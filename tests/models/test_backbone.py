@@ -102,6 +102,34 @@ class TestResolve:
             resolve(bert, tmp_path / "cache")
 
 
+class TestHub:
+    @pytest.fixture
+    def hub(self, folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A cache of the hub's client that holds someone/tiny-bert at one commit."""
+        repository = tmp_path / "hub" / "models--someone--tiny-bert"
+        shutil.copytree(folders("bert"), repository / "snapshots" / "0123abc")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0123abc")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        return repository
+
+    def test_a_cached_model_needs_no_network(self, hub: Path, tmp_path: Path) -> None:
+        ref = resolve_model(ModelSettings(kind="hub", location="someone/tiny-bert"), tmp_path / "cache")
+
+        assert Path(ref.path) == hub / "snapshots" / "0123abc"
+        assert load_backbone(ref, "classification", LABELS).config.num_labels == 3
+
+    def test_another_revision_is_not_taken_for_it(self, hub: Path, tmp_path: Path) -> None:
+        settings = ModelSettings(kind="hub", location="someone/tiny-bert", revision="v2")
+        with pytest.raises(ModelError, match=r"hf download someone/tiny-bert --revision v2$"):
+            resolve_model(settings, tmp_path / "cache")
+
+    def test_its_own_code_is_refused_as_anywhere(self, hub: Path, tmp_path: Path) -> None:
+        spoil_auto_map(hub / "snapshots" / "0123abc")
+        with pytest.raises(ModelError, match="auto_map asks for code"):
+            resolve_model(ModelSettings(kind="hub", location="someone/tiny-bert"), tmp_path / "cache")
+
+
 def spoil_auto_map(folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoModel": "modeling_evil.Evil"})
 
