@@ -53,22 +53,10 @@ class SlotFolder:
     def claim(self) -> None:
         """Take the folder for this attempt; files of another computation under the same number are deleted.
 
-        Raises CheckpointError if a later attempt has the folder already.
+        Raises CheckpointError if a later attempt has the folder already, ResourceError if the disk refuses.
         """
-        if any(identity != self.identity for _, identity in self._marks()):
-            logger.warning("%s: belongs to a trial with other settings; starting it anew", self.folder)
-            durable.remove_folder(self.folder)
-        durable.make_folder(self.folder)
-        self._refuse_if_superseded()
-        older = [attempt for attempt, _ in self._marks() if attempt < self.attempt]
-        mark = self._mark(self.attempt)
-        if not mark.exists():
-            with durable.full_disk_as_resource_error(self.folder):
-                durable.write_file(mark, b"")
-        for attempt in older:
-            self._mark(attempt).unlink(missing_ok=True)
-        durable.sync(self.folder)
-        durable.remove_drafts(self.folder)
+        with durable.disk_errors_named(self.folder):
+            self._claim()
 
     def load(self) -> SlotRecord | None:
         """The newest undamaged state; None if nothing was ever saved.
@@ -89,7 +77,7 @@ class SlotFolder:
     def save(self, record: SlotRecord) -> None:
         """Write the state durably; afterwards it and the one before it are what is left in the folder.
 
-        Raises CheckpointError if a later attempt has claimed the folder, ResourceError if the disk is full.
+        Raises CheckpointError if a later attempt has claimed the folder, ResourceError if the disk refuses.
         """
         self._refuse_if_superseded()
         step = record.state.step
@@ -105,6 +93,21 @@ class SlotFolder:
         """Delete the trial's slot files, unless a later attempt has claimed them."""
         if all(attempt <= self.attempt for attempt, _ in self._marks()):
             durable.remove_folder(self.folder)
+
+    def _claim(self) -> None:
+        if any(identity != self.identity for _, identity in self._marks()):
+            logger.warning("%s: belongs to a trial with other settings; starting it anew", self.folder)
+            durable.remove_folder(self.folder)
+        durable.make_folder(self.folder)
+        self._refuse_if_superseded()
+        older = [attempt for attempt, _ in self._marks() if attempt < self.attempt]
+        mark = self._mark(self.attempt)
+        if not mark.exists():
+            durable.write_file(mark, b"")
+        for attempt in older:
+            self._mark(attempt).unlink(missing_ok=True)
+        durable.sync(self.folder)
+        durable.remove_drafts(self.folder)
 
     def _refuse_if_superseded(self) -> None:
         newest = max((attempt for attempt, _ in self._marks()), default=0)

@@ -6,7 +6,6 @@ disk and renamed. Directories are 0700, files 0600.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,17 +22,15 @@ MANIFEST = "manifest.json"
 DRAFT = ".draft-"
 """Prefix of folders that are being written, or were when their writer died."""
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-
 
 @contextmanager
 def sealed_folder(folder: Path, about: Mapping[str, Any]) -> Iterator[Path]:
     """A draft folder to fill; on leaving the block it is sealed and takes the place of `folder`, old contents gone.
 
     about: what the manifest says beside the hashes; JSON without NaN. If the block raises, nothing has changed.
-    Raises ResourceError if the disk is full or read-only.
+    Raises ResourceError if the disk is full, read-only or broken.
     """
-    with full_disk_as_resource_error(folder):
+    with disk_errors_named(folder):
         make_folder(folder.parent)
         remove_drafts(folder.parent, folder.name)
         draft = _draft(folder)
@@ -50,14 +47,14 @@ def sealed_folder(folder: Path, about: Mapping[str, Any]) -> Iterator[Path]:
 
 
 @contextmanager
-def full_disk_as_resource_error(folder: Path) -> Iterator[None]:
-    """Turn "no space", "quota exceeded" and "read-only" into a ResourceError that names the folder."""
+def disk_errors_named(folder: Path) -> Iterator[None]:
+    """Turn what the operating system refuses inside the block into a ResourceError that names the folder."""
     try:
         yield
+    except ResourceError:
+        raise
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise ResourceError(f"{folder}: cannot write: {os.strerror(error.errno)}; free space and run again") from error
+        raise ResourceError(f"{folder}: cannot write: {error.strerror or error}") from error
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
@@ -83,6 +80,17 @@ def write_file(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write the file anew, whole or not at all; an older one is replaced."""
+    draft = path.parent / f"{DRAFT}{uuid.uuid4().hex}"
+    try:
+        write_file(draft, data)
+        draft.replace(path)
+        sync(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -14,9 +14,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import nn
 
-from automl.errors import CheckpointError
+from automl.errors import CheckpointError, ModelError, ResourceError
 from automl.lora import Hyperparameters
-from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer, quiet_transformers
+from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer
+from automl.models.calling import quietly
 from automl.tasks import make_task
 from automl.training import durable
 from automl.training.bench import Bench, HostSettings, load_bench
@@ -70,7 +71,7 @@ def export_adapter(model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: An
 
     adapter_model.safetensors, adapter_config.json (its base model is the backbone's folder), the tokenizer unless it is
     large, manifest.json; for classification also config.json, whose id2label names the classes. An older folder is
-    replaced. Raises ResourceError if the disk is full.
+    replaced. Raises ResourceError if the disk refuses.
     """
     with durable.sealed_folder(folder, meta.to_json()) as draft:
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -91,15 +92,18 @@ def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
     """Fold an adapter into the backbone of `settings` and write a full model folder, in float32.
 
     It holds safetensors, tokenizer and a manifest. Logits agree with the unmerged model to a relative 1e-4. Raises
-    CheckpointError if the adapter is damaged or was trained on another backbone.
+    CheckpointError if the adapter is damaged or was trained on another backbone, ResourceError if the disk refuses.
     """
     about = _verified(adapter, "adapter", settings)
     head = make_task(settings.task).head(settings.prepared)
     base = load_backbone(settings.backbone, head.kind, head.labels)
     merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
-    with durable.sealed_folder(out, {**about, "kind": "merged"}) as draft, quiet_transformers():
-        merged.save_pretrained(draft)
-        load_tokenizer(settings.backbone).save_pretrained(draft)
+    try:
+        with durable.sealed_folder(out, {**about, "kind": "merged"}) as draft, quietly(f"{out}: cannot write"):
+            merged.save_pretrained(draft)
+            load_tokenizer(settings.backbone).save_pretrained(draft)
+    except ModelError as error:  # safetensors has its own words for a full disk
+        raise ResourceError(str(error)) from error
 
 
 def evaluate_export(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
@@ -137,7 +141,7 @@ def _verified(folder: Path, kind: str, settings: HostSettings) -> dict[str, Any]
 
 
 def _with_adapter(base: nn.Module, folder: Path) -> Any:
-    with quiet_transformers(), warnings.catch_warnings():
+    with quietly(f"{folder}: PEFT cannot load the adapter"), warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed; see automl.methods.lora.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         return PeftModel.from_pretrained(base, str(folder))

@@ -115,7 +115,7 @@ class SoloHost:
     def advance(self) -> Sequence[Measurement | TrialFailure]:
         """Train one resident trial up to its next measurement, which is in its slot file when this returns.
 
-        Raises ResourceError if the disk is full and CheckpointError if a later attempt has taken the trial over: both
+        Raises ResourceError if the disk refuses and CheckpointError if a later attempt has taken the trial over: both
         concern the host, not the trial.
         """
         ready = [resident for resident in self._residents.values() if not resident.is_finished]
@@ -153,22 +153,22 @@ class SoloHost:
             self.park(trial)
 
     def _advance(self, resident: _Resident) -> Measurement | TrialFailure:
+        if resident.damage is not None:
+            return self._fail(resident, StopReason.ERROR, str(resident.damage))
         try:
-            if resident.damage is not None:
-                raise resident.damage
-            generator = self._seat(resident)
-            measurement = self._finish(resident, next(generator))
+            measurement = self._finish(resident, next(self._seat(resident)))
+            self._save(resident, measurement)
+            return measurement
+        except (CheckpointError, ResourceError, KeyboardInterrupt, SystemExit):
+            resident.rise()  # should the host go on, the trial starts from its slot file
+            raise
         except Diverged as error:
             return self._fail(resident, StopReason.DIVERGED, str(error))
         except OutOfMemory as error:
             return self._fail(resident, StopReason.OOM, str(error))
-        except ResourceError:
-            raise
         except Exception as error:  # noqa: BLE001 - the executor's edge: what a task or model raises fails one trial
             text = "".join(traceback.format_exception(error))
             return self._fail(resident, StopReason.ERROR, text[-LONGEST_TRACEBACK:])
-        self._save(resident, measurement)
-        return measurement
 
     def _seat(self, resident: _Resident) -> Generator[Measurement, None, None]:
         """Let the trial sit at the backbone; whoever sat there rises."""

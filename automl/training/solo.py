@@ -72,6 +72,7 @@ class SoloTrial:
             self._method.load_state(model, dict(self._start.params))
             optim.load_moments(optimizer, parameters, self._start.moments)
             set_dropout_state(model, self._start.dropout)
+            self._start = None  # the model holds it now
         self._attached = _Attached(model=model, parameters=parameters, optimizer=optimizer)
 
     def detach(self) -> None:
