@@ -15,12 +15,11 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog="Example: automl best bbc-topics --json")
     def best(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show the best complete trial: its value, its whole configuration and its adapter."""
-        from automl.sweep.run import recorded_baseline
         from automl.sweep.summary import headline, summarise
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
-            summary = summarise(database, spec, baseline=recorded_baseline(database.store(name), spec.task.metric))
+            summary = summarise(database, spec)
         if summary.best is None or summary.configuration is None:
             raise SearchError(f"study {name!r} has no complete trial yet")
         if as_json:

@@ -1,4 +1,4 @@
-"""The only place that writes to a terminal: results to stdout, progress and notes to stderr, colours on terminals only."""
+"""The only place that writes to a terminal: results to stdout, progress and notes to stderr, colours if it is one."""
 
 from __future__ import annotations
 
@@ -73,16 +73,15 @@ def is_terminal() -> bool:
 
 
 class LogHandler(logging.Handler):
-    """Shows the library's log records: notes for INFO, warnings above. Passwords of the database URL are masked."""
+    """Shows the library's log records: notes with their time for INFO, warnings above. Passwords of the database URL are masked."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = redact(self.format(record))
         if record.levelno >= logging.ERROR:
-            error(text)
+            error(redact(record.getMessage()))
         elif record.levelno >= logging.WARNING:
-            warning(text)
+            warning(redact(record.getMessage()))
         else:
-            note(text)
+            note(redact(self.format(record)))
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -97,7 +96,7 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
 def set_up_logging(*, debug: bool) -> None:
     """Send this project's records (INFO, or DEBUG) and the warnings of all others to the terminal."""
     handler = LogHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -16,35 +16,40 @@ def register(app: typer.Typer) -> None:
     @group.command(epilog="Example: automl db init --db sqlite:///automl.db")
     def init(url: DatabaseOption = None) -> None:
         """Create the tables and views; harmless if they are there already."""
-        from automl.storage.sql import mask_url, open_database
+        from automl.storage.sql import open_database
 
         with open_database(database_url(url), create=True) as database:
-            console.result(f"{mask_url(database_url(url))}: schema {database.status().revision}, ready")
+            console.result(f"{database.url}: schema {database.status().revision}, ready")
 
     @group.command(epilog="Example: automl db upgrade --db sqlite:///automl.db")
     def upgrade(url: DatabaseOption = None) -> None:
-        """Bring the schema of an existing database up to this version."""
-        from automl.storage.sql import mask_url, upgrade_database
+        """Bring the schema of an existing database up to this version; a SQLite file is copied first."""
+        from automl.storage.sql import upgrade_database
 
-        before, after = upgrade_database(database_url(url))
-        change = "nothing to do" if before == after else f"upgraded from {before}"
-        console.result(f"{mask_url(database_url(url))}: schema {after}, {change}")
+        done = upgrade_database(database_url(url))
+        change = "nothing to do" if done.before == done.after else f"upgraded from {done.before.revision}"
+        copy = f"; the old file is kept as {done.backup}" if done.backup else ""
+        console.result(f"{done.after.url}: schema {done.after.revision}, {change}{copy}")
 
     @group.command(epilog="Example: automl db status --json")
     def status(url: DatabaseOption = None, as_json: JsonOption = False) -> None:
-        """Show the schema version, the studies and who drives them."""
+        """Show the schema version, the studies and who drives them. Changes nothing."""
         from dataclasses import asdict
 
-        from automl.storage.sql import mask_url, open_database
+        from automl.storage.sql import database_status, open_database
 
-        with open_database(database_url(url), create=False) as database:
-            state, studies = database.status(), database.studies()
+        state = database_status(database_url(url))
+        studies = []
+        if state.ready:
+            with open_database(database_url(url), create=False, read_only=True) as database:
+                studies = [asdict(row) for row in database.studies()]
         if as_json:
-            console.result_json({"database": mask_url(database_url(url)), **asdict(state), "studies": [_row(s) for s in studies]})
+            shown = ("study", "space_sha256", "runs", "owner", "lease_until")
+            named = [{name: row[name] for name in shown} for row in studies]
+            console.result_json({**asdict(state), "ready": state.ready, "studies": named})
             return
-        console.result(f"{mask_url(database_url(url))}: schema {state.revision} (newest {state.head})")
-        console.table("", ("study", ">runs", "driven by"), ((s.study, s.runs, s.owner or "nobody") for s in studies))
-
-
-def _row(sweep: object) -> dict[str, object]:
-    return {name: getattr(sweep, name) for name in ("study", "space_sha256", "runs", "owner", "lease_until")}
+        needed = "ready" if state.ready else f"not ready; run: {state.advice}"
+        console.result(f"{state.url}: schema {state.revision or 'none'} of {state.head}, {needed}")
+        if studies:
+            rows = ((row["study"], row["runs"], row["owner"] or "nobody") for row in studies)
+            console.table("", ("study", ">runs", "driven by"), rows)

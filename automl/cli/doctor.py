@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
     def doctor(
         study: StudyArgument = None,
         url: DatabaseOption = None,
-        fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired, and say what was changed.")] = False,
+        fix: Annotated[
+            bool, typer.Option("--fix", help="Repair what can be repaired, and say what was changed.")
+        ] = False,
         as_json: JsonOption = False,
     ) -> None:
         """Check a study's invariants: nothing lost, nothing doubled, every artefact as recorded."""

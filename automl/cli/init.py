@@ -16,12 +16,16 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog="Example: automl init ./MiniLM reviews.jsonl --task classification -o space.yaml")
     def init(
         model: Annotated[str, typer.Argument(help="Hub id, folder or .gguf file of the base model.", metavar="MODEL")],
-        data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, text folder, or hub id.", metavar="DATA")],
+        data: Annotated[
+            str, typer.Argument(help="JSONL, CSV or Parquet file, text folder, or hub id.", metavar="DATA")
+        ],
         task: Annotated[
             str | None,
             typer.Option("--task", "-t", help="classification, completion or instruction. Default: read off the data."),
         ] = None,
-        study: Annotated[str | None, typer.Option("--study", help="Name of the study. Default: the data's name.")] = None,
+        study: Annotated[
+            str | None, typer.Option("--study", help="Name of the study. Default: the data's name.")
+        ] = None,
         output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: stdout.")] = None,
         force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     ) -> None:

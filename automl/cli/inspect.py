@@ -15,29 +15,32 @@ def register(app: typer.Typer) -> None:
 
     @app.command(epilog="Example: automl inspect ./SmolLM2-135M")
     def inspect(
-        model: Annotated[str, typer.Argument(help="Hub id, folder or .gguf file.", metavar="MODEL")],
-        task: Annotated[str, typer.Option("--task", help="classification or causal-lm: decides the head.")] = "",
+        model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a space file.", metavar="MODEL")],
+        labels: Annotated[
+            int, typer.Option("--labels", min=0, help="Classes of a classification head; 0 = a language model.")
+        ] = 0,
         as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     ) -> None:
         """Show a model's linear layers, their shapes, and the trainable parameters per target set and rank."""
         from automl.sweep.start import inspect_location
 
-        report = inspect_location(model, task)
+        report = inspect_location(model, labels)
         if as_json:
             console.result_json(asdict(report))
             return
-        console.result(f"{model}: {report.architecture}, {report.parameters:,} parameters")
+        console.result(f"{report.architecture}: {report.parameters:,} parameters")
         console.table(
-            "Linear layers",
-            ("module", ">count", ">in", ">out"),
-            ((kind.pattern, kind.count, kind.in_features, kind.out_features) for kind in report.kinds),
-        )
-        ranks = report.ranks
-        console.table(
-            "Trainable parameters (LoRA and trained head)",
-            ("target", ">modules", *(f">r={rank}" for rank in ranks)),
+            "linear layers",
+            ("module", ">count", ">in", ">out", "target sets"),
             (
-                (row.target, row.modules, *(f"{row.trainable[rank]:,}" for rank in ranks))
-                for row in report.targets
+                (kind.kind, kind.count, kind.in_features, kind.out_features, ", ".join(kind.sets))
+                for kind in report.layers
             ),
         )
+        ranks = list(next(iter(report.trainable.values()), {}))
+        console.table(
+            f"trainable parameters (LoRA + {report.head_parameters:,} of the head)",
+            ("target", *(f">rank {rank}" for rank in ranks)),
+            ((name, *(f"{count:,}" for count in by_rank.values())) for name, by_rank in report.trainable.items()),
+        )
+        console.results(f"not in this model: {name} ({why})" for name, why in report.unresolved.items())

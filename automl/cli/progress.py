@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from rich.text import Text
 
 from automl.cli import console
 from automl.sweep.run import Observer
-from automl.trial import Measurement, TrialState
+from automl.trial import TrialState
 
 if TYPE_CHECKING:
     from automl.space.spec import SweepSpec
     from automl.study.study import Study, StudyEvent
+
+logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -35,7 +38,7 @@ def observe(spec: SweepSpec) -> Iterator[Observer]:
 
 
 class LineObserver(Observer):
-    """One line per stage and event, and a sign of life when nothing happens for a while."""
+    """What happens is logged by those who do it; this adds a sign of life when nothing happens for a while."""
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
@@ -43,22 +46,17 @@ class LineObserver(Observer):
         self._began = time.monotonic()
         self._last_line = self._began
 
-    def stage(self, text: str) -> None:
-        self._line(text)
-
     def started(self, study: Study) -> None:
         self._study = study
 
     def event(self, event: StudyEvent) -> None:
-        self._line(event.text)
-
-    def measured(self, measurement: Measurement) -> None:
-        if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES and self._study is not None:
-            self._line(overview(self._spec, self._study, time.monotonic() - self._began))
-
-    def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        console.note(f"{self._last_line - self._began:6.1f} s  {text}")
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if self._study is not None and now - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            logger.info(overview(self._spec, self._study, now - self._began))
 
 
 class LiveObserver(Observer):
@@ -69,7 +67,7 @@ class LiveObserver(Observer):
         self._study: Study | None = None
         self._began = time.monotonic()
         self._stage = "starting"
-        self._last: dict[int, Measurement] = {}
+        self._picture: Group | None = None
 
     def stage(self, text: str) -> None:
         self._stage = text
@@ -77,33 +75,35 @@ class LiveObserver(Observer):
     def started(self, study: Study) -> None:
         self._study = study
 
-    def event(self, event: StudyEvent) -> None:
-        console.note(event.text)
-
-    def measured(self, measurement: Measurement) -> None:
-        self._last[measurement.trial] = measurement
+    def tick(self) -> None:
+        # Drawn here, in the driver's thread: the study is not to be read from the thread that refreshes the screen.
+        if self._study is not None:
+            self._picture = self._draw(self._study)
 
     def draw(self) -> Group:
-        """The picture of this moment."""
-        elapsed = time.monotonic() - self._began
-        if self._study is None:
-            return Group(Text(f"{self._spec.study}: {self._stage} ({elapsed:.0f} s)"))
-        return Group(Text(overview(self._spec, self._study, elapsed)), self._running(self._study))
+        """The latest picture, for the thread that refreshes the screen."""
+        seconds = time.monotonic() - self._began
+        return self._picture or Group(Text(f"{self._spec.study}: {self._stage} ({seconds:.0f} s)"))
+
+    def _draw(self, study: Study) -> Group:
+        line = overview(self._spec, study, time.monotonic() - self._began)
+        return Group(Text(f"{self._spec.study}: {line}"), self._running(study))
 
     def _running(self, study: Study) -> Table:
         metric = self._spec.task.metric
+        latest = study.latest
         drawn = Table(box=None, pad_edge=False)
         for column in ("trial", "step", metric, "rank", "target", "learning rate"):
             drawn.add_column(column, justify="left" if column == "target" else "right")
-        for number, spec in sorted(dict(study.live).items()):
-            last = self._last.get(number)
+        for number, trial in sorted(study.live.items()):
+            last = latest.get(number)
             drawn.add_row(
                 str(number),
-                f"{last.step if last else 0}/{spec.steps}",
+                f"{last.step if last else 0}/{trial.steps}",
                 f"{last.metrics[metric]:.4f}" if last else "",
-                str(spec.hyper.rank),
-                spec.hyper.target,
-                f"{spec.hyper.learning_rate:.3g}",
+                str(trial.hyper.rank),
+                trial.hyper.target,
+                f"{trial.hyper.learning_rate:.3g}",
             )
         return drawn
 

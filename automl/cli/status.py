@@ -14,13 +14,12 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog="Example: automl status bbc-topics")
     def status(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show who drives a study, how many trials ended how, and the best value so far."""
-        from automl.sweep.run import recorded_baseline
         from automl.sweep.summary import headline, summarise
 
         with opened(study, url) as (database, name):
             row = database.store(name).sweep()
             spec = recorded_spec(database, name)
-            summary = summarise(database, spec, baseline=recorded_baseline(database.store(name), spec.task.metric))
+            summary = summarise(database, spec)
         driver = row.owner or "nobody"
         if as_json:
             console.result_json({**summary.as_dict(), "driven_by": row.owner, "runs": row.runs})

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
         from automl.sweep.summary import configuration_text, ranking, summarise
 
         with opened(study, url) as (database, name):
-            summary = summarise(database, recorded_spec(database, name), baseline=None)
+            summary = summarise(database, recorded_spec(database, name))
         ranked = ranking(summary)
         rows = [*ranked, *(row for row in summary.trials if row not in ranked)][:limit]
         if as_json:

@@ -157,6 +157,11 @@ class Study:
         return {number: opened.spec for number, opened in self._live.items() if opened.spec is not None}
 
     @property
+    def latest(self) -> Mapping[int, Measurement]:
+        """Newest measurement of each live trial that has one, by number."""
+        return {number: opened.last for number, opened in self._live.items() if opened.last is not None}
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is running and nothing will be handed out any more. Raises SearchError as `next` does."""
         if self._live:

@@ -70,9 +70,7 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
     notes = advice(space, backbone.parameters, spec.search.steps)
-    return Ground(
-        backbone=backbone, model=model, prepared=prepared, space=space, derive=derive, advice=tuple(notes)
-    )
+    return Ground(backbone=backbone, model=model, prepared=prepared, space=space, derive=derive, advice=tuple(notes))
 
 
 def target_names(space: SearchSpace) -> list[str]:
@@ -120,5 +118,3 @@ def resolve_precision(spec: SweepSpec, layout: Layout) -> str:
     if spec.run.precision != "auto":
         return spec.run.precision
     return "bf16" if layout.device == "cuda" else "fp32"
-
-

@@ -39,9 +39,7 @@ def choose_layout(run: RunSettings, *, trials: int) -> Layout:
         raise ResourceError("run.device: cuda was asked for, but this machine shows no CUDA device; use auto or cpu")
     most = 1 if run.executor == "inline" else gpus or min(cores, _MOST_CPU_WORKERS)
     workers = min(run.workers or most, trials)
-    return Layout(
-        workers=workers, threads=run.threads or max(1, cores // workers), device="cuda" if gpus else "cpu"
-    )
+    return Layout(workers=workers, threads=run.threads or max(1, cores // workers), device="cuda" if gpus else "cpu")
 
 
 def gpu_count() -> int:

@@ -15,15 +15,9 @@ from typing import Any
 
 from automl.lora import Hyperparameters
 from automl.methods import METHODS
-from automl.models.memory import training_bytes
-from automl.space.spec import (
-    CategoricalParameter,
-    Parameter,
-    SearchSpace,
-    SweepSpec,
-)
-from automl.study.pruners import expected_share
-from automl.sweep.ground import Ground, host_settings, prepare, target_names
+from automl.models.memory import estimate_bytes
+from automl.space.spec import CategoricalParameter, Parameter, SearchSettings, SearchSpace, SweepSpec
+from automl.sweep.ground import Ground, host_settings, prepare, resolve_precision, target_names
 from automl.sweep.layout import Layout, choose_layout
 from automl.training.host import build_host
 from automl.trial import Measurement, TrialSpec
@@ -148,7 +142,6 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     """
     ground = prepare(spec, cache)
     layout = choose_layout(spec.run, trials=spec.search.trials)
-    share = expected_share(spec.search) if spec.search.pruner == "peer" else None
     return Plan(
         study=spec.study,
         model=ground.backbone.path,
@@ -161,11 +154,11 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         evaluate_every=spec.search.evaluate_every,
         parameters=tuple(map(describe, ground.space.parameters)),
         constraints=tuple(constraint.expression for constraint in ground.space.constraints),
-        corners=tuple(_corners(spec, ground)),
+        corners=tuple(_corners(spec, ground, layout)),
         layout=layout,
         packable=all(METHODS[name].packable for name in _choices(ground.space, "method", "lora")),
         available_bytes=available_bytes(),
-        pruned_share=share,
+        pruned_share=_peer_share(spec.search) if spec.search.pruner == "peer" else None,
         probe=_probe(spec, ground, layout) if probe else None,
         advice=ground.advice,
     )
@@ -194,18 +187,21 @@ def available_bytes() -> int:
         return 0
 
 
-def _corners(spec: SweepSpec, ground: Ground) -> Iterator[Corner]:
+def _corners(spec: SweepSpec, ground: Ground, layout: Layout) -> Iterator[Corner]:
     ranks = _extremes(ground.space, "rank", Hyperparameters().rank)
     batch = max(_extremes(ground.space, "batch_size", Hyperparameters().batch_size))
     for target, rank in itertools.product(target_names(ground.space), ranks):
         trainable = int(ground.derive(Hyperparameters(target=target, rank=rank))["trainable_params"])
-        tokens = batch * min(spec.task.max_length, ground.prepared.longest)
-        yield Corner(
-            target=target,
-            rank=rank,
-            trainable_params=trainable,
-            bytes=training_bytes(ground.backbone, ground.model, trainable=trainable, tokens=tokens),
+        estimate = estimate_bytes(
+            ground.model,
+            target,
+            rank,
+            tokens=batch * min(spec.task.max_length, ground.prepared.longest),
+            dtype=resolve_precision(spec, layout),
+            dropout=max(float(value) for value in _choices(ground.space, "dropout", 0.0)),
+            targets=ground.space.targets,
         )
+        yield Corner(target=target, rank=rank, trainable_params=trainable, bytes=estimate.total)
 
 
 def _extremes(space: SearchSpace, name: str, default: int) -> list[int]:
@@ -265,6 +261,21 @@ def _probe(spec: SweepSpec, ground: Ground, layout: Layout) -> Probe:
         evaluation_seconds=max(0.0, wall - training),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     )
+
+
+def _peer_share(search: SearchSettings) -> float:
+    """Share of the steps that is left if the peer pruner stops all it may: at each rung the best 1/eta go on.
+
+    The rule is in `automl.study.peer`. While no trial stands out at the first rung all go on, so the share is a bound.
+    """
+    evaluations = math.ceil(search.steps / search.evaluate_every)
+    rung = int(search.pruner_options.get("first_rung", 2))
+    eta = float(search.pruner_options.get("reduction_factor", 3.0))
+    spent, before, going_on = 0.0, 0, 1.0
+    while rung < evaluations:
+        spent += going_on * (rung - before)
+        before, rung, going_on = rung, rung * 2, max(going_on / eta, 1 / search.trials)
+    return (spent + going_on * (evaluations - before)) / evaluations
 
 
 def _duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,20 +31,22 @@ from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, host_settings, prepare, resolve_precision
-from automl.sweep.layout import Layout, choose_layout
+from automl.sweep.layout import choose_layout
+from automl.sweep.record import BASELINE, GROUND, last_event
 from automl.sweep.summary import Summary, summarise, write_summary
 from automl.training.host import build_host
-from automl.trial import Measurement, TrialState
+from automl.trial import TrialState
 
 logger = logging.getLogger(__name__)
 
 _LEAST_FREE_BYTES = 1 << 30
-_GROUND = "ground"
-_BASELINE = "baseline"
 
 
 class Observer:
-    """What a front end may watch; called in the driver's thread. The default ignores everything."""
+    """What a front end may watch; called in the driver's thread. The default ignores everything.
+
+    What happens to workers and trials is logged (INFO) by those who do it.
+    """
 
     def stage(self, text: str) -> None:
         """A long step begins; `text` is one line for a person."""
@@ -55,8 +57,8 @@ class Observer:
     def event(self, event: StudyEvent) -> None:
         """Something happened to a trial."""
 
-    def measured(self, measurement: Measurement) -> None:
-        """A trial has reported."""
+    def tick(self) -> None:
+        """A worker was heard of."""
 
 
 def run_sweep(
@@ -69,15 +71,14 @@ def run_sweep(
     or the wall clock stopped it (resumable); SearchError if it ended without a single complete trial.
     """
     sweep = _Sweep(spec, cache, observer or Observer(), allow_change=allow_space_change)
-    with _signals_as_interruption() as stop_requested, open_database(spec.storage_url, create=True) as database:
-        with StudyLease(database, spec.study) as lease:
-            run = lease.take(
-                spec.text,
-                spec.sha256,
-                provenance(Path(spec.source).resolve().parent),
-                allow_space_change=allow_space_change,
-            )
-            return sweep.run(database, run, stop_requested)
+    origin = provenance(Path(spec.source).resolve().parent)
+    with (
+        _signals_as_interruption() as stop_requested,
+        open_database(spec.storage_url, create=True) as database,
+        StudyLease(database, spec.study) as lease,
+    ):
+        run = lease.take(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
+        return sweep.run(database, lease, run, stop_requested)
 
 
 class _Sweep:
@@ -92,21 +93,25 @@ class _Sweep:
         self._layout = choose_layout(spec.run, trials=spec.search.trials)
         _check_disk(self._folder)
 
-    def run(self, database: Database, run: int, stop: _StopRequest) -> Summary:
+    def run(self, database: Database, lease: StudyLease, run: int, stop: _StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
-        store = database.store(self._spec.study)
+        store = database.store(self._spec.study, guard=lease.verify)
         with self._executor() as executor:
-            self._observer.stage("preparing model and data")
+            self._stage("preparing model and data")
             ground = prepare(self._spec, self._cache)
             for line in ground.advice:
                 logger.warning(line)
             self._record_ground(store, ground)
-            study = self._open_study(database, store, ground, run)
+            study = self._open_study(database, lease, store, ground, run)
             if not study.finished:
-                self._train(study, ground, executor, stop)
+                self._train(study, store, ground, executor, stop)
             study.close()
         store.add_event("finished", {"run": run})
         return self._sum_up(database, store)
+
+    def _stage(self, text: str) -> None:
+        logger.info(text)
+        self._observer.stage(text)
 
     def _executor(self) -> Executor:
         """The executor, its cluster already starting while the driver prepares the data."""
@@ -124,9 +129,10 @@ class _Sweep:
         now: dict[str, Any] = {
             **ground.fingerprints,
             "precision": resolve_precision(self._spec, self._layout),
+            "model_parameters": ground.backbone.parameters,
             "rows": dict(ground.prepared.rows),
         }
-        before = _last_event(store, _GROUND)
+        before = last_event(store, GROUND)
         changed = [name for name in ("model", "data", "precision") if before and before.get(name) != now[name]]
         if changed and not self._allow_change:
             raise SpaceChangedError(
@@ -134,33 +140,37 @@ class _Sweep:
                 " comparable. Choose another study name, or add --allow-space-change"
             )
         if before != now:
-            store.add_event(_GROUND, now)
+            store.add_event(GROUND, now)
 
-    def _open_study(self, database: Database, store: ResultStore, ground: Ground, run: int) -> Study:
+    def _open_study(self, database: Database, lease: StudyLease, store: ResultStore, ground: Ground, run: int) -> Study:
         return Study(
             name=self._spec.study,
-            storage=database.optuna_storage(),
+            storage=database.optuna_storage(guard=lease.verify),
             store=store,
             space=ground.space,
             settings=self._spec.search,
             metric=self._spec.task.metric,
             run=run,
             derive=ground.derive,
-            digest=digest_folder,
+            digest=lambda folder: digest_folder(Path(folder)),
             retire=partial(_delete_adapter, self._folder),
             on_event=self._observer.event,
         )
 
-    def _train(self, study: Study, ground: Ground, executor: Executor, stop: _StopRequest) -> None:
+    def _train(self, study: Study, store: ResultStore, ground: Ground, executor: Executor, stop: _StopRequest) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
-        self._observer.stage(
+        self._stage(
             f"starting {self._layout.workers} {self._spec.run.executor} workers on {self._layout.device}"
             f" ({self._layout.threads} threads each)"
         )
         self._observer.started(study)
-        dispatcher = Dispatcher(
-            study, max_seconds=self._spec.search.max_seconds, on_measurement=self._observer.measured
-        )
+
+        def exchanged() -> None:
+            if dispatcher.baseline is not None and last_event(store, BASELINE) is None:
+                store.add_event(BASELINE, dispatcher.baseline)
+            self._observer.tick()
+
+        dispatcher = Dispatcher(study, max_seconds=self._spec.search.max_seconds, on_exchange=exchanged)
         stop.then(dispatcher.stop)
         executor.run(dispatcher, partial(build_host, host_settings(self._spec, ground, self._layout)))
         if dispatcher.stopped is not None:
@@ -172,7 +182,7 @@ class _Sweep:
             )
 
     def _sum_up(self, database: Database, store: ResultStore) -> Summary:
-        summary = summarise(database, self._spec, baseline=recorded_baseline(store, self._spec.task.metric))
+        summary = summarise(database, self._spec)
         shutil.rmtree(self._folder / "slots", ignore_errors=True)
         if summary.best is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()) or "none was started"
@@ -183,17 +193,6 @@ class _Sweep:
         _point_to_best(self._folder, summary.best.adapter)
         write_summary(summary, self._folder)
         return summary
-
-
-def recorded_baseline(store: ResultStore, metric: str) -> float | None:
-    """The metric of the untrained model (or of the majority class), if a worker has measured it."""
-    value = (_last_event(store, _BASELINE) or {}).get(metric)
-    return None if value is None else float(value)
-
-
-def _last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:
-    found = [detail for _, event_kind, detail in store.events() if event_kind == kind]
-    return found[-1] if found else None
 
 
 def _check_disk(folder: Path) -> None:

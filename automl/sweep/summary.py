@@ -12,10 +12,11 @@ from typing import Any
 from automl.metric import METRICS
 from automl.space.assemble import assemble
 from automl.space.spec import SweepSpec
-from automl.storage.durable import write_text
 from automl.storage.sql import Database, mask_url
 from automl.study.queries import TrialRow, list_trials
 from automl.sweep.folders import study_folder
+from automl.sweep.record import recorded_baseline, recorded_space
+from automl.training import durable
 from automl.trial import Scalar, TrialState
 
 SUMMARY_JSON = "summary.json"
@@ -82,9 +83,10 @@ class Summary:
         }
 
 
-def summarise(database: Database, spec: SweepSpec, *, baseline: float | None) -> Summary:
+def summarise(database: Database, spec: SweepSpec) -> Summary:
     """Read a study's outcome from SQL."""
-    rows = tuple(list_trials(database.optuna_storage(), spec.study, database.store(spec.study)))
+    store = database.store(spec.study)
+    rows = tuple(list_trials(database.optuna_storage(), spec.study, store))
     direction = METRICS[spec.task.metric].direction
     best = best_trial(rows, direction)
     return Summary(
@@ -92,8 +94,8 @@ def summarise(database: Database, spec: SweepSpec, *, baseline: float | None) ->
         metric=spec.task.metric,
         direction=direction,
         best=best,
-        configuration=asdict(assemble(spec.space, best.params)) if best else None,
-        baseline=baseline,
+        configuration=asdict(assemble(recorded_space(store, spec), best.params)) if best else None,
+        baseline=recorded_baseline(store, spec.task.metric),
         trials=rows,
         spent_steps=sum(row.steps for row in rows),
         full_steps=sum(spec.search.steps for row in rows if row.state in (TrialState.COMPLETE, TrialState.PRUNED)),
@@ -169,5 +171,6 @@ def markdown(summary: Summary) -> str:
 
 def write_summary(summary: Summary, folder: Path) -> None:
     """Write summary.json and summary.md into the study's folder, each atomically."""
-    write_text(folder / SUMMARY_JSON, json.dumps(summary.as_dict(), indent=2, allow_nan=False, default=str) + "\n")
-    write_text(folder / SUMMARY_MARKDOWN, markdown(summary))
+    text = json.dumps(summary.as_dict(), indent=2, allow_nan=False, default=str) + "\n"
+    durable.replace_file(folder / SUMMARY_JSON, text.encode())
+    durable.replace_file(folder / SUMMARY_MARKDOWN, markdown(summary).encode())

@@ -1,0 +1,105 @@
+"""The first steps with a new model or data set: a space file to begin with, and a look inside a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+from automl.errors import DataError
+from automl.models.backbone import resolve_model, skeleton
+from automl.models.inventory import ModelReport, inspect_model
+from automl.space.load import load_space, parse_space
+from automl.space.spec import SweepSpec
+from automl.space.template import commented_space
+from automl.sweep.folders import cache_folder
+from automl.tasks.read import read_splits
+
+_LOOKED_AT = 20
+
+_LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic", "sentiment", "y")
+_TEXT_NAMES = (
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "question",
+    "document",
+    "body",
+    "message",
+    "sentence1",
+    "premise",
+)
+_PAIR_NAMES = ("text_pair", "sentence2", "hypothesis")
+_INSTRUCTION_COLUMNS = ({"messages"}, {"conversations"}, {"instruction", "output"}, {"prompt", "response"})
+
+
+def starting_space(model: str, data: str, *, task_type: str | None, study: str | None) -> str:
+    """Text of a commented space file for this model and data, ranges by the model's size.
+
+    task_type: None reads it off the data's columns. Raises ModelError and DataError as a search would, and DataError if
+    the columns do not tell what the task is.
+    """
+    spec = _provisional(model, data)
+    columns = _columns(spec)
+    found, renamed = _guess(columns, data) if task_type is None else (task_type, _renamed(columns))
+    if found != "classification":
+        renamed = {}
+    parameters = resolve_model(spec.model, cache_folder()).parameters
+    return commented_space(study or _study_name(data), model, data, found, parameters, renamed)
+
+
+def inspect_location(model: str, labels: int) -> ModelReport:
+    """Describe a model given as on the command line, with a head for `labels` classes (0: a language model).
+
+    `model` may also be a space file: then its model and its own target sets.
+    """
+    is_space = model.endswith((".yaml", ".yml"))
+    spec = load_space(Path(model)) if is_space else _provisional(model, "data.jsonl")
+    backbone = resolve_model(spec.model, cache_folder())
+    names = tuple(str(number) for number in range(labels))
+    kind = "classification" if labels else "causal-lm"
+    return inspect_model(skeleton(backbone, kind, names), spec.space.targets)
+
+
+def _provisional(model: str, data: str) -> SweepSpec:
+    """Model and data as the space file would mean them: the template is valid whatever they are."""
+    return parse_space(commented_space("start", model, data, "classification"), "command line", Path.cwd())
+
+
+def _columns(spec: SweepSpec) -> list[str]:
+    """Names of the columns in the first rows of the training data."""
+    records = islice(read_splits(spec.task.data)["train"], _LOOKED_AT)
+    return list(dict.fromkeys(name for record in records for name in record.values))
+
+
+def _guess(columns: list[str], data: str) -> tuple[str, Mapping[str, str]]:
+    """Task type and renamed columns that fit these column names."""
+    if any(needed <= set(columns) for needed in _INSTRUCTION_COLUMNS):
+        return "instruction", {}
+    renamed = _renamed(columns)
+    if {"text", "label"} <= renamed.keys():
+        return "classification", renamed
+    if "text" in columns:
+        return "completion", {}
+    raise DataError(
+        f"{data}: the columns {', '.join(columns)} do not tell what the task is; choose one with --task"
+        " (classification needs text and label, instruction needs instruction and output, prompt and response, or"
+        " messages; completion needs text), and name the columns under task.data.columns"
+    )
+
+
+def _renamed(columns: list[str]) -> dict[str, str]:
+    """Our column name -> theirs, for what can be recognised by its usual names."""
+    usual = {"text": _TEXT_NAMES, "text_pair": _PAIR_NAMES, "label": _LABEL_NAMES}
+    by_folded = {column.casefold(): column for column in columns}
+    found = {
+        ours: next((by_folded[name] for name in names if name in by_folded), None) for ours, names in usual.items()
+    }
+    return {ours: theirs for ours, theirs in found.items() if theirs is not None}
+
+
+def _study_name(data: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).stem).strip("-._")
+    return name[:100] or "study"
