@@ -14,6 +14,7 @@ from automl.space.yaml_nodes import Document, KeyPath, Place, Refused
 
 LONGEST_VALUE = 60
 LONGEST_KEY = 50
+MAX_PROBLEMS = 100
 
 _OTHER_NAMES = {
     "lr": "learning_rate",
@@ -56,7 +57,7 @@ class Problems:
                 continue  # its mistake is in the list already
             path = self._path(base, line["loc"])
             text = _text(line)
-            if line["type"] == "unknown_key":
+            if line["type"] == "unknown_key" or "[key]" in line["loc"]:
                 self.at_key(path, text)
             elif line["type"] in ("union_tag_invalid", "union_tag_not_found"):
                 tag = (*path, _discriminator(line))
@@ -70,8 +71,12 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raise ConfigError with all that was found."""
-        if self.found:
-            raise ConfigError(dict.fromkeys(self.found))
+        found = sorted(dict.fromkeys(self.found))
+        if len(found) > MAX_PROBLEMS:
+            rest = Problem(self.source, 0, 0, "", f"has {len(found) - MAX_PROBLEMS} problems more")
+            found = [rest, *found[:MAX_PROBLEMS]]
+        if found:
+            raise ConfigError(found)
 
     def _add(self, path: KeyPath, place: Place, message: str) -> None:
         self.found.append(Problem(self.source, place.line, place.column, dotted(path), message))

@@ -178,9 +178,11 @@ def _ordered(parameters: Mapping[str, Parameter], problems: Problems) -> list[Pa
 
 def _report_cycle(waiting: list[Parameter], problems: Problems) -> None:
     parents = {item.name: item.when.parameter for item in waiting if item.when}
+    reported: set[str] = set()
     for name in parents:
         chain = [name]
         while parents[chain[-1]] not in chain:
             chain.append(parents[chain[-1]])
-        if parents[chain[-1]] == name:
+        if parents[chain[-1]] == name and not reported & set(chain):
+            reported.update(chain)
             problems.at_value(("space", name, "when"), f"depends on itself: {' -> '.join([*chain, name])}")

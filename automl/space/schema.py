@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from automl.space.schema_base import Section, Text
+from automl.space.schema_base import Section, Text, mistake
 from automl.space.schema_search import SearchSection
 from automl.space.schema_space import Assignment, FixedSection, SpaceSection
 from automl.space.schema_task import Model, TaskSection
@@ -55,10 +55,16 @@ def _widen_list(value: object) -> object:
 OneOrMorePatterns = Annotated[Patterns, BeforeValidator(_widen_list, json_schema_input_type=Text | Patterns)]
 
 
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):  # True == 1 in Python, and so in Literal[1]
+        raise mistake("value", "is not 1")
+    return value
+
+
 class SpaceFile(Section):
     """A hyperparameter search over LoRA configurations, for `automl search`."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_no_truth)]
     """Version of this format."""
     study: StudyName
     """Name of the study in the database; running the same file again continues it."""

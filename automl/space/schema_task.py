@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from automl.metric import METRICS
+from automl.space.messages import shown
 from automl.space.schema_base import Section, Seed, Text, mistake
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -41,7 +42,7 @@ def _package(value: str) -> str:
 def _inside(value: str) -> str:
     parts = re.split(r"[/\\]", value)
     if value.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0]:
-        raise mistake("value", "must be a relative path inside the package, without '..'")
+        raise mistake("section", f"{shown(value)} must be a relative path inside the package, without '..'")
     return value
 
 

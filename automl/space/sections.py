@@ -44,7 +44,7 @@ class Sections:
     ranges: dict[str, RangeSection] = field(default_factory=dict)
     auto: list[str] = field(default_factory=list)
     is_auto: bool = False
-    names: dict[str, list[str]] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=lambda: {"space": [], "fixed": []})
     fixed: FixedSection | None = None
     enqueue: dict[int, Assignment] = field(default_factory=dict)
     constraints: list[str] | None = None

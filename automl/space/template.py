@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from automl.metric import METRICS
 from automl.space.defaults import DEFAULT_SEARCHED, suggested_ranges
+from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.trial import Scalar
 
@@ -86,7 +87,9 @@ def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
     if not columns:
         return [f"  data: {_text(data)}  # file, folder with a sub-folder per label, or {{hub: id}}"]
     renamed = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
-    return ["  data:", f"    file: {_text(data)}", f"    columns: {{{renamed}}}  # our name: the name in the file"]
+    is_file = data.endswith(DATA_SUFFIXES) or data.startswith((".", "/", "~", "\\"))
+    source = f"    {'file' if is_file else 'hub'}: {_text(data)}"
+    return ["  data:", source, f"    columns: {{{renamed}}}  # our name: the name in the data"]
 
 
 def _parameter_lines(model_parameters: int | None) -> list[str]:

@@ -59,16 +59,13 @@ def read_text(path: Path) -> str:
     """The text of a regular UTF-8 file of at most MAX_BYTES. Raises ConfigError otherwise."""
     try:
         kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise _refusal(str(path), "is a folder, not a space file")
-        if not stat.S_ISREG(kind):
-            raise _refusal(str(path), "is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = _first_bytes(path) if stat.S_ISREG(kind) else b""
     except FileNotFoundError:
         raise _refusal(str(path), "does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _refusal(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(kind):  # a FIFO would be waited for, a device read without end
+        raise _refusal(str(path), "is a folder, not a space file" if stat.S_ISDIR(kind) else "is not a regular file")
     if len(content) > MAX_BYTES:
         raise _refusal(str(path), f"is larger than {MAX_BYTES // 1024} kB")
     try:
@@ -78,6 +75,11 @@ def read_text(path: Path) -> str:
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
         message = f"byte 0x{content[error.start]:02x} is not valid UTF-8; save the file as UTF-8"
         raise _refusal(str(path), message, Place(line, column)) from None
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def read_document(text: str, source: str) -> Document:
@@ -145,7 +147,8 @@ class _StrictLoader(yaml.SafeLoader):
         if getattr(event, "anchor", None):
             return f"anchor '&{event.anchor[:40]}' is not allowed; write the value out where it is needed"
         if getattr(event, "tag", None):
-            return f"tag '{event.tag[:40]}' is not allowed; remove it"
+            tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+            return f"tag '{tag[:40]}' is not allowed; remove it"
         if self._depth > MAX_DEPTH:
             return f"is nested more than {MAX_DEPTH} levels deep"
         if self._nodes > MAX_NODES:
