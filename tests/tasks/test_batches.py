@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from automl.space.spec import DataSettings, TaskSettings
+from automl.tasks import make_task
+from automl.tasks.base import Row
+from automl.tasks.batches import batch_rows, evaluation_batches, evaluation_rows
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(8, 64), (8, 60), (7, 5), (1, 3), (16, 100)])
+def test_every_epoch_visits_every_row_once(batch_size: int, rows: int) -> None:
+    steps = -(-3 * rows // batch_size)
+    stream = [row for step in range(steps) for row in batch_rows(11, step, batch_size, rows)]
+    epochs = [stream[start : start + rows] for start in range(0, 3 * rows, rows)]
+    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs)
+    assert rows < 10 or epochs[0] != epochs[1]
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    forwards = [batch_rows(3, step, 8, 50) for step in range(40)]
+    backwards = [batch_rows(3, step, 8, 50) for step in reversed(range(40))]
+    assert forwards == backwards[::-1]
+    assert batch_rows(4, 0, 8, 50) != forwards[0]
+
+
+def test_the_order_never_changes() -> None:
+    # Written down: a changed order would change the curve of every trial that is continued.
+    assert batch_rows(7, 0, 8, 100) == [75, 57, 43, 2, 42, 20, 68, 69]
+    assert batch_rows(7, 1000, 8, 100) == [2, 96, 82, 90, 70, 35, 42, 39]
+
+
+@pytest.mark.parametrize(("step", "batch_size", "rows"), [(-1, 8, 10), (0, 0, 10), (0, 8, 0)])
+def test_impossible_batches_are_refused(step: int, batch_size: int, rows: int) -> None:
+    with pytest.raises(ValueError, match=f"step {step}, batch size {batch_size}, {rows} rows"):
+        batch_rows(0, step, batch_size, rows)
+
+
+def test_evaluation_rows_are_a_fixed_subset() -> None:
+    chosen = evaluation_rows(5, 1000, 100)
+    assert chosen == evaluation_rows(5, 1000, 100) == sorted(set(chosen))
+    assert len(chosen) == 100
+    assert chosen != evaluation_rows(6, 1000, 100)
+
+
+@pytest.mark.parametrize("limit", [0, 10, 11])
+def test_evaluation_rows_may_be_all(limit: int) -> None:
+    assert evaluation_rows(5, 10, limit) == list(range(10))
+
+
+def rows_of(lengths: Sequence[int]) -> list[Row]:
+    return [{"input_ids": [5] * length, "labels": number} for number, length in enumerate(lengths)]
+
+
+@pytest.fixture
+def task() -> Any:
+    return make_task(TaskSettings(type="classification", data=DataSettings(kind="files"), metric="accuracy"))
+
+
+def test_evaluation_batches_hold_every_row_once_within_the_bound(task: Any) -> None:
+    lengths = [3, 9, 1, 30, 4, 4, 8, 12, 2, 40]
+    batches = list(evaluation_batches(task, rows_of(lengths), range(1, 10), pad_id=0, max_tokens=32))
+    assert sorted(label for batch in batches for label in batch["labels"].tolist()) == list(range(1, 10))
+    shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+    assert shapes[0] == (1, 40)  # longer than the bound: alone
+    assert all(rows * width <= 32 for rows, width in shapes[1:])
+    assert [width for _, width in shapes] == sorted((width for _, width in shapes), reverse=True)
+
+
+def test_evaluation_batches_take_chosen_rows_only(task: Any) -> None:
+    batches = evaluation_batches(task, rows_of([3, 3, 3, 3]), [0, 2], pad_id=0, max_tokens=100)
+    assert [batch["labels"].tolist() for batch in batches] == [[0, 2]]
