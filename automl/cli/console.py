@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-out = Console(soft_wrap=True, highlight=False)
+_WIDTH_OF_FILES = 200
+
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 _quiet = False
@@ -45,7 +47,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     """A table on stdout. A column whose name begins with `>` is aligned to the right."""
     drawn = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        drawn.add_column(Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left")
+        drawn.add_column(
+            Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
     out.print(drawn)
@@ -73,7 +77,7 @@ def is_terminal() -> bool:
 
 
 class LogHandler(logging.Handler):
-    """Shows the library's log records: notes with their time for INFO, warnings above. Passwords of the database URL are masked."""
+    """Shows the library's log records: notes with their time for INFO, warnings above. Secrets are masked."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
