@@ -1,0 +1,170 @@
+"""One forward pass of the backbone for many losses: the calls of several batches are recorded, run as one, replayed.
+
+A model of transformers is a body (its `base_model_prefix`) and what is on top of it: pooling, a head, the lm_head. The
+task calls the whole model once per batch; here the body's part of these calls is done together. So nothing needs to be
+known about an architecture, and the logits of one batch at a time are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.utils import ModelOutput
+
+from automl.errors import ModelError
+
+
+class _Recorded(Exception):  # noqa: N818 - not an error: leaves the model at the door of its body
+    pass
+
+
+class Call:
+    """Arguments of one call of the body, for `rows` rows."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> None:
+        self.args = args
+        self.kwargs = kwargs | {name: False for name in ("use_cache",) if name in kwargs}
+        self.rows = rows
+
+
+class Body:
+    """The body of a model, with its `forward` under our control. `close` gives it back as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        prefix = getattr(model, "base_model_prefix", "")
+        body = getattr(model, prefix, None) if prefix else None
+        if not isinstance(body, nn.Module):
+            raise ModelError(f"{type(model).__name__} has no body under the name '{prefix}'; it cannot be packed")
+        self._module = body
+        self._run: Callable[..., Any] = body.forward
+        self._handler: Callable[..., Any] = self._run
+        body.forward = lambda *args, **kwargs: self._handler(*args, **kwargs)
+
+    def close(self) -> None:
+        """Undo what the constructor did."""
+        del self._module.forward
+
+    def record(self, work: Callable[[], Any], rows: int) -> Call:
+        """The call of the body that `work` makes first; `work` is left there. Raises what `work` raises before."""
+        calls: list[Call] = []
+
+        def keep(*args: Any, **kwargs: Any) -> None:
+            calls.append(Call(args, kwargs, rows))
+            raise _Recorded
+
+        with self._handled_by(keep):
+            try:
+                work()
+            except _Recorded:
+                return calls[0]
+        raise ModelError("the task did not call the model's body; it cannot be packed")
+
+    def run(self, calls: Sequence[Call]) -> Outputs:
+        """All calls as one, rows one below the other."""
+        args = [_joined(list(values), calls) for values in zip(*(call.args for call in calls), strict=True)]
+        kwargs = {name: _joined([call.kwargs[name] for call in calls], calls) for name in calls[0].kwargs}
+        return Outputs(self._run(*args, **kwargs), calls)
+
+    @contextmanager
+    def replaying(self, output: Any) -> Iterator[None]:
+        """Inside the block the body answers with this output whatever it is asked."""
+        with self._handled_by(lambda *args, **kwargs: output):
+            yield
+
+    @contextmanager
+    def _handled_by(self, handler: Callable[..., Any]) -> Iterator[None]:
+        before, self._handler = self._handler, handler
+        try:
+            yield
+        finally:
+            self._handler = before
+
+
+class Outputs:
+    """What the body returned for all rows, taken apart by call, with the gradients that come back for each part."""
+
+    def __init__(self, output: Any, calls: Sequence[Call]) -> None:
+        if not isinstance(output, ModelOutput):
+            raise ModelError(f"the model's body returns {type(output).__name__} where a ModelOutput is needed")
+        total = sum(call.rows for call in calls)
+        self._type = type(output)
+        self._tensors = {
+            name: value
+            for name, value in output.items()
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == total
+        }
+        self._rows = [call.rows for call in calls]
+        pieces = {name: tensor.detach().split(self._rows) for name, tensor in self._tensors.items()}
+        self._parts = [{name: pieces[name][index] for name in pieces} for index in range(len(calls))]
+
+    def part(self, index: int) -> Any:
+        """The output for one call. Its tensors are leaves: a backward pass ends in them, and `backward` goes on."""
+        for tensor in self._parts[index].values():
+            tensor.requires_grad_(torch.is_grad_enabled())
+        return self._type(**self._parts[index])
+
+    def forget(self, index: int) -> None:
+        """No gradient goes back for this call, whatever has come in."""
+        for tensor in self._parts[index].values():
+            tensor.grad = None
+
+    def backward(self) -> None:
+        """One backward pass of the body with the gradients that have come in for the parts."""
+        roots, grads = [], []
+        for name, tensor in self._tensors.items():
+            found = [part[name].grad for part in self._parts]
+            if tensor.requires_grad and any(grad is not None for grad in found):
+                roots.append(tensor)
+                grads.append(_stacked(found, [part[name] for part in self._parts]))
+        if roots:
+            torch.autograd.backward(roots, grads)
+
+
+class View:
+    """A model as one adapter sees it: its own heads, everything else shared. What a task takes for the model."""
+
+    def __init__(self, model: nn.Module, head: Mapping[str, Tensor]) -> None:
+        self._model = model
+        self._head = dict(head)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output with this adapter's heads."""
+        return functional_call(self._model, self._head, (), inputs) if self._head else self._model(**inputs)
+
+    def get_base_model(self) -> nn.Module:
+        """The model itself, as PEFT's wrapper has it."""
+        return self._model
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The shared model's parameters; the device can be read off them."""
+        return self._model.parameters()
+
+    def generate(self, **inputs: Any) -> Tensor:
+        """The shared model's generation."""
+        found: Tensor = self._model.generate(**inputs)  # type: ignore[operator]  # of every causal language model
+        return found
+
+
+def _stacked(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros_like(part) if grad is None else grad for grad, part in zip(grads, like, strict=True)])
+
+
+def _joined(values: list[Any], calls: Sequence[Call]) -> Any:
+    """One argument for all calls: tensors with a row for each row of the batch below each other, others as they are.
+
+    Raises ModelError if calls differ in something that cannot be joined.
+    """
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Tensor) and first.dim() > 1:
+        return torch.cat(values)
+    same = torch.equal if isinstance(first, Tensor) else lambda one, other: one is other or one == other
+    if not all(same(first, value) for value in values[1:]):
+        raise ModelError("the batches of a pack call the model differently; they cannot be run as one")
+    return first

@@ -1,0 +1,183 @@
+"""Products with frozen weights: which kernel computes them on this machine, and in which precision.
+
+Every kernel is one linear layer, forward and backward, without a gradient of its weight. `Plain` is the reference;
+the others are held against it by tests. Legend: N rows, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16h"]
+"""bf16h: products with frozen weights in bfloat16, everything else float32."""
+
+_ROWS_HINT = 512  # oneDNN picks the blocking of a prepacked weight for about this many rows
+_WORTHWHILE = 1.3  # bf16h changes the numbers, so it has to be faster by this factor
+
+
+class Kernel(Protocol):
+    """One frozen linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = x Wᵀ + b, float32. x: (N, I) float32; returns (N, O), newly allocated."""
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradient of x: g W, float32. g: (N, O) float32; returns (N, I), newly allocated."""
+
+
+KernelFactory = Callable[[Tensor, Tensor | None], Kernel]
+"""Builds a kernel from a weight (O, I) and a bias (O,) or None."""
+
+
+class Plain:
+    """torch's own matrix product in the weight's type. Its result for a row may depend on how many rows there are."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+    def backward(self, g: Tensor) -> Tensor:
+        return g @ self.weight
+
+
+class PlainHalf:
+    """The same in bfloat16, with the bias added in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight.to(torch.bfloat16)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _widened(functional.linear(x.to(torch.bfloat16), self.weight), self.bias)
+
+    def backward(self, g: Tensor) -> Tensor:
+        return (g.to(torch.bfloat16) @ self.weight).float()
+
+
+class Prepacked:
+    """oneDNN with W and Wᵀ laid out once for its kernel: twice the memory of the weight, 1.1 to 1.3 times the speed.
+
+    The result for a row does not depend on the other rows or on their number, to the bit.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = _prepack(weight)
+        self.transposed = _prepack(weight.t().contiguous())
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _prepacked_linear(x, self.weight, self.bias)
+
+    def backward(self, g: Tensor) -> Tensor:
+        return _prepacked_linear(g, self.transposed, None)
+
+
+class PrepackedHalf:
+    """The same in bfloat16, with the bias added in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        half = weight.to(torch.bfloat16)
+        self.weight = _prepack(half)
+        self.transposed = _prepack(half.t().contiguous())
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _widened(_prepacked_linear(x.to(torch.bfloat16), self.weight, None), self.bias)
+
+    def backward(self, g: Tensor) -> Tensor:
+        return _prepacked_linear(g.to(torch.bfloat16), self.transposed, None).float()
+
+
+KERNELS: dict[str, KernelFactory] = {
+    "torch-fp32": Plain,
+    "torch-bf16h": PlainHalf,
+    "onednn-fp32": Prepacked,
+    "onednn-bf16h": PrepackedHalf,
+}
+"""Kernels by the name that is recorded with a study."""
+
+
+def choose_kernel(precision: str, device: torch.device) -> str:
+    """Name of the fastest kernel that works on this device; says in the log when oneDNN's cannot be used.
+
+    Raises ValueError for a precision other than fp32 and bf16h.
+    """
+    if precision not in ("fp32", "bf16h"):
+        raise ValueError(f"precision {precision!r}: the packed trainer knows fp32 and bf16h")
+    if device.type == "cpu" and prepacked_works():
+        return f"onednn-{precision}"
+    return f"torch-{precision}"
+
+
+def choose_precision(device: torch.device, *, threads: int | None = None) -> Precision:
+    """What `precision: auto` means here, by timing one product for a few milliseconds on this machine.
+
+    bf16h if it is at least 1.3 times as fast as fp32. To be asked once per study, not once per worker.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        seconds = {name: _seconds(KERNELS[choose_kernel(name, device)], device) for name in ("fp32", "bf16h")}
+    finally:
+        torch.set_num_threads(before)
+    return "bf16h" if seconds["fp32"] >= _WORTHWHILE * seconds["bf16h"] else "fp32"
+
+
+@lru_cache(maxsize=1)
+def prepacked_works() -> bool:
+    """Whether torch's private oneDNN operators are there and agree with torch's own product."""
+    weight, x = _drawn(24, 40), _drawn(8, 40)
+    try:
+        kernels = Prepacked(weight, None), PrepackedHalf(weight, None)
+        close = [torch.allclose(kernel.forward(x), x @ weight.t(), atol=1.0, rtol=0.05) for kernel in kernels]
+        exact = torch.allclose(kernels[0].backward(x @ weight.t()), x @ weight.t() @ weight, rtol=1e-4, atol=1e-3)
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
+        logger.info("prepacked oneDNN kernels are not available: %s", str(error).split("\n", maxsplit=1)[0])
+        return False
+    return exact and all(close)
+
+
+def _drawn(rows: int, columns: int) -> Tensor:
+    """Random numbers that leave torch's global generator alone."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+
+
+def _widened(y: Tensor, bias: Tensor | None) -> Tensor:
+    """bfloat16 to float32, adding the bias on the way."""
+    return y.float() if bias is None else torch.add(bias, y)
+
+
+def _prepack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS_HINT)
+    return packed
+
+
+def _prepacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+def _seconds(factory: KernelFactory, device: torch.device) -> float:
+    """Least time of a forward and a backward product, casts included, over a few repetitions."""
+    weight, x = _drawn(768, 768).to(device), _drawn(_ROWS_HINT, 768).to(device)
+    kernel = factory(weight, None)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        result = kernel.backward(kernel.forward(x))
+        result.sum().item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times)

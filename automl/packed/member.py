@@ -1,0 +1,153 @@
+"""One trial in a pack: its adapter, its place in the data, and what it has gathered for the step under way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from automl.errors import DataError, Diverged, OutOfMemory
+from automl.packed.adapter import Adapter
+from automl.packed.schedule import lr_multiplier
+from automl.packed.workload import MicroBatch, Workload
+from automl.tasks.batches import batch_rows
+from automl.trial import TrialSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberState:
+    """A trial after `step` optimizer steps; all tensors are copies on the CPU, by PEFT's and torch's names.
+
+    params: adapter and head. moments: of AdamW, keyed `exp_avg/<name>` and so on. dropout: state of its generator,
+    None without dropout. micro_batch: rows at once in training, evaluation_tokens: tokens at once in an evaluation;
+    both are lowered when memory is short. seconds, tokens: spent on training since step 0, over all attempts.
+    """
+
+    step: int
+    params: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    dropout: Tensor | None
+    micro_batch: int
+    evaluation_tokens: int
+    seconds: float
+    tokens: int
+
+
+class Member:
+    """A trial and its adapter. The batch of a step is gathered over micro-batches of `micro_batch` rows."""
+
+    def __init__(
+        self, spec: TrialSpec, adapter: Adapter, workload: Workload, state: MemberState | None = None
+    ) -> None:
+        self.spec = spec
+        self.adapter = adapter
+        self.micro_batch = spec.hyper.batch_size
+        self.evaluation_tokens = workload.evaluation_tokens
+        self.seconds = 0.0
+        self.tokens = 0
+        self._workload = workload
+        if state is not None:
+            adapter.restore(state.step, state.params, state.moments, state.dropout)
+            self.micro_batch, self.evaluation_tokens = state.micro_batch, state.evaluation_tokens
+            self.seconds, self.tokens = state.seconds, state.tokens
+        self._begin_step()
+
+    @property
+    def number(self) -> int:
+        """Number of the trial."""
+        return self.spec.number
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.adapter.step
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left."""
+        return self.step >= self.spec.steps
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a measurement belongs to the current step."""
+        return self.step % self.spec.evaluate_every == 0 or self.is_finished
+
+    def upcoming(self, device: torch.device) -> MicroBatch:
+        """The next rows of the batch of this step: a function of data seed, step and batch size."""
+        if self._upcoming is None:
+            rows, size = self._workload.train_rows, self.spec.hyper.batch_size
+            numbers = batch_rows(self.spec.data_seed, self.step, size, len(rows))
+            chosen = numbers[self._rows : self._rows + self.micro_batch]
+            self._upcoming = self._workload.micro_batch([rows[number] for number in chosen], device)
+        return self._upcoming
+
+    def add(self, batch: MicroBatch, total: float, count: int, seconds: float) -> bool:
+        """Book a micro-batch whose gradient has been added; returns whether that completed an optimizer step.
+
+        Raises DataError if the whole batch has nothing to learn from.
+        """
+        self._rows += batch.rows
+        self._total += total
+        self._count += count
+        self._tokens += batch.tokens
+        self.seconds += seconds
+        self._upcoming = None
+        if self._rows < self.spec.hyper.batch_size:
+            return False
+        self._finish_step()
+        return True
+
+    def check_finite(self, values: Mapping[str, float], step: int) -> None:
+        """Raises Diverged naming the first value that is not a finite number."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} at step {step}")
+
+    def restart_step(self) -> None:
+        """Forget what the step under way has gathered; it begins again with the same rows and the same masks."""
+        self.adapter.gradient.zero_()
+        self.adapter.set_generator_state(self._masks)
+        self._begin_step()
+
+    def halve_rows(self, error: BaseException) -> None:
+        """Restart the step with half as many rows at once. Raises OutOfMemory if that is less than one."""
+        if self.micro_batch == 1:
+            raise OutOfMemory(
+                f"trial {self.number} (rank {self.spec.hyper.rank}, target {self.spec.hyper.target}) "
+                f"does not fit into memory even one row at a time: {error}"
+            ) from error
+        self.micro_batch //= 2
+        self.restart_step()
+
+    def snapshot(self) -> MemberState:
+        """Everything the trial needs to continue from here; only between two steps."""
+        assert self._rows == 0, "a step is under way"
+        return MemberState(
+            step=self.step,
+            params=self.adapter.parameters(),
+            moments=self.adapter.moments(),
+            dropout=self.adapter.generator_state(),
+            micro_batch=self.micro_batch,
+            evaluation_tokens=self.evaluation_tokens,
+            seconds=self.seconds,
+            tokens=self.tokens,
+        )
+
+    def _begin_step(self) -> None:
+        self._rows = self._count = self._tokens = 0
+        self._total = 0.0
+        self._upcoming: MicroBatch | None = None
+        self._masks = self.adapter.generator_state()
+
+    def _finish_step(self) -> None:
+        spec, hyper = self.spec, self.spec.hyper
+        if self._count == 0:
+            raise DataError(f"the batch of step {self.step + 1} has no target to learn from: every token is masked")
+        self.loss = self._total / self._count
+        multiplier = lr_multiplier(self.step, steps=spec.steps, warmup=hyper.warmup, schedule=hyper.schedule)
+        self.adapter.finish_step(self._count, hyper.learning_rate * multiplier)
+        self.tokens += self._tokens
+        self._begin_step()

@@ -1,0 +1,320 @@
+"""Many LoRA trials on one frozen backbone, step by step together. A library of its own: torch in, measurements out.
+
+Each trial follows the curve it would have alone. A round is one optimizer step of every trial in the pack; it consists
+of micro-steps, each one forward and one backward pass of the backbone over the next batches of several trials. Losses,
+clipping and optimizer steps are each trial's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from automl.errors import Diverged, OutOfMemory, TargetError
+from automl.lora import LinearShape
+from automl.models.inventory import head_modules, linear_layers, resolve_targets
+from automl.packed.adapter import Adapter
+from automl.packed.body import Body, Call, Outputs, View
+from automl.packed.kernels import KERNELS, choose_kernel
+from automl.packed.linear import PackedLinear
+from automl.packed.member import Member, MemberState
+from automl.packed.memory import is_out_of_memory
+from automl.packed.seating import Seat, Seating
+from automl.packed.workload import MicroBatch, Workload
+from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
+
+logger = logging.getLogger(__name__)
+
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
+"""Tokens of one micro-step, padding included, by type of device. One trial's batch may be larger; it then goes alone."""
+
+LONGEST_TRACEBACK = 8000
+"""Characters of a failed trial's traceback that are kept: the last ones."""
+
+Event = Measurement | TrialFailure
+
+
+class _Turn(NamedTuple):
+    """One trial's part in a micro-step."""
+
+    member: Member
+    micro: MicroBatch
+    call: Call
+
+
+class PackedTrainer:
+    """The frozen backbone with the adapters that are being trained on it.
+
+    model: frozen, in eval mode, on its device, without dropout of its own; `close` gives it back as it was. targets:
+    target sets of the user. precision: fp32 or bf16h (products with frozen weights in bfloat16). kernel: a name of
+    KERNELS, None = the fastest that works here. token_budget: of one micro-step; results do not depend on it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        workload: Workload,
+        *,
+        targets: Mapping[str, Sequence[str]] | None = None,
+        precision: str = "fp32",
+        kernel: str | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        self.model = model
+        self.workload = workload
+        self.device = next(model.parameters()).device
+        self.kernel = kernel or choose_kernel(precision, self.device)
+        self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
+        self.members: dict[int, Member] = {}
+        self._targets = targets or {}
+        self._heads = {name: model.get_submodule(name) for name in head_modules(model)}
+        self._resolved: dict[str, list[LinearShape]] = {}
+        self._seating = Seating()
+        self._body = Body(model)
+        self._packed = self._pack_layers()
+
+    # In and out
+
+    def admit(self, spec: TrialSpec, state: MemberState | None = None) -> None:
+        """Let a trial join at its next step, as new or where `state` was taken; the others do not notice.
+
+        Raises TargetError, CheckpointError if the state does not fit, OutOfMemory.
+        """
+        adapter = Adapter(
+            spec.hyper,
+            self.layers(spec.hyper.target),
+            self._heads,
+            seed=spec.seed,
+            device=self.device,
+            initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),
+        )
+        self.members[spec.number] = Member(spec, adapter, self.workload, state)
+
+    def evict(self, trial: int) -> None:
+        """Free a trial's memory; unknown trials are ignored. What it was is kept with `snapshot` before."""
+        self.members.pop(trial, None)
+
+    def snapshot(self, trial: int) -> MemberState:
+        """Everything a trial needs to continue from here, in this pack or in another."""
+        return self.members[trial].snapshot()
+
+    def layers(self, target: str) -> list[LinearShape]:
+        """The layers that a target set means in this model."""
+        if target not in self._resolved:
+            self._resolved[target] = resolve_targets(self.model, target, self._targets)
+        return self._resolved[target]
+
+    def close(self) -> None:
+        """Take everything off the model; it is as it was before."""
+        self.members.clear()
+        self._body.close()
+        for layer in self._packed:
+            del self.model.get_submodule(layer.path).forward
+
+    # Training
+
+    def train(self, specs: Iterable[TrialSpec], *, slots: int) -> Iterator[Event]:
+        """Train all these trials to their last step, at most `slots` at once; yields measurements and failures."""
+        waiting = iter(specs)
+        while True:
+            for spec in _take(waiting, slots - len(self.members)):
+                self.admit(spec)
+            if not self.members:
+                return
+            for event in self.advance():
+                yield event
+                if isinstance(event, Measurement) and self.members[event.trial].is_finished:
+                    self.evict(event.trial)
+
+    def advance(self) -> list[Event]:
+        """Rounds until at least one trial is due or fails; measurements and failures in the order of admission.
+
+        A trial that failed has left the pack. Nothing at once if no trial has steps left.
+        """
+        events: list[Event] = []
+        while not events:
+            ready = [member for member in self.members.values() if not member.is_finished]
+            if not ready:
+                return []
+            events = self.round(ready)
+            events += [self._measured(member) for member in ready if member.number in self.members and member.is_due]
+        return events
+
+    def round(self, members: Sequence[Member]) -> list[TrialFailure]:
+        """One optimizer step of each of these trials; returns those that failed. The rest is untouched by them."""
+        failures: list[TrialFailure] = []
+        goals = {member.number: member.step + 1 for member in members}
+        while True:
+            waiting = [
+                member
+                for member in members
+                if member.number in self.members and member.step < goals[member.number]
+            ]
+            if not waiting:
+                return failures
+            failures += self._micro_step(waiting)
+
+    def evaluate(self, member: Member, max_tokens: int) -> dict[str, float]:
+        """All metrics of the task over the evaluation rows, without dropout."""
+        return self._evaluate(member.adapter, max_tokens)
+
+    def baseline(self) -> dict[str, float]:
+        """All metrics of the bare backbone."""
+        return self._evaluate(None, self.workload.evaluation_tokens)
+
+    def _evaluate(self, adapter: Adapter | None, max_tokens: int) -> dict[str, float]:
+        view = View(self.model, adapter.head if adapter else {})
+        batches = self.workload.evaluation_batches(max_tokens, self.device)
+        with torch.no_grad(), self._seating.alone(adapter):
+            return self.workload.task.evaluate(view, batches, self.workload.tokenizer)  # type: ignore[arg-type]
+
+    def _measured(self, member: Member) -> Event:
+        try:
+            metrics = self._measure(member)
+            member.check_finite(metrics, member.step)
+        except Exception as error:  # noqa: BLE001 - the edge: what a task or model raises fails one trial
+            return self._fail(member, error)
+        return Measurement(
+            trial=member.number, step=member.step, metrics=metrics, seconds=member.seconds, tokens=member.tokens
+        )
+
+    def _measure(self, member: Member) -> dict[str, float]:
+        while True:
+            try:
+                return self.evaluate(member, member.evaluation_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if member.evaluation_tokens == 1:
+                    raise OutOfMemory(f"the evaluation of trial {member.number} does not fit: {error}") from error
+            member.evaluation_tokens //= 2
+
+    # One micro-step
+
+    def _micro_step(self, waiting: Sequence[Member]) -> list[TrialFailure]:
+        """Forward and backward pass for the first waiting trial and all that fit beside it."""
+        failures: list[TrialFailure] = []
+        turns: list[_Turn] = []
+        budget = self.token_budget
+        for member in waiting:
+            try:
+                micro = member.upcoming(self.device)
+                if turns and (micro.shape_class != turns[0].micro.shape_class or micro.rows * micro.width > budget):
+                    continue
+                turns.append(_Turn(member, micro, self._recorded(member, micro)))
+                budget -= micro.rows * micro.width
+            except Exception as error:  # noqa: BLE001 - the edge: one trial's data or task
+                failures.append(self._fail(member, error))
+        if not turns:
+            return failures
+        try:
+            return failures + self._pass(turns)
+        except Exception as error:  # noqa: BLE001 - the edge: somebody's rows cannot be computed
+            for turn in turns:
+                turn.member.restart_step()
+            if len(turns) == 1:
+                return failures + self._blamed(turns[0].member, error)
+            logger.info("a micro-step of %d trials failed (%s); each goes alone", len(turns), type(error).__name__)
+            if is_out_of_memory(error):
+                self.token_budget = max(1, sum(turn.micro.rows * turn.micro.width for turn in turns) // 2)
+        # Out of the except block first: the traceback keeps the tensors of the failed attempt alive.
+        for turn in turns:
+            failures += self._micro_step([turn.member])
+        return failures
+
+    def _blamed(self, member: Member, error: Exception) -> list[TrialFailure]:
+        """The trial failed alone: fewer rows at once if memory was short, otherwise it has failed for good."""
+        try:
+            if not is_out_of_memory(error):
+                raise error
+            member.halve_rows(error)
+        except Exception as final:  # noqa: BLE001 - the edge
+            return [self._fail(member, final)]
+        return []
+
+    def _pass(self, turns: Sequence[_Turn]) -> list[TrialFailure]:
+        """Body forward, each trial's loss and head backward, body backward; then whoever completed its batch steps."""
+        start = time.perf_counter()
+        with self._seating.seated(_seats(turns), is_training=True):
+            outputs = self._body.run([turn.call for turn in turns])
+            losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
+            outputs.backward()
+        seconds = time.perf_counter() - start
+        tokens = sum(turn.micro.tokens for turn in turns)
+        failures = []
+        for turn, loss in zip(turns, losses, strict=True):
+            if isinstance(loss, Exception):
+                failures += self._blamed(turn.member, loss)
+                continue
+            try:
+                turn.member.add(turn.micro, *loss, seconds * turn.micro.tokens / tokens)
+            except Exception as error:  # noqa: BLE001 - the edge
+                failures.append(self._fail(turn.member, error))
+        return failures
+
+    def _recorded(self, member: Member, micro: MicroBatch) -> Call:
+        view = View(self.model, member.adapter.head)
+        return self._body.record(lambda: self.workload.task.loss(view, micro.batch), micro.rows)  # type: ignore[arg-type]
+
+    def _loss(self, turn: _Turn, outputs: Outputs, index: int) -> tuple[float, int] | Exception:
+        """Sum of the losses and number of terms of one trial, its gradients added; or what went wrong with it alone."""
+        view = View(self.model, turn.member.adapter.head)
+        try:
+            with self._body.replaying(outputs.part(index)):
+                parts = self.workload.task.loss(view, turn.micro.batch)  # type: ignore[arg-type]
+            total = float(parts.total.detach())
+            turn.member.check_finite({"training loss": total}, turn.member.step + 1)
+            torch.autograd.backward(parts.total)
+        except Exception as error:  # noqa: BLE001 - the edge
+            outputs.forget(index)
+            return error
+        return total, parts.count
+
+    def _fail(self, member: Member, error: Exception) -> TrialFailure:
+        self.evict(member.number)
+        reason, message = _reason(error)
+        logger.info("trial %d failed at step %d: %s", member.number, member.step, reason)
+        return TrialFailure(trial=member.number, step=member.step, reason=reason, message=message)
+
+    def _pack_layers(self) -> list[PackedLinear]:
+        """Take over every linear layer of the body; heads and the lm_head stay as they are."""
+        beyond = tuple(f"{name}." for name in self._heads)
+        prefix = f"{self.model.base_model_prefix}."
+        packed = []
+        for layer in linear_layers(self.model):
+            module = self.model.get_submodule(layer.path)
+            if layer.path.startswith(prefix) and not layer.path.startswith(beyond):
+                assert isinstance(module, nn.Linear | Conv1D)
+                packed.append(PackedLinear(layer.path, module, self._seating, KERNELS[self.kernel]))
+                module.forward = packed[-1]  # type: ignore[method-assign]
+        if not packed:
+            raise TargetError(f"{type(self.model).__name__} has no linear layers below its head")
+        return packed
+
+
+def _seats(turns: Sequence[_Turn]) -> list[Seat]:
+    seats, start = [], 0
+    for turn in turns:
+        seats.append(Seat(turn.member.adapter, start, start + turn.micro.rows, turn.micro.longest))
+        start += turn.micro.rows
+    return seats
+
+
+def _take(specs: Iterator[TrialSpec], number: int) -> Iterator[TrialSpec]:
+    for _, spec in zip(range(number), specs, strict=False):
+        yield spec
+
+
+def _reason(error: Exception) -> tuple[StopReason, str]:
+    if isinstance(error, Diverged):
+        return StopReason.DIVERGED, str(error)
+    if isinstance(error, OutOfMemory):
+        return StopReason.OOM, str(error)
+    return StopReason.ERROR, "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]

@@ -1,0 +1,85 @@
+"""What all trials of a pack train on and are judged by, and how their rows become padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from automl.tasks.base import IGNORED, Batch, Row, Task
+from automl.tasks.batches import evaluation_batches
+
+
+class MicroBatch(NamedTuple):
+    """Some rows of one trial, padded and on the device.
+
+    rows, width: the shape of its rectangle. longest: tokens of its longest row. tokens: without padding. is_full: no
+    token is padding; models compute attention without a mask then, so full and other batches do not share a pass.
+    """
+
+    batch: Batch
+    rows: int
+    width: int
+    longest: int
+    tokens: int
+    is_full: bool
+
+    @property
+    def shape_class(self) -> tuple[int, bool]:
+        """Batches of one class can share a forward pass without changing each other's results."""
+        return self.width, self.is_full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Task and rows of a pack. pad_id: token that fills rows up. tokenizer: for tasks that generate text.
+
+    evaluation_tokens: of one forward pass of an evaluation, padding included.
+    """
+
+    task: Task
+    train_rows: Sequence[Row]
+    evaluation_rows: Sequence[Row]
+    tokenizer: Any
+    evaluation_tokens: int = 2048
+
+    def micro_batch(self, rows: Sequence[Row], device: torch.device) -> MicroBatch:
+        """Rows padded to `padded_length` of the longest: a function of these rows alone, so no neighbour matters."""
+        pad_id = self.tokenizer.pad_token_id
+        batch = self.task.collate(rows, pad_id)
+        mask = batch["attention_mask"]
+        longest = mask.shape[1]
+        width = padded_length(longest, self.task.settings.max_length)
+        tokens = int(mask.sum())
+        padded = {name: _widen(name, tensor, width, pad_id).to(device) for name, tensor in batch.items()}
+        return MicroBatch(padded, len(rows), width, longest, tokens, tokens == len(rows) * width)
+
+    def evaluation_batches(self, max_tokens: int, device: torch.device) -> Iterator[Batch]:
+        """Every evaluation row, in padded batches of at most `max_tokens` tokens."""
+        rows = self.evaluation_rows
+        batches = evaluation_batches(
+            self.task, rows, range(len(rows)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
+        )
+        for batch in batches:
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def padded_length(longest: int, limit: int) -> int:
+    """Tokens to which rows are padded: a multiple of 4 up to 32, of 8 up to 128, of 32 above; at most `limit`.
+
+    Few different lengths, so that trials can share a forward pass, at the price of a little padding. A row that is
+    longer than `limit` keeps its length.
+    """
+    step = 4 if longest <= 32 else 8 if longest <= 128 else 32
+    return max(longest, min(-(-longest // step) * step, limit))
+
+
+def _widen(name: str, tensor: torch.Tensor, width: int, pad_id: int) -> torch.Tensor:
+    """Fill a (rows, tokens) tensor of a batch up to `width` columns; one number per row stays as it is."""
+    if tensor.dim() < 2 or tensor.shape[1] == width:
+        return tensor
+    filler = {"input_ids": pad_id, "labels": IGNORED}.get(name, 0)
+    return functional.pad(tensor, (0, width - tensor.shape[1]), value=filler)
