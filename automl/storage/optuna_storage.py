@@ -26,11 +26,12 @@ def open_storage(url: URL, *, read_only: bool = False, guard: Callable[[], None]
     Raises StorageError if the tables belong to another version of Optuna.
     """
     with storage_errors(url, "open Optuna's tables"):
-        try:
-            storage = _storage(url, skip_table_creation=True, read_only=read_only)
-        except RuntimeError as error:
-            hint = "run `automl db upgrade`, or install the Optuna version that wrote it"
-            raise StorageError(f"{mask_url(url)}: Optuna's tables are of another version; {hint}") from error
+        storage = _storage(url, skip_table_creation=True, skip_compatibility_check=True, read_only=read_only)
+        found, known = storage.get_current_version(), storage.get_head_version()
+    if found != known:
+        _close(storage)
+        hint = f"run `automl db upgrade` (or update Optuna, if {found} is newer)"
+        raise StorageError(f"{mask_url(url)}: Optuna's tables are at {found}, this Optuna needs {known}; {hint}")
     if guard is not None:
         _guard_writes(storage.engine, guard)
     return storage
@@ -42,8 +43,7 @@ def create_tables(url: URL, *, new_file: bool = False) -> None:
     new_file: the SQLite file may be created.
     """
     storage = _storage(url, create=new_file)
-    storage.remove_session()
-    storage.engine.dispose()
+    _close(storage)
 
 
 def upgrade_tables(url: URL) -> None:
@@ -54,8 +54,7 @@ def upgrade_tables(url: URL) -> None:
         with _logging_left_alone():
             storage.upgrade()
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        _close(storage)
 
 
 def fail_trials(url: URL, trial_ids: Sequence[int], stop_reason: str) -> None:
@@ -65,8 +64,7 @@ def fail_trials(url: URL, trial_ids: Sequence[int], stop_reason: str) -> None:
         for trial_id in trial_ids:
             storage.set_trial_user_attr(trial_id, "stop_reason", stop_reason)
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
-    storage.remove_session()
-    storage.engine.dispose()
+    _close(storage)
 
 
 def head_revision(url: URL) -> str:
@@ -75,13 +73,17 @@ def head_revision(url: URL) -> str:
     try:
         return storage.get_head_version()
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        _close(storage)
 
 
 def _storage(url: URL, *, read_only: bool = False, create: bool = False, **options: Any) -> RDBStorage:
     arguments = engine_arguments(url, read_only=read_only, create=create)
     return RDBStorage(_template(public_url(url).render_as_string()), engine_kwargs=arguments, **options)
+
+
+def _close(storage: RDBStorage) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def _template(url: str) -> str:

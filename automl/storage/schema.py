@@ -196,7 +196,7 @@ def _check_pages(url: URL) -> None:
     with storage_errors(url, "read the database (restore a backup if it is damaged)"), engine.connect() as connection:
         verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
     if verdict != "ok":
-        raise StorageError(f"{mask_url(url)}: the file is damaged ({verdict}); restore a backup")
+        raise StorageError(f"{mask_url(url)}: the file is damaged ({' '.join(verdict.split())}); restore a backup")
 
 
 def _refuse_foreign(url: URL, schema: _Schema) -> None:

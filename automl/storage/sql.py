@@ -77,6 +77,7 @@ class Database:
         self.address = url  # with its password: for this package only
         self.read_only = read_only
         self._engine = make_engine(url, read_only=read_only)
+        self._handed_out: list[RDBStorage] = []
 
     def __enter__(self) -> Database:
         return self
@@ -100,7 +101,9 @@ class Database:
         """Optuna's storage on the same database; `guard` is called before each write."""
         from automl.storage.optuna_storage import open_storage
 
-        return open_storage(self.address, read_only=self.read_only, guard=guard)
+        storage = open_storage(self.address, read_only=self.read_only, guard=guard)
+        self._handed_out.append(storage)
+        return storage
 
     def studies(self) -> list[SweepRow]:
         """All studies that a sweep was started for, by name."""
@@ -112,8 +115,12 @@ class Database:
         return schema.database_status(self.address)
 
     def close(self) -> None:
-        """Close all connections of this object (not those of storages it has handed out)."""
+        """Close all connections, those of the storages it has handed out too."""
         self._engine.dispose()
+        for storage in self._handed_out:
+            storage.remove_session()
+            storage.engine.dispose()
+        self._handed_out.clear()
 
     @contextmanager
     def reading(self, doing: str) -> Iterator[Connection]:

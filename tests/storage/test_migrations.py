@@ -1,0 +1,125 @@
+"""Alembic brings a database to exactly the tables of `tables.py`, and leaves Optuna's alone."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
+
+from automl.errors import StorageError
+from automl.storage import migrations
+from automl.storage.connect import make_engine
+from automl.storage.lease import StudyLease
+from automl.storage.sql import Database, database_status, open_database, upgrade_database
+from automl.storage.tables import metadata
+from automl.storage.url import parse_url
+from automl.storage.views import VIEWS
+
+
+def test_migrated_tables_are_those_of_the_metadata(database: Database) -> None:
+    with database.reading("compare") as connection:
+        options = {
+            "version_table": migrations.VERSION_TABLE,
+            "include_name": migrations.is_ours,
+            "compare_server_default": True,
+        }
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, metadata) == []
+
+
+# Alembic's comparison does not see CHECK constraints; SQLite keeps the text of every table.
+def test_migrated_constraints_are_those_of_the_metadata(sqlite_url: str, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/plain.db")
+    metadata.create_all(engine)
+    engine.dispose()
+    assert _definitions(Path(sqlite_url.removeprefix("sqlite:///"))) == _definitions(tmp_path / "plain.db")
+
+
+# Without the filter, autogenerate would propose to drop all of Optuna's tables.
+def test_only_our_tables_are_seen(database: Database) -> None:
+    with database.reading("list tables") as connection:
+        names = inspect(connection).get_table_names()
+    ours = {name for name in names if migrations.is_ours(name, "table")}
+    assert ours == {*metadata.tables, migrations.VERSION_TABLE}
+    assert {"trials", "studies", "alembic_version"} <= set(names) - ours
+
+
+def test_downgrade_leaves_only_optunas_tables(url: str) -> None:
+    from alembic import command
+
+    engine = make_engine(parse_url(url), pooled=False)
+    with engine.connect() as connection, connection.begin():
+        for view in VIEWS:
+            connection.execute(text(f"DROP VIEW {view}"))
+        command.downgrade(migrations._config(connection), "base")
+    with engine.connect() as connection:
+        left = {name for name in inspect(connection).get_table_names() if name.startswith(migrations.PREFIX)}
+    assert left == {migrations.VERSION_TABLE}
+    with pytest.raises(StorageError, match="create them with `automl db init`"):
+        open_database(url, create=False)
+    with open_database(url, create=True) as database:
+        assert database.status().ready
+
+
+class TestUpgrade:
+    def test_a_current_database_is_left_alone(self, url: str) -> None:
+        done = upgrade_database(url)
+        assert done.before == done.after
+        assert done.backup is None
+
+    def test_optunas_older_tables_are_upgraded_with_ours(self, url: str) -> None:
+        _make_older(url)
+        before = database_status(url)
+        assert (before.ready, before.advice) == (False, "automl db upgrade")
+        with open_database(url, create=False) as database, pytest.raises(StorageError, match="run `automl db upgrade`"):
+            database.optuna_storage()
+        done = upgrade_database(url)
+        assert done.before == before
+        assert done.after.ready
+        with open_database(url, create=False) as database, database.reading("look at the views") as connection:
+            assert set(inspect(connection).get_view_names()) == set(VIEWS)
+            assert "ix_trials_study_id" in {index["name"] for index in inspect(connection).get_indexes("trials")}
+
+    def test_a_sqlite_file_is_copied_before(self, sqlite_url: str) -> None:
+        with open_database(sqlite_url, create=False) as database:
+            database.store("s").add_event("kept", {})
+            _make_older(sqlite_url)
+        backup = upgrade_database(sqlite_url).backup
+        assert backup is not None
+        with closing(sqlite3.connect(backup)) as copy:
+            assert copy.execute("SELECT kind FROM automl_events").fetchall() == [("kept",)]
+            assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("v3.0.0.d",)]
+
+    def test_a_database_in_use_is_not_upgraded(self, url: str) -> None:
+        with open_database(url, create=False) as database, StudyLease(database, "nightly") as lease:
+            lease.take("space", "a" * 64, {})
+            _make_older(url)
+            with pytest.raises(StorageError, match=r"study 'nightly' is being driven by .*; stop it first"):
+                upgrade_database(url)
+        assert upgrade_database(url).after.ready
+
+    def test_a_database_without_tables_has_nothing_to_upgrade(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match="automl db init"):
+            upgrade_database(f"sqlite:///{tmp_path}/automl.db")
+
+
+def _make_older(url: str) -> None:
+    """Bring Optuna's tables back to the revision before its newest, which added an index."""
+    engine = make_engine(parse_url(url), pooled=False)
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text("DROP INDEX ix_trials_study_id"))
+        connection.execute(text("UPDATE alembic_version SET version_num = 'v3.0.0.d'"))
+
+
+def _definitions(path: Path) -> dict[str, set[str]]:
+    """Table -> its columns and constraints, each in one spelling."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE name LIKE 'automl_%' AND type = 'table'")
+        tables = {name: sql for name, sql in rows if name in metadata.tables}
+    return {name: {re.sub(r"\s+", " ", line).strip(" ,") for line in sql.splitlines()} for name, sql in tables.items()}
