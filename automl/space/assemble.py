@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from decimal import Decimal
@@ -52,11 +53,16 @@ def contains(parameter: Parameter, value: Scalar) -> bool:
         return any(
             value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in parameter.choices
         )
-    if isinstance(value, (bool, str)) or not parameter.low <= value <= parameter.high:
+    if isinstance(value, (bool, str)) or not _lies_between(value, parameter.low, parameter.high):
         return False
     if isinstance(parameter, IntParameter) and value != int(value):
         return False
     return parameter.step is None or is_multiple(value - parameter.low, parameter.step)
+
+
+def _lies_between(value: float, low: float, high: float) -> bool:
+    """Ends included, up to the rounding of sums such as 0.1 + 0.2."""
+    return low <= value <= high or math.isclose(value, low) or math.isclose(value, high)
 
 
 def is_multiple(distance: float, step: float) -> bool:

@@ -1,0 +1,55 @@
+"""The file that `automl init` writes is valid whatever it is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from automl.space.load import json_schema, parse_space
+from automl.space.template import commented_space
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+
+
+@pytest.mark.parametrize("task_type", ["classification", "completion", "instruction"])
+@pytest.mark.parametrize("model_parameters", [None, 22_700_000, 1_000_000_000, 7_600_000_000])
+def test_the_template_is_valid(task_type: str, model_parameters: int | None) -> None:
+    text = commented_space("my study", "org/name", "rows.jsonl", task_type, model_parameters)
+    spec = parse_space(text, "space.yaml", Path("/there"))
+    assert spec.task.type == task_type
+    assert spec.space.auto or len(spec.space.parameters) == 5
+    assert max(len(line) for line in text.splitlines()) <= 140
+    jsonschema.Draft202012Validator(json_schema()).validate(yaml.safe_load(text))
+
+
+def test_every_line_with_a_choice_says_what_it_means() -> None:
+    text = commented_space("s", "m", "a.csv", "classification", 22_700_000)
+    space = text[text.index("space:") : text.index("search:")]
+    assert all("#" in line for line in space.splitlines() if ": " in line)
+
+
+def test_columns_are_renamed_only_where_they_differ() -> None:
+    columns = {"text": "body of it", "label": "label"}
+    spec = parse_space(commented_space("s", "m", "a.csv", "classification", 10, columns), "s.yaml", Path("/there"))
+    assert spec.task.data.columns == {"text": "body of it"}
+    assert spec.task.data.files == {"train": "/there/a.csv"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, TEXTS)
+def test_any_path_and_column_come_back_as_they_were(name: str, column: str) -> None:
+    text = commented_space("s", f"./{name}", f"./{name}.csv", "classification", None, {"text": column})
+    spec = parse_space(text, "s.yaml", Path("/there"))
+    assert spec.task.data.columns.get("text", "text") == column
+    assert spec.task.data.files["train"].endswith(".csv")
+
+
+@pytest.mark.parametrize("study", ["on", "1e-4", "null", "2024-01-01", "a b"])
+def test_names_that_look_like_something_else_are_quoted(study: str) -> None:
+    spec = parse_space(commented_space(study, "m", "a.csv", "completion"), "s.yaml", Path("/there"))
+    assert spec.study == study
