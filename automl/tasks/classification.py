@@ -84,8 +84,7 @@ def _mixed(record: Record, column: str, kinds: dict[str, int]) -> Exception:
 def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, max_length: int) -> Recipe:
     ids = {name: number for number, name in enumerate(labels)}
     is_pair = len(examples["train"][0].content) == 2
-    # A model that tells the two texts apart by segment needs their ids; others must not be given any.
-    names = ["input_ids", *(["token_type_ids"] if is_pair and "token_type_ids" in tokenizer.model_input_names else [])]
+    names = ["input_ids", *(["token_type_ids"] if is_pair and _has_segments(tokenizer) else [])]
 
     def encode(chunk: Sequence[Example]) -> list[Row | None]:
         texts = [list(column) for column in zip(*(example.content for example in chunk), strict=True)]
@@ -101,6 +100,15 @@ def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, max_lengt
         labels=tuple(labels),
         baseline=_majority([ids[example.label or ""] for example in examples["validation"]]),
     )
+
+
+def _has_segments(tokenizer: Any) -> bool:
+    """Whether the model tells two texts apart by numbered segments, as BERT does.
+
+    Some decoders' tokenizers name `token_type_ids` too, and their models refuse them or (GPT-2) read them as words.
+    Only tokenizers of the BERT family have a separator.
+    """
+    return "token_type_ids" in tokenizer.model_input_names and tokenizer.sep_token is not None
 
 
 def _majority(truth: Sequence[int]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import datasets
 
@@ -28,6 +28,7 @@ from automl.space.spec import TaskSettings
 from automl.tasks.base import Prepared, Row
 from automl.tasks.quiet import quiet_datasets, single_threaded_tokenizers
 from automl.tasks.read import SPLITS, Split
+from automl.tasks.rows import MappedRows
 from automl.tasks.split import Example, Examples, contents_hash
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         rules.pop("truncation", None)
         rules.pop("padding", None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    parts = [rules, special, tokenizer.chat_template, tokenizer.truncation_side]
+    parts = [rules, special, tokenizer.chat_template, tokenizer.truncation_side, tokenizer.model_input_names]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -135,26 +136,6 @@ def prepared_from_json(values: Mapping[str, Any], folder: Path) -> Prepared:
     )
 
 
-class MappedRows(Sequence[Row]):
-    """Rows of one split, read from mapped memory on access; pages are shared by all processes of a machine."""
-
-    def __init__(self, table: Any) -> None:
-        self._table = table
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        row: Row = self._table[index]
-        return row
-
-
 def load_rows(prepared: Prepared, split: Split) -> Sequence[Row]:
     """The rows of one split; raises DataError if they are missing or not as many as were prepared."""
     expected = prepared.rows[split]
@@ -162,7 +143,7 @@ def load_rows(prepared: Prepared, split: Split) -> Sequence[Row]:
         return ()
     folder = prepared.path / split
     try:
-        rows = MappedRows(datasets.load_from_disk(str(folder)))
+        rows = MappedRows(datasets.load_from_disk(str(folder)).data.table)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{folder}: prepared rows cannot be read: {reason}; delete {prepared.path}") from error

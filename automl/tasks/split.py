@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from automl.errors import DataError
@@ -69,28 +69,24 @@ def contents_hash(examples: Mapping[Split, Sequence[Example]]) -> str:
     return digest.hexdigest()
 
 
-def _cut(rows: Iterable[Example], seed: int, shares: Mapping[Split, float]) -> Examples:
+def _cut(rows: Sequence[Example], seed: int, shares: Mapping[Split, float]) -> Examples:
+    drawn = [_draw(example, seed, shares) for example in rows]
+    trained = {example.label for example, split in zip(rows, drawn, strict=True) if split == "train"}
+    kept = {_normal(example) for example in rows if example.label not in trained}
     parts: Examples = {split: [] for split in SPLITS}
-    rows = list(rows)
-    kept = _texts_of_rare_classes(rows, seed, shares)
-    for example in rows:
-        parts["train" if _normal(example) in kept else _assign(example, seed, shares)].append(example)
+    for example, split in zip(rows, drawn, strict=True):
+        is_kept = bool(kept) and example.label is not None and _normal(example) in kept
+        parts["train" if is_kept else split].append(example)
     return parts
 
 
-def _assign(example: Example, seed: int, shares: Mapping[Split, float]) -> Split:
+def _draw(example: Example, seed: int, shares: Mapping[Split, float]) -> Split:
     where = position(example.text, seed)
     for split, share in shares.items():
         if where < share:
             return split
         where -= share
     return "train"
-
-
-def _texts_of_rare_classes(rows: Sequence[Example], seed: int, shares: Mapping[Split, float]) -> set[str]:
-    """Texts of the classes of which the plain cut leaves no row in train."""
-    trained = {example.label for example in rows if _assign(example, seed, shares) == "train"}
-    return {_normal(example) for example in rows if example.label not in trained and example.label is not None}
 
 
 def _normal(example: Example) -> str:

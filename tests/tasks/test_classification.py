@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -67,6 +68,15 @@ def test_a_pair_carries_its_segments(
     assert sum(row["token_type_ids"]) == 3  # the plot [SEP]
     batch = task.collate([row, task.rows(prepared, "train")[1]], 0)
     assert batch["token_type_ids"].shape == batch["input_ids"].shape
+
+
+def test_a_decoder_is_given_no_segments(
+    settings_for: Callable[..., TaskSettings], plain_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = copy.deepcopy(plain_tokenizer)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    task = make_task(settings_for("classification", train=lines(60, pair=True)))
+    assert set(task.rows(task.prepare(tokenizer, tmp_path / "cache"), "train")[0]) == {"input_ids", "labels"}
 
 
 def test_columns_are_mapped(settings_for: Callable[..., TaskSettings], bert_tokenizer: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from automl.errors import DataError
 from automl.space.spec import TaskSettings
@@ -332,6 +333,23 @@ def test_gradients_equal_the_models_own(task_rows: Callable[..., Any], tiny_llam
     theirs = torch.autograd.grad(model(**batch).loss, list(model.parameters()))
     for name, one, other in zip(names, ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4, msg=name)
+
+
+# peft 0.21 asks transformers 5.23 for it when it wraps a model.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_peft_model_may_stand_in_for_the_model(
+    task_rows: Callable[..., Any], tiny_llama: torch.nn.Module, chat_tokenizer: Any
+) -> None:
+    task, rows = task_rows(metric="rouge_l", generate_rows=2, max_new_tokens=4)
+    batch = task.collate(rows[:8], 1)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=True)
+    wrapped = get_peft_model(copy.deepcopy(tiny_llama), config).eval()  # type: ignore[arg-type]
+    assert wrapped(**batch).loss.item() * task.loss(wrapped, batch).count == pytest.approx(
+        task.loss(wrapped, batch).total.item(), rel=1e-6
+    )
+    with torch.no_grad():  # an untrained adapter changes nothing
+        scores = task.evaluate(wrapped, iter([batch]), chat_tokenizer)
+        assert scores == task.evaluate(tiny_llama, iter([batch]), chat_tokenizer)
 
 
 def test_micro_batches_and_padding_change_nothing(task_rows: Callable[..., Any], tiny_llama: torch.nn.Module) -> None:
