@@ -118,7 +118,7 @@ def test_a_pruned_trial_really_stops(executor: Executor, tmp_path: Path) -> None
     assert all((trial.last_step or 0) < 12 for trial in pruned)
 
 
-@pytest.mark.parametrize("executor", EVERY, indirect=True)
+@pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
 def test_a_failed_trial_is_replaced_and_a_diverged_one_is_not(executor: Executor, tmp_path: Path) -> None:
     faults = {1: Fault("raise", 4), 2: Fault("diverge", 5), 3: Fault("oom", 1)}
     trials = search(executor, tmp_path, capacity=2, faults=faults)
@@ -129,7 +129,7 @@ def test_a_failed_trial_is_replaced_and_a_diverged_one_is_not(executor: Executor
     assert sorted(states(trials)) == ["COMPLETE"] * 4 + ["FAIL"] + ["PRUNED"] * 2
 
 
-@pytest.mark.parametrize("executor", EVERY, indirect=True)
+@pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
 def test_too_many_failures_end_the_search(executor: Executor, tmp_path: Path) -> None:
     settings = SearchSettings(sampler="random", pruner="none", trials=6, steps=4, evaluate_every=2, max_failed_trials=2)
     faults = {number: Fault("raise", 1) for number in range(6)}
@@ -166,7 +166,7 @@ def test_a_stopped_search_is_continued_from_slot_files(executor: Executor, tmp_p
     assert len(before) < 24
 
 
-@pytest.mark.parametrize("executor", EVERY, indirect=True)
+@pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
 def test_wall_clock_stops_in_between(executor: Executor, tmp_path: Path) -> None:
     with open_search(tmp_path, SETTINGS) as opened:
         dispatcher = Dispatcher(opened.study, max_seconds=0.0)
@@ -251,7 +251,7 @@ def refuse_to_build() -> Host:
     raise ModelError("model: /nowhere/model has no config")
 
 
-@pytest.mark.parametrize("executor", EVERY, indirect=True)
+@pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
 def test_a_host_that_cannot_be_built_ends_the_search_with_its_error(executor: Executor, tmp_path: Path) -> None:
     with open_search(tmp_path, SETTINGS) as opened, pytest.raises(ModelError, match="has no config"):
         executor.run(Dispatcher(opened.study), refuse_to_build)
@@ -264,7 +264,7 @@ class BrokenHost(FormulaHost):
         raise RuntimeError("the device fell off")
 
 
-@pytest.mark.parametrize("executor", EVERY, indirect=True)
+@pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
 def test_a_bug_in_the_host_leaves_its_trials_resumable(executor: Executor, tmp_path: Path) -> None:
     fell_off = pytest.raises((AutomlError, RuntimeError), match="the device fell off")
     with open_search(tmp_path, SETTINGS) as opened, fell_off:
