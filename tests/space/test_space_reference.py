@@ -1,0 +1,34 @@
+"""The reference page names every key, and its example is valid."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from automl.space import schema, schema_search, schema_space, schema_task
+from automl.space.load import parse_space
+from automl.space.schema_base import Section
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "space.md").read_text(encoding="utf-8")
+SECTIONS = sorted(
+    {
+        item
+        for module in (schema, schema_task, schema_space, schema_search)
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Section)
+    },
+    key=lambda section: section.__name__,
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_key_is_in_the_reference(section: type[Section]) -> None:
+    missing = [name for name in section.model_fields if not re.search(rf"\b{re.escape(name)}\b", PAGE)]
+    assert missing == []
+
+
+def test_the_example_is_valid() -> None:
+    (example,) = re.findall(r"```yaml\n(version: 1\n.*?)```", PAGE, re.DOTALL)
+    assert parse_space(example, "space.md", Path("/there")).study == "bbc-topics"
