@@ -194,7 +194,7 @@ def _check_file(url: URL) -> None:
 def _check_pages(url: URL) -> None:
     engine = make_engine(url, read_only=True, pooled=False)
     with storage_errors(url, "read the database (restore a backup if it is damaged)"), engine.connect() as connection:
-        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        verdict = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
     if verdict != "ok":
         raise StorageError(f"{mask_url(url)}: the file is damaged ({' '.join(verdict.split())}); restore a backup")
 

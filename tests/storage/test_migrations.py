@@ -84,7 +84,7 @@ class TestUpgrade:
         assert done.after.ready
         with open_database(url, create=False) as database, database.reading("look at the views") as connection:
             assert set(inspect(connection).get_view_names()) == set(VIEWS)
-            assert "ix_trials_study_id" in {index["name"] for index in inspect(connection).get_indexes("trials")}
+            assert "trials_study_id_key" in {index["name"] for index in inspect(connection).get_indexes("trials")}
 
     def test_a_sqlite_file_is_copied_before(self, sqlite_url: str) -> None:
         with open_database(sqlite_url, create=False) as database:
