@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+from datasets.exceptions import DatasetsError
 
 from automl.errors import DataError
 from automl.space.spec import DataSettings
@@ -104,24 +105,39 @@ def _log_repairs(records: Iterator[Record]) -> Iterator[Record]:
 
 
 def _from_hub(data: DataSettings) -> dict[Split, Iterator[Record]]:
+    """Splits of a hub data set; validation may be called valid, val or dev there."""
     if not _HUB_ID.fullmatch(data.location):
         raise DataError(f"data.hub: {shown(data.location)} is not a data set id such as 'stanfordnlp/sst2'")
     try:
         with quiet_datasets():
             found = datasets.load_dataset(data.location, data.path or None)
-    # Hub, network, builder and file errors have no common root; all are OSError, ValueError or RuntimeError.
-    except (OSError, ValueError, RuntimeError) as error:
+    # Errors of hub, builder and files have no common root. A hub out of reach is a ConnectionError.
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"hub data set {data.location!r} cannot be loaded: {reason}") from error
-    streams = {_HUB_SPLITS[name]: rows for name, rows in found.items() if name in _HUB_SPLITS}
-    if "train" not in streams:
-        raise DataError(f"hub data set {data.location!r} has no train split; it has {', '.join(map(str, found))}")
-    return {split: table_records(f"hub:{data.location}/{split}", rows) for split, rows in streams.items()}
+    return hub_splits(data.location, found)
+
+
+def hub_splits(location: str, found: Mapping[str, Any]) -> dict[Split, Iterator[Record]]:
+    """Streams over the tables of a loaded data set; raises DataError if it has no train split."""
+    tables = {_HUB_SPLITS[name]: table for name, table in found.items() if _is_usable(name, table)}
+    if "train" not in tables:
+        raise DataError(f"hub data set {location!r} has no train split; it has {', '.join(map(str, found))}")
+    return {split: table_records(f"hub:{location}/{split}", table) for split, table in tables.items()}
+
+
+def _is_usable(name: str, table: Any) -> bool:
+    """Whether a split has a name we know, and classes: benchmarks publish test splits without any (all -1)."""
+    return name in _HUB_SPLITS and not any(table.unique(column) == [-1] for column in _class_columns(table))
+
+
+def _class_columns(table: Any) -> dict[str, Any]:
+    return {column: kind for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
 def table_records(name: str, table: Any) -> Iterator[Record]:
     """Records of a `datasets.Dataset`; numbers of a ClassLabel column become class names, -1 (unlabelled) null."""
-    classes = {column: kind for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
+    classes = _class_columns(table)
     for number, values in enumerate(table, start=1):
         for column, kind in classes.items():
             code = values[column]

@@ -9,10 +9,11 @@ from typing import Any
 import datasets
 import pytest
 
+from automl.errors import DataError
 from automl.space.spec import DataSettings
 from automl.tasks.fields import Record
 from automl.tasks.formats import read_file, read_text_folder
-from automl.tasks.read import package_path, read_splits, table_records
+from automl.tasks.read import hub_splits, package_path, read_splits, table_records
 
 ROWS = [{"text": "good film", "label": "a"}, {"text": 'bad,\n"awful" film', "label": "b"}, {"text": "ö", "label": "a"}]
 
@@ -135,6 +136,21 @@ def test_class_numbers_of_a_hub_table_become_names() -> None:
     table = datasets.Dataset.from_dict({"text": ["x", "y", "z"], "label": [1, 0, -1]}, features=features)
     records: Iterator[Record] = table_records("hub:some/set/train", table)
     assert [record.values["label"] for record in records] == ["yes", "no", None]
+
+
+def test_splits_of_the_hub_go_by_our_names() -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+
+    def table(labels: list[int]) -> Any:
+        return datasets.Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
+
+    tables = {"train": table([0, 1, -1]), "dev": table([1]), "test": table([-1, -1]), "unsupervised": table([-1])}
+    streams = hub_splits("some/set", tables)
+    # Benchmarks publish a test split without classes: it is no use here, so one is cut from train.
+    assert set(streams) == {"train", "validation"}
+    assert [record.file for record in streams["validation"]] == ["hub:some/set/validation"]
+    with pytest.raises(DataError, match="hub data set 'some/set' has no train split; it has dev"):
+        hub_splits("some/set", {"dev": table([0])})
 
 
 def test_files_come_as_splits(tmp_path: Path) -> None:
