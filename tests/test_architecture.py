@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "automl"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "trial", "lora", "metric", "provenance"),
+    ("errors", "trial", "lora", "metric", "provenance", "durable"),
     ("space",),
     ("models", "tasks", "methods", "importance", "storage"),
     ("study", "training", "packed"),

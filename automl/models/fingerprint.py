@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from automl import durable
 
 
 def file_digest(file: Path, cache: Path) -> str:
@@ -23,7 +23,8 @@ def file_digest(file: Path, cache: Path) -> str:
         return remembered.read_text(encoding="ascii")
     with real.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    _write_atomically(remembered, digest)
+    durable.make_folder(remembered.parent)
+    durable.replace_file(remembered, digest.encode("ascii"))
     return digest
 
 
@@ -31,11 +32,3 @@ def combined_digest(digests: Mapping[str, str]) -> str:
     """sha256 (hex) over names and digests of files, in the order of their names."""
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".new-")
-    with os.fdopen(handle, "w", encoding="ascii") as stream:
-        stream.write(text)
-    os.replace(temporary, file)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
+from automl import durable
 from automl.errors import MissingExtraError, ModelError, ResourceError
 from automl.models.calling import quiet, quietly
 from automl.models.fingerprint import file_digest
@@ -51,9 +52,10 @@ def converted_gguf(file: Path, cache: Path) -> Path:
     building = Path(tempfile.mkdtemp(dir=models, prefix=f".{target.name}-"))
     try:
         _convert(file, building)
-        _sync(*building.iterdir(), building)
+        for path in (*building.iterdir(), building):
+            durable.sync(path)
         _publish(building, target)
-        _sync(models)
+        durable.sync(models)
     except (OSError, SafetensorError) as error:
         if os.strerror(errno.ENOSPC) in str(error):  # safetensors passes on the system's text, not its number
             raise ResourceError(f"{models}: disk full while converting {file.name}") from error
@@ -88,15 +90,6 @@ def _publish(building: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():  # otherwise another process has just put the same content there
             raise
-
-
-def _sync(*paths: Path) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _remove_stale(models: Path, name: str) -> None:

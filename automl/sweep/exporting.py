@@ -83,8 +83,11 @@ def export_trial(
         shutil.copytree(adapter, output)
     if check:
         evaluate = evaluate_merged if merged else evaluate_export
-        measured = evaluate(output, settings, "validation")[spec.task.metric]
-        _same(measured, row.value or 0.0, _SAME_MERGED if merged else _SAME)
+        metrics = evaluate(output, settings, "validation")
+        recorded = database.store(spec.study).measurements(row.number)[-1].metrics
+        for name in (spec.task.metric, "loss"):  # an accuracy alone is too coarse to tell
+            _same(name, metrics[name], recorded[name], _SAME_MERGED if merged else _SAME)
+        measured = metrics[spec.task.metric]
     return _described(spec, ground, row, output, merged=merged, measured=measured)
 
 
@@ -106,10 +109,10 @@ def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> T
     return found
 
 
-def _same(measured: float, recorded: float, tolerance: float) -> None:
+def _same(name: str, measured: float, recorded: float, tolerance: float) -> None:
     if not math.isclose(measured, recorded, rel_tol=tolerance, abs_tol=tolerance):
         raise CheckpointError(
-            f"the exported model measures {measured:.8f}, the database says {recorded:.8f};"
+            f"the exported model measures {name} {measured:.8f}, the database says {recorded:.8f};"
             " it was trained on another device or with other library versions (--no-check exports it all the same)"
         )
 

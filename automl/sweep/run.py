@@ -96,6 +96,8 @@ class _Sweep:
     def run(self, database: Database, lease: StudyLease, run: int, stop: _StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
         store = database.store(self._spec.study, guard=lease.verify)
+        if run == 1:  # slot files of an older database would claim to be newer attempts
+            shutil.rmtree(self._folder / "slots", ignore_errors=True)
         with self._executor() as executor:
             self._stage("preparing model and data")
             ground = prepare(self._spec, self._cache)

@@ -59,8 +59,7 @@ def inspect_location(model: str, labels: int) -> ModelReport:
     spec = load_space(Path(model)) if is_space else _provisional(model, "data.jsonl")
     backbone = resolve_model(spec.model, cache_folder())
     names = tuple(str(number) for number in range(labels))
-    kind = "classification" if labels else "causal-lm"
-    return inspect_model(skeleton(backbone, kind, names), spec.space.targets)
+    return inspect_model(skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets)
 
 
 def _provisional(model: str, data: str) -> SweepSpec:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from automl import durable
 from automl.metric import METRICS
 from automl.space.assemble import assemble
 from automl.space.spec import SweepSpec
@@ -16,7 +17,6 @@ from automl.storage.sql import Database, mask_url
 from automl.study.queries import TrialRow, list_trials
 from automl.sweep.folders import study_folder
 from automl.sweep.record import recorded_baseline, recorded_space
-from automl.training import durable
 from automl.trial import Scalar, TrialState
 
 SUMMARY_JSON = "summary.json"

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from automl import durable
 from automl.errors import CheckpointError
-from automl.training import durable
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement
 

@@ -14,12 +14,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import nn
 
+from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer
 from automl.models.calling import quietly
 from automl.tasks import make_task
-from automl.training import durable
 from automl.training.bench import Bench, HostSettings, load_bench
 from automl.trial import Measurement
 

@@ -12,8 +12,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from automl import durable
 from automl.errors import CheckpointError, Diverged, OutOfMemory, ResourceError
-from automl.training import durable
 from automl.training.bench import Bench, HostSettings, load_bench
 from automl.training.checkpoint import SlotFolder, slot_folder
 from automl.training.export import AdapterMeta, adapter_folder, export_adapter

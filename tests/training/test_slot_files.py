@@ -209,7 +209,7 @@ def test_saving_after_a_fallback_drops_the_damaged_state(tmp_path: Path) -> None
 def test_what_a_dead_writer_left_is_ignored_and_swept_away(tmp_path: Path) -> None:
     # The writer dies inside the block of `sealed_folder`, as kill -9 would: no clean-up runs.
     code = (
-        "import os, sys; from pathlib import Path; from automl.training import durable\n"
+        "import os, sys; from pathlib import Path; from automl import durable\n"
         "folder = Path(sys.argv[1])\n"
         "with durable.sealed_folder(folder / 'step-00000020', {}) as draft:\n"
         "    durable.write_file(draft / 'params.safetensors', b'half')\n"

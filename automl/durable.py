@@ -1,4 +1,6 @@
-"""Folders that are either wholly there and undamaged, or are recognised as not: slot files and adapters alike.
+"""Files and folders that are either wholly there and undamaged, or are recognised as not.
+
+Slot files, adapters, converted models and summaries are written through this module.
 
 A folder is written beside its place, sealed with `manifest.json` (sha256 of every file, written last), synced to the
 disk and renamed. Directories are 0700, files 0600.
@@ -115,9 +117,9 @@ def remove_drafts(folder: Path, name: str = "") -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def sync(folder: Path) -> None:
-    """Make renames and deletions in this folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content durable, or the renames and deletions in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -134,7 +136,7 @@ def _seal(draft: Path, about: Mapping[str, Any]) -> None:
     files = sorted(path for path in draft.rglob("*") if path.is_file())
     for path in files:
         path.chmod(0o600)
-        _sync_file(path)
+        sync(path)
     entries = {
         path.relative_to(draft).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in files
     }
@@ -166,11 +168,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _discard(folder: Path) -> None:
