@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.seeding import initialise_adapter, initialise_head, stream
-from automl.packed.layout import Layout, a_name, adapter_layout, b_name, head_name, zeros
+from automl.packed.layout import a_name, adapter_layout, b_name, head_name, zeros
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter, under torch's names."""
@@ -178,4 +178,3 @@ def _copy_all(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
         raise CheckpointError(f"{len(odd)} tensors do not fit the adapter, {odd[0]} among them")
     for name, tensor in targets.items():
         tensor.copy_(sources[name])
-

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from automl.errors import ModelError
 
 
-class _Recorded(Exception):  # noqa: N818 - not an error: leaves the model at the door of its body
+class _Recorded(Exception):
     pass
 
 
@@ -99,7 +99,7 @@ class Outputs:
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == total
         }
         self._rows = [call.rows for call in calls]
-        pieces = {name: tensor.detach().split(self._rows) for name, tensor in self._tensors.items()}
+        pieces = {name: torch.split(tensor.detach(), self._rows) for name, tensor in self._tensors.items()}
         self._parts = [{name: pieces[name][index] for name in pieces} for index in range(len(calls))]
 
     def part(self, index: int) -> Any:

@@ -37,8 +37,8 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """x: (rows, ..., I) float32; returns (rows, ..., O) float32."""
         seats = [seat for seat in self.seating.seats_of(x.shape[0]) if self.path in seat.adapter.low_rank]
-        # Without the anchor autograd would never call the backward of the lowest adapted layer: its x needs no gradient.
-        y: Tensor = _Packed.apply(x, self.anchor if seats else None, self, seats)
+        # Without the anchor autograd would skip the backward of the lowest adapted layer, whose x needs no gradient.
+        y: Tensor = _Packed.apply(x, self.anchor if seats else None, self, seats)  # type: ignore[no-untyped-call]
         return y
 
 

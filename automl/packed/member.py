@@ -39,9 +39,7 @@ class MemberState:
 class Member:
     """A trial and its adapter. The batch of a step is gathered over micro-batches of `micro_batch` rows."""
 
-    def __init__(
-        self, spec: TrialSpec, adapter: Adapter, workload: Workload, state: MemberState | None = None
-    ) -> None:
+    def __init__(self, spec: TrialSpec, adapter: Adapter, workload: Workload, state: MemberState | None = None) -> None:
         self.spec = spec
         self.adapter = adapter
         self.micro_batch = spec.hyper.batch_size
@@ -49,6 +47,7 @@ class Member:
         self.seconds = 0.0
         self.tokens = 0
         self._workload = workload
+        self._upcoming: MicroBatch | None = None
         if state is not None:
             adapter.restore(state.step, state.params, state.moments, state.dropout)
             self.micro_batch, self.evaluation_tokens = state.micro_batch, state.evaluation_tokens
@@ -139,7 +138,7 @@ class Member:
     def _begin_step(self) -> None:
         self._rows = self._count = self._tokens = 0
         self._total = 0.0
-        self._upcoming: MicroBatch | None = None
+        self._upcoming = None
         self._masks = self.adapter.generator_state()
 
     def _finish_step(self) -> None:

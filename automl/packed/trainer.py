@@ -33,7 +33,7 @@ from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
 logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
-"""Tokens of one micro-step, padding included, by type of device. One trial's batch may be larger; it then goes alone."""
+"""Tokens of one micro-step, padding included, by type of device. A trial whose batch is larger goes alone."""
 
 LONGEST_TRACEBACK = 8000
 """Characters of a failed trial's traceback that are kept: the last ones."""
@@ -143,7 +143,7 @@ class PackedTrainer:
             ready = [member for member in self.members.values() if not member.is_finished]
             if not ready:
                 return []
-            events = self.round(ready)
+            events += self.round(ready)
             events += [self._measured(member) for member in ready if member.number in self.members and member.is_due]
         return events
 
@@ -153,9 +153,7 @@ class PackedTrainer:
         goals = {member.number: member.step + 1 for member in members}
         while True:
             waiting = [
-                member
-                for member in members
-                if member.number in self.members and member.step < goals[member.number]
+                member for member in members if member.number in self.members and member.step < goals[member.number]
             ]
             if not waiting:
                 return failures

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from architectures import LABELS, VOCABULARY, tiny_model
+from architectures import LABELS, VOCABULARY
 from torch import nn
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
-from transformers import get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from automl.lora import Hyperparameters
 from automl.methods import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed.workload import Workload
 from automl.space.spec import DataSettings, TaskSettings
-from automl.tasks.base import IGNORED, Batch, Head, LossParts, Prepared, Row, Task
+from automl.tasks.base import IGNORED, Row
 from automl.tasks.batches import batch_rows
-from automl.tasks.causal import evaluate_text, loss_parts
 from automl.tasks.classification import Classification
-from automl.tasks.collate import pad_rows
 from automl.tasks.completion import Completion
 from automl.trial import TrialSpec
 

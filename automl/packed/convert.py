@@ -1,0 +1,69 @@
+"""Between a trial in a pack and the two files of a PEFT adapter, without PEFT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from automl.errors import CheckpointError
+from automl.lora import Hyperparameters
+from automl.packed.layout import file_name
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def write_adapter(
+    folder: Path,
+    parameters: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+) -> None:
+    """Write what `PeftModel.from_pretrained(backbone, folder)` reads. parameters: by PEFT's names, as in a snapshot."""
+    tensors = {file_name(name): tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def read_adapter(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """The trainable tensors of an adapter that PEFT or `write_adapter` has written, by PEFT's names for parameters.
+
+    names: of the parameters that are expected. Raises CheckpointError if the file has others.
+    """
+    found = load_file(folder / WEIGHTS)
+    wanted = {file_name(name): name for name in names}
+    if odd := sorted(wanted.keys() ^ found.keys()):
+        raise CheckpointError(f"{folder / WEIGHTS}: {len(odd)} tensors are missing or unknown, {odd[0]} among them")
+    return {name: found[key] for key, name in wanted.items()}
+
+
+def adapter_config(
+    model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], heads: Sequence[str], *, base: str
+) -> dict[str, Any]:
+    """PEFT's LoraConfig for inference, as JSON; what is left out has PEFT's default.
+
+    modules: full paths of the adapted layers. heads: modules trained in full. base: folder or id of the backbone.
+    """
+    # PEFT adds these two itself for SEQ_CLS (peft/peft_model.py, PeftModelForSequenceClassification), and writes them.
+    saved = sorted({*heads, "classifier", "score"}) if heads else None
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if heads else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": hyper.rank,
+        "lora_alpha": hyper.alpha,
+        "lora_dropout": hyper.dropout,
+        "use_rslora": hyper.use_rslora,
+        "target_modules": sorted(modules),
+        "modules_to_save": saved,
+        "fan_in_fan_out": isinstance(model.get_submodule(modules[0]), Conv1D),
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
