@@ -38,7 +38,8 @@ def main() -> None:
     cluster: Cluster = connection.recv()
     threading.Thread(target=_follow_driver, args=(cluster,), daemon=True).start()
     try:
-        connection.send(Ready(_connect(cluster)))
+        _connect(cluster)
+        connection.send(Ready())
         while True:
             fleet: Fleet = connection.recv()
             connection.send(Ended(_run(fleet, connection)))
@@ -54,16 +55,16 @@ def _follow_driver(cluster: Cluster) -> None:
     os._exit(0)
 
 
-def _connect(cluster: Cluster) -> str:
+def _connect(cluster: Cluster) -> None:
     if cluster.address is not None:
-        context = ray.init(
+        ray.init(
             address=cluster.address,
             log_to_driver=False,
             logging_level="ERROR",
-            runtime_env={"env_vars": {**_OFFLINE, "OMP_NUM_THREADS": str(cluster.cpus)}},
+            runtime_env={"env_vars": {**_OFFLINE, "OMP_NUM_THREADS": str(cluster.threads)}},
         )
     else:
-        context = ray.init(
+        ray.init(
             num_cpus=cluster.cpus,
             include_dashboard=False,
             log_to_driver=False,
@@ -72,7 +73,6 @@ def _connect(cluster: Cluster) -> str:
             _node_ip_address="127.0.0.1",
             _temp_dir=str(Path(cluster.folder) / "ray"),
         )
-    return str(context.address_info["gcs_address"])
 
 
 def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:

@@ -17,10 +17,11 @@ from automl.trial import Order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Which cluster to use: one to join at `address`, or a private one with `cpus` in `folder`."""
+    """Which cluster to use: one to join at `address`, or a private one with `cpus` in `folder`. threads: per worker."""
 
     address: str | None
     cpus: int
+    threads: int
     folder: str
 
 
@@ -37,9 +38,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The cluster is there; `address` is where others may join it."""
-
-    address: str
+    """The cluster is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,11 @@ _SETTINGS = {
 
 # Ray has no setting "listen on loopback only" and replaces 127.0.0.1 by the address of the network card, unless it
 # believes to run where clusters over several machines are unsupported (ray 2.60, _private/services.py:815).
-_PRIVATE = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_PRIVATE = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a private cluster whose control service died does not come back
+}
 
 
 class RayExecutor(Executor):
@@ -90,16 +95,20 @@ class RayExecutor(Executor):
         folder: Path,
     ) -> None:
         self.workers = workers
-        self._cpus = cpus_per_worker
-        self._gpus = gpus_per_worker
+        self.cpus_per_worker = cpus_per_worker
+        self.gpus_per_worker = gpus_per_worker
         self._address = address
         self._folder = folder
         self._head: _Head | None = None
 
     def start(self) -> None:
-        """Start the head process, which starts or joins the cluster while the caller goes on."""
+        """Start the head process, which starts or joins the cluster while the caller goes on.
+
+        Raises ResourceError if nothing answers at the address; Ray itself would go on trying for minutes.
+        """
         if self._head is None:
-            self._head = _Head(self._address, cpus=self.workers * self._cpus, threads=self._cpus)
+            _check_address(self._address)
+            self._head = _Head(self._address, cpus=self.workers * self.cpus_per_worker, threads=self.cpus_per_worker)
 
     def run(self, dispatcher: Dispatcher, build_host: HostFactory) -> None:
         """See `Executor.run`. May be called again; the cluster is kept until `close`."""
@@ -124,8 +133,8 @@ class RayExecutor(Executor):
             connection.send(
                 Fleet(
                     workers=self.workers,
-                    cpus=self._cpus,
-                    gpus=self._gpus,
+                    cpus=self.cpus_per_worker,
+                    gpus=self.gpus_per_worker,
                     host=bytes(ForkingPickler.dumps(build_host)),
                     folder=records,
                 )
@@ -143,6 +152,16 @@ class RayExecutor(Executor):
             self.close()
         finally:
             shutil.rmtree(records, ignore_errors=True)
+
+
+def _check_address(address: str | None) -> None:
+    host, _, port = (address or "").rpartition(":")
+    if not port.isdigit() or "://" in host:
+        return  # "auto", or a kind of address that only Ray understands
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ResourceError(f"run.address: no Ray cluster answers at {address}: {error.strerror or error}") from error
 
 
 def _next(connection: Connection[Any, Any], dispatcher: Dispatcher) -> object:
@@ -189,7 +208,7 @@ class _Head:
                 start_new_session=True,
             )
         theirs.close()
-        self.connection.send(Cluster(address=address, cpus=cpus, folder=self._folder))
+        self.connection.send(Cluster(address=address, cpus=cpus, threads=threads, folder=self._folder))
         self._ready = False
 
     def wait(self, dispatcher: Dispatcher) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from automl.errors import AutomlError
+from automl.errors import AutomlError, ResourceError
 from automl.execution.base import Host, HostFactory
 from automl.execution.worker import Worker
 
@@ -37,9 +37,7 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
             return self._greet() if self._worker is None else self._train(self._worker)
         except Exception as error:  # noqa: BLE001 - the executor's edge: the driver ends the sweep with this error
             trace = "".join(traceback.format_exception(error))
-            if not isinstance(error, AutomlError):
-                error = AutomlError(f"worker {self._index}: {type(error).__name__}: {error}")
-            return {"error": error, "trace": trace}
+            return {"error": self._nameable(error), "trace": trace}
 
     def cleanup(self) -> None:
         """Release the device."""
@@ -60,3 +58,11 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
         if worker.stopped:
             return {"done": True}
         return {"cohort": cohort}
+
+    def _nameable(self, error: Exception) -> AutomlError:
+        """An error the driver can raise without the packages that only workers load."""
+        if isinstance(error, ray.exceptions.RayActorError):
+            return ResourceError(f"worker {self._index}: the process that holds its orders has died")
+        if isinstance(error, AutomlError):
+            return error
+        return AutomlError(f"worker {self._index}: {type(error).__name__}: {error}")

@@ -28,6 +28,9 @@ from automl.trial import TrialState
 from tests.faults.drive import CAPACITY, SETTINGS
 from tests.faults.search import NAME, open_database, undisturbed, url, violations
 
+WORKER_TITLES = ("ray::ResourceTrainable", "ray::TuneWorker")
+"""How Ray names the processes of workers: while they train, and while it waits for them to be told to."""
+
 ROOT = Path(__file__).resolve().parents[2]
 _ORPHAN_SECONDS = 15.0
 _RUN_SECONDS = 240.0
@@ -79,7 +82,7 @@ class Driver:
 
     def workers(self) -> list[psutil.Process]:
         """Ray's worker processes that train."""
-        return [process for process in self.family() if _title(process).startswith("ray::ResourceTrainable")]
+        return [process for process in self.family() if _title(process).startswith(WORKER_TITLES)]
 
     def orphans(self) -> list[str]:
         """What is left of the family once the driver is gone and everything had time to follow it."""

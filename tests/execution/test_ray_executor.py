@@ -1,0 +1,153 @@
+"""What the executor over Ray shows to the outside: no secret, no public port, no file or process left behind."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from automl.errors import ResourceError
+from automl.execution.dispatch import Dispatcher
+from automl.execution.ray_tune import RayExecutor
+from tests.execution.scripted import ScriptedStudy
+from tests.faults.kill import WORKER_TITLES
+from tests.formula import FormulaHost
+
+pytestmark = pytest.mark.ray
+
+CANARY = "canary-2f9d41"
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("output") / "study"
+
+
+@pytest.fixture(scope="module")
+def executor(output: Path) -> Iterator[RayExecutor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_DB_URL", f"postgresql://automl:{CANARY}@db/automl")
+        patch.setenv("HF_TOKEN", CANARY)
+        with RayExecutor(workers=2, folder=output) as executor:
+            yield executor
+
+
+def family() -> list[psutil.Process]:
+    return [each for each in psutil.Process().children(recursive=True) if command_of(each)]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty if it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def head_folder() -> Path:
+    """The private folder of the cluster, as its processes name it."""
+    text = " ".join(part for process in family() for part in command_of(process))
+    found = re.search(r"/tmp/automl-\w+", text)
+    assert found is not None
+    return Path(found.group())
+
+
+def holds(path: Path, needle: str) -> bool:
+    try:
+        return path.is_file() and needle.encode() in path.read_bytes()
+    except OSError:  # Ray removes files of its own while we look
+        return False
+
+
+class SecretiveStudy(ScriptedStudy):
+    """A study that, as a real one does, holds a database URL."""
+
+    def __init__(self, trials: int) -> None:
+        super().__init__(trials)
+        self.url = f"postgresql://automl:{CANARY}@db/automl"
+
+
+def test_no_secret_reaches_a_file_or_a_process_and_every_port_is_local(
+    executor: RayExecutor, output: Path, tmp_path: Path
+) -> None:
+    looked: list[int] = []
+
+    def look() -> None:
+        if looked:
+            return
+        records = list(output.rglob("*"))
+        files = [*records, *head_folder().rglob("*")]
+        assert [path for path in files if holds(path, CANARY)] == []
+        assert [path for path in records if path.name == "tuner.pkl"], "Tune's records are not where we looked"
+        for process in family():
+            assert CANARY not in str(process.environ())
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    address = ipaddress.ip_address(connection.laddr.ip)
+                    assert address.is_loopback or address == ipaddress.ip_address("::ffff:127.0.0.1"), process
+        looked.append(len(files))
+
+    dispatcher = Dispatcher(SecretiveStudy(4), on_exchange=look)
+    executor.run(dispatcher, functools.partial(FormulaHost, str(tmp_path)))
+    assert looked
+    assert head_folder().stat().st_mode & 0o777 == 0o700
+    # Tune's records go when the run ends.
+    assert list(output.iterdir()) == []
+
+
+def test_it_prints_nothing_and_warns_in_one_line(
+    executor: RayExecutor, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        workers = [process for process in family() if " ".join(command_of(process)).startswith(WORKER_TITLES)]
+        if workers and not killed:
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    executor.run(Dispatcher(ScriptedStudy(4), on_exchange=kill_one), functools.partial(FormulaHost, str(tmp_path)))
+    assert killed
+    assert capfd.readouterr() == ("", "")
+    assert [record.getMessage().count("\n") for record in caplog.records if "died" in record.getMessage()] == [0]
+
+
+def test_another_driver_joins_a_cluster_it_has_the_token_of(
+    executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raylet = next(process for process in family() if process.cmdline()[0].endswith("raylet"))
+    address = next(part.split("=")[1] for part in raylet.cmdline() if part.startswith("--gcs-address="))
+    for name, value in raylet.environ().items():
+        if name.startswith("RAY_"):
+            monkeypatch.setenv(name, value)
+    study, build_host = ScriptedStudy(3), functools.partial(FormulaHost, str(tmp_path / "slots"))
+    with RayExecutor(workers=1, gpus_per_worker=64, address=address, folder=tmp_path / "tune") as joined:
+        # What the cluster can never offer is refused, not waited for.
+        with pytest.raises(ResourceError, match=r"a worker needs 1 CPUs and 64 GPUs; the whole cluster has 2 and 0"):
+            joined.run(Dispatcher(study), build_host)
+        joined.gpus_per_worker = 0
+        joined.run(Dispatcher(study), build_host)
+    assert study.finished
+    assert raylet.is_running()
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    refused = r"run.address: no Ray cluster answers at 127.0.0.1:1: Connection refused"
+    with pytest.raises(ResourceError, match=refused), RayExecutor(workers=1, address="127.0.0.1:1", folder=tmp_path):
+        pass
+
+
+def test_closing_leaves_no_process_and_no_folder(executor: RayExecutor) -> None:
+    folder, processes = head_folder(), family()
+    executor.close()
+    deadline = time.monotonic() + 10.0
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.05)
+    assert not folder.exists()
