@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -17,21 +17,26 @@ from automl.study.feasibility import Feasibility
 from automl.trial import Scalar
 
 ATTEMPTS = 200
-"""Proposals per trial before the last one is handed on, violated constraint and all."""
+"""Configurations in all before the last one is handed on, violated constraint and all."""
 
 
 class ConstrainedSampler(BaseSampler):
-    """Asks the base sampler for whole configurations until one satisfies every constraint.
+    """Asks the base sampler for whole configurations until one satisfies every constraint, then draws at random.
 
     Optuna samples parameters one after another, so a condition over several of them can only be checked when all are
     known. Hence the whole active configuration is drawn inside `sample_relative`, from what the base proposes jointly
-    and, for the rest, independently; conditions (`when`) are walked in declared order. Why not Optuna's constraints:
-    they are learnt from finished trials, and a trial over the parameter limit should not start at all
-    (docs/adr/0005-constrained-sampling.md).
+    and, for the rest, independently; conditions (`when`) are walked in declared order. A model that is sure of its
+    optimum proposes much the same each time, so after `proposals` tries the rest of the ATTEMPTS is drawn at random.
+    Why not Optuna's constraints: they are learnt from finished trials, and a trial over the parameter limit should not
+    start at all (docs/adr/0005-constrained-sampling.md).
     """
 
-    def __init__(self, base: BaseSampler, space: SearchSpace, feasibility: Feasibility) -> None:
+    def __init__(
+        self, base: BaseSampler, space: SearchSpace, feasibility: Feasibility, *, proposals: int, seed: int
+    ) -> None:
         self._base = base
+        self._proposals = proposals
+        self._random = RandomSampler(seed=seed)
         self._space = space
         self._feasibility = feasibility
         self._distributions = distributions(space)
@@ -49,8 +54,12 @@ class ConstrainedSampler(BaseSampler):
         """A complete active configuration that satisfies all constraints; after ATTEMPTS tries the last one drawn."""
         inferred = self._base.infer_relative_search_space(study, trial)
         params: dict[str, Scalar] = {}
-        for _ in range(ATTEMPTS):
-            params = self._propose(study, trial, inferred)
+        for attempt in range(ATTEMPTS):
+            if attempt < self._proposals:
+                relative = self._base.sample_relative(study, trial, inferred)
+                params = self._complete(study, trial, relative, self._base)
+            else:
+                params = self._complete(study, trial, {}, self._random)
             if self._feasibility.violated(params) is None:
                 break
         return params
@@ -72,10 +81,13 @@ class ConstrainedSampler(BaseSampler):
     def reseed_rng(self) -> None:
         """Passed on."""
         self._base.reseed_rng()
+        self._random.reseed_rng()
 
-    def _propose(self, study: Study, trial: FrozenTrial, inferred: dict[str, BaseDistribution]) -> dict[str, Scalar]:
+    def _complete(
+        self, study: Study, trial: FrozenTrial, relative: Mapping[str, Any], independent: BaseSampler
+    ) -> dict[str, Scalar]:
+        """All active parameters: known ones, else those drawn jointly, else one by one."""
         given = known_values(trial)
-        relative = self._base.sample_relative(study, trial, inferred)
         params: dict[str, Scalar] = {}
         for parameter in active_parameters(self._space, params):
             name, dist = parameter.name, self._distributions[parameter.name]
@@ -84,7 +96,7 @@ class ConstrainedSampler(BaseSampler):
             elif name in relative and dist._contains(dist.to_internal_repr(relative[name])):
                 params[name] = relative[name]
             else:
-                params[name] = self._base.sample_independent(study, trial, name, dist)
+                params[name] = independent.sample_independent(study, trial, name, dist)
         return params
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from optuna.pruners import BasePruner
@@ -75,22 +75,22 @@ class PeerPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Optuna's question. Costs one look at each trial of the study at a rung, nothing between rungs."""
-        return self.judge(study, trial).prune
+        if trial.last_step is None or not self.is_rung(trial.last_step):
+            return False
+        others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
+        return self.judge(trial, [*others, trial], study.direction).prune
 
-    def judge(self, study: Study, trial: FrozenTrial) -> Verdict:
-        """The same answer with its reason."""
+    def judge(self, trial: FrozenTrial, trials: Sequence[FrozenTrial], direction: StudyDirection) -> Verdict:
+        """The same for a cohort, with a reason. trials: all of the study, this one included, as they are by now."""
         step = trial.last_step
         if step is None or not self.is_rung(step):
             return Verdict(prune=False, reason="not at a rung")
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        others = study.get_trials(deepcopy=False)
-        scores = {
-            t.number: self._score(t.intermediate_values, step, sign) for t in others if step in t.intermediate_values
-        }
-        scores[trial.number] = self._score(trial.intermediate_values, step, sign)
+        sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+        scores = self._scores(trials, step, sign)
         if len(scores) < self._min_peers:
-            return Verdict(prune=False, reason=f"only {len(scores)} of {self._min_peers} peers at step {step}")
-        return self._compare(trial.number, scores, self._threshold(others, sign), is_first=step == self._first_step)
+            return Verdict(prune=False, reason=f"{len(scores)} peers at step {step}, fewer than {self._min_peers}")
+        first = scores if step == self._first_step else self._scores(trials, self._first_step, sign)
+        return self._compare(trial.number, scores, self._threshold(first), is_first=first is scores)
 
     def is_rung(self, step: int) -> bool:
         """Whether trials are judged at this step."""
@@ -114,13 +114,13 @@ class PeerPruner(BasePruner):
         is_past = scores[number] < threshold
         return Verdict(prune=not is_past, reason=place if is_past else f"{place}, but no better than the crowd")
 
-    def _threshold(self, trials: list[FrozenTrial], sign: float) -> float:
-        first = self._first_step
-        scores = [self._score(t.intermediate_values, first, sign) for t in trials if first in t.intermediate_values]
-        if not scores:
-            return -math.inf
-        median = statistics.median(scores)
+    def _threshold(self, first_scores: Mapping[int, float]) -> float:
+        median = statistics.median(first_scores.values())
         return median - self._guard * abs(median)
+
+    def _scores(self, trials: Iterable[FrozenTrial], step: int, sign: float) -> dict[int, float]:
+        values = ((trial.number, trial.intermediate_values) for trial in trials)
+        return {number: self._score(curve, step, sign) for number, curve in values if step in curve}
 
     def _score(self, values: Mapping[int, float], step: int, sign: float) -> float:
         value = sign * values[step]

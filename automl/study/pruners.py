@@ -6,11 +6,13 @@ grid, never calls of a worker.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -61,7 +63,9 @@ def make_pruner(settings: SearchSettings) -> BasePruner:
     entry = lookup("pruner", settings.pruner, PRUNERS)
     options = merge_options("pruner", settings.pruner_options, entry.defaults(settings))
     try:
-        return entry.build(settings, options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # PatientPruner, still so in Optuna 5.0
+            return entry.build(settings, options)
     except (TypeError, ValueError) as error:
         raise refuse("pruner_options", str(error)) from error
 

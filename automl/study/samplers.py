@@ -36,11 +36,15 @@ class SamplerContext(NamedTuple):
 
 
 class SamplerEntry(NamedTuple):
-    """How to build a sampler, its options with their defaults, and the packages it needs beyond Optuna."""
+    """How to build a sampler, its options with their defaults, and the packages it needs beyond Optuna.
+
+    proposals: tries it has per trial to satisfy the constraints before configurations are drawn at random.
+    """
 
     build: Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]
     defaults: Options
     packages: tuple[str, ...] = ()
+    proposals: int = 20
 
 
 def make_sampler(settings: SearchSettings, space: SearchSpace, feasibility: Feasibility, *, run: int) -> BaseSampler:
@@ -64,7 +68,7 @@ def make_sampler(settings: SearchSettings, space: SearchSpace, feasibility: Feas
         raise refuse("sampler_options", str(error)) from error
     if not space.constraints or isinstance(base, GridSampler):
         return base
-    return ConstrainedSampler(base, space, feasibility)
+    return ConstrainedSampler(base, space, feasibility, proposals=entry.proposals, seed=context.seed)
 
 
 def require(sampler: str, packages: Sequence[str]) -> None:
@@ -114,7 +118,9 @@ SAMPLERS: dict[str, SamplerEntry] = {
             "constant_liar": True,
         },
     ),
-    "gp": SamplerEntry(_gp, {"n_startup_trials": 10, "deterministic_objective": False}, ("scipy", "torch")),
+    "gp": SamplerEntry(
+        _gp, {"n_startup_trials": 10, "deterministic_objective": False}, ("scipy", "torch"), proposals=2
+    ),
     "cmaes": SamplerEntry(
         _cmaes,
         {

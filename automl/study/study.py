@@ -31,7 +31,7 @@ from automl.study.distributions import check_compatible, suggest
 from automl.study.feasibility import Derive, Feasibility
 from automl.study.grid import GridSampler
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, BestTrial, StudyEvent
-from automl.study.peer import PeerPruner
+from automl.study.peer import PeerPruner, Verdict
 from automl.study.pruners import ParkingPruner, make_pruner
 from automl.study.retention import ADAPTER, Retention
 from automl.study.samplers import make_sampler
@@ -225,7 +225,8 @@ class Study:
 
     def decide(self, trials: Sequence[int]) -> list[Decision]:
         """Judge trials that have reported, all of them before any is ended; trials that are not live are left out."""
-        judged = [(opened, self._judge(opened)) for number in trials if (opened := self._live.get(number)) is not None]
+        reported = [self._live[number] for number in dict.fromkeys(trials) if number in self._live]
+        judged = self._judge_all(reported)
         for opened, decision in judged:
             self._carry_out(opened, decision)
         return [decision for _, decision in judged]
@@ -339,25 +340,27 @@ class Study:
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
-    def _judge(self, opened: _Open) -> Decision:
+    def _judge_all(self, reported: Sequence[_Open]) -> list[tuple[_Open, Decision]]:
+        """Decisions on one state of the study: all trials are read once, and only if the peer pruner has to compare."""
+        peers: dict[int, FrozenTrial] = {}
+        if isinstance(self._pruner, PeerPruner) and any(self._pruner.is_rung(opened.reached) for opened in reported):
+            peers = {trial.number: trial for trial in self._optuna.get_trials(deepcopy=False)}
+        return [(opened, self._judge(opened, peers)) for opened in reported]
+
+    def _judge(self, opened: _Open, peers: Mapping[int, FrozenTrial]) -> Decision:
         number, step = opened.number, opened.reached
         if not step:
             return Decision(trial=number, action=Action.CONTINUE, reason="no measurement yet")
         if step >= self._settings.steps:
             return Decision(trial=number, action=Action.FINISH, reason=f"reached step {step}")
         if isinstance(self._pruner, ParkingPruner):
-            return self._pruner.decide(self._optuna, self._frozen(opened))
-        if not opened.trial.should_prune():
-            return Decision(trial=number, action=Action.CONTINUE, reason=f"goes on after step {step}")
-        return Decision(trial=number, action=Action.PRUNE, reason=self._why_pruned(opened))
-
-    def _why_pruned(self, opened: _Open) -> str:
-        if isinstance(self._pruner, PeerPruner):
-            return self._pruner.judge(self._optuna, self._frozen(opened)).reason
-        return f"{self._settings.pruner} pruner"
-
-    def _frozen(self, opened: _Open) -> FrozenTrial:
-        return self._storage.get_trial(opened.trial._trial_id)
+            return self._pruner.decide(self._optuna, self._storage.get_trial(opened.trial._trial_id))
+        if isinstance(self._pruner, PeerPruner) and self._pruner.is_rung(step):
+            verdict = self._pruner.judge(peers[number], list(peers.values()), self._optuna.direction)
+        else:
+            verdict = Verdict(opened.trial.should_prune(), f"{self._settings.pruner} pruner")
+        action = Action.PRUNE if verdict.prune else Action.CONTINUE
+        return Decision(trial=number, action=action, reason=verdict.reason)
 
     def _carry_out(self, opened: _Open, decision: Decision) -> None:
         match decision.action:
@@ -466,8 +469,8 @@ class Study:
             if trial.state.is_finished():
                 self._count(trial)
         adopted = [self._reopen(trial) for trial in running]
-        for trial, opened in zip(running, adopted, strict=True):
-            self._settle(trial, opened)
+        for trial, (opened, decision) in zip(running, self._judge_all(adopted), strict=True):
+            self._settle(trial, opened, decision)
         self._retention.tidy()
         if running:
             detail = {"run": self._run, "trials": [trial.number for trial in running], "queued": sorted(self._queued)}
@@ -502,7 +505,7 @@ class Study:
         self._queued[opened.number] = opened
         return opened
 
-    def _settle(self, frozen: FrozenTrial, opened: _Open) -> None:
+    def _settle(self, frozen: FrozenTrial, opened: _Open, decision: Decision) -> None:
         """Complete what the last driver had begun with a RUNNING trial; what can go on stays queued, or parked."""
         number = opened.number
         reason = frozen.user_attrs.get(_STOP_REASON)
@@ -516,7 +519,6 @@ class Study:
         if gone:
             self._end(opened, StopReason.INFEASIBLE, detail=f"{gone[0]!r} is not searched any more")
             return
-        decision = self._judge(opened)
         if isinstance(self._pruner, ParkingPruner) and self._was_parked(number):
             self._parked[number] = self._queued.pop(number)
         else:
