@@ -14,7 +14,22 @@ from typing import Annotated
 import typer
 
 import automl
-from automl.cli import best, console, db, doctor, export, init, inspect, plan, schema, search, status, trials, validate
+from automl.cli import (
+    best,
+    console,
+    db,
+    doctor,
+    export,
+    init,
+    inspect,
+    plan,
+    presets,
+    schema,
+    search,
+    status,
+    trials,
+    validate,
+)
 from automl.errors import AutomlError
 
 _EXIT_CODES = """Exit codes: 0 done · 1 finished without a usable result · 2 usage or configuration · 3 storage ·
@@ -57,7 +72,7 @@ def options(
     console.set_up_logging(debug=debug)
 
 
-for module in (init, validate, plan, search, status, trials, best, export, inspect, db, doctor, schema):
+for module in (init, presets, validate, plan, search, status, trials, best, export, inspect, db, doctor, schema):
     module.register(app)
 
 

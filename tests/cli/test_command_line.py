@@ -1,0 +1,122 @@
+"""What every command promises: help with an example, one clear line for a mistake, the right exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from automl.cli.main import app, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return int(stop.value.code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"automl {command}" in result.output.split("Example:")[1]
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/cli_reference.py")], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8") == made, "run scripts/cli_reference.py"
+
+
+def test_validate_reports_every_problem_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "version: 1\nstudy: s\nmodel: m\ntask: {type: clasification, data: d}\ntrails: 3\n", encoding="utf-8"
+    )
+    code, out, _ = run("validate", str(space), "--json", capsys=capsys)
+    problems = json.loads(out)["problems"]
+    assert code == 2
+    assert {(problem["line"], problem["key"]) for problem in problems} >= {(4, "task.type"), (5, "trails")}
+    code, _, err = run("validate", str(space), capsys=capsys)
+    assert code == 2
+    assert len(err.strip().splitlines()) == len(problems)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["validate", "nowhere.yaml"], 2, "nowhere.yaml: does not exist"),
+        (["search", "nowhere.yaml"], 2, "nowhere.yaml: does not exist"),
+        (["search"], 2, "Missing argument"),
+        (["sarch"], 2, "sarch"),
+        (["trials", "--db", "sqlite:///nowhere.db"], 3, "automl db init"),
+        (["trials", "--db", "postgresql://me:secret@host/db"], 2, "AUTOML_DB_URL"),
+        (["presets", "nope"], 2, "there is: "),
+        (["inspect", "./nowhere"], 2, "nowhere"),
+        (["init", "./nowhere", "nothing.jsonl"], 2, "nothing.jsonl"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_gets_a_line_and_a_code(
+    arguments: list[str],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    returned, _, err = run(*arguments, capsys=capsys)
+    assert returned == code
+    assert said in err
+    assert "secret" not in err
+    assert not (tmp_path / "nowhere.db").exists()
+
+
+def test_init_writes_a_space_that_is_valid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.sweep.tiny_world import make_world
+
+    make_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOML_CACHE", str(tmp_path / "cache"))
+    code, _, err = run("init", "./model", "./data.jsonl", "-o", "new.yaml", capsys=capsys)
+    assert code == 0, err
+    assert run("validate", "new.yaml", capsys=capsys)[0] == 0
+    assert "type: classification" in (tmp_path / "new.yaml").read_text(encoding="utf-8")
+    code, _, err = run("init", "./model", "./data.jsonl", "-o", "new.yaml", capsys=capsys)
+    assert code == 2
+    assert "--force" in err
+
+
+def test_plan_says_what_will_be_searched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.sweep.tiny_world import make_world
+
+    make_world(tmp_path, trials=12, steps=40, pruner="peer")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOML_CACHE", str(tmp_path / "cache"))
+    code, out, err = run("plan", "space.yaml", "--json", capsys=capsys)
+    assert code == 0, err
+    plan = json.loads(out)
+    assert [corner["rank"] for corner in plan["corners"]] == [1, 8]
+    assert plan["probe"]["step_seconds"] > 0
+    assert 0 < plan["pruned_seconds"] < plan["unpruned_seconds"]
+    assert not (tmp_path / "automl.db").exists()
+    code, out, _ = run("plan", "space.yaml", "--no-probe", capsys=capsys)
+    assert code == 0
+    assert "12 trials of 40 steps" in out
+    assert "rank: 1 … 8, log" in out

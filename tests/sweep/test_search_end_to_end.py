@@ -1,0 +1,178 @@
+"""Whole searches through the command line: what lands in SQL and on disk, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sweep.tiny_world import make_world
+
+
+def automl(folder: Path, *arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, from the world's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "automl.cli.main", *arguments],
+        cwd=folder,
+        env={**os.environ, "AUTOML_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def answer(result: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON a command has printed; it must have succeeded."""
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def query(folder: Path, sql: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(folder / "automl.db") as connection:
+        return connection.execute(sql).fetchall()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> tuple[Path, Any]:
+    """A finished search of four trials, and what it said."""
+    folder = tmp_path_factory.mktemp("a finished search")
+    make_world(folder)
+    return folder, answer(automl(folder, "search", "space.yaml", "--json", cache=shared_cache))
+
+
+def test_search_ends_with_every_trial_in_sql_and_the_best_above_the_majority(world: tuple[Path, Any]) -> None:
+    folder, outcome = world
+    assert outcome["counts"] == {"RUNNING": 0, "COMPLETE": 4, "PRUNED": 0, "FAIL": 0}
+    assert outcome["best"]["value"] > outcome["baseline"] + 0.2
+    assert outcome["spent_steps"] == outcome["full_steps"] == 80
+    assert query(folder, "SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'") == [(4,)]
+    # Five metrics at four steps of four trials; nothing but validation is measured.
+    steps = query(folder, "SELECT DISTINCT step FROM automl_measurements ORDER BY step")
+    assert steps == [(5,), (10,), (15,), (20,)]
+
+
+def test_only_the_best_adapters_stay(world: tuple[Path, Any]) -> None:
+    folder, outcome = world
+    output = folder / "automl-output" / "tiny"
+    kept = {path.name for path in (output / "adapters").iterdir()}
+    rows = query(folder, "SELECT trial FROM automl_artifacts WHERE deleted_at IS NULL")
+    assert kept == {f"trial-{trial:05d}" for (trial,) in rows}
+    assert len(kept) == 2
+    assert (output / "best").resolve() == Path(outcome["best"]["adapter"]).resolve()
+    assert not (output / "slots").exists()
+    assert json.loads((output / "summary.json").read_text(encoding="utf-8"))["best"] == outcome["best"]
+
+
+def test_searching_again_changes_nothing(world: tuple[Path, Any], shared_cache: Path) -> None:
+    folder, outcome = world
+    before = query(folder, "SELECT * FROM trials ORDER BY trial_id")
+    again = answer(automl(folder, "search", "space.yaml", "--json", cache=shared_cache))
+    assert again["best"] == outcome["best"]
+    assert query(folder, "SELECT * FROM trials ORDER BY trial_id") == before
+
+
+@pytest.mark.parametrize("form", [[], ["--merged"]], ids=["adapter", "merged"])
+def test_export_reproduces_the_metric(
+    world: tuple[Path, Any], shared_cache: Path, tmp_path: Path, form: list[str]
+) -> None:
+    folder, outcome = world
+    target = tmp_path / "exported"
+    exported = answer(automl(folder, "export", "tiny", "-o", str(target), "--json", *form, cache=shared_cache))
+    assert exported["measured"] == pytest.approx(outcome["best"]["value"], rel=1e-6)
+    assert (target / ("config.json" if form else "adapter_config.json")).is_file()
+
+
+def test_doctor_finds_nothing_and_then_the_damage(world: tuple[Path, Any], shared_cache: Path) -> None:
+    folder, outcome = world
+    assert answer(automl(folder, "doctor", "--json", cache=shared_cache))["violations"] == []
+    weights = Path(outcome["best"]["adapter"]) / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        result = automl(folder, "doctor", "--json", cache=shared_cache)
+        assert result.returncode == 3
+        assert json.loads(result.stdout)["violations"]
+        refused = automl(folder, "export", "-o", str(folder / "x"), cache=shared_cache)
+        assert "adapter_model.safetensors is damaged" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    finally:
+        weights.write_bytes(content)
+
+
+def test_questions_about_a_study(world: tuple[Path, Any], shared_cache: Path) -> None:
+    folder, _ = world
+    rows = answer(automl(folder, "trials", "tiny", "--json", cache=shared_cache))
+    assert [row["value"] for row in rows] == sorted((row["value"] for row in rows), reverse=True)
+    assert answer(automl(folder, "best", "--json", cache=shared_cache))["configuration"]["target"] == "qv"
+    assert answer(automl(folder, "status", "space.yaml", "--json", cache=shared_cache))["driven_by"] is None
+    assert answer(automl(folder, "db", "status", "--json", cache=shared_cache))["ready"] is True
+    unknown = automl(folder, "best", "tin", cache=shared_cache)
+    assert unknown.returncode == 3
+    assert "tiny" in unknown.stderr
+
+
+def test_a_changed_space_is_refused_unless_allowed(tmp_path: Path, shared_cache: Path) -> None:
+    space = make_world(tmp_path, trials=1, steps=5)
+    answer(automl(tmp_path, "search", "space.yaml", "--json", cache=shared_cache))
+    space.write_text(space.read_text(encoding="utf-8").replace("high: 8", "high: 4"), encoding="utf-8")
+    refused = automl(tmp_path, "search", "space.yaml", "--trials", "2", cache=shared_cache)
+    assert refused.returncode == 2
+    assert "--allow-space-change" in refused.stderr
+    allowed = automl(
+        tmp_path, "search", "space.yaml", "--trials", "2", "--allow-space-change", "--json", cache=shared_cache
+    )
+    assert answer(allowed)["counts"]["COMPLETE"] == 2
+
+
+def test_changed_data_is_refused(tmp_path: Path, shared_cache: Path) -> None:
+    make_world(tmp_path, trials=1, steps=5)
+    answer(automl(tmp_path, "search", "space.yaml", "--json", cache=shared_cache))
+    with (tmp_path / "data.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write('{"text": "w3 w4 w50", "label": "negative"}\n')
+    refused = automl(tmp_path, "search", "space.yaml", "--trials", "2", cache=shared_cache)
+    assert refused.returncode == 2
+    assert "another data" in refused.stderr
+
+
+def test_bad_data_ends_before_any_trial(tmp_path: Path, shared_cache: Path) -> None:
+    make_world(tmp_path)
+    with (tmp_path / "data.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write('{"text": "w3", "label": null}\n')
+    result = automl(tmp_path, "search", "space.yaml", cache=shared_cache)
+    assert result.returncode == 2
+    assert "data.jsonl, row 241, column 'label'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert query(tmp_path, "SELECT COUNT(*) FROM trials") == [(0,)]
+
+
+def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, shared_cache: Path) -> None:
+    make_world(tmp_path, trials=3, steps=400)
+    command = [sys.executable, "-m", "automl.cli.main", "search", "space.yaml"]
+    environment = {**os.environ, "AUTOML_CACHE": str(shared_cache)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    measured = 0
+    while measured < 10 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        if (tmp_path / "automl.db").exists() and process.poll() is None:
+            measured = query(tmp_path, "SELECT COUNT(*) FROM automl_measurements")[0][0]
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 4, message
+    assert "the same command continues" in message
+    before = query(tmp_path, "SELECT trial, step, seconds FROM automl_measurements ORDER BY trial, step")
+
+    outcome = answer(automl(tmp_path, "search", "space.yaml", "--json", cache=shared_cache))
+    assert outcome["counts"]["COMPLETE"] == 3
+    after = query(tmp_path, "SELECT trial, step, seconds FROM automl_measurements ORDER BY trial, step")
+    assert [row for row in after if row in before] == before  # nothing was measured again
+    assert len(after) == 3 * 80
