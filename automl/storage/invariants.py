@@ -185,17 +185,19 @@ _INVARIANTS = (
         id="I21",
         description="step that only Optuna's tables, or only ours, have a value for",
         query="""
+        WITH named AS MATERIALIZED (  -- Optuna has no index on a trial's number
+          SELECT s.study_name, t.number, t.state, t.trial_id FROM trials t JOIN studies s ON s.study_id = t.study_id
+        )
         SELECT s.study_name, t.number, i.step FROM trial_intermediate_values i
         JOIN trials t ON t.trial_id = i.trial_id JOIN studies s ON s.study_id = t.study_id
         JOIN automl_sweeps w ON w.study_name = s.study_name
         WHERE {study} AND NOT EXISTS (SELECT 1 FROM automl_measurements m
           WHERE m.study_name = s.study_name AND m.trial = t.number AND m.step = i.step)
         UNION ALL
-        SELECT s.study_name, m.trial, m.step FROM automl_measurements m
-        JOIN studies s ON s.study_name = m.study_name
-        LEFT JOIN trials t ON t.study_id = s.study_id AND t.number = m.trial
+        SELECT s.study_name, s.trial, s.step FROM automl_measurements s
+        LEFT JOIN named t ON t.study_name = s.study_name AND t.number = s.trial
         WHERE {study} AND (t.trial_id IS NULL OR t.state <> 'RUNNING') AND NOT EXISTS (
-          SELECT 1 FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id AND i.step = m.step)""",
+          SELECT 1 FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id AND i.step = s.step)""",
     ),
     _Invariant(
         id="I22",

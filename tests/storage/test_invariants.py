@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
+from databases import fresh_sqlite
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import text
 from sweeps import STUDY, finished_sweep
@@ -93,10 +95,20 @@ def test_a_finished_sweep_violates_nothing(database: Database, tmp_path: Path) -
     assert check(database, None, finished=True, max_trials=4) == []
 
 
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with a finished sweep, to be copied."""
+    folder = tmp_path_factory.mktemp("swept")
+    url = fresh_sqlite(folder)
+    with open_database(url, create=False) as database:
+        finished_sweep(database, folder / "adapters")
+    return Path(url.removeprefix("sqlite:///"))
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_found(sqlite_url: str, tmp_path: Path, damage: str) -> None:
-    with open_database(sqlite_url, create=False) as database:
-        finished_sweep(database, tmp_path / "adapters")
+def test_damage_is_found(swept: Path, tmp_path: Path, damage: str) -> None:
+    path = shutil.copy(swept, tmp_path / "damaged.db")
+    with open_database(f"sqlite:///{path}", create=False) as database:
         invariant, statement = DAMAGE[damage]
         run_sql(database, statement, *([AFTERWARDS[damage]] if damage in AFTERWARDS else []))
         violations = {violation.id: violation for violation in check(database, STUDY, finished=True)}
