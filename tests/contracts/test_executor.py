@@ -96,8 +96,15 @@ def states(trials: Sequence[FrozenTrial]) -> list[str]:
     return [trial.state.name for trial in trials]
 
 
-@pytest.mark.parametrize("executor", EVERY, indirect=True)
-@pytest.mark.parametrize("capacity", [1, 3])
+@pytest.mark.parametrize(
+    ("executor", "capacity"),
+    [
+        pytest.param(INLINE, 1, id="inline-1"),
+        pytest.param(INLINE, 3, id="inline-3"),
+        pytest.param(RAY_TWO, 3, id="ray-3", marks=pytest.mark.ray),
+    ],
+    indirect=["executor"],
+)
 def test_the_budget_is_spent_exactly_and_curves_do_not_depend_on_company(
     executor: Executor, tmp_path: Path, capacity: int
 ) -> None:
@@ -276,6 +283,6 @@ def test_a_bug_in_the_host_leaves_its_trials_resumable(executor: Executor, tmp_p
 @pytest.mark.ray
 @pytest.mark.parametrize("executor", [pytest.param(RAY_TWO, id="ray")], indirect=True)
 def test_a_trial_that_kills_its_worker_fails_and_its_neighbours_finish(executor: Executor, tmp_path: Path) -> None:
-    trials = search(executor, tmp_path, capacity=2, faults={1: Fault("exit", 5)})
+    trials = search(executor, tmp_path, faults={1: Fault("exit", 5)})
     assert trials[1].user_attrs["stop_reason"] == "host_crash"
     assert sorted(states(trials)) == ["COMPLETE"] * 6 + ["FAIL"]
