@@ -154,6 +154,7 @@ class _Sweep:
             metric=self._spec.task.metric,
             run=run,
             derive=ground.derive,
+            space_sha256=self._spec.sha256,
             digest=lambda folder: digest_folder(Path(folder)),
             retire=partial(_delete_adapter, self._folder),
             on_event=self._observer.event,
