@@ -50,13 +50,17 @@ _STOP_REASON = "stop_reason"
 
 @dataclass(slots=True, kw_only=True)
 class _Open:
-    """A trial that is RUNNING in Optuna. `seen`: steps whose values are stored; `last`: its newest measurement."""
+    """A trial that is RUNNING in Optuna.
+
+    seen: steps whose values are stored. last: its newest measurement. judged: the step it was last decided on.
+    """
 
     trial: optuna.Trial
     params: Mapping[str, Scalar]
     hyper: Hyperparameters
     seen: set[int] = field(default_factory=set)
     last: Measurement | None = None
+    judged: int = 0
     worker: int | None = None
     spec: TrialSpec | None = None
 
@@ -228,6 +232,7 @@ class Study:
         reported = [self._live[number] for number in dict.fromkeys(trials) if number in self._live]
         judged = self._judge_all(reported)
         for opened, decision in judged:
+            opened.judged = opened.reached
             self._carry_out(opened, decision)
         return [decision for _, decision in judged]
 
@@ -349,10 +354,10 @@ class Study:
 
     def _judge(self, opened: _Open, peers: Mapping[int, FrozenTrial]) -> Decision:
         number, step = opened.number, opened.reached
-        if not step:
-            return Decision(trial=number, action=Action.CONTINUE, reason="no measurement yet")
         if step >= self._settings.steps:
             return Decision(trial=number, action=Action.FINISH, reason=f"reached step {step}")
+        if step == opened.judged:  # a worker that reopens a trial sends what was decided on long ago
+            return Decision(trial=number, action=Action.CONTINUE, reason=f"nothing new since step {step}")
         if isinstance(self._pruner, ParkingPruner):
             return self._pruner.decide(self._optuna, self._storage.get_trial(opened.trial._trial_id))
         if isinstance(self._pruner, PeerPruner) and self._pruner.is_rung(step):
@@ -509,6 +514,7 @@ class Study:
         """Complete what the last driver had begun with a RUNNING trial; what can go on stays queued, or parked."""
         number = opened.number
         reason = frozen.user_attrs.get(_STOP_REASON)
+        opened.judged = opened.reached
         if reason is not None:
             self._end(opened, StopReason(reason), error=frozen.user_attrs.get("error", ""))
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,6 +105,14 @@ class Loop:
     def fill(self) -> None:
         while len(self.study.live) < self.slots and (spec := self.study.next(worker=0)) is not None:
             self.done.setdefault(spec.number, 0)
+            self.replay(spec)
+
+    def replay(self, spec: TrialSpec) -> None:
+        """What a worker sends when it reopens a slot file: all measurements so far."""
+        steps = range(spec.evaluate_every, self.done[spec.number] + 1, spec.evaluate_every)
+        if steps:
+            self.study.report([self.measure(spec, step) for step in steps])
+            self.decisions += self.study.decide([spec.number])
 
     def report(self) -> None:
         self.study.report([self.train(spec) for _, spec in sorted(self.study.live.items())])
@@ -113,7 +121,10 @@ class Loop:
         self.decisions += self.study.decide(sorted(self.study.live))
 
     def train(self, spec: TrialSpec) -> Measurement:
-        step = self.done[spec.number] = min(spec.steps, self.done[spec.number] + spec.evaluate_every)
+        self.done[spec.number] = min(spec.steps, self.done[spec.number] + spec.evaluate_every)
+        return self.measure(spec, self.done[spec.number])
+
+    def measure(self, spec: TrialSpec, step: int) -> Measurement:
         is_last = self.adapters and step == spec.steps
         return measured(spec, step, self.curve(spec, step), f"adapters/{spec.number}" if is_last else None)
 
@@ -127,7 +138,3 @@ def trials(study: Study) -> list[FrozenTrial]:
 
 def numbers(study: Study, *states: TrialState) -> list[int]:
     return [trial.number for trial in trials(study) if trial.state in states]
-
-
-def steps_of(curves: Mapping[int, float]) -> Sequence[int]:
-    return sorted(curves)
