@@ -54,14 +54,14 @@ class Plain:
 
 
 class PlainHalf:
-    """The same in bfloat16, with the bias added in float32."""
+    """The same in bfloat16."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight.to(torch.bfloat16)
-        self.bias = bias
+        self.bias = None if bias is None else bias.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _widened(functional.linear(x.to(torch.bfloat16), self.weight), self.bias)
+        return functional.linear(x.to(torch.bfloat16), self.weight, self.bias).float()
 
     def backward(self, g: Tensor) -> Tensor:
         return (g.to(torch.bfloat16) @ self.weight).float()
@@ -86,7 +86,7 @@ class Prepacked:
 
 
 class PrepackedHalf:
-    """The same in bfloat16, with the bias added in float32."""
+    """The same in bfloat16; the bias is added before rounding."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         half = weight.to(torch.bfloat16)
@@ -95,7 +95,22 @@ class PrepackedHalf:
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return _widened(_prepacked_linear(x.to(torch.bfloat16), self.weight, None), self.bias)
+        return _prepacked_linear(x.to(torch.bfloat16), self.weight, self.bias).float()
+
+    def backward(self, g: Tensor) -> Tensor:
+        return _prepacked_linear(g.to(torch.bfloat16), self.transposed, None).float()
+
+
+class PrepackedMixed:
+    """Forward in float32, backward in bfloat16: for the lm_head, whose logits a loss is read off."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = _prepack(weight)
+        self.transposed = _prepack(weight.to(torch.bfloat16).t().contiguous())
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _prepacked_linear(x, self.weight, self.bias)
 
     def backward(self, g: Tensor) -> Tensor:
         return _prepacked_linear(g.to(torch.bfloat16), self.transposed, None).float()
@@ -108,6 +123,14 @@ KERNELS: dict[str, KernelFactory] = {
     "onednn-bf16h": PrepackedHalf,
 }
 """Kernels by the name that is recorded with a study."""
+
+OUTPUT_KERNELS: dict[str, KernelFactory] = {
+    "torch-fp32": Plain,
+    "torch-bf16h": Plain,
+    "onednn-fp32": Prepacked,
+    "onednn-bf16h": PrepackedMixed,
+}
+"""Kernels of the lm_head, under the same names: rounding logits to bfloat16 would show in the loss."""
 
 
 def choose_kernel(precision: str, device: torch.device) -> str:
@@ -153,11 +176,6 @@ def prepacked_works() -> bool:
 def _drawn(rows: int, columns: int) -> Tensor:
     """Random numbers that leave torch's global generator alone."""
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-
-
-def _widened(y: Tensor, bias: Tensor | None) -> Tensor:
-    """bfloat16 to float32, adding the bias on the way."""
-    return y.float() if bias is None else torch.add(bias, y)
 
 
 def _prepack(weight: Tensor) -> Tensor:

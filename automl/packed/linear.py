@@ -25,9 +25,12 @@ from automl.packed.seating import Seat, Seating
 
 
 class PackedLinear:
-    """Takes the place of the `forward` of one nn.Linear or Conv1D; the module stays where it is in the model."""
+    """Takes the place of the `forward` of one nn.Linear or Conv1D; the module stays where it is in the model.
 
-    def __init__(self, path: str, module: nn.Linear | Conv1D, seating: Seating, factory: KernelFactory) -> None:
+    seating: who sits where; None for a layer that nobody adapts and that is called for one slot at a time.
+    """
+
+    def __init__(self, path: str, module: nn.Linear | Conv1D, seating: Seating | None, factory: KernelFactory) -> None:
         weight = module.weight.detach()
         self.path = path
         self.seating = seating
@@ -36,7 +39,8 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (rows, ..., I) float32; returns (rows, ..., O) float32."""
-        seats = [seat for seat in self.seating.seats_of(x.shape[0]) if self.path in seat.adapter.low_rank]
+        present = self.seating.seats_of(x.shape[0]) if self.seating else ()
+        seats = [seat for seat in present if self.path in seat.adapter.low_rank]
         # Without the anchor autograd would skip the backward of the lowest adapted layer, whose x needs no gradient.
         y: Tensor = _Packed.apply(x, self.anchor if seats else None, self, seats)  # type: ignore[no-untyped-call]
         return y
@@ -77,7 +81,7 @@ def _forward(layer: PackedLinear, seat: Seat, flat: Tensor, y: Tensor, per_row: 
     low_rank, scaling = adapter.low_rank[layer.path], adapter.hyper.scaling
     rows = slice(seat.start * per_row, seat.stop * per_row)
     x, mask = flat[rows], None
-    if layer.seating.is_training and adapter.generator is not None:
+    if seat.is_training and adapter.generator is not None:
         mask = _mask(adapter, seat, per_row, x)
         x = x * mask
     h = x @ low_rank.a.t()  # (M, R)

@@ -22,10 +22,10 @@ from automl.lora import LinearShape
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import Adapter
 from automl.packed.body import Body, Call, Outputs, View
-from automl.packed.kernels import KERNELS, choose_kernel
+from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
 from automl.packed.linear import PackedLinear
 from automl.packed.member import Member, MemberState
-from automl.packed.memory import is_out_of_memory
+from automl.packed.memory import is_out_of_memory, keep_freed_memory
 from automl.packed.seating import Seat, Seating
 from automl.packed.workload import MicroBatch, Workload
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
@@ -73,6 +73,8 @@ class PackedTrainer:
         self.kernel = kernel or choose_kernel(precision, self.device)
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
         self.members: dict[int, Member] = {}
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._targets = targets or {}
         self._heads = {name: model.get_submodule(name) for name in head_modules(model)}
         self._resolved: dict[str, list[LinearShape]] = {}
@@ -240,7 +242,7 @@ class PackedTrainer:
     def _pass(self, turns: Sequence[_Turn]) -> list[TrialFailure]:
         """Body forward, each trial's loss and head backward, body backward; then whoever completed its batch steps."""
         start = time.perf_counter()
-        with self._seating.seated(_seats(turns), is_training=True):
+        with self._seating.seated(_seats(turns)):
             outputs = self._body.run([turn.call for turn in turns])
             losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
             outputs.backward()
@@ -282,16 +284,20 @@ class PackedTrainer:
         return TrialFailure(trial=member.number, step=member.step, reason=reason, message=message)
 
     def _pack_layers(self) -> list[PackedLinear]:
-        """Take over every linear layer of the body; heads and the lm_head stay as they are."""
+        """Take over every linear layer of the body, and the lm_head; heads that are trained stay as they are."""
         beyond = tuple(f"{name}." for name in self._heads)
-        prefix = f"{self.model.base_model_prefix}."
+        inside = f"{self.model.base_model_prefix}."
         packed = []
         for layer in linear_layers(self.model):
+            if f"{layer.path}.".startswith(beyond):
+                continue
             module = self.model.get_submodule(layer.path)
-            if layer.path.startswith(prefix) and not layer.path.startswith(beyond):
-                assert isinstance(module, nn.Linear | Conv1D)
+            assert isinstance(module, nn.Linear | Conv1D)
+            if layer.path.startswith(inside):
                 packed.append(PackedLinear(layer.path, module, self._seating, KERNELS[self.kernel]))
-                module.forward = packed[-1]  # type: ignore[method-assign]
+            else:
+                packed.append(PackedLinear(layer.path, module, None, OUTPUT_KERNELS[self.kernel]))
+            module.forward = packed[-1]  # type: ignore[method-assign]
         if not packed:
             raise TargetError(f"{type(self.model).__name__} has no linear layers below its head")
         return packed
