@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 
@@ -176,3 +179,40 @@ def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, shared_cac
     after = query(tmp_path, "SELECT trial, step, seconds FROM automl_measurements ORDER BY trial, step")
     assert [row for row in after if row in before] == before  # nothing was measured again
     assert len(after) == 3 * 80
+
+
+def test_the_optuna_dashboard_shows_states_curves_and_the_metric(world: tuple[Path, Any], shared_cache: Path) -> None:
+    folder, _ = world
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "optuna_dashboard._cli", "sqlite:///automl.db", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        page = f"http://127.0.0.1:{port}/api/studies"
+        listed = fetch(page, patience=60)["study_summaries"]
+        assert [study["study_name"] for study in listed] == ["tiny"]
+        shown = fetch(f"{page}/{listed[0]['study_id']}?after=0")
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+    assert shown["objective_names"] == ["accuracy"]
+    assert [trial["state"] for trial in shown["trials"]] == ["Complete"] * 4
+    assert [[point["step"] for point in trial["intermediate_values"]] for trial in shown["trials"]] == [
+        [5, 10, 15, 20]
+    ] * 4
+    # It has disturbed nothing: the invariants hold, and the study is as finished as before.
+    assert answer(automl(folder, "doctor", "--json", cache=shared_cache))["violations"] == []
+
+
+def fetch(url: str, *, patience: float = 20.0) -> Any:
+    """JSON from a server that may still be starting."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                return json.load(response)
+        except URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
