@@ -76,7 +76,7 @@ class PackedTrainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._targets = targets or {}
-        self._heads = {name: model.get_submodule(name) for name in head_modules(model)}
+        self.heads = {name: model.get_submodule(name) for name in head_modules(model)}
         self._resolved: dict[str, list[LinearShape]] = {}
         self._seating = Seating()
         self._body = Body(model)
@@ -92,7 +92,7 @@ class PackedTrainer:
         adapter = Adapter(
             spec.hyper,
             self.layers(spec.hyper.target),
-            self._heads,
+            self.heads,
             seed=spec.seed,
             device=self.device,
             initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),
@@ -285,7 +285,7 @@ class PackedTrainer:
 
     def _pack_layers(self) -> list[PackedLinear]:
         """Take over every linear layer of the body, and the lm_head; heads that are trained stay as they are."""
-        beyond = tuple(f"{name}." for name in self._heads)
+        beyond = tuple(f"{name}." for name in self.heads)
         inside = f"{self.model.base_model_prefix}."
         packed = []
         for layer in linear_layers(self.model):
