@@ -1,0 +1,218 @@
+"""The opponent and the oracle: one trial trained by an ordinary loop over real PEFT and `torch.optim.AdamW`.
+
+Nothing of `automl.packed` or of the solo trainer is used for training here, but for the rows' order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from automl.methods import METHODS
+from automl.models.inventory import head_modules, resolve_targets
+from automl.packed import PackedTrainer, Workload
+from automl.tasks.batches import batch_rows, evaluation_batches
+from automl.trial import TrialSpec
+
+TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}
+"""Largest relative difference of a fp32 loss to PEFT's, by type of device; cuBLAS picks other kernels for a pack."""
+
+REDUCED_TOLERANCE = 2e-2
+"""The same for bf16h, which is another numeric and is only bounded."""
+
+
+class PlainPeft:
+    """One trial alone on the model. Optimizer, schedule, clipping and dropout as any user of PEFT has them.
+
+    own_masks: dropout draws from the trial's generator, as the packed trainer's does, so that losses can be compared
+    number by number; otherwise it is torch's own. autocast: the type to compute in, None = the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        load: Workload,
+        trial: TrialSpec,
+        *,
+        own_masks: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        hyper = trial.hyper
+        self.trial = trial
+        self.step = 0
+        self._load = load
+        self._autocast = autocast
+        self._device = next(model.parameters()).device
+        self._method = METHODS["lora"]
+        layers = [layer.path for layer in resolve_targets(model, hyper.target)]
+        self.model: Any = self._method.attach(model, hyper, layers, head_modules(model), trial.seed)
+        if not own_masks:
+            _with_torch_dropout(self.model, hyper.dropout)
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=hyper.learning_rate, weight_decay=hyper.weight_decay)
+        self._schedule = _schedule(self._optimizer, trial)
+        self.model.train()
+
+    def take_step(self) -> Tensor:
+        """One optimizer step; returns its mean loss, without waiting for the device."""
+        load, hyper = self._load, self.trial.hyper
+        chosen = batch_rows(self.trial.data_seed, self.step, hyper.batch_size, len(load.train_rows))
+        batch = self._on_device(
+            load.task.collate([load.train_rows[index] for index in chosen], load.tokenizer.pad_token_id)
+        )
+        with self._casting():
+            parts = load.task.loss(self.model, batch)
+        loss = parts.total / parts.count
+        torch.autograd.backward(loss)
+        if hyper.clip > 0:
+            nn.utils.clip_grad_norm_(self._parameters, hyper.clip)
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad()
+        self.step += 1
+        return loss.detach()
+
+    def evaluate(self) -> dict[str, float]:
+        """All metrics over the evaluation rows."""
+        load = self._load
+        batches = evaluation_batches(
+            load.task,
+            load.evaluation_rows,
+            range(len(load.evaluation_rows)),
+            pad_id=load.tokenizer.pad_token_id,
+            max_tokens=load.evaluation_tokens,
+        )
+        self.model.eval()
+        with torch.no_grad(), self._casting():
+            metrics = load.task.evaluate(self.model, map(self._on_device, batches), load.tokenizer)
+        self.model.train()
+        return metrics
+
+    def close(self) -> None:
+        """Give the model back as it was."""
+        self._method.detach(self.model)
+
+    def _casting(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None)
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exactness:
+    """How far packed losses are from those of separate PEFT runs: the largest relative difference over all steps.
+
+    precision: of the pack; PEFT ran in float32. kernel: that the pack ran on.
+    """
+
+    precision: str
+    kernel: str
+    trials: int
+    steps: int
+    difference: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether ratios may be stated for this setting."""
+        return self.difference <= self.tolerance
+
+    def text(self) -> str:
+        """One line for a person."""
+        verdict = "holds" if self.holds else "FAILS: no ratio is given"
+        extent = f"{self.trials} trials x {self.steps} steps"
+        return (
+            f"oracle {self.precision} ({self.kernel}): largest relative difference of a loss to PEFT's "
+            f"{self.difference:.1e} over {extent}, allowed {self.tolerance:.0e}: {verdict}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For the report."""
+        return asdict(self) | {"holds": self.holds}
+
+
+def exactness(
+    model: nn.Module, load: Workload, trials: Sequence[TrialSpec], *, precision: str = "fp32", steps: int = 8
+) -> Exactness:
+    """Train these trials packed and one after the other with PEFT, on the same model, and compare every loss.
+
+    The model is in float32 and is given back as it was. Raises RuntimeError if a packed trial fails.
+    """
+    alone = {trial.number: _losses_alone(model, load, trial, steps) for trial in trials}
+    packed, kernel = _losses_packed(model, load, trials, precision, steps)
+    differences = [
+        abs(ours - theirs) / abs(theirs)
+        for number in alone
+        for ours, theirs in zip(packed[number], alone[number], strict=True)
+    ]
+    device = next(model.parameters()).device.type
+    return Exactness(
+        precision=precision,
+        kernel=kernel,
+        trials=len(trials),
+        steps=steps,
+        difference=math.inf if any(map(math.isnan, differences)) else max(differences),
+        tolerance=TOLERANCE.get(device, TOLERANCE["cpu"]) if precision == "fp32" else REDUCED_TOLERANCE,
+    )
+
+
+def run_rounds(trainer: PackedTrainer, rounds: int) -> None:
+    """So many optimizer steps of every member. Raises RuntimeError if one fails: its time would not be comparable."""
+    for _ in range(rounds):
+        failures = trainer.round(list(trainer.members.values()))
+        if failures:
+            raise RuntimeError(f"packed trial {failures[0].trial} failed: {failures[0].message}")
+
+
+def _losses_alone(model: nn.Module, load: Workload, trial: TrialSpec, steps: int) -> list[float]:
+    run = PlainPeft(model, load, trial, own_masks=True)
+    try:
+        return [float(run.take_step()) for _ in range(steps)]
+    finally:
+        run.close()
+
+
+def _losses_packed(
+    model: nn.Module, load: Workload, trials: Sequence[TrialSpec], precision: str, steps: int
+) -> tuple[dict[int, list[float]], str]:
+    trainer = PackedTrainer(model, load, precision=precision)
+    try:
+        for trial in trials:
+            trainer.admit(trial)
+        losses: dict[int, list[float]] = {trial.number: [] for trial in trials}
+        for _ in range(steps):
+            run_rounds(trainer, 1)
+            for number, member in trainer.members.items():
+                losses[number].append(float(member.loss))
+        return losses, trainer.kernel
+    finally:
+        trainer.close()
+
+
+def _with_torch_dropout(model: nn.Module, probability: float) -> None:
+    if probability > 0:
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.lora_dropout["default"] = nn.Dropout(probability)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, trial: TrialSpec) -> Any:
+    warmup = math.ceil(trial.hyper.warmup * trial.steps)
+    if trial.hyper.schedule == "constant":
+        return get_constant_schedule_with_warmup(optimizer, warmup)
+    if trial.hyper.schedule == "linear":
+        return get_linear_schedule_with_warmup(optimizer, warmup, trial.steps)
+    return get_cosine_schedule_with_warmup(optimizer, warmup, trial.steps)
