@@ -27,6 +27,9 @@ from sqlalchemy.pool import NullPool
 from automl.errors import MissingExtraError, StorageError
 from automl.storage.url import is_sqlite, mask_url, redact, sqlite_path
 
+Guard = Callable[[Connection], None]
+"""Called in a transaction that has written, last before its commit; raises LeaseLostError to prevent it."""
+
 WRITES = "automl_writes"  # execution option: the transaction takes SQLite's write lock when it begins
 
 _BUSY_SECONDS = 30.0

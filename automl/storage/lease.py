@@ -5,7 +5,8 @@ compare-and-set, renewed by a thread every third of its duration, and given back
 while the holder lives. A holder known to be dead (same machine, its process is gone) is replaced at once; one that
 cannot be seen (another machine) is replaced when its lease expires without having been renewed.
 
-SQLite has no clock of its own: its time is that of the machine, which all drivers of a SQLite file share.
+SQLite has no clock of its own: its time is that of the machine, which all drivers of a SQLite file share. A driver that
+is stopped (SIGSTOP) inside a transaction keeps SQLite's write lock, and the study, until it is continued or killed.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class StudyLease:
         while isinstance(outcome := self._try(request), _Holder):
             self._refuse_unless_silent(outcome, seen)
             if seen is None:
-                message = "study %r: its driver %s is not on this machine; taking over in %.0f s unless it is heard of"
+                message = (
+                    "study %r: its driver %s cannot be seen from here; taking over in %.0f s unless it is heard of"
+                )
                 logger.warning(message, self.study, outcome.name, outcome.seconds_left)
             seen = outcome
             time.sleep(min(max(outcome.seconds_left, 0.01), 1.0, self._ttl / 10))
@@ -95,14 +98,28 @@ class StudyLease:
         self._thread.start()
         return outcome
 
-    def verify(self) -> None:
-        """Raise LeaseLostError if this driver must not write any more; free of cost while the lease is fresh.
+    def verify(self, connection: Connection | None = None) -> None:
+        """Raise LeaseLostError unless this driver still holds the lease, expired or not.
 
-        To be called before each write. After a pause longer than the lease (a stopped process, a suspended machine)
-        it asks the database, and renews the lease if nobody has taken it. Raises StorageError if it cannot ask.
+        Given the connection of a transaction, just before its commit, the answer holds until the commit: on PostgreSQL
+        by a lock on the lease's row, on SQLite by the write lock. So a driver that was stopped for longer than its
+        lease commits nothing after another has taken it. Raises StorageError if the database cannot be asked.
         """
-        if _seconds() >= self._valid_until:
-            self._renew()
+        if connection is not None:
+            self._verify(connection)
+        else:
+            with self._database.reading(f"verify the lease of study {self.study!r}") as reading:
+                self._verify(reading)
+
+    def _verify(self, connection: Connection) -> None:
+        query = select(sweeps.c.owner).where(sweeps.c.study_name == self.study).with_for_update(read=True)
+        owner = connection.execute(query).scalar()
+        if owner != self.owner:
+            raise LeaseLostError(self._lost_to(owner))
+
+    def _lost_to(self, owner: str | None) -> str:
+        taker = f"taken over by {_name(owner)}" if owner else "given back"
+        return f"study {self.study!r}: the lease was {taker}; nothing more is written"
 
     def _try(self, request: _Request) -> int | _Holder:
         asked = _seconds()
@@ -193,9 +210,7 @@ class StudyLease:
             query = select(sweeps.c.owner).where(sweeps.c.study_name == self.study)
             owner = None if renewed else connection.execute(query).scalar()
         if renewed != 1:
-            self._valid_until = -1.0
-            taker = f"taken over by {_name(owner)}" if owner else "cleared"
-            raise LeaseLostError(f"study {self.study!r}: the lease was {taker}; nothing more is written")
+            raise LeaseLostError(self._lost_to(owner))
         self._valid_until = asked + self._ttl
 
     def _lose(self, message: str) -> None:
@@ -207,7 +222,6 @@ class StudyLease:
         mine = (sweeps.c.study_name == self.study) & (sweeps.c.owner == self.owner)
         with self._database.writing(f"give back the lease of study {self.study!r}") as connection:
             connection.execute(update(sweeps).where(mine).values(free))
-        self._valid_until = -1.0
 
 
 class _Request(NamedTuple):

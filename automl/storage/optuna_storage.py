@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL
 
 from automl.errors import StorageError
-from automl.storage.connect import engine_arguments, public_url, storage_errors
+from automl.storage.connect import Guard, engine_arguments, public_url, storage_errors
 from automl.storage.url import mask_url
 
 _WRITING = ("INSERT", "UPDATE", "DELETE")
+_WROTE = "automl_wrote"
 
 
-def open_storage(url: URL, *, read_only: bool = False, guard: Callable[[], None] | None = None) -> RDBStorage:
+def open_storage(url: URL, *, read_only: bool = False, guard: Guard | None = None) -> RDBStorage:
     """Optuna's storage on a database whose tables exist.
 
-    guard is called before each statement that writes; what it raises (LeaseLostError) keeps the write from happening.
+    guard is called in each transaction that writes, before its commit; what it raises (LeaseLostError) prevents it.
     Raises StorageError if the tables belong to another version of Optuna.
     """
     with storage_errors(url, "open Optuna's tables"):
@@ -33,7 +34,7 @@ def open_storage(url: URL, *, read_only: bool = False, guard: Callable[[], None]
         hint = f"run `automl db upgrade` (or update Optuna, if {found} is newer)"
         raise StorageError(f"{mask_url(url)}: Optuna's tables are at {found}, this Optuna needs {known}; {hint}")
     if guard is not None:
-        _guard_writes(storage.engine, guard)
+        _guard_commits(storage.engine, guard)
     return storage
 
 
@@ -91,12 +92,23 @@ def _template(url: str) -> str:
     return url.replace("{", "{{").replace("}", "}}")
 
 
-def _guard_writes(engine: Engine, guard: Callable[[], None]) -> None:
-    def check(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.lstrip().upper().startswith(_WRITING):
-            guard()
+def _guard_commits(engine: Engine, guard: Guard) -> None:
+    """Call the guard in every transaction that has written, last before its commit; an error prevents the commit."""
 
-    event.listen(engine, "before_cursor_execute", check)
+    def note(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.lstrip().upper().startswith(_WRITING):
+            connection.info[_WROTE] = True
+
+    def check(connection: Connection) -> None:
+        if connection.info.pop(_WROTE, False):
+            guard(connection)
+
+    def forget(connection: Connection) -> None:
+        connection.info.pop(_WROTE, None)
+
+    event.listen(engine, "before_cursor_execute", note)
+    event.listen(engine, "commit", check)
+    event.listen(engine, "rollback", forget)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Only the driver writes. Reads return values of `automl.storage.base`; SQLAlchemy
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
@@ -20,7 +20,7 @@ from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
 from automl.errors import StudyNotFoundError
 from automl.storage import schema
 from automl.storage.base import Artifact, Attempt, AttemptState, ResultStore, SweepRow
-from automl.storage.connect import WRITES, make_engine, storage_errors
+from automl.storage.connect import WRITES, Guard, make_engine, storage_errors
 from automl.storage.schema import DatabaseStatus, Upgrade
 from automl.storage.tables import Now, artifacts, attempts, events, measurements, metric_values, sweeps
 from automl.storage.url import mask_url, parse_url
@@ -39,9 +39,6 @@ __all__ = [
     "open_database",
     "upgrade_database",
 ]
-
-Guard = Callable[[], None]
-"""Called before each write; raises LeaseLostError when this driver must not write any more."""
 
 _WRITES: CoreExecuteOptionsParameter = {WRITES: True}
 
@@ -94,11 +91,11 @@ class Database:
         return mask_url(self.address)
 
     def store(self, study: str, guard: Guard | None = None) -> SqlStore:
-        """The result store of one study; `guard` is called before each write."""
+        """The result store of one study; `guard` (`StudyLease.verify`) is called before each commit."""
         return SqlStore(self, study, guard)
 
     def optuna_storage(self, guard: Guard | None = None) -> RDBStorage:
-        """Optuna's storage on the same database; `guard` is called before each write."""
+        """Optuna's storage on the same database; `guard` as for `store`."""
         from automl.storage.optuna_storage import open_storage
 
         storage = open_storage(self.address, read_only=self.read_only, guard=guard)
@@ -248,10 +245,10 @@ class SqlStore(ResultStore):
 
     @contextmanager
     def _writing(self, doing: str) -> Iterator[Connection]:
-        if self._guard is not None:
-            self._guard()
         with self._database.writing(f"{doing} (study {self.study!r})") as connection:
             yield connection
+            if self._guard is not None:
+                self._guard(connection)
 
     def _of_trial(self, query: Select[Any], table: Table, trial: int | None) -> Select[Any]:
         query = query.where(table.c.study_name == self.study)
