@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.seeding import initialise_adapter, initialise_head, stream
-from automl.packed.layout import a_name, adapter_layout, b_name, head_name, zeros
+from automl.packed.bank import Storage, own_storage
+from automl.packed.layout import a_name, adapter_layout, b_name, head_name
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter, under torch's names."""
@@ -35,7 +36,7 @@ class Adapter:
     """LoRA matrices and heads of one trial, as they were initialised from its seed, with AdamW around them.
 
     layers: the linear layers it adapts. heads: modules trained in full, by path; they are copied, not touched.
-    initializer_range: standard deviation of a new head's weights.
+    initializer_range: standard deviation of a new head's weights. storage: zeros to live in; None = vectors of its own.
     """
 
     def __init__(
@@ -47,16 +48,19 @@ class Adapter:
         seed: int,
         device: torch.device,
         initializer_range: float = 0.02,
+        storage: Storage | None = None,
     ) -> None:
         self.hyper = hyper
-        self.layout = adapter_layout(layers, hyper.rank, heads)
         self.step = 0
         self.generator = stream(seed, "dropout", device) if hyper.dropout > 0.0 else None
-        self._flat = nn.Parameter(zeros(self.layout, device))
-        self._flat.grad = zeros(self.layout, device)
+        own = adapter_layout(layers, hyper.rank, heads)
+        self.storage = storage or own_storage(own, device)
+        self._shapes = {name: place.shape for name, place in own.places.items()}
+        self._flat = nn.Parameter(self.storage.params)
+        self._flat.grad = self.storage.gradient
         self._optimizer = self._adamw()
-        self._params = self.layout.views(self._flat.data)
-        self._grads = self.layout.views(self.gradient)
+        self._params = self._views(self.storage.params)
+        self._grads = self._views(self.storage.gradient)
         _initialise(self._params, layers, heads, seed=seed, std=initializer_range)
         self.low_rank = {layer.path: self._low_rank(layer.path) for layer in layers}
         self.head = self._head_leaves(heads)
@@ -64,13 +68,12 @@ class Adapter:
     @property
     def gradient(self) -> Tensor:
         """The flat gradient: a sum over terms until `finish_step` divides it."""
-        assert self._flat.grad is not None
-        return self._flat.grad
+        return self.storage.gradient
 
     @property
     def bytes(self) -> int:
         """Memory of parameters, gradient and moments."""
-        return 16 * self.layout.size
+        return 16 * self.storage.layout.size
 
     def finish_step(self, count: int, learning_rate: float) -> None:
         """One AdamW step on the mean gradient over `count` terms, clipped to `hyper.clip`; then the gradient is zero.
@@ -89,15 +92,14 @@ class Adapter:
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of the trainable tensors on the CPU, by PEFT's names."""
-        return {name: view.to("cpu", copy=True) for name, view in self._params.items()}
+        return {name: _copy(view) for name, view in self._params.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """Copies of AdamW's state on the CPU, keyed `exp_avg/<parameter name>` and so on, as for separate tensors."""
         state = self._optimizer.state[self._flat]
         copies = {f"step/{name}": state["step"].to("cpu", copy=True) for name in self._params}
         for key in ("exp_avg", "exp_avg_sq"):
-            views = self.layout.views(state[key])
-            copies |= {f"{key}/{name}": view.to("cpu", copy=True) for name, view in views.items()}
+            copies |= {f"{key}/{name}": _copy(view) for name, view in self._views(state[key]).items()}
         return copies
 
     def generator_state(self) -> Tensor | None:
@@ -120,7 +122,7 @@ class Adapter:
         for key in ("exp_avg", "exp_avg_sq"):
             prefix = f"{key}/"
             saved = {name.removeprefix(prefix): tensor for name, tensor in moments.items() if name.startswith(prefix)}
-            _copy_all(self.layout.views(state[key]), saved)
+            _copy_all(self._views(state[key]), saved)
         state["step"].fill_(float(step))
         self.set_generator_state(dropout)
         self.gradient.zero_()
@@ -133,10 +135,15 @@ class Adapter:
         )
         optimizer.state[self._flat] = {
             "step": torch.zeros((), dtype=torch.float32, device=self._flat.device),
-            "exp_avg": torch.zeros_like(self._flat.data),
-            "exp_avg_sq": torch.zeros_like(self._flat.data),
+            "exp_avg": self.storage.exp_avg,
+            "exp_avg_sq": self.storage.exp_avg_sq,
         }
         return optimizer
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """This adapter's own tensors in a vector of its storage: no padding, no layers that it leaves alone."""
+        padded = self.storage.layout.views(flat)
+        return {name: padded[name][tuple(slice(size) for size in shape)] for name, shape in self._shapes.items()}
 
     def _low_rank(self, path: str) -> LowRank:
         a, b = a_name(path), b_name(path)
@@ -168,6 +175,10 @@ def _initialise(
         initialise_head(fresh, seed=seed, path=path, std=std)
         for name, tensor in fresh.named_parameters():
             params[head_name(path, name)].copy_(tensor.detach())
+
+
+def _copy(view: Tensor) -> Tensor:
+    return view.detach().clone(memory_format=torch.contiguous_format).cpu()
 
 
 def _copy_all(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:

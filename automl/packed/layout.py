@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from automl.lora import LinearShape
@@ -87,8 +86,3 @@ def _low_rank_shapes(layers: Sequence[LinearShape], rank: int) -> Iterator[tuple
     for layer in layers:
         yield a_name(layer.path), (rank, layer.in_features)
         yield b_name(layer.path), (layer.out_features, rank)
-
-
-def zeros(layout: Layout, device: torch.device) -> Tensor:
-    """An empty float32 vector for this layout."""
-    return torch.zeros(layout.size, dtype=torch.float32, device=device)

@@ -21,6 +21,7 @@ from automl.errors import Diverged, OutOfMemory, TargetError
 from automl.lora import LinearShape
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import Adapter
+from automl.packed.bank import Bank, Storage
 from automl.packed.body import Body, Call, Outputs, View
 from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
 from automl.packed.linear import PackedLinear
@@ -49,12 +50,21 @@ class _Turn(NamedTuple):
     call: Call
 
 
+class BankSize(NamedTuple):
+    """Room for so many slots of at most this rank, on any of these target sets."""
+
+    slots: int
+    rank: int
+    targets: tuple[str, ...]
+
+
 class PackedTrainer:
     """The frozen backbone with the adapters that are being trained on it.
 
     model: frozen, in eval mode, on its device, without dropout of its own; `close` gives it back as it was. targets:
     target sets of the user. precision: fp32 or bf16h (products with frozen weights in bfloat16). kernel: a name of
-    KERNELS, None = the fastest that works here. token_budget: of one micro-step; results do not depend on it.
+    KERNELS, None = the fastest that works here. token_budget: of one micro-step; results do not depend on it. bank:
+    room for slots that are multiplied together and not one by one; pays where launching kernels is what takes time.
     """
 
     def __init__(
@@ -66,6 +76,7 @@ class PackedTrainer:
         precision: str = "fp32",
         kernel: str | None = None,
         token_budget: int | None = None,
+        bank: BankSize | None = None,
     ) -> None:
         self.model = model
         self.workload = workload
@@ -80,6 +91,7 @@ class PackedTrainer:
         self._resolved: dict[str, list[LinearShape]] = {}
         self._seating = Seating()
         self._body = Body(model)
+        self._bank = self._make_bank(bank) if bank else None
         self._packed = self._pack_layers()
 
     # In and out
@@ -89,19 +101,19 @@ class PackedTrainer:
 
         Raises TargetError, CheckpointError if the state does not fit, OutOfMemory.
         """
-        adapter = Adapter(
-            spec.hyper,
-            self.layers(spec.hyper.target),
-            self.heads,
-            seed=spec.seed,
-            device=self.device,
-            initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),
-        )
-        self.members[spec.number] = Member(spec, adapter, self.workload, state)
+        storage = self._bank.take(spec.hyper.rank) if self._bank else None
+        try:
+            self.members[spec.number] = Member(spec, self._adapter(spec, storage), self.workload, state)
+        except BaseException:
+            if self._bank is not None and storage is not None:
+                self._bank.give_back(storage)
+            raise
 
     def evict(self, trial: int) -> None:
         """Free a trial's memory; unknown trials are ignored. What it was is kept with `snapshot` before."""
-        self.members.pop(trial, None)
+        member = self.members.pop(trial, None)
+        if member is not None and self._bank is not None:
+            self._bank.give_back(member.adapter.storage)
 
     def snapshot(self, trial: int) -> MemberState:
         """Everything a trial needs to continue from here, in this pack or in another."""
@@ -206,7 +218,7 @@ class PackedTrainer:
         for member in waiting:
             try:
                 micro = member.upcoming(self.device)
-                if turns and (micro.shape_class != turns[0].micro.shape_class or micro.rows * micro.width > budget):
+                if turns and not (self._fits_beside(turns[0].micro, micro) and micro.rows * micro.width <= budget):
                     continue
                 turns.append(_Turn(member, micro, self._recorded(member, micro)))
                 budget -= micro.rows * micro.width
@@ -228,6 +240,10 @@ class PackedTrainer:
         for turn in turns:
             failures += self._micro_step([turn.member])
         return failures
+
+    def _fits_beside(self, first: MicroBatch, other: MicroBatch) -> bool:
+        """Whether two batches can share a pass: same shape class, and in a bank the same number of rows."""
+        return other.shape_class == first.shape_class and (self._bank is None or other.rows == first.rows)
 
     def _blamed(self, member: Member, error: Exception) -> list[TrialFailure]:
         """The trial failed alone: fewer rows at once if memory was short, otherwise it has failed for good."""
@@ -283,6 +299,21 @@ class PackedTrainer:
         logger.info("trial %d failed at step %d: %s", member.number, member.step, reason)
         return TrialFailure(trial=member.number, step=member.step, reason=reason, message=message)
 
+    def _adapter(self, spec: TrialSpec, storage: Storage | None) -> Adapter:
+        return Adapter(
+            spec.hyper,
+            self.layers(spec.hyper.target),
+            self.heads,
+            seed=spec.seed,
+            device=self.device,
+            initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),
+            storage=storage,
+        )
+
+    def _make_bank(self, size: BankSize) -> Bank:
+        layers = [layer for target in size.targets for layer in self.layers(target)]
+        return Bank(list(dict.fromkeys(layers)), self.heads, slots=size.slots, rank=size.rank, device=self.device)
+
     def _pack_layers(self) -> list[PackedLinear]:
         """Take over every linear layer of the body, and the lm_head; heads that are trained stay as they are."""
         beyond = tuple(f"{name}." for name in self.heads)
@@ -294,7 +325,7 @@ class PackedTrainer:
             module = self.model.get_submodule(layer.path)
             assert isinstance(module, nn.Linear | Conv1D)
             if layer.path.startswith(inside):
-                packed.append(PackedLinear(layer.path, module, self._seating, KERNELS[self.kernel]))
+                packed.append(PackedLinear(layer.path, module, self._seating, KERNELS[self.kernel], self._bank))
             else:
                 packed.append(PackedLinear(layer.path, module, None, OUTPUT_KERNELS[self.kernel]))
             module.forward = packed[-1]  # type: ignore[method-assign]

@@ -94,9 +94,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Meas
 
 
 def test_a_cohort_reports_together_on_the_grid(undisturbed: dict[int, list[Measurement]]) -> None:
-    assert {trial: [item.step for item in items] for trial, items in undisturbed.items()} == dict.fromkeys(
-        range(3), [3, 6, 8]
-    )
+    assert list(undisturbed) == [0, 1, 2]
+    assert all([item.step for item in items] == [3, 6, 8] for items in undisturbed.values())
     assert all(item.adapter is None for items in undisturbed.values() for item in items[:-1])
     assert all(items[-1].adapter for items in undisturbed.values())
 
@@ -146,8 +145,7 @@ def test_a_slot_moves_between_the_solo_and_the_packed_trainer(tmp_path: Path, na
         evaluation_rows=load.evaluation_rows,
         device=torch.device("cpu"),
     )
-    reference = SoloTrial(trial, bench)
-    metrics = solo_to(reference, 8)
+    _, metrics = solo_to(SoloTrial(trial, bench), 8)
 
     packed = host(tmp_path, tiny_model(name, kind=kind), kind)
     packed.open(trial)
@@ -155,11 +153,10 @@ def test_a_slot_moves_between_the_solo_and_the_packed_trainer(tmp_path: Path, na
     record = slot(tmp_path, trial).load()
     assert record is not None
     assert record.state.step == 3
-    middle = SoloTrial(trial, bench, record.state)
-    solo_to(middle, 6)
     files = slot(tmp_path, replace(trial, attempt=2))
     files.claim()
-    files.save(SlotRecord(state=middle_state(middle), measurements=record.measurements))
+    state, _ = solo_to(SoloTrial(trial, bench, record.state), 6)
+    files.save(SlotRecord(state=state, measurements=record.measurements))
     packed.shutdown()
 
     again = host(tmp_path, tiny_model(name, kind=kind), kind)
@@ -168,23 +165,15 @@ def test_a_slot_moves_between_the_solo_and_the_packed_trainer(tmp_path: Path, na
     assert last.metrics == pytest.approx(metrics, rel=1e-6)
 
 
-_SNAPSHOTS: dict[int, TrainState] = {}
-
-
-def solo_to(trial: SoloTrial, step: int) -> Mapping[str, float]:
-    """Train alone up to this step; returns the metrics there."""
+def solo_to(trial: SoloTrial, step: int) -> tuple[TrainState, Mapping[str, float]]:
+    """Train alone up to this step; returns the state and the metrics there."""
     trial.attach()
     try:
         while trial.step < step:
             trial.take_step()
-        _SNAPSHOTS[id(trial)] = trial.snapshot()
-        return trial.measure().metrics
+        return trial.snapshot(), trial.measure().metrics
     finally:
         trial.detach()
-
-
-def middle_state(trial: SoloTrial) -> TrainState:
-    return _SNAPSHOTS.pop(id(trial))
 
 
 @pytest.mark.parametrize(
