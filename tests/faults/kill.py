@@ -78,18 +78,18 @@ class Driver:
 
     def family(self) -> list[psutil.Process]:
         """Living processes that carry the mark."""
-        return [process for process in psutil.process_iter() if _is_marked(process, self.tag)]
+        return [process for process in psutil.process_iter() if is_marked(process, self.tag)]
 
     def workers(self) -> list[psutil.Process]:
         """Ray's worker processes that train."""
-        return [process for process in self.family() if _title(process).startswith(WORKER_TITLES)]
+        return [process for process in self.family() if title(process).startswith(WORKER_TITLES)]
 
     def orphans(self) -> list[str]:
         """What is left of the family once the driver is gone and everything had time to follow it."""
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while (left := self.family()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return [f"{process.pid} {_title(process)[:80]}" for process in left]
+        return [f"{process.pid} {title(process)[:80]}" for process in left]
 
 
 def run(folder: Path, executor: str, *, kills: int, seed: int, step_seconds: float = 0.04) -> Outcome:
@@ -194,14 +194,16 @@ def _ledger(folder: Path) -> list[tuple[int, int, int, float]]:
     return [(trial, attempt, step, loss) for trial, attempt, step, loss, _ in whole]
 
 
-def _is_marked(process: psutil.Process, tag: str) -> bool:
+def is_marked(process: psutil.Process, tag: str) -> bool:
+    """Whether a living process carries the tag in its environment."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("AUTOML_RUN_ID") == tag
     except psutil.Error:
         return False
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Command line of a process, empty if it has gone."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -1,0 +1,96 @@
+"""A search with the real trainer under Ray, its worker and its driver killed: it ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.faults.kill import WORKER_TITLES, is_marked, title
+from tests.sweep.tiny_world import make_world
+
+TRIALS, STEPS = 4, 300
+# Given beforehand, since a run that continues another one samples anew on purpose.
+ENQUEUED = "enqueue:\n" + "".join(f"  - {{rank: {rank}, learning_rate: 0.0{rank}}}\n" for rank in (1, 2, 3, 4))
+CURVES = """
+    SELECT m.trial, m.step, v.metric, v.value FROM automl_measurements m
+    JOIN automl_metric_values v ON v.study_name = m.study_name AND v.trial = m.trial AND v.step = m.step
+    ORDER BY 1, 2, 3
+"""
+
+
+def start(folder: Path, cache: Path, tag: str = "") -> subprocess.Popen[str]:
+    environment = {**os.environ, "AUTOML_CACHE": str(cache), "AUTOML_RUN_ID": tag}
+    command = [sys.executable, "-m", "automl.cli.main", "search", "space.yaml", "--json"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Any:
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def rows(folder: Path, sql: str) -> list[tuple[Any, ...]]:
+    if not (folder / "automl.db").exists():
+        return []
+    with sqlite3.connect(folder / "automl.db") as connection:
+        return connection.execute(sql).fetchall()
+
+
+def await_measurements(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while len(rows(folder, "SELECT 1 FROM automl_measurements")) < number:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"fewer than {number} measurements"
+        time.sleep(0.05)
+
+
+def marked(tag: str) -> list[psutil.Process]:
+    """Living processes that carry the tag."""
+    return [process for process in psutil.process_iter() if is_marked(process, tag)]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(tmp_path: Path, shared_cache: Path) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    for folder, executor, workers in ((calm, "inline", 1), (killed, "ray", 2)):
+        folder.mkdir()
+        space = make_world(folder, trials=TRIALS, steps=STEPS, executor=executor, workers=workers)
+        space.write_text(space.read_text(encoding="utf-8") + ENQUEUED, encoding="utf-8")
+    expected = finish(start(calm, shared_cache))
+
+    tag = uuid.uuid4().hex
+    process = start(killed, shared_cache, tag)
+    await_measurements(killed, 20, process)
+    workers = [each for each in marked(tag) if title(each).startswith(WORKER_TITLES)]
+    assert workers
+    workers[0].send_signal(signal.SIGKILL)
+    await_measurements(killed, len(rows(killed, "SELECT 1 FROM automl_measurements")) + 20, process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 40
+    while marked(tag) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert marked(tag) == []
+
+    outcome = finish(start(killed, shared_cache, tag))
+    assert outcome["counts"] == expected["counts"] == {"RUNNING": 0, "COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}
+    assert outcome["best"]["params"] == expected["best"]["params"]
+    assert rows(killed, CURVES) == rows(calm, CURVES)
+    attempts = rows(killed, "SELECT trial, COUNT(*) FROM automl_attempts GROUP BY trial")
+    assert max(count for _, count in attempts) > 1
+    assert marked(tag) == []
