@@ -57,9 +57,9 @@ class _Resident:
 class PackedHost:
     """Trains up to `capacity` trials in lock-step.
 
-    files: the slot files of an attempt; with an unknown trial of that number, those it has left. export: writes the
-    finished adapter of a trial durably and returns its folder. majority: metrics of the majority class, empty if the
-    data has none.
+    files: the slot files of an attempt. discard: deletes those of a trial that this host has never seen. export: writes
+    the adapter of a trial that has made its last step durably, and returns its folder; the trial is still in the pack.
+    majority: metrics of the majority class, empty if the data has none.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PackedHost:
         capacity: int,
         files: Callable[[TrialSpec], SlotFiles],
         discard: Callable[[int], None],
-        export: Callable[[TrialSpec, MemberState, Measurement], str],
+        export: Callable[[TrialSpec, Measurement], str],
         majority: Mapping[str, float],
     ) -> None:
         self.trainer = trainer
@@ -152,7 +152,7 @@ class PackedHost:
         resident = self._residents[event.trial]
         state = self.trainer.snapshot(event.trial)
         if event.step >= resident.spec.steps:
-            event = replace(event, adapter=self._export(resident.spec, state, event))
+            event = replace(event, adapter=self._export(resident.spec, event))
         resident.files.save(state, (*resident.measurements, event))
         resident.measurements.append(event)
         return event

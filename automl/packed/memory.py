@@ -5,10 +5,25 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+from torch import nn
+
+from automl.lora import Hyperparameters
+from automl.models.memory import estimate_bytes
 
 logger = logging.getLogger(__name__)
+
+LARGEST_PACK = 256
+"""Slots beyond which nothing is gained any more."""
+
+SHARE = 0.8
+"""Of the memory that is free, what may be planned for: estimates are within a factor of 2, and others allocate too."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 _PHRASES = ("out of memory", "can't allocate memory")
 
@@ -41,3 +56,55 @@ def keep_freed_memory() -> bool:
     settings = {mmap_threshold: 2**30, trim_threshold: 2**31 - 1, top_pad: 2**26}
     answers = [mallopt(option, value) for option, value in settings.items()]  # set all, whatever the first says
     return all(answer == 1 for answer in answers)
+
+
+def capacity(
+    model: nn.Module,
+    largest: Hyperparameters,
+    *,
+    tokens: int,
+    token_budget: int,
+    available: int,
+    targets: Mapping[str, Sequence[str]] | None = None,
+) -> int:
+    """How many trials like `largest` fit into `available` bytes, the backbone being loaded already; at least 1.
+
+    tokens: of one trial's micro-batch, padding included. token_budget: of a micro-step. A pack keeps 16 bytes for each
+    trained parameter of every slot, and the activations of one micro-step.
+    """
+    room = int(SHARE * available)
+    slots = 1
+    while True:
+        estimate = estimate_bytes(
+            model,
+            largest.target,
+            largest.rank,
+            tokens=max(tokens, min(token_budget, (slots + 1) * tokens)),
+            dropout=largest.dropout,
+            targets=targets,
+        )
+        if (slots + 1) * estimate.adapter + estimate.activations > room or slots >= LARGEST_PACK:
+            return slots
+        slots += 1
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device; on a CPU what the system, and the container if there is one, still has to give."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return min(_system_bytes(), _container_bytes())
+
+
+def _system_bytes() -> int:
+    if not _MEMINFO.exists():
+        return sys.maxsize
+    fields = dict(line.split(":", maxsplit=1) for line in _MEMINFO.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _container_bytes() -> int:
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
+        return sys.maxsize
+    return max(0, int(limit.read_text()) - int(used.read_text()))

@@ -11,6 +11,7 @@ import logging
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,15 +19,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import Diverged, OutOfMemory, TargetError
-from automl.lora import LinearShape
+from automl.lora import Hyperparameters, LinearShape
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import Adapter
 from automl.packed.bank import Bank, Storage
 from automl.packed.body import Body, Call, Outputs, View
+from automl.packed.convert import adapter_config, write_adapter
 from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
+from automl.packed.layout import adapter_layout
 from automl.packed.linear import PackedLinear
 from automl.packed.member import Member, MemberState
-from automl.packed.memory import is_out_of_memory, keep_freed_memory
+from automl.packed.memory import available_bytes, capacity, is_out_of_memory, keep_freed_memory
 from automl.packed.seating import Seat, Seating
 from automl.packed.workload import MicroBatch, Workload
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
@@ -101,6 +104,7 @@ class PackedTrainer:
 
         Raises TargetError, CheckpointError if the state does not fit, OutOfMemory.
         """
+        self._check_room(spec)
         storage = self._bank.take(spec.hyper.rank) if self._bank else None
         try:
             self.members[spec.number] = Member(spec, self._adapter(spec, storage), self.workload, state)
@@ -119,6 +123,16 @@ class PackedTrainer:
         """Everything a trial needs to continue from here, in this pack or in another."""
         return self.members[trial].snapshot()
 
+    def export(self, trial: int, folder: Path, *, base: str) -> None:
+        """Write a trial's adapter and head into `folder`, which exists, as `PeftModel.from_pretrained` reads them.
+
+        base: folder or hub id of the backbone, for adapter_config.json.
+        """
+        spec = self.members[trial].spec
+        modules = [layer.path for layer in self.layers(spec.hyper.target)]
+        config = adapter_config(self.model, spec.hyper, modules, list(self.heads), base=base)
+        write_adapter(folder, self.members[trial].adapter.parameters(), config)
+
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model."""
         if target not in self._resolved:
@@ -135,7 +149,10 @@ class PackedTrainer:
     # Training
 
     def train(self, specs: Iterable[TrialSpec], *, slots: int) -> Iterator[Event]:
-        """Train all these trials to their last step, at most `slots` at once; yields measurements and failures."""
+        """Train all these trials to their last step, at most `slots` at once; yields measurements and failures.
+
+        A trial stays in the pack until its last measurement has been yielded: `export` and `snapshot` work till then.
+        """
         waiting = iter(specs)
         while True:
             for spec in _take(waiting, slots - len(self.members)):
@@ -298,6 +315,29 @@ class PackedTrainer:
         reason, message = _reason(error)
         logger.info("trial %d failed at step %d: %s", member.number, member.step, reason)
         return TrialFailure(trial=member.number, step=member.step, reason=reason, message=message)
+
+    def capacity(self, largest: Hyperparameters, *, tokens: int) -> int:
+        """How many trials like this one fit into the memory that is free now; tokens: of one micro-batch of theirs."""
+        return capacity(
+            self.model,
+            largest,
+            tokens=tokens,
+            token_budget=self.token_budget,
+            available=available_bytes(self.device),
+            targets=self._targets,
+        )
+
+    def _check_room(self, spec: TrialSpec) -> None:
+        """Refuse before anything is allocated what cannot fit, so that the residents keep their memory."""
+        if self._bank is not None:
+            return
+        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank, self.heads).size
+        free = available_bytes(self.device)
+        if needed > free:
+            raise OutOfMemory(
+                f"trial {spec.number} needs {needed / 2**20:,.0f} MiB for rank {spec.hyper.rank} on "
+                f"{spec.hyper.target}, {free / 2**20:,.0f} MiB are free"
+            )
 
     def _adapter(self, spec: TrialSpec, storage: Storage | None) -> Adapter:
         return Adapter(

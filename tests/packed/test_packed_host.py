@@ -16,7 +16,7 @@ from torch import nn
 
 from automl import durable
 from automl.errors import CheckpointError
-from automl.packed.convert import adapter_config, read_adapter, write_adapter
+from automl.packed.convert import read_adapter
 from automl.packed.host import PackedHost
 from automl.packed.member import MemberState
 from automl.packed.trainer import PackedTrainer
@@ -54,12 +54,10 @@ def slot(output: Path, trial: TrialSpec) -> SlotFolder:
 def host(output: Path, model: nn.Module, kind: str = "classification", **options: Any) -> PackedHost:
     trainer = PackedTrainer(model, workload(kind))
 
-    def export(trial: TrialSpec, state: MemberState, measurement: Measurement) -> str:
+    def export(trial: TrialSpec, measurement: Measurement) -> str:
         folder = output / "adapters" / str(trial.number)
-        modules = [layer.path for layer in trainer.layers(trial.hyper.target)]
-        config = adapter_config(model, trial.hyper, modules, trainer.heads, base=str(output / "backbone"))
         with durable.sealed_folder(folder, {"metrics": dict(measurement.metrics)}) as draft:
-            write_adapter(draft, state.params, config)
+            trainer.export(trial.number, draft, base=str(output / "backbone"))
         return str(folder)
 
     return PackedHost(

@@ -1,0 +1,66 @@
+"""Kernels for frozen weights agree with torch's own product, and each row's result is its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel, choose_precision, prepacked_works
+
+CPU = torch.device("cpu")
+# bfloat16 keeps 8 bits of each factor and of the result.
+TOLERANCE = {"torch-fp32": 1e-5, "onednn-fp32": 1e-5, "torch-bf16h": 3e-2, "onednn-bf16h": 3e-2}
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def names() -> list[str]:
+    return [name for name in KERNELS if prepacked_works() or not name.startswith("onednn")]
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("table", [KERNELS, OUTPUT_KERNELS], ids=["inner", "output"])
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_kernels_agree_with_the_plain_product(name: str, table: dict, has_bias: bool) -> None:  # type: ignore[type-arg]
+    weight, bias, x, g = drawn(40, 24), drawn(40) if has_bias else None, drawn(16, 24), drawn(16, 40)
+    kernel = table[name](weight, bias)
+    y, dx = kernel.forward(x), kernel.backward(g)
+
+    assert (y.dtype, dx.dtype) == (torch.float32, torch.float32)
+    scale = TOLERANCE[name] * 24**0.5
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, weight, bias), atol=scale, rtol=TOLERANCE[name])
+    torch.testing.assert_close(dx, g @ weight, atol=2 * scale, rtol=TOLERANCE[name])
+
+
+@pytest.mark.skipif(not prepacked_works(), reason="this torch has no prepacked oneDNN kernels")
+@pytest.mark.parametrize("name", ["onednn-fp32", "onednn-bf16h"])
+@pytest.mark.parametrize("shape", [(384, 384), (1536, 384), (384, 1536), (192, 576), (32, 64)])
+def test_a_row_does_not_depend_on_the_rows_beside_it(name: str, shape: tuple[int, int]) -> None:
+    kernel, x = KERNELS[name](drawn(*shape), None), drawn(600, shape[1])
+    together = kernel.forward(x)
+
+    assert all(
+        torch.equal(kernel.forward(x[start : start + rows]), together[start : start + rows])
+        for rows in (8, 24, 96, 136, 512)
+        for start in (0, 8, 80)
+    )
+
+
+def test_the_lm_head_is_not_rounded_on_the_way_forward() -> None:
+    weight, x = drawn(40, 24), drawn(16, 24)
+    for name in names():
+        torch.testing.assert_close(OUTPUT_KERNELS[name](weight, None).forward(x), x @ weight.t(), atol=1e-4, rtol=1e-5)
+
+
+def test_precision_auto_is_one_of_the_two_and_leaves_torch_as_it_was() -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    assert choose_precision(CPU) in ("fp32", "bf16h")
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision 'fp8': the packed trainer knows fp32 and bf16h"):
+        choose_kernel("fp8", CPU)
