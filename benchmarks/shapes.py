@@ -105,7 +105,7 @@ def build(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32,
 
 
 def workload(name: str, *, tokens: int, rows: int = 256, evaluation_rows: int = 32, seed: int = 3) -> Workload:
-    """Rows of exactly `tokens` random tokens, labelled with one of five classes; a language model learns all of them."""
+    """Rows of exactly `tokens` random tokens, labelled with one of five classes; a language model learns them all."""
     shape = SHAPES[name]
     draw = random.Random(seed)
     settings = TaskSettings(
