@@ -1,0 +1,45 @@
+"""Ray Tune over all configurations of a world, with the default loggers and no scheduler: what both Tune arms share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+
+def read_world() -> dict[str, Any]:
+    """The document named on the command line."""
+    world: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    return world
+
+
+def run(trainable: Any, world: dict[str, Any], *, reuse_actors: bool) -> None:
+    """Train every configuration once, `workers` at a time. Raises RuntimeError if one failed."""
+    folder = tempfile.mkdtemp(prefix="bench-", dir="/tmp")  # Ray's sockets need a short path
+    try:
+        ray.init(
+            num_cpus=world["workers"] * world["threads"],
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=128 * 2**20,
+            _temp_dir=folder,
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": world["threads"]}),
+            param_space={"number": tune.grid_search(list(range(len(world["configurations"])))), "world": world},
+            tune_config=tune.TuneConfig(reuse_actors=reuse_actors, max_concurrent_trials=world["workers"]),
+            run_config=tune.RunConfig(name="tune", storage_path=str(Path(world["output"]).resolve()), verbose=0),
+        )
+        results = tuner.fit()
+        if results.errors:
+            raise RuntimeError(f"{results.num_errors} trials failed, the first with: {results.errors[0]}")
+        ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
