@@ -111,6 +111,7 @@ def arm_name(precision: str, count: int) -> str:
 
 def measure(
     setting: Setting,
+    proofs: Sequence[Exactness],
     *,
     slots: Sequence[int],
     precisions: Sequence[str],
@@ -119,8 +120,7 @@ def measure(
     hyper: Mapping[str, Any],
     peaks: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Exactness and times of one setting. Without exactness there are no times: what would they be the times of?"""
-    proofs = _proofs(setting, precisions)
+    """Times of one setting, if its proofs hold. Without exactness there are none: what would they be the times of?"""
     result: dict[str, Any] = {
         "setting": setting._asdict() | {"tokens_per_step": setting.tokens, "name": setting.name},
         "hyper": dict(hyper),
@@ -138,7 +138,8 @@ def measure(
     return result | {"kernels": arms.kernels, "frozen_gflop_per_step": flops / 1e9, "arms": rows}
 
 
-def _proofs(setting: Setting, precisions: Sequence[str]) -> list[Exactness]:
+def prove(setting: Setting, precisions: Sequence[str]) -> list[Exactness]:
+    """The oracle on this model and batch, in each precision."""
     model, load = build(setting.shape), workload(setting.shape, tokens=setting.length)
     trials = mixed_trials(setting.batch)
     return [exactness(model, load, trials, precision=precision) for precision in precisions]
@@ -264,6 +265,7 @@ def _run(args: argparse.Namespace) -> int:
     for setting in settings:
         result = measure(
             setting,
+            prove(setting, args.precisions),
             slots=args.slots,
             precisions=args.precisions,
             rounds=2 if args.quick else args.rounds,

@@ -17,7 +17,7 @@ from typing import Any
 from automl.storage.base import AttemptState
 from automl.storage.sql import open_database
 from benchmarks.measure import ROOT, MemorySampler
-from benchmarks.sweep_world import STUDY, World
+from benchmarks.sweep_world import STUDY, Work, World
 
 LONGEST_SECONDS = 4 * 3600.0
 
@@ -123,7 +123,7 @@ def run_arm(arm: str, world: World, folder: Path, *, workers: int, threads: int)
     began = time.time()
     peak_bytes, processes, seconds = _execute([sys.executable, *command], folder, environment)
     trials, ground = _ours(folder, began) if arm in OURS else (_theirs(folder, began), None)
-    _check(arm, world, trials)
+    check_work(arm, world.work, trials)
     return ArmRun(
         arm=arm,
         wall_seconds=seconds,
@@ -206,8 +206,8 @@ def _epoch(moment: datetime) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _check(arm: str, world: World, trials: Done) -> None:
-    work = world.work
+def check_work(arm: str, work: Work, trials: Done) -> None:
+    """Raises RuntimeError unless every trial of the work was done once, with all its evaluations."""
     done = sorted((times.number, evaluations) for times, evaluations in trials)
     wanted = [(number, work.evaluations) for number in range(work.trials)]
     if done != wanted:

@@ -99,8 +99,8 @@ def _trial_flops(model: Any, load: Workload, work: Work) -> float:
     return frozen_flops(model, 1) * trained + frozen_flops(model, 1, backward=False) * evaluated
 
 
-def measure(world: World, args: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
-    """Proofs, runs and figures of one kind of work; no runs if the oracle fails."""
+def measure(world: World, args: argparse.Namespace, peaks: Mapping[str, float], report: Report) -> dict[str, Any]:
+    """Proofs and figures of one kind of work; no runs if the oracle fails. Every run is reported as soon as it ends."""
     found = probe(world, world.folder)
     result: dict[str, Any] = {
         "work": {name: getattr(world.work, name) for name in Work.__dataclass_fields__},
@@ -109,21 +109,20 @@ def measure(world: World, args: argparse.Namespace, peaks: Mapping[str, float]) 
         "evaluation_seconds": found.evaluation_seconds,
         "trial_gflop": found.trial_flops / 1e9,
         "arms": {},
-        "runs": {},
     }
     for proof in found.proofs:
         print(f"{world.work.name}: {proof.text()}", flush=True)
     if not all(proof.holds for proof in found.proofs):
         return result
-    runs = interleaved({arm: partial(_logged_run, arm, world, args) for arm in args.arms}, args.rounds)
-    result["runs"] = {arm: [run.as_json() for run in each] for arm, each in runs.items()}
+    runs = interleaved({arm: partial(_logged_run, arm, world, args, report) for arm in args.arms}, args.rounds)
     result["arms"] = {arm: figures(each, world.work, found, peaks) for arm, each in runs.items()}
     return result
 
 
-def _logged_run(arm: str, world: World, args: argparse.Namespace) -> ArmRun:
+def _logged_run(arm: str, world: World, args: argparse.Namespace, report: Report) -> ArmRun:
     run = run_arm(arm, world, world.folder / "run", workers=args.workers, threads=args.threads)
     print(f"{world.work.name}: {arm} took {run.wall_seconds:.1f} s for {len(run.trials)} trials", flush=True)
+    report.append("runs", {"work": world.work.name, **run.as_json()})
     return run
 
 
@@ -261,7 +260,7 @@ def _run(args: argparse.Namespace) -> int:
     complete = True
     for work in _works(args):
         with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
-            result = measure(make_world(Path(folder), work, quick=args.quick), args, peaks)
+            result = measure(make_world(Path(folder), work, quick=args.quick), args, peaks, report)
         report.append("results", result)
         complete = complete and bool(result["arms"])
         rows += rows_of(result)

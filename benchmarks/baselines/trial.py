@@ -127,9 +127,11 @@ class Relay(TrainerCallback):  # type: ignore[misc]  # see above
         self._report({"step": state.global_step, "loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]})
 
 
-def run_trial(world: World, number: int, report: Report) -> None:
-    """One whole trial from nothing: load, tokenise, train, evaluate, save the adapter, write the line."""
-    started = time.time()
+def run_trial(world: World, number: int, report: Report, *, started: float) -> None:
+    """One whole trial from nothing: load, tokenise, train, evaluate, save the adapter, write the line.
+
+    started: time at which the trial began, before this module was imported.
+    """
     tokenizer = load_tokenizer(world)
     model = with_adapter(world, load_model(world), number)
     measured: list[dict[str, float]] = []

@@ -35,7 +35,12 @@ def run(trainable: Any, world: dict[str, Any], *, reuse_actors: bool) -> None:
             tune.with_resources(trainable, {"cpu": world["threads"]}),
             param_space={"number": tune.grid_search(list(range(len(world["configurations"])))), "world": world},
             tune_config=tune.TuneConfig(reuse_actors=reuse_actors, max_concurrent_trials=world["workers"]),
-            run_config=tune.RunConfig(name="tune", storage_path=str(Path(world["output"]).resolve()), verbose=0),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(Path(world["output"]).resolve()),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
         )
         results = tuner.fit()
         if results.errors:

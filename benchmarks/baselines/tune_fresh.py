@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ray import tune
@@ -11,9 +12,10 @@ from benchmarks.baselines.tune import read_world, run
 
 def trainable(config: dict[str, Any]) -> None:
     """One trial, in its own process: everything is imported, loaded and tokenised anew."""
+    started = time.time()
     from benchmarks.baselines.trial import run_trial
 
-    run_trial(config["world"], config["number"], tune.report)
+    run_trial(config["world"], config["number"], tune.report, started=started)
 
 
 if __name__ == "__main__":
