@@ -22,7 +22,7 @@ class Killed(BaseException):
 
 
 class Guard:
-    """Called before each write of store and storage; kills the driver before write number `last`."""
+    """Called before each commit of store and storage; kills the driver before commit number `last`."""
 
     def __init__(self, last: int | None) -> None:
         self.last = last
@@ -44,15 +44,20 @@ class Worker:
 def drive(database: Database, worker: Worker, run: int, last_write: int | None) -> int:
     """One driver, from opening the study to its end or its death; returns the writes it made."""
     guard = Guard(last_write)
-    study = open_study(
-        database,
-        storage=database.optuna_storage(guard),
-        store=database.store("study", guard),
-        settings=SEARCH,
-        run=run,
-        digest=lambda folder: ("0" * 64, 1),
-    )
-    Loop(study, slots=3, adapters=True, done=worker.done).run()
+    storage = database.optuna_storage(guard)
+    try:
+        study = open_study(
+            database,
+            storage=storage,
+            store=database.store("study", guard),
+            settings=SEARCH,
+            run=run,
+            digest=lambda folder: ("0" * 64, 1),
+        )
+        Loop(study, slots=3, adapters=True, done=worker.done).run()
+    finally:  # the end of a process takes its transaction back
+        storage.remove_session()
+        storage.engine.dispose()
     return guard.writes
 
 
