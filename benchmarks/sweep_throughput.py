@@ -130,7 +130,8 @@ def figures(runs: Sequence[ArmRun], work: Work, found: Probe, peaks: Mapping[str
     """Medians and ranges over the rounds of one arm.
 
     overhead: seconds that a worker spends per trial, once all slots have been filled, on anything but training and
-    evaluating; automl's evaluations count as long as the probe's. share_of_peak: of the products that all usable CPUs
+    evaluating; automl's evaluations count as long as the probe's. share_not_training: overhead over the workers' time, an upper bound of the
+    time that they were idle. share_of_peak: of the products that all usable CPUs
     could do in the steady time, the share that the trials needed.
     """
     precision = _precision(runs[0])
@@ -146,6 +147,9 @@ def figures(runs: Sequence[ArmRun], work: Work, found: Probe, peaks: Mapping[str
         "steady_trials_per_hour": 3600 * work.trials / statistics.median(steady),
         "seconds_to_first_trial": spread([run.first_start for run in runs])._asdict(),
         "overhead_seconds_per_trial": spread([_overhead(run, evaluation) for run in runs])._asdict(),
+        "share_not_training": statistics.median(
+            _overhead(run, evaluation) * work.trials / (run.workers * run.steady_seconds) for run in runs
+        ),
         "mean_resident": statistics.median(run.mean_resident for run in runs),
         "peak_bytes": spread([run.peak_bytes for run in runs])._asdict(),
         "gflops": rate,
@@ -182,6 +186,7 @@ def rows_of(result: Mapping[str, Any]) -> Iterator[dict[str, object]]:
             "x (a) ": _ratio(arm, base, "steady_trials_per_hour"),
             "s to first": _range(arm["seconds_to_first_trial"]),
             "overhead s/trial": _range(arm["overhead_seconds_per_trial"], 2),
+            "% other": f"{100 * arm['share_not_training']:.1f}",
             "resident": f"{arm['mean_resident']:.1f}",
             "peak RSS MiB": f"{arm['peak_bytes']['median'] / 2**20:.0f}",
             "% fp32 peak": f"{100 * arm['share_of_peak'].get('fp32', 0):.0f}",

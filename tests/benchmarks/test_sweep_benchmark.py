@@ -93,7 +93,7 @@ def test_a_baseline_does_the_work_as_a_command_of_its_own(world: World, tmp_path
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_whole_benchmark_through_ray(document: Document) -> None:
-    found = document(sweep_throughput.main, ["--quick", "--trials", "2", "--arms", "ours,tune-fresh,tune-reuse"])
+    found = document(sweep_throughput.main, ["--quick", "--trials", "2", "--arms", "ours-inline,tune-fresh,tune-reuse"])
     (result,) = found["results"]
-    assert set(result["arms"]) == {"ours", "tune-fresh", "tune-reuse"}
+    assert set(result["arms"]) == {"ours-inline", "tune-fresh", "tune-reuse"}
     assert len(found["runs"]) == 3
