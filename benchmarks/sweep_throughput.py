@@ -130,8 +130,8 @@ def figures(runs: Sequence[ArmRun], work: Work, found: Probe, peaks: Mapping[str
     """Medians and ranges over the rounds of one arm.
 
     overhead: seconds that a worker spends per trial, once all slots have been filled, on anything but training and
-    evaluating; automl's evaluations count as long as the probe's. share_not_training: overhead over the workers' time, an upper bound of the
-    time that they were idle. share_of_peak: of the products that all usable CPUs
+    evaluating; automl's evaluations count as long as the probe's. share_not_training: overhead as a share of the
+    workers' time, an upper bound of the time that they were idle. share_of_peak: of the products that all usable CPUs
     could do in the steady time, the share that the trials needed.
     """
     precision = _precision(runs[0])

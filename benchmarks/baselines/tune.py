@@ -45,6 +45,6 @@ def run(trainable: Any, world: dict[str, Any], *, reuse_actors: bool) -> None:
         results = tuner.fit()
         if results.errors:
             raise RuntimeError(f"{results.num_errors} trials failed, the first with: {results.errors[0]}")
-        ray.shutdown()
     finally:
+        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
