@@ -18,8 +18,7 @@ class LoraTrial(tune.Trainable):  # type: ignore[misc]  # Ray's types are not fo
     """One process; `reset_config` makes it the next trial."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Import, load and tokenise, once; then begin the first trial."""
-        started = time.time()
+        """Import, load and tokenise, once, which belongs to no trial; then begin the first one."""
         from transformers import DataCollatorWithPadding
 
         from benchmarks.baselines import trial
@@ -31,7 +30,7 @@ class LoraTrial(tune.Trainable):  # type: ignore[misc]  # Ray's types are not fo
         self._validation = trial.load_rows(self._world, tokenizer, "validation")
         self._collate = DataCollatorWithPadding(tokenizer)
         self._head = self._backbone.classifier
-        self._begin(config["number"], started)
+        self._begin(config["number"], time.time())
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the old adapter off and put the next one on."""
