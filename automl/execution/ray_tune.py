@@ -11,12 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from automl.errors import ResourceError
 from automl.execution.base import Executor, HostFactory
@@ -196,14 +196,15 @@ class _Head:
         # Ray's sockets lie in this folder, and their paths must be shorter than 108 characters.
         self._folder = tempfile.mkdtemp(prefix="automl-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
         self._log = Path(self._folder) / "head.log"
+        python = Installation.reached_through(Path(self._folder) / "python")
         self.connection, theirs = Pipe()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
-                [sys.executable, "-P", "-m", "automl.execution.ray_head", str(theirs.fileno())],
+                [python.executable, "-P", "-m", "automl.execution.ray_head", str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(os.environ, address=address, threads=threads),
+                env=environment(os.environ, address=address, threads=threads, path=python.path),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -243,7 +244,32 @@ class _Head:
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
-def environment(ours: Mapping[str, str], *, address: str | None, threads: int) -> dict[str, str]:
+class Installation(NamedTuple):
+    """The running Python as another process is to start it: its executable, and the entries of its `sys.path`."""
+
+    executable: str
+    path: tuple[str, ...]
+
+    @classmethod
+    def reached_through(cls, link: Path) -> Installation:
+        """This installation; if a blank is in its path, through a link without one, which is made.
+
+        Ray 2.60 starts its workers from a command line that it cuts at blanks (_private/services.py, start_raylet).
+        """
+        prefix, entries = sys.prefix, tuple(entry or os.getcwd() for entry in sys.path)
+        if not any(blank in prefix for blank in " \t"):
+            return cls(sys.executable, entries)
+        link.symlink_to(prefix, target_is_directory=True)
+
+        def through(entry: str) -> str:
+            return str(link) + entry[len(prefix) :] if Path(entry).is_relative_to(prefix) else entry
+
+        return cls(through(sys.executable), tuple(through(entry) for entry in entries))
+
+
+def environment(
+    ours: Mapping[str, str], *, address: str | None, threads: int, path: Sequence[str] = ()
+) -> dict[str, str]:
     """What the head and, through it, the workers of a private cluster get to see: an allow-list, and our settings.
 
     Database URLs, tokens and everything unknown stay behind. A cluster to join may need Ray's own variables (its
@@ -254,5 +280,4 @@ def environment(ours: Mapping[str, str], *, address: str | None, threads: int) -
         ray = {**_PRIVATE, "RAY_AUTH_TOKEN": secrets.token_urlsafe(32)}
     else:
         ray = {name: value for name, value in ours.items() if name.startswith("RAY_")}
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    return {**kept, **ray, **_SETTINGS, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    return {**kept, **ray, **_SETTINGS, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}

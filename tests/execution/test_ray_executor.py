@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.formula import FormulaHost
 
 pytestmark = pytest.mark.ray
 
+ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-2f9d41"
 
 
@@ -151,3 +154,28 @@ def test_closing_leaves_no_process_and_no_folder(executor: RayExecutor) -> None:
         assert time.monotonic() < deadline, processes
         time.sleep(0.05)
     assert not folder.exists()
+
+
+def test_ray_starts_from_a_python_with_blanks_in_its_path(tmp_path: Path) -> None:
+    """Ray cuts the command line of its workers at blanks; the head must start it from a path that has none."""
+    environment = tmp_path / "my projects" / "venv"
+    environment.parent.mkdir()
+    environment.symlink_to(sys.prefix, target_is_directory=True)
+    script = """
+import functools, sys
+from pathlib import Path
+from automl.execution.dispatch import Dispatcher
+from automl.execution.ray_tune import RayExecutor
+from tests.execution.scripted import ScriptedStudy
+from tests.formula import FormulaHost
+folder, = map(Path, sys.argv[1:])
+study = ScriptedStudy(1)
+with RayExecutor(workers=1, folder=folder / "study") as executor:
+    executor.run(Dispatcher(study), functools.partial(FormulaHost, str(folder / "slots")))
+assert study.finished
+"""
+    python = environment / Path(sys.executable).relative_to(sys.prefix)
+    result = subprocess.run(
+        [str(python), "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=150, check=False, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
