@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from optuna.pruners import BasePruner
@@ -33,15 +33,18 @@ class PeerPruner(BasePruner):
     value there:
 
         score     = v[e] - max(0, v[e // 2] - v[e]) / 2   half of the last doubling's gain is expected again
-        threshold = m - guard * abs(m)                    m: median score at the first rung, over the whole study
+        threshold = m - guard * abs(m)                    m: median value at the first rung, over the whole study
         n < min_peers                    too few to compare with: go on
-        no score is below the threshold  nothing is known yet: at the first rung go on, later only the best goes on
-        otherwise                        go on if among the best ceil(n / reduction_factor) and below the threshold
+        no value is below the threshold  nothing is known yet: at the first rung go on, later only the best goes on
+        otherwise                        go on if the score is among the best ceil(n / reduction_factor) and the value
+                                         below the threshold
 
     Nothing is known until some trial has left the crowd by `guard`, so nobody is stopped at the first rung for what may
     be chance; one that has not left it by the second rung must be the best to go on, or a space that mostly does not
     learn would eat the whole budget. Ties go to the lower trial number. The best trial of a rung always goes on, so
-    some trial always reaches the last step. With m = 0 any score below 0 is past the threshold.
+    some trial always reaches the last step. With m = 0 any value below 0 is past the threshold. The threshold is about
+    values, not scores: a score expects more than has been reached, even an accuracy above 1, and would put the crowd of
+    the first rung beyond the reach of trials that have learnt all there is.
 
     Every trial with a value counts, whatever became of it. Our rule: the rungs, the score and the guard are the
     stop-only form of the policy described in docs/adr/0004-peer-pruner.md, with its figures.
@@ -86,11 +89,14 @@ class PeerPruner(BasePruner):
         if step is None or not self.is_rung(step):
             return Verdict(prune=False, reason="not at a rung")
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        scores = self._scores(trials, step, sign)
-        if len(scores) < self._min_peers:
-            return Verdict(prune=False, reason=f"{len(scores)} peers at step {step}, fewer than {self._min_peers}")
-        first = scores if step == self._first_step else self._scores(trials, self._first_step, sign)
-        return self._compare(trial.number, scores, self._threshold(first), is_first=first is scores)
+        values = _values(trials, step, sign)
+        if len(values) < self._min_peers:
+            return Verdict(prune=False, reason=f"{len(values)} peers at step {step}, fewer than {self._min_peers}")
+        half = _values(trials, step // self._evaluate_every // 2 * self._evaluate_every, sign)
+        scores = {number: value - max(0.0, half.get(number, value) - value) / 2 for number, value in values.items()}
+        threshold = self._threshold(_values(trials, self._first_step, sign))
+        is_past = {number for number, value in values.items() if value < threshold}
+        return self._compare(trial.number, scores, is_past, is_first=step == self._first_step)
 
     def is_rung(self, step: int) -> bool:
         """Whether trials are judged at this step."""
@@ -101,28 +107,26 @@ class PeerPruner(BasePruner):
     def _first_step(self) -> int:
         return self._first_rung * self._evaluate_every
 
-    def _compare(self, number: int, scores: Mapping[int, float], threshold: float, *, is_first: bool) -> Verdict:
+    def _compare(self, number: int, scores: Mapping[int, float], is_past: Set[int], *, is_first: bool) -> Verdict:
+        """is_past: trials whose value is past the threshold."""
         mine = (scores[number], number)
         rank = 1 + sum((score, other) < mine for other, score in scores.items())
         place = f"rank {rank} of {len(scores)} peers"
-        if min(scores.values()) >= threshold:
+        if not is_past:
             if is_first:
                 return Verdict(prune=False, reason=f"{place}; no trial stands out yet")
             return Verdict(prune=rank > 1, reason=f"{place}; no trial stands out, only the best goes on")
         if rank > math.ceil(len(scores) / self._reduction_factor):
             return Verdict(prune=True, reason=place)
-        is_past = scores[number] < threshold
-        return Verdict(prune=not is_past, reason=place if is_past else f"{place}, but no better than the crowd")
+        stands_out = number in is_past or rank == 1
+        return Verdict(prune=not stands_out, reason=place if stands_out else f"{place}, but no better than the crowd")
 
-    def _threshold(self, first_scores: Mapping[int, float]) -> float:
-        median = statistics.median(first_scores.values())
+    def _threshold(self, first_values: Mapping[int, float]) -> float:
+        median = statistics.median(first_values.values())
         return median - self._guard * abs(median)
 
-    def _scores(self, trials: Iterable[FrozenTrial], step: int, sign: float) -> dict[int, float]:
-        values = ((trial.number, trial.intermediate_values) for trial in trials)
-        return {number: self._score(curve, step, sign) for number, curve in values if step in curve}
 
-    def _score(self, values: Mapping[int, float], step: int, sign: float) -> float:
-        value = sign * values[step]
-        earlier = values.get(step // self._evaluate_every // 2 * self._evaluate_every)
-        return value if earlier is None else value - max(0.0, sign * earlier - value) / 2
+def _values(trials: Iterable[FrozenTrial], step: int, sign: float) -> dict[int, float]:
+    """Values at a step as losses, by trial number."""
+    curves = ((trial.number, trial.intermediate_values) for trial in trials)
+    return {number: sign * curve[step] for number, curve in curves if step in curve}

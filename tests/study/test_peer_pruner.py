@@ -74,6 +74,12 @@ def test_a_value_that_got_worse_is_not_extrapolated() -> None:
     assert survivors([[0.1, 0.6], [0.55, 0.55], [0.9, 0.9], [0.9, 0.9]], reduction_factor=4.0) == [1]
 
 
+def test_trials_that_have_learnt_all_there_is_stand_out_though_early_gains_are_extrapolated() -> None:
+    # All gain 0.5 of accuracy up to the first rung, where their scores expect up to 1.1; then they level off at 0.93.
+    curves = [[0.3, 0.8 + 0.01 * number, 0.90, 0.91 + 0.004 * number] for number in range(6)]
+    assert survivors(curves, "maximize") == [4, 5]
+
+
 def test_too_few_peers_go_on() -> None:
     curves = [[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]]
     assert survivors(curves) == [0, 1, 2]
