@@ -16,7 +16,8 @@ from typing import Any
 from automl.lora import Hyperparameters
 from automl.methods import METHODS
 from automl.models.memory import estimate_bytes
-from automl.space.spec import CategoricalParameter, Parameter, SearchSettings, SearchSpace, SweepSpec
+from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
+from automl.study.pruners import expected_share
 from automl.sweep.ground import Ground, host_settings, prepare, resolve_precision, target_names
 from automl.sweep.layout import Layout, choose_layout
 from automl.training.host import build_host
@@ -158,7 +159,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         layout=layout,
         packable=all(METHODS[name].packable for name in _choices(ground.space, "method", "lora")),
         available_bytes=available_bytes(),
-        pruned_share=_peer_share(spec.search) if spec.search.pruner == "peer" else None,
+        pruned_share=expected_share(spec.search) if spec.search.pruner == "peer" else None,
         probe=_probe(spec, ground, layout) if probe else None,
         advice=ground.advice,
     )
@@ -261,21 +262,6 @@ def _probe(spec: SweepSpec, ground: Ground, layout: Layout) -> Probe:
         evaluation_seconds=max(0.0, wall - training),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     )
-
-
-def _peer_share(search: SearchSettings) -> float:
-    """Share of the steps that is left if the peer pruner stops all it may: at each rung the best 1/eta go on.
-
-    The rule is in `automl.study.peer`. While no trial stands out at the first rung all go on, so the share is a bound.
-    """
-    evaluations = math.ceil(search.steps / search.evaluate_every)
-    rung = int(search.pruner_options.get("first_rung", 2))
-    eta = float(search.pruner_options.get("reduction_factor", 3.0))
-    spent, before, going_on = 0.0, 0, 1.0
-    while rung < evaluations:
-        spent += going_on * (rung - before)
-        before, rung, going_on = rung, rung * 2, max(going_on / eta, 1 / search.trials)
-    return (spent + going_on * (evaluations - before)) / evaluations
 
 
 def _duration(seconds: float) -> str:

@@ -105,8 +105,12 @@ class _Sweep:
                 logger.warning(line)
             self._record_ground(store, ground)
             study = self._open_study(database, lease, store, ground, run)
-            if not study.finished:
-                self._train(study, store, ground, executor, stop)
+            try:
+                if not study.finished:
+                    self._train(study, store, ground, executor, stop)
+            except SearchError:
+                study.close()  # it is over: nothing is left in progress for a run that will not come
+                raise
             study.close()
         store.add_event("finished", {"run": run})
         return self._sum_up(database, store)

@@ -157,6 +157,19 @@ def test_bad_data_ends_before_any_trial(tmp_path: Path, shared_cache: Path) -> N
     assert query(tmp_path, "SELECT COUNT(*) FROM trials") == [(0,)]
 
 
+def test_a_search_without_a_single_complete_trial_says_so_and_leaves_nothing_running(
+    tmp_path: Path, shared_cache: Path
+) -> None:
+    space = make_world(tmp_path, trials=3, steps=20)
+    text = space.read_text(encoding="utf-8") + 'constraints: ["trainable_params <= 100"]\n'
+    space.write_text(text, encoding="utf-8")
+    result = automl(tmp_path, "search", "space.yaml", cache=shared_cache)
+    assert result.returncode == 1
+    assert "trainable_params <= 100" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert query(tmp_path, "SELECT DISTINCT state FROM trials") == [("FAIL",)]
+
+
 def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, shared_cache: Path) -> None:
     make_world(tmp_path, trials=3, steps=400)
     command = [sys.executable, "-m", "automl.cli.main", "search", "space.yaml"]
