@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from automl.lora import Hyperparameters
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.models.memory import estimate_bytes
 from automl.space.spec import CategoricalParameter, Parameter, SearchSettings, SearchSpace, SweepSpec
 from automl.sweep.ground import Ground, host_settings, prepare, resolve_precision, target_names
