@@ -20,7 +20,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed import PackedTrainer, Workload
 from automl.tasks.batches import batch_rows, evaluation_batches

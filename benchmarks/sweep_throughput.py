@@ -22,8 +22,9 @@ from automl.models.backbone import load_tokenizer
 from automl.packed import PackedTrainer, Workload
 from automl.space.assemble import assemble
 from automl.space.load import load_space
-from automl.sweep.ground import host_settings, prepare
+from automl.sweep.ground import prepare
 from automl.sweep.layout import choose_layout
+from automl.sweep.packing import Packing, host_settings
 from automl.training.bench import load_bench
 from automl.trial import TrialSpec
 from benchmarks.measure import gemm_peak, interleaved, peak_of, spread, timed
@@ -53,7 +54,9 @@ def probe(world: World, folder: Path) -> Probe:
     world.write_space(space_file, {"executor": "inline", "precision": "fp32", "threads": 1})
     spec = load_space(space_file)
     ground = prepare(spec, folder / "cache")
-    bench = load_bench(host_settings(spec, ground, choose_layout(spec.run, trials=spec.search.trials)))
+    bench = load_bench(
+        host_settings(spec, ground, choose_layout(spec.run, trials=spec.search.trials), Packing(slots=1))
+    )
     load = Workload(
         task=bench.task,
         train_rows=bench.train_rows,

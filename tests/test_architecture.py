@@ -18,8 +18,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "trial", "lora", "metric", "provenance", "durable"),
     ("space",),
     ("models", "tasks", "methods", "importance", "storage"),
-    ("study", "training", "packed"),
-    ("execution", "report"),
+    ("study", "training"),
+    ("execution", "packed", "report"),
     ("verify", "sweep"),
     ("schedule",),
     ("cli",),
@@ -183,3 +183,12 @@ def test_light_commands_load_no_heavy_package(command: list[str], heavy: tuple[s
     started = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "LOADED []" in result.stderr, f"{result.stderr} after {time.perf_counter() - started:.1f} s"
+
+
+def test_packed_training_starts_without_peft_ray_optuna_and_sql() -> None:
+    script = (
+        "import sys\nimport automl.packed.host\n"
+        "print([name for name in ('peft', 'ray', 'optuna', 'sqlalchemy') if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

@@ -1,6 +1,1 @@
-"""PEFT methods by name. A new one is a file beside `lora.py` and a line here."""
-
-from automl.methods.base import Method
-from automl.methods.lora import Lora
-
-METHODS: dict[str, Method] = {method.name: method for method in (Lora(),)}
+"""PEFT methods; `registry` has them by name. `seeding` is used without PEFT too, so nothing is imported here."""

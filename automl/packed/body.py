@@ -32,13 +32,20 @@ class Call:
         self.rows = rows
 
 
+def find_body(model: nn.Module) -> nn.Module | None:
+    """The part of the model below pooling and heads; None if it does not say which that is."""
+    prefix = getattr(model, "base_model_prefix", "")
+    body = getattr(model, prefix, None) if prefix else None
+    return body if isinstance(body, nn.Module) else None
+
+
 class Body:
     """The body of a model, with its `forward` under our control. `close` gives it back as it was."""
 
     def __init__(self, model: nn.Module) -> None:
-        prefix = getattr(model, "base_model_prefix", "")
-        body = getattr(model, prefix, None) if prefix else None
-        if not isinstance(body, nn.Module):
+        body = find_body(model)
+        if body is None:
+            prefix = getattr(model, "base_model_prefix", "")
             raise ModelError(f"{type(model).__name__} has no body under the name '{prefix}'; it cannot be packed")
         self._module = body
         self._run: Callable[..., Any] = body.forward

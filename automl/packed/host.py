@@ -9,48 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from automl.errors import CheckpointError
-from automl.packed.member import MemberState
 from automl.packed.trainer import Event, PackedTrainer
+from automl.training.checkpoint import SlotFolder
+from automl.training.state import SlotRecord
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
 
 logger = logging.getLogger(__name__)
 
 
-class Saved(Protocol):
-    """What a slot file holds."""
-
-    @property
-    def state(self) -> MemberState:
-        """Where the trial stood."""
-
-    @property
-    def measurements(self) -> tuple[Measurement, ...]:
-        """All it has said so far."""
-
-
-class SlotFiles(Protocol):
-    """The slot files of one trial, as one attempt at it sees them."""
-
-    def claim(self) -> None:
-        """Take them for this attempt; raises CheckpointError if a later attempt has them."""
-
-    def load(self) -> Saved | None:
-        """The newest undamaged state, None if there is none; raises CheckpointError if all are damaged."""
-
-    def save(self, state: MemberState, measurements: tuple[Measurement, ...]) -> None:
-        """Write durably; raises CheckpointError if a later attempt has them, ResourceError if the disk is full."""
-
-    def remove(self) -> None:
-        """Delete them, unless a later attempt has them."""
-
-
 @dataclass(slots=True)
 class _Resident:
     spec: TrialSpec
-    files: SlotFiles
+    files: SlotFolder
     measurements: list[Measurement] = field(default_factory=list)
 
 
@@ -67,7 +39,7 @@ class PackedHost:
         trainer: PackedTrainer,
         *,
         capacity: int,
-        files: Callable[[TrialSpec], SlotFiles],
+        files: Callable[[TrialSpec], SlotFolder],
         discard: Callable[[int], None],
         export: Callable[[TrialSpec, Measurement], str],
         majority: Mapping[str, float],
@@ -79,7 +51,7 @@ class PackedHost:
         self._export = export
         self._majority = majority
         self._residents: dict[int, _Resident] = {}
-        self._known: dict[int, SlotFiles] = {}  # of every trial that was ever handed to this host
+        self._known: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
         self._damaged: list[TrialFailure] = []
 
     @property
@@ -153,6 +125,6 @@ class PackedHost:
         state = self.trainer.snapshot(event.trial)
         if event.step >= resident.spec.steps:
             event = replace(event, adapter=self._export(resident.spec, event))
-        resident.files.save(state, (*resident.measurements, event))
+        resident.files.save(SlotRecord(state=state, measurements=(*resident.measurements, event)))
         resident.measurements.append(event)
         return event

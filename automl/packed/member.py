@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from automl.errors import DataError, Diverged, OutOfMemory
 from automl.packed.adapter import Adapter
-from automl.packed.schedule import lr_multiplier
 from automl.packed.workload import MicroBatch, Workload
 from automl.tasks.batches import batch_rows
+from automl.training.schedule import lr_multiplier
+from automl.training.state import TrainState
 from automl.trial import TrialSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberState:
-    """A trial after `step` optimizer steps; all tensors are copies on the CPU, by PEFT's and torch's names.
-
-    params: adapter and head. moments: of AdamW, keyed `exp_avg/<name>` and so on. dropout: state of its generator,
-    None without dropout. micro_batch: rows at once in training, evaluation_tokens: tokens at once in an evaluation;
-    both are lowered when memory is short. seconds, tokens: spent on training since step 0, over all attempts.
-    """
-
-    step: int
-    params: Mapping[str, Tensor]
-    moments: Mapping[str, Tensor]
-    dropout: Tensor | None
-    micro_batch: int
-    evaluation_tokens: int
-    seconds: float
-    tokens: int
 
 
 class Member:
     """A trial and its adapter. The batch of a step is gathered over micro-batches of `micro_batch` rows."""
 
-    def __init__(self, spec: TrialSpec, adapter: Adapter, workload: Workload, state: MemberState | None = None) -> None:
+    def __init__(self, spec: TrialSpec, adapter: Adapter, workload: Workload, state: TrainState | None = None) -> None:
         self.spec = spec
         self.adapter = adapter
         self.micro_batch = spec.hyper.batch_size
@@ -121,10 +101,10 @@ class Member:
         self.micro_batch //= 2
         self.restart_step()
 
-    def snapshot(self) -> MemberState:
+    def snapshot(self) -> TrainState:
         """Everything the trial needs to continue from here; only between two steps."""
         assert self._rows == 0, "a step is under way"
-        return MemberState(
+        return TrainState(
             step=self.step,
             params=self.adapter.parameters(),
             moments=self.adapter.moments(),

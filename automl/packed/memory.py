@@ -1,4 +1,4 @@
-"""Memory: whether an error means there was too little of it, and how many adapters fit before one is admitted."""
+"""Memory: how many adapters fit, told before one is admitted; and keeping what has been freed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,6 @@ SHARE = 0.8
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-
-_PHRASES = ("out of memory", "can't allocate memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this error says that memory was not enough, on any device.
-
-    torch has a class for accelerators only; its CPU allocator raises a plain RuntimeError.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
 
 
 def keep_freed_memory() -> bool:

@@ -30,10 +30,12 @@ from automl.packed.convert import adapter_config, write_adapter
 from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
 from automl.packed.layout import adapter_layout
 from automl.packed.linear import PackedLinear
-from automl.packed.member import Member, MemberState
-from automl.packed.memory import available_bytes, capacity, is_out_of_memory, keep_freed_memory
+from automl.packed.member import Member
+from automl.packed.memory import available_bytes, capacity, keep_freed_memory
 from automl.packed.seating import Seat, Seating
 from automl.packed.workload import MicroBatch, Workload
+from automl.training.memory import is_out_of_memory
+from automl.training.state import TrainState
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class PackedTrainer:
 
     # In and out
 
-    def admit(self, spec: TrialSpec, state: MemberState | None = None) -> None:
+    def admit(self, spec: TrialSpec, state: TrainState | None = None) -> None:
         """Let a trial join at its next step, as new or where `state` was taken; the others do not notice.
 
         Raises TargetError, CheckpointError if the state does not fit, OutOfMemory.
@@ -124,7 +126,7 @@ class PackedTrainer:
         if member is not None and self._bank is not None:
             self._bank.give_back(member.adapter.storage)
 
-    def snapshot(self, trial: int) -> MemberState:
+    def snapshot(self, trial: int) -> TrainState:
         """Everything a trial needs to continue from here, in this pack or in another."""
         return self.members[trial].snapshot()
 

@@ -27,7 +27,7 @@ class RunSection(Section):
     """Trials that a worker holds at once."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of a worker."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "bf16h"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     address: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     """A running Ray cluster; a private one on this machine if left out."""

@@ -163,7 +163,7 @@ class RunSettings:
     workers: int | None = None
     slots: int | None = None
     threads: int | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "bf16h"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     address: str | None = None
     output: Path = Path("automl-output")

@@ -12,13 +12,13 @@ from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters, lora_parameters
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, resolve_targets
+from automl.packed.build import obstacle
 from automl.space.defaults import advice, resolve
-from automl.space.spec import CategoricalParameter, SearchSpace, SweepSpec
-from automl.sweep.folders import study_folder
+from automl.space.spec import SearchSpace, SweepSpec
+from automl.sweep.costs import choices, target_names
 from automl.sweep.layout import Layout
 from automl.tasks import make_task
 from automl.tasks.base import Prepared
-from automl.training.host import HostSettings
 
 
 class Derivation:
@@ -40,7 +40,10 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Backbone and data of a sweep, ready; `space` has every automatic range filled in."""
+    """Backbone and data of a sweep, ready; `space` has every automatic range filled in.
+
+    obstacle: why its trials cannot be packed, empty if they can.
+    """
 
     backbone: BackboneRef
     model: torch.nn.Module
@@ -48,6 +51,7 @@ class Ground:
     space: SearchSpace
     derive: Derivation
     advice: tuple[str, ...]
+    obstacle: str
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -69,19 +73,18 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
     space = resolve(spec.space, backbone.parameters, spec.search.steps)
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
-    notes = advice(space, backbone.parameters, spec.search.steps)
-    return Ground(backbone=backbone, model=model, prepared=prepared, space=space, derive=derive, advice=tuple(notes))
-
-
-def target_names(space: SearchSpace) -> list[str]:
-    """Target sets the space can choose, in the order in which they are written."""
-    names: list[str] = []
-    for parameter in space.parameters:
-        if parameter.name == "target" and isinstance(parameter, CategoricalParameter):
-            names.extend(str(choice) for choice in parameter.choices)
-    if "target" in space.fixed:
-        names.append(str(space.fixed["target"]))
-    return names or [Hyperparameters().target]
+    hindrance = obstacle(model, choices(space, "method"))
+    if hindrance and spec.run.precision == "bf16h":
+        raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
+    return Ground(
+        backbone=backbone,
+        model=model,
+        prepared=prepared,
+        space=space,
+        derive=derive,
+        advice=tuple(advice(space, backbone.parameters, spec.search.steps)),
+        obstacle=hindrance,
+    )
 
 
 def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:
@@ -96,21 +99,6 @@ def _target_problems(spec: SweepSpec, space: SearchSpace, derive: Derivation) ->
             derive(Hyperparameters(target=name))
         except LookupError as error:
             yield Problem(file=spec.source, line=0, column=0, key="target", message=str(error))
-
-
-def host_settings(spec: SweepSpec, ground: Ground, layout: Layout) -> HostSettings:
-    """What a worker needs to build its host; picklable, without a database URL or any other secret."""
-    return HostSettings(
-        backbone=ground.backbone,
-        task=spec.task,
-        prepared=ground.prepared,
-        targets=ground.space.targets,
-        output=str(study_folder(spec)),
-        precision=resolve_precision(spec, layout),
-        device=layout.device,
-        threads=layout.threads,
-        capacity=spec.run.slots or 1,
-    )
 
 
 def resolve_precision(spec: SweepSpec, layout: Layout) -> str:

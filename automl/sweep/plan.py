@@ -8,20 +8,25 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from automl.errors import SearchError
 from automl.lora import Hyperparameters
-from automl.methods import METHODS
-from automl.models.memory import estimate_bytes
+from automl.packed.memory import available_bytes
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
 from automl.study.pruners import expected_share
-from automl.sweep.ground import Ground, host_settings, prepare, resolve_precision, target_names
+from automl.sweep.costs import extremes, highest, target_names
+from automl.sweep.ground import Ground, prepare
+from automl.sweep.host import build_host
 from automl.sweep.layout import Layout, choose_layout
-from automl.training.host import build_host
-from automl.trial import Measurement, TrialSpec
+from automl.sweep.packing import Packing, choose_packing, host_settings, worker_bytes
+from automl.training.bench import HostSettings
+from automl.trial import Measurement, TrialFailure, TrialSpec
 
 _START_SECONDS = 30.0
 _PROBE_STEPS = 4
@@ -31,7 +36,7 @@ _PROBE_STEPS = 4
 class Corner:
     """One extreme of the space: a target set at its smallest or largest rank.
 
-    bytes: estimated memory of one worker training it with the largest batch.
+    bytes: estimated memory of one worker with all its slots full of it, with the largest batch.
     """
 
     target: str
@@ -42,7 +47,10 @@ class Corner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Measured here with a middling configuration: seconds per training step, per evaluation, and peak memory."""
+    """Measured here with a middling configuration: seconds of a trial's step and evaluation, peak memory of a worker.
+
+    Where trials are packed, a step takes its share of the time of all.
+    """
 
     step_seconds: float
     evaluation_seconds: float
@@ -66,7 +74,7 @@ class Plan:
     constraints: tuple[str, ...]
     corners: tuple[Corner, ...]
     layout: Layout
-    packable: bool
+    packing: Packing
     available_bytes: int
     pruned_share: float | None
     probe: Probe | None
@@ -116,7 +124,7 @@ class Plan:
             f"runs on: {layout.workers} workers x {layout.threads} threads on {layout.device};"
             f" {self.available_bytes / 2**30:.1f} GiB of memory available"
         )
-        yield "one trial at a time per worker" + ("" if self.packable else " (the method cannot be packed)")
+        yield f"each worker trains {self.packing}"
         yield from self._time()
         yield from (f"advice: {text}" for text in self.advice)
 
@@ -143,6 +151,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     """
     ground = prepare(spec, cache)
     layout = choose_layout(spec.run, trials=spec.search.trials)
+    packing = choose_packing(spec, ground, layout)
     return Plan(
         study=spec.study,
         model=ground.backbone.path,
@@ -155,12 +164,12 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         evaluate_every=spec.search.evaluate_every,
         parameters=tuple(map(describe, ground.space.parameters)),
         constraints=tuple(constraint.expression for constraint in ground.space.constraints),
-        corners=tuple(_corners(spec, ground, layout)),
+        corners=tuple(_corners(spec, ground, layout, packing)),
         layout=layout,
-        packable=all(METHODS[name].packable for name in _choices(ground.space, "method", "lora")),
-        available_bytes=available_bytes(),
+        packing=packing,
+        available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search) if spec.search.pruner == "peer" else None,
-        probe=_probe(spec, ground, layout) if probe else None,
+        probe=_probe(ground, host_settings(spec, ground, layout, packing)) if probe else None,
         advice=ground.advice,
     )
 
@@ -179,89 +188,64 @@ def describe(parameter: Parameter) -> str:
     return f"{parameter.name}: {text}"
 
 
-def available_bytes() -> int:
-    """Memory that can be taken without swapping, as the kernel estimates it; 0 if it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 0
-
-
-def _corners(spec: SweepSpec, ground: Ground, layout: Layout) -> Iterator[Corner]:
-    ranks = _extremes(ground.space, "rank", Hyperparameters().rank)
-    batch = max(_extremes(ground.space, "batch_size", Hyperparameters().batch_size))
-    for target, rank in itertools.product(target_names(ground.space), ranks):
+def _corners(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packing) -> Iterator[Corner]:
+    for target, rank in itertools.product(target_names(ground.space), extremes(ground.space, "rank")):
         trainable = int(ground.derive(Hyperparameters(target=target, rank=rank))["trainable_params"])
-        estimate = estimate_bytes(
-            ground.model,
-            target,
-            rank,
-            tokens=batch * min(spec.task.max_length, ground.prepared.longest),
-            dtype=resolve_precision(spec, layout),
-            dropout=max(float(value) for value in _choices(ground.space, "dropout", 0.0)),
-            targets=ground.space.targets,
-        )
-        yield Corner(target=target, rank=rank, trainable_params=trainable, bytes=estimate.total)
-
-
-def _extremes(space: SearchSpace, name: str, default: int) -> list[int]:
-    """Smallest and largest value of a numeric hyperparameter, once if they are equal."""
-    values = [int(value) for value in _choices(space, name, default)]
-    return sorted({min(values), max(values)})
-
-
-def _choices(space: SearchSpace, name: str, default: Any) -> list[Any]:
-    """Values to consider for a hyperparameter: its choices, the ends of its range, its fixed value, or the default."""
-    for parameter in space.parameters:
-        if parameter.name == name:
-            if isinstance(parameter, CategoricalParameter):
-                return list(parameter.choices)
-            return [parameter.low, parameter.high]
-    return [space.fixed.get(name, default)]
+        size = worker_bytes(spec, ground, layout, packing, target=target, rank=rank)
+        yield Corner(target=target, rank=rank, trainable_params=trainable, bytes=size)
 
 
 def _middling(space: SearchSpace) -> Hyperparameters:
     """A configuration in the middle of the costs: largest batch, geometric middle of the ranks, last target set."""
-    ranks = _extremes(space, "rank", Hyperparameters().rank)
+    ranks = extremes(space, "rank")
     return Hyperparameters(
         rank=max(1, round(math.sqrt(ranks[0] * ranks[-1]))),
         target=target_names(space)[-1],
-        batch_size=max(_extremes(space, "batch_size", Hyperparameters().batch_size)),
-        dropout=max(float(value) for value in _choices(space, "dropout", 0.0)),
+        batch_size=max(extremes(space, "batch_size")),
+        dropout=highest(space, "dropout"),
     )
 
 
-def _probe(spec: SweepSpec, ground: Ground, layout: Layout) -> Probe:
-    """Train one middling trial for a few steps; the first interval warms up and does not count."""
-    trial = TrialSpec(
-        number=0,
-        params={},
-        hyper=_middling(ground.space),
-        seed=0,
-        data_seed=0,
-        steps=3 * _PROBE_STEPS,
-        evaluate_every=_PROBE_STEPS,
-    )
+def _probe(ground: Ground, settings: HostSettings) -> Probe:
+    """Train as many middling trials as are trained together for a few steps; the first interval warms up."""
+    together = settings.capacity if settings.packed else 1
+    trials = [
+        TrialSpec(
+            number=number,
+            params={},
+            hyper=_middling(ground.space),
+            seed=number,
+            data_seed=number,
+            steps=3 * _PROBE_STEPS,
+            evaluate_every=_PROBE_STEPS,
+        )
+        for number in range(together)
+    ]
     with tempfile.TemporaryDirectory(prefix="automl-plan-") as folder:
-        host = build_host(replace(host_settings(spec, ground, layout), output=folder))
+        host = build_host(replace(settings, output=folder))
         try:
-            host.open(trial)
-            before = next(iter(host.advance()))
+            for trial in trials:
+                host.open(trial)
+            before = _seconds(host.advance())
             began = time.perf_counter()
-            after = next(iter(host.advance()))
+            after = _seconds(host.advance())
             wall = time.perf_counter() - began
         finally:
             host.shutdown()
-    assert isinstance(before, Measurement)
-    assert isinstance(after, Measurement)
-    training = after.seconds - before.seconds
     scale = 1 if sys.platform == "darwin" else 1024
     return Probe(
-        step_seconds=training / _PROBE_STEPS,
-        evaluation_seconds=max(0.0, wall - training),
+        step_seconds=(after - before) / (_PROBE_STEPS * together),
+        evaluation_seconds=max(0.0, wall - (after - before)) / together,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     )
+
+
+def _seconds(news: Sequence[Measurement | TrialFailure]) -> float:
+    """Training time of all these trials. Raises SearchError if one failed."""
+    for item in news:
+        if isinstance(item, TrialFailure):
+            raise SearchError(f"the probe failed ({item.reason}): {item.message.strip().splitlines()[-1]}")
+    return sum(item.seconds for item in news if isinstance(item, Measurement))
 
 
 def _duration(seconds: float) -> str:

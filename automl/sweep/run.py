@@ -30,11 +30,12 @@ from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
 from automl.sweep.folders import study_folder
-from automl.sweep.ground import Ground, host_settings, prepare, resolve_precision
+from automl.sweep.ground import Ground, prepare, resolve_precision
+from automl.sweep.host import build_host
 from automl.sweep.layout import choose_layout
+from automl.sweep.packing import choose_packing, host_settings
 from automl.sweep.record import BASELINE, GROUND, last_event
 from automl.sweep.summary import Summary, summarise, write_summary
-from automl.training.host import build_host
 from automl.trial import TrialState
 
 logger = logging.getLogger(__name__)
@@ -166,9 +167,10 @@ class _Sweep:
 
     def _train(self, study: Study, store: ResultStore, ground: Ground, executor: Executor, stop: _StopRequest) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
+        packing = choose_packing(self._spec, ground, self._layout)
         self._stage(
             f"starting {self._layout.workers} {self._spec.run.executor} workers on {self._layout.device}"
-            f" ({self._layout.threads} threads each)"
+            f" ({self._layout.threads} threads each, {packing})"
         )
         self._observer.started(study)
 
@@ -179,7 +181,7 @@ class _Sweep:
 
         dispatcher = Dispatcher(study, max_seconds=self._spec.search.max_seconds, on_exchange=exchanged)
         stop.then(dispatcher.stop)
-        executor.run(dispatcher, partial(build_host, host_settings(self._spec, ground, self._layout)))
+        executor.run(dispatcher, partial(build_host, host_settings(self._spec, ground, self._layout, packing)))
         if dispatcher.stopped is not None:
             counts = study.counts()
             ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]

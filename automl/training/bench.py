@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer
+from automl.models.backbone import BackboneRef, Dtype, load_backbone, load_tokenizer
 from automl.space.spec import TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Batch, Prepared, Row, Task
@@ -24,9 +24,9 @@ EVALUATION_TOKENS = {"cpu": 2048, "cuda": 8192}
 class HostSettings:
     """All a worker needs to train trials of a sweep; picklable, and free of credentials.
 
-    targets: the user's target sets. output: folder of the study (slot files, adapters). precision: fp32 or bf16, one
-    for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave as it is. capacity: most
-    trials resident at once.
+    targets: the user's target sets. output: folder of the study (slot files, adapters). precision: fp32, bf16 or
+    (packed only) bf16h, one for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave
+    as it is. capacity: most trials resident at once. packed: they are trained together, not one after the other.
     """
 
     backbone: BackboneRef
@@ -38,6 +38,7 @@ class HostSettings:
     device: str = "auto"
     threads: int | None = None
     capacity: int = 1
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def load_bench(settings: HostSettings) -> Bench:
     device = choose_device(settings.device)
     task = make_task(settings.task)
     head = task.head(settings.prepared)
-    model = load_backbone(settings.backbone, head.kind, head.labels, settings.precision)
+    model = load_backbone(settings.backbone, head.kind, head.labels, stored_dtype(settings.precision))
     return Bench(
         model=model.to(device),
         tokenizer=load_tokenizer(settings.backbone),
@@ -98,6 +99,11 @@ def load_bench(settings: HostSettings) -> Bench:
         targets=settings.targets,
         evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
     )
+
+
+def stored_dtype(precision: str) -> Dtype:
+    """In which type a backbone is held for training in this precision: bf16h converts what it needs itself."""
+    return "bf16" if precision == "bf16" else "fp32"
 
 
 def choose_device(name: str) -> torch.device:

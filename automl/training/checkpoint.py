@@ -21,8 +21,9 @@ from torch import Tensor
 
 from automl import durable
 from automl.errors import CheckpointError
-from automl.training.state import SlotRecord, TrainState
-from automl.trial import Measurement
+from automl.training.bench import HostSettings
+from automl.training.state import SlotRecord, TrainState, identity
+from automl.trial import Measurement, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,21 @@ _MARK = "attempt-"
 def slot_folder(output: Path, trial: int) -> Path:
     """Where the slot files of a trial lie below the study's output folder."""
     return output / "slots" / f"trial-{trial:05d}"
+
+
+def slot_files(settings: HostSettings, spec: TrialSpec) -> SlotFolder:
+    """The slot files of the attempt that `spec` stands for; nothing is read or written yet."""
+    return SlotFolder(
+        slot_folder(Path(settings.output), spec.number),
+        attempt=spec.attempt,
+        identity=identity(
+            spec,
+            backbone=settings.backbone.fingerprint,
+            data=settings.prepared.fingerprint,
+            precision=settings.precision,
+            targets=settings.targets,
+        ),
+    )
 
 
 class SlotFolder:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,54 +14,13 @@ from torch import nn
 
 from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
-from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer
 from automl.models.calling import quietly
 from automl.tasks import make_task
+from automl.training.adapter import AdapterMeta, adapter_draft
 from automl.training.bench import Bench, HostSettings, load_bench
-from automl.trial import Measurement
-
-LARGEST_TOKENIZER = 10_000_000
-"""Bytes of tokenizer files that still travel with an adapter; a larger one is left with the backbone."""
 
 Split = Literal["validation", "test"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterMeta:
-    """What the manifest of an adapter says about where it comes from.
-
-    metric: name of the objective, one of the measurement's metrics. data: fingerprint of the prepared data. labels:
-    class names in the order of their ids, empty for text tasks.
-    """
-
-    measurement: Measurement
-    metric: str
-    hyper: Hyperparameters
-    backbone: BackboneRef
-    data: str
-    precision: str
-    labels: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The `about` of the manifest."""
-        return {
-            "kind": "adapter",
-            "trial": self.measurement.trial,
-            "step": self.measurement.step,
-            "metric": {"name": self.metric, "value": self.measurement.metrics[self.metric]},
-            "metrics": dict(self.measurement.metrics),
-            "hyperparameters": asdict(self.hyper),
-            "backbone": _backbone_json(self.backbone),
-            "data": {"fingerprint": self.data},
-            "precision": self.precision,
-            "labels": list(self.labels),
-        }
-
-
-def adapter_folder(output: Path, trial: int) -> Path:
-    """Where the finished adapter of a trial lies below the study's output folder."""
-    return output / "adapters" / f"trial-{trial:05d}"
 
 
 def export_adapter(model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: Any) -> None:
@@ -73,14 +30,11 @@ def export_adapter(model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: An
     large, manifest.json; for classification also config.json, whose id2label names the classes. An older folder is
     replaced. Raises ResourceError if the disk refuses.
     """
-    with durable.sealed_folder(folder, meta.to_json()) as draft:
+    with adapter_draft(folder, meta, config=model.config, tokenizer=tokenizer) as draft:
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         durable.write_file(draft / "adapter_model.safetensors", save(contiguous, metadata={"format": "pt"}))
         _write_adapter_config(model, meta.backbone, draft)
-        if meta.labels:
-            model.config.to_json_file(draft / "config.json")
-        _write_tokenizer(tokenizer, draft)
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
@@ -157,16 +111,3 @@ def _write_adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> Non
         if isinstance(document.get(name), list):
             document[name] = sorted(document[name])
     path.write_bytes(durable.canonical(document))
-
-
-def _write_tokenizer(tokenizer: Any, draft: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=draft) as beside:
-        tokenizer.save_pretrained(beside)
-        files = [path for path in Path(beside).iterdir() if path.is_file()]
-        if sum(path.stat().st_size for path in files) <= LARGEST_TOKENIZER:
-            for path in files:
-                path.rename(draft / path.name)
-
-
-def _backbone_json(backbone: BackboneRef) -> Mapping[str, Any]:
-    return {"fingerprint": backbone.fingerprint, "architecture": backbone.architecture, "path": backbone.path}

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from automl import durable
 from automl.errors import CheckpointError, Diverged, OutOfMemory, ResourceError
+from automl.training.adapter import adapter_folder, adapter_meta
 from automl.training.bench import Bench, HostSettings, load_bench
-from automl.training.checkpoint import SlotFolder, slot_folder
-from automl.training.export import AdapterMeta, adapter_folder, export_adapter
+from automl.training.checkpoint import SlotFolder, slot_files, slot_folder
+from automl.training.export import export_adapter
 from automl.training.solo import SoloTrial, train
-from automl.training.state import SlotRecord, TrainState, identity
+from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
-
-__all__ = ["HostSettings", "SoloHost", "build_host"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ LONGEST_TRACEBACK = 8000
 """Characters of a failed trial's traceback that are kept: the last ones."""
 
 
-def build_host(settings: HostSettings) -> SoloHost:
+def build_solo_host(settings: HostSettings) -> SoloHost:
     """Load backbone and data and return the host; called inside the worker."""
     return SoloHost(settings, load_bench(settings))
 
@@ -94,17 +93,7 @@ class SoloHost:
         self.park(spec.number)
         if len(self._residents) >= self.capacity:
             raise ValueError(f"cannot open trial {spec.number}: all {self.capacity} slots of the host are taken")
-        slot = SlotFolder(
-            slot_folder(Path(self.settings.output), spec.number),
-            attempt=spec.attempt,
-            identity=identity(
-                spec,
-                backbone=self.settings.backbone.fingerprint,
-                data=self.settings.prepared.fingerprint,
-                precision=self.settings.precision,
-                targets=self.settings.targets,
-            ),
-        )
+        slot = slot_files(self.settings, spec)
         self._slots[spec.number] = slot
         slot.claim()
         resident = _Resident(spec, slot)
@@ -185,15 +174,7 @@ class SoloHost:
             return measurement
         assert resident.trial is not None
         folder = adapter_folder(Path(self.settings.output).absolute(), resident.spec.number)
-        meta = AdapterMeta(
-            measurement=measurement,
-            metric=self.settings.task.metric,
-            hyper=resident.spec.hyper,
-            backbone=self.settings.backbone,
-            data=self.settings.prepared.fingerprint,
-            precision=self.settings.precision,
-            labels=self.bench.task.head(self.settings.prepared).labels,
-        )
+        meta = adapter_meta(self.settings, self.bench.task, resident.spec, measurement)
         export_adapter(resident.trial.model, folder, meta, tokenizer=self.bench.tokenizer)
         return replace(measurement, adapter=str(folder))
 

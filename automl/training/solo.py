@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from automl.errors import DataError, Diverged, OutOfMemory
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.methods.seeding import dropout_state, set_dropout_state
 from automl.models.inventory import head_modules, resolve_targets
 from automl.tasks.base import Row

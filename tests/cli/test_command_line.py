@@ -120,3 +120,4 @@ def test_plan_says_what_will_be_searched(
     assert code == 0
     assert "12 trials of 40 steps" in out
     assert "rank: 1 … 8, log" in out
+    assert "each worker trains 4 trials packed" in out

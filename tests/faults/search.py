@@ -41,7 +41,11 @@ class Search:
 
 @contextmanager
 def open_search(
-    folder: Path, settings: SearchSettings, *, on_event: Callable[[StudyEvent], None] = lambda event: None
+    folder: Path,
+    settings: SearchSettings,
+    *,
+    space: SearchSpace = SPACE,
+    on_event: Callable[[StudyEvent], None] = lambda event: None,
 ) -> Iterator[Search]:
     """The study in `folder`/search.db, held by a lease; opened again, it is continued."""
     with open_database(url(folder), create=True) as database, StudyLease(database, NAME, ttl_seconds=6) as lease:
@@ -51,7 +55,7 @@ def open_search(
             name=NAME,
             storage=database.optuna_storage(guard=lease.verify),
             store=store,
-            space=SPACE,
+            space=space,
             settings=settings,
             metric="loss",
             run=run,

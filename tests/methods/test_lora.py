@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from automl.errors import CheckpointError, TargetError
 from automl.lora import Hyperparameters
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.methods.seeding import SeededDropout
 from automl.models.inventory import head_modules, resolve_targets, trainable_parameters
 

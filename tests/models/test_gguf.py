@@ -15,7 +15,7 @@ import torch
 
 from automl.errors import ModelError
 from automl.lora import Hyperparameters
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.models.backbone import load_backbone, load_tokenizer, resolve_model
 from automl.models.inventory import resolve_targets, trainable_parameters
 from automl.space.spec import ModelSettings

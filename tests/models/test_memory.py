@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES, VOCABULARY, tiny_model
 from torch import nn
 
 from automl.lora import Hyperparameters
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets, trainable_parameters
 from automl.models.memory import estimate_bytes
 

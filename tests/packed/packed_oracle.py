@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from automl.lora import Hyperparameters
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed.workload import Workload
 from automl.space.spec import DataSettings, TaskSettings

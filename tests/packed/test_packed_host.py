@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from automl import durable
 from automl.errors import CheckpointError
 from automl.packed.convert import read_adapter
 from automl.packed.host import PackedHost
-from automl.packed.member import MemberState
 from automl.packed.trainer import PackedTrainer
 from automl.training.bench import Bench
 from automl.training.checkpoint import SlotFolder, slot_folder
@@ -32,18 +31,6 @@ TRIALS = [
     spec(2, rank=3, dropout=0.2, target="mlp", batch_size=8, learning_rate=3e-3, steps=8),
 ]
 TRIALS = [replace(trial, evaluate_every=3) for trial in TRIALS]
-
-
-class Files:
-    """Slot files of `automl.training.checkpoint` for the packed host."""
-
-    def __init__(self, folder: SlotFolder) -> None:
-        self.folder = folder
-        self.claim, self.load, self.remove = folder.claim, folder.load, folder.remove
-
-    def save(self, state: MemberState, measurements: tuple[Measurement, ...]) -> None:
-        values = {field.name: getattr(state, field.name) for field in fields(TrainState)}
-        self.folder.save(SlotRecord(state=TrainState(**values), measurements=measurements))
 
 
 def slot(output: Path, trial: TrialSpec) -> SlotFolder:
@@ -63,7 +50,7 @@ def host(output: Path, model: nn.Module, kind: str = "classification", **options
     return PackedHost(
         trainer,
         **{"capacity": 3, "majority": {}} | options,
-        files=lambda trial: Files(slot(output, trial)),  # type: ignore[arg-type]  # TrainState has MemberState's fields
+        files=lambda trial: slot(output, trial),
         discard=lambda trial: durable.remove_folder(slot_folder(output, trial)),
         export=export,
     )

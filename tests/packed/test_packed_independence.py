@@ -11,11 +11,11 @@ from architectures import tiny_model
 from packed_oracle import spec, workload
 
 from automl.packed.kernels import choose_kernel, prepacked_works
-from automl.packed.member import MemberState
 from automl.packed.trainer import PackedTrainer
 from automl.tasks.base import Batch, LossParts, Row
 from automl.tasks.batches import batch_rows
 from automl.tasks.classification import Classification
+from automl.training.state import TrainState
 from automl.trial import StopReason, TrialFailure, TrialSpec
 
 MODELS = [("bert", "classification"), ("llama", "causal-lm"), ("gpt2", "causal-lm")]
@@ -35,7 +35,7 @@ def pack(kind: str, name: str, precision: str, **options: object) -> PackedTrain
     return PackedTrainer(tiny_model(name, kind=kind), workload(kind), precision=precision, **options)  # type: ignore[arg-type]
 
 
-def states_after(trainer: PackedTrainer, trials: Sequence[TrialSpec], rounds: int) -> dict[int, MemberState]:
+def states_after(trainer: PackedTrainer, trials: Sequence[TrialSpec], rounds: int) -> dict[int, TrainState]:
     for trial in trials:
         trainer.admit(trial)
     turn(trainer, rounds)
@@ -46,7 +46,7 @@ def turn(trainer: PackedTrainer, rounds: int) -> list[TrialFailure]:
     return [failure for _ in range(rounds) for failure in trainer.round(list(trainer.members.values()))]
 
 
-def same(one: MemberState, other: MemberState) -> bool:
+def same(one: TrainState, other: TrainState) -> bool:
     """To the bit with prepacked kernels; 1e-6 with torch's own, which pick a kernel by the number of rows."""
     pairs = [(one.params, other.params), (one.moments, other.moments)]
     return one.step == other.step and all(equal(left, right) for left, right in pairs)

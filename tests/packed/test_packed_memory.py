@@ -10,7 +10,7 @@ from packed_oracle import spec, workload
 from automl.errors import OutOfMemory
 from automl.lora import Hyperparameters
 from automl.models.memory import estimate_bytes
-from automl.packed.memory import SHARE, available_bytes, capacity, is_out_of_memory
+from automl.packed.memory import SHARE, available_bytes, capacity
 from automl.packed.trainer import PackedTrainer
 from automl.packed.workload import padded_length
 
@@ -35,20 +35,6 @@ def test_a_trial_that_cannot_fit_is_refused_before_it_allocates() -> None:
 
 def test_free_memory_is_a_sensible_number() -> None:
     assert 2**20 < available_bytes(torch.device("cpu")) < 2**50
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("shape mismatch"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_lack_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
 
 
 @pytest.mark.parametrize(

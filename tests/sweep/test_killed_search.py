@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from automl.packed.kernels import prepacked_works
 from tests.faults.kill import WORKER_TITLES, is_marked, title
 from tests.sweep.tiny_world import make_world
 
@@ -65,11 +66,14 @@ def marked(tag: str) -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(tmp_path: Path, shared_cache: Path) -> None:
+@pytest.mark.parametrize("slots", [pytest.param(1, id="solo"), pytest.param(2, id="packed")])
+def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(
+    tmp_path: Path, shared_cache: Path, slots: int
+) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     for folder, executor, workers in ((calm, "inline", 1), (killed, "ray", 2)):
         folder.mkdir()
-        space = make_world(folder, trials=TRIALS, steps=STEPS, executor=executor, workers=workers)
+        space = make_world(folder, trials=TRIALS, steps=STEPS, executor=executor, workers=workers, slots=slots)
         space.write_text(space.read_text(encoding="utf-8") + ENQUEUED, encoding="utf-8")
     expected = finish(start(calm, shared_cache))
 
@@ -90,7 +94,10 @@ def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(tmp_path:
     outcome = finish(start(killed, shared_cache, tag))
     assert outcome["counts"] == expected["counts"] == {"RUNNING": 0, "COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}
     assert outcome["best"]["params"] == expected["best"]["params"]
-    assert rows(killed, CURVES) == rows(calm, CURVES)
+    tolerance = 0.0 if slots == 1 or prepacked_works() else 1e-6  # torch's own kernels differ with the number of rows
+    for one, other in zip(rows(killed, CURVES), rows(calm, CURVES), strict=True):
+        assert one[:3] == other[:3]
+        assert one[3] == pytest.approx(other[3], rel=tolerance, abs=0.0)
     attempts = rows(killed, "SELECT trial, COUNT(*) FROM automl_attempts GROUP BY trial")
     assert max(count for _, count in attempts) > 1
     assert marked(tag) == []

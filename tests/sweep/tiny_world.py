@@ -24,12 +24,19 @@ space:
   learning_rate: {{type: float, low: 1.0e-3, high: 1.0e-1, log: true}}
 fixed: {{target: qv, batch_size: 8, max_length: 12}}
 search: {{sampler: random, pruner: {pruner}, trials: {trials}, steps: {steps}, evaluate_every: 5, seed: 3, keep: 2}}
-run: {{executor: {executor}, workers: {workers}, threads: 1}}
+run: {{executor: {executor}, workers: {workers}, threads: 1{slots}}}
 """
 
 
 def make_world(
-    folder: Path, *, trials: int = 4, steps: int = 20, pruner: str = "none", executor: str = "inline", workers: int = 1
+    folder: Path,
+    *,
+    trials: int = 4,
+    steps: int = 20,
+    pruner: str = "none",
+    executor: str = "inline",
+    workers: int = 1,
+    slots: int | None = None,
 ) -> Path:
     """Write model, data and space file into `folder` and return the space file's path."""
     save_tiny(folder / "model", "bert", kind="classification")
@@ -44,6 +51,13 @@ def make_world(
             generator.shuffle(words)
             lines.write(json.dumps({"text": " ".join(words), "label": label}) + "\n")
     space = folder / "space.yaml"
-    text = SPACE.format(trials=trials, steps=steps, pruner=pruner, executor=executor, workers=workers)
+    text = SPACE.format(
+        trials=trials,
+        steps=steps,
+        pruner=pruner,
+        executor=executor,
+        workers=workers,
+        slots="" if slots is None else f", slots: {slots}",
+    )
     space.write_text(text, encoding="utf-8")
     return space

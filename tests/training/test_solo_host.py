@@ -16,7 +16,7 @@ from training_cases import BadMetric, FailsAt, SmallMemory, bench_with, curve, r
 
 from automl.errors import CheckpointError, DataError, ResourceError
 from automl.training.bench import HostSettings
-from automl.training.host import SoloHost, build_host
+from automl.training.host import SoloHost, build_solo_host
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
 
 
@@ -88,9 +88,9 @@ def test_a_fresh_process_continues_bit_for_bit(bert: HostSettings, output: str, 
     settings.write_bytes(pickle.dumps((replace(bert, output=output), replace(spec, attempt=2))))
     code = (
         "import json, pickle, sys\n"
-        "from automl.training.host import build_host\n"
+        "from automl.training.host import build_solo_host\n"
         "settings, spec = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "host = build_host(settings)\n"
+        "host = build_solo_host(settings)\n"
         "found = list(host.open(spec))\n"
         "while news := host.advance(): found += news\n"
         "print(json.dumps([[item.step, dict(item.metrics), item.tokens] for item in found]))\n"
@@ -307,8 +307,8 @@ def test_baseline_of_a_text_model_is_the_untrained_model(llama: HostSettings, ou
     assert advance_to_the_end(host)[-1].metrics["loss"] < expected["loss"]
 
 
-def test_build_host_loads_what_the_settings_name(llama: HostSettings, output: str) -> None:
-    host = build_host(replace(llama, output=output, device="auto", capacity=2))
+def test_build_solo_host_loads_what_the_settings_name(llama: HostSettings, output: str) -> None:
+    host = build_solo_host(replace(llama, output=output, device="auto", capacity=2))
     assert host.capacity == 2
     host.open(trial_spec(steps=2, evaluate_every=2))
     assert len(advance_to_the_end(host)) == 1

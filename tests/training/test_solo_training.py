@@ -17,7 +17,7 @@ from training_cases import (
 )
 
 from automl.errors import Diverged, OutOfMemory
-from automl.methods import METHODS
+from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.tasks.batches import batch_rows
 from automl.training.bench import Bench, HostSettings

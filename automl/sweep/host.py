@@ -1,0 +1,17 @@
+"""Which host a worker builds. Each is imported only where it is needed: PEFT alone takes seconds."""
+
+from __future__ import annotations
+
+from automl.execution.base import Host
+from automl.training.bench import HostSettings
+
+
+def build_host(settings: HostSettings) -> Host:
+    """Load backbone and data and return the host the settings ask for; called inside the worker."""
+    if settings.packed:
+        from automl.packed.build import build_packed_host
+
+        return build_packed_host(settings)
+    from automl.training.host import build_solo_host
+
+    return build_solo_host(settings)

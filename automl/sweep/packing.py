@@ -1,0 +1,123 @@
+"""What a worker is told: how many trials it holds at once, whether it trains them together, and all it needs for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from automl.lora import Hyperparameters
+from automl.models.memory import estimate_bytes
+from automl.packed.memory import available_bytes, capacity
+from automl.packed.trainer import TOKEN_BUDGET
+from automl.space.spec import SweepSpec
+from automl.sweep.costs import extremes, highest, target_names
+from automl.sweep.folders import study_folder
+from automl.sweep.ground import Ground, resolve_precision
+from automl.sweep.layout import Layout
+from automl.training.bench import HostSettings, stored_dtype
+
+DEFAULT_SLOTS = 4
+"""Trials in a pack unless the file says how many: on a CPU the gain is nearly all there at 4, and gone beyond 8."""
+
+_BACKBONE_BYTES = 12
+"""Per parameter of a packed float32 backbone: the weight, and two copies laid out for the kernels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """slots: trials that a worker holds at once. solo: why it trains them one by one, empty if it packs them."""
+
+    slots: int
+    solo: str = ""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a worker trains its trials together."""
+        return not self.solo
+
+    def __str__(self) -> str:
+        if self.solo:
+            return f"one trial at a time ({self.solo})"
+        return f"{self.slots} trials packed"
+
+
+def choose_packing(spec: SweepSpec, ground: Ground, layout: Layout) -> Packing:
+    """Packed wherever that is possible, unless `run.slots` is 1: then the plain PEFT loop is wanted."""
+    solo = _why_solo(spec, ground, layout)
+    if solo:
+        return Packing(slots=spec.run.slots or 1, solo=solo)
+    if spec.run.slots is not None:
+        return Packing(slots=spec.run.slots)
+    share = math.ceil(spec.search.trials / layout.workers)
+    return Packing(slots=min(DEFAULT_SLOTS, share, _room(spec, ground, layout)))
+
+
+def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packing) -> HostSettings:
+    """What a worker needs to build its host; picklable, without a database URL or any other secret."""
+    return HostSettings(
+        backbone=ground.backbone,
+        task=spec.task,
+        prepared=ground.prepared,
+        targets=ground.space.targets,
+        output=str(study_folder(spec)),
+        precision=resolve_precision(spec, layout),
+        device=layout.device,
+        threads=layout.threads,
+        capacity=packing.slots,
+        packed=packing.is_packed,
+    )
+
+
+def _why_solo(spec: SweepSpec, ground: Ground, layout: Layout) -> str:
+    precision = resolve_precision(spec, layout)
+    if precision == "bf16h":  # there is no other way to train in it
+        return ""
+    if precision == "bf16":
+        return "precision bf16 cannot be packed, bf16h can"
+    return ground.obstacle or ("slots: 1" if spec.run.slots == 1 else "")
+
+
+def worker_bytes(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packing, *, target: str, rank: int) -> int:
+    """Estimated memory of a worker whose trials all have this target set and rank, and the largest batch."""
+    together = packing.slots if packing.is_packed else 1
+    tokens = _most_tokens(spec, ground)
+    estimate = estimate_bytes(
+        ground.model,
+        target,
+        rank,
+        tokens=max(tokens, min(TOKEN_BUDGET[layout.device], together * tokens)),
+        dtype=stored_dtype(resolve_precision(spec, layout)),
+        dropout=highest(ground.space, "dropout"),
+        targets=ground.space.targets,
+    )
+    backbone = _BACKBONE_BYTES * ground.backbone.parameters if packing.is_packed else estimate.backbone
+    return backbone + together * estimate.adapter + estimate.activations
+
+
+def _room(spec: SweepSpec, ground: Ground, layout: Layout) -> int:
+    """Trials like the costliest of the space that fit into a worker's share of the memory."""
+    if layout.device == "cuda":
+        available = torch.cuda.get_device_properties(0).total_memory
+    else:
+        available = available_bytes(torch.device("cpu")) // layout.workers
+    targets = target_names(ground.space)
+    largest = Hyperparameters(
+        rank=extremes(ground.space, "rank")[-1],
+        target=max(targets, key=lambda name: ground.derive(Hyperparameters(target=name))["trainable_params"]),
+        dropout=highest(ground.space, "dropout"),
+    )
+    return capacity(
+        ground.model,
+        largest,
+        tokens=_most_tokens(spec, ground),
+        token_budget=TOKEN_BUDGET[layout.device],
+        available=max(0, available - _BACKBONE_BYTES * ground.backbone.parameters),
+        targets=ground.space.targets,
+    )
+
+
+def _most_tokens(spec: SweepSpec, ground: Ground) -> int:
+    """Of one trial's batch."""
+    return extremes(ground.space, "batch_size")[-1] * min(spec.task.max_length, ground.prepared.longest)

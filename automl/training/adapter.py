@@ -1,0 +1,100 @@
+"""The folder of a finished adapter: where it lies, what its manifest says, and what lies beside the adapter's files.
+
+Every trainer writes adapter_model.safetensors and adapter_config.json in its own way; PEFT is not needed here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from automl import durable
+from automl.lora import Hyperparameters
+from automl.models.backbone import BackboneRef
+from automl.tasks.base import Task
+from automl.training.bench import HostSettings
+from automl.trial import Measurement, TrialSpec
+
+LARGEST_TOKENIZER = 10_000_000
+"""Bytes of tokenizer files that still travel with an adapter; a larger one is left with the backbone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterMeta:
+    """What the manifest of an adapter says about where it comes from.
+
+    metric: name of the objective, one of the measurement's metrics. data: fingerprint of the prepared data. labels:
+    class names in the order of their ids, empty for text tasks.
+    """
+
+    measurement: Measurement
+    metric: str
+    hyper: Hyperparameters
+    backbone: BackboneRef
+    data: str
+    precision: str
+    labels: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The `about` of the manifest."""
+        return {
+            "kind": "adapter",
+            "trial": self.measurement.trial,
+            "step": self.measurement.step,
+            "metric": {"name": self.metric, "value": self.measurement.metrics[self.metric]},
+            "metrics": dict(self.measurement.metrics),
+            "hyperparameters": asdict(self.hyper),
+            "backbone": _backbone_json(self.backbone),
+            "data": {"fingerprint": self.data},
+            "precision": self.precision,
+            "labels": list(self.labels),
+        }
+
+
+def adapter_folder(output: Path, trial: int) -> Path:
+    """Where the finished adapter of a trial lies below the study's output folder."""
+    return output / "adapters" / f"trial-{trial:05d}"
+
+
+def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measurement: Measurement) -> AdapterMeta:
+    """Of a trial that has made its last step. task: of the settings."""
+    return AdapterMeta(
+        measurement=measurement,
+        metric=settings.task.metric,
+        hyper=spec.hyper,
+        backbone=settings.backbone,
+        data=settings.prepared.fingerprint,
+        precision=settings.precision,
+        labels=task.head(settings.prepared).labels,
+    )
+
+
+@contextmanager
+def adapter_draft(folder: Path, meta: AdapterMeta, *, config: Any, tokenizer: Any) -> Iterator[Path]:
+    """A draft that becomes the adapter's folder when the block ends; an older folder is replaced.
+
+    The block writes the adapter's two files into it. The tokenizer is added unless it is large, and for classification
+    config, the model's, whose id2label names the classes. Raises ResourceError if the disk refuses.
+    """
+    with durable.sealed_folder(folder, meta.to_json()) as draft:
+        yield draft
+        if meta.labels:
+            config.to_json_file(draft / "config.json")
+        _write_tokenizer(tokenizer, draft)
+
+
+def _write_tokenizer(tokenizer: Any, draft: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=draft) as beside:
+        tokenizer.save_pretrained(beside)
+        files = [path for path in Path(beside).iterdir() if path.is_file()]
+        if sum(path.stat().st_size for path in files) <= LARGEST_TOKENIZER:
+            for path in files:
+                path.rename(draft / path.name)
+
+
+def _backbone_json(backbone: BackboneRef) -> Mapping[str, Any]:
+    return {"fingerprint": backbone.fingerprint, "architecture": backbone.architecture, "path": backbone.path}
