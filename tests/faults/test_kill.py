@@ -15,7 +15,7 @@ from tests.faults.kill import Outcome, check, run
 def test_killed_drivers_lose_nothing_inline(tmp_path: Path) -> None:
     outcome = run(tmp_path, "inline", kills=6, seed=20)
     assert outcome.problems == []
-    assert len(outcome.kills) == 6
+    assert outcome.kills  # at most 6: a fast machine may be done before
     # The checker can fail: a value that was acknowledged and is gone, a trial that was counted and is not.
     with sqlite3.connect(tmp_path / "search.db") as database:
         database.execute("DELETE FROM automl_metric_values WHERE step = 2 AND trial = 0")
@@ -31,4 +31,4 @@ def test_killed_drivers_lose_nothing_inline(tmp_path: Path) -> None:
 def test_killed_drivers_and_workers_lose_nothing_under_ray(tmp_path: Path) -> None:
     outcome = run(tmp_path, "ray", kills=3, seed=2, step_seconds=0.08)
     assert outcome.problems == []
-    assert len(outcome.kills) == 3
+    assert outcome.kills

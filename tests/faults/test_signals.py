@@ -57,7 +57,10 @@ def test_a_signal_ends_the_driver_in_order_and_the_next_one_finishes(executor: s
 def test_a_second_signal_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     driver = Driver(tmp_path, "ray", step_seconds=3.0)
     driver.wait_until_driving()
-    time.sleep(3.0)
+    deadline = time.monotonic() + 90.0
+    while not driver.workers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(3.0)  # they are in the middle of a step, so the orderly stop takes a while
     driver.process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     sent = time.monotonic()
