@@ -23,6 +23,7 @@ from typing import Any
 
 import datasets
 
+from automl import durable
 from automl.errors import DataError, ResourceError
 from automl.space.spec import TaskSettings
 from automl.tasks.base import Prepared, Row
@@ -165,7 +166,7 @@ def _build(examples: Examples, settings: TaskSettings, recipe: Recipe, target: P
         if target.exists():  # without a readable manifest, or it would have been used
             shutil.rmtree(target)
         folder.rename(target)
-        _sync_folder(target.parent)
+        durable.sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     logger.info("prepared %s rows in %s", "/".join(str(prepared.rows[split]) for split in SPLITS), target)
@@ -227,14 +228,5 @@ def _locked(target: Path) -> Iterator[None]:
 def _sync(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
-            with (Path(parent) / name).open("rb") as handle:
-                os.fsync(handle.fileno())
-        _sync_folder(Path(parent))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            durable.sync(Path(parent) / name)
+        durable.sync(Path(parent))
