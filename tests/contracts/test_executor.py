@@ -114,9 +114,11 @@ def test_the_budget_is_spent_exactly_and_curves_do_not_depend_on_company(
 
 
 @pytest.mark.parametrize("executor", EVERY, indirect=True)
-def test_a_pruned_trial_really_stops(executor: Executor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pruner", "option"), [("peer", "first_rung"), ("median", "n_startup_trials")])
+def test_a_pruned_trial_really_stops(executor: Executor, tmp_path: Path, pruner: str, option: str) -> None:
+    options = {option: 1}
     settings = SearchSettings(
-        sampler="random", pruner="peer", pruner_options={"first_rung": 1}, trials=12, steps=12, evaluate_every=3, seed=1
+        sampler="random", pruner=pruner, pruner_options=options, trials=12, steps=12, evaluate_every=3, seed=1
     )
     trials = search(executor, tmp_path, settings, capacity=3)
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
