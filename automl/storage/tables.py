@@ -181,3 +181,63 @@ events = Table(
     Column("detail", JSON, nullable=False),
     Index("ix_automl_events_study_name", "study_name"),
 )
+
+importances = Table(
+    "automl_importances",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("module", String(_STUDY), primary_key=True),
+    Column("rank", Integer, nullable=False),
+    Column("in_features", Integer, nullable=False),
+    Column("out_features", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("fraction_done", Float(53), nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("sensitivity", Float(53), nullable=False),
+    Column("uncertainty", Float(53), nullable=False),
+    Column("effective_rank", Float(53), nullable=False),
+    Column("relative_update", Float(53), nullable=False),
+    Column("held_out", Float(53)),
+    Column("held_out_error", Float(53)),
+    Column("components", JSON, nullable=False),
+    CheckConstraint("rank >= 1 AND samples >= 0 AND step >= 0", name="counts"),
+    CheckConstraint("fraction_done >= 0 AND fraction_done <= 1", name="fraction_done"),
+    CheckConstraint(f"sensitivity {_FINITE} AND uncertainty {_FINITE}", name="sensitivity"),
+)
+
+verifications = Table(
+    "automl_verifications",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("plan", JSON, nullable=False),
+    Column("result", JSON),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("state IN ('RUNNING', 'DONE')", name="state"),
+    CheckConstraint("(state = 'DONE') = (ended_at IS NOT NULL)", name="ended"),
+)
+
+verification_scores = Table(
+    "automl_verification_scores",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("verification", Integer, primary_key=True),
+    Column("arm", String(64), primary_key=True),
+    Column("seed", Integer, primary_key=True),
+    Column("learning_rate", Float(53), primary_key=True),
+    Column("split", String(16), primary_key=True),
+    Column("metric", String(64), primary_key=True),
+    Column("value", Float(53), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint("split IN ('validation', 'test')", name="split"),
+    CheckConstraint(f"value {_FINITE}", name="value"),
+    ForeignKeyConstraint(
+        ["study_name", "verification"],
+        ["automl_verifications.study_name", "automl_verifications.number"],
+        ondelete="CASCADE",
+    ),
+)
