@@ -24,7 +24,8 @@ class TrialRow:
     """One trial as it is now.
 
     value: objective at the last measurement of an ended trial, None otherwise. steps, seconds: trained so far, up to
-    the last measurement. adapter: folder of its adapter, if that is still kept.
+    the last measurement. adapter: folder of its adapter, if that is still kept. trainable_params: LoRA and head, None
+    if unknown. error: what a failed trial said last, empty otherwise.
     """
 
     number: int
@@ -35,6 +36,8 @@ class TrialRow:
     seconds: float
     stop_reason: str | None
     adapter: str | None
+    trainable_params: int | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,4 +99,6 @@ def _row(trial: FrozenTrial, seconds: float, adapters: Mapping[int, str] | None)
         seconds=attributes.get("seconds", seconds),
         stop_reason=attributes.get("stop_reason"),
         adapter=attributes.get("adapter") if adapters is None else adapters.get(trial.number),
+        trainable_params=int(attributes["trainable_params"]) if "trainable_params" in attributes else None,
+        error=str(attributes.get("error", "")),
     )
