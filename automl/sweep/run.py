@@ -7,15 +7,9 @@ trial is told, and the lease is released last. Everything can be killed at any p
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from automl.errors import InterruptedSearch, ResourceError, SearchError, SpaceChangedError
@@ -35,6 +29,7 @@ from automl.sweep.host import build_host
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings
 from automl.sweep.record import BASELINE, GROUND, last_event
+from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import Summary, summarise, write_summary
 from automl.trial import TrialState
 
@@ -74,7 +69,7 @@ def run_sweep(
     sweep = _Sweep(spec, cache, observer or Observer(), allow_change=allow_space_change)
     origin = provenance(Path(spec.source).resolve().parent)
     with (
-        _signals_as_interruption() as stop_requested,
+        signals_as_interruption() as stop_requested,
         open_database(spec.storage_url, create=True) as database,
         StudyLease(database, spec.study) as lease,
     ):
@@ -94,7 +89,7 @@ class _Sweep:
         self._layout = choose_layout(spec.run, trials=spec.search.trials)
         _check_disk(self._folder)
 
-    def run(self, database: Database, lease: StudyLease, run: int, stop: _StopRequest) -> Summary:
+    def run(self, database: Database, lease: StudyLease, run: int, stop: StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
         store = database.store(self._spec.study, guard=lease.verify)
         if run == 1:  # slot files of an older database would claim to be newer attempts
@@ -165,7 +160,7 @@ class _Sweep:
             on_event=self._observer.event,
         )
 
-    def _train(self, study: Study, store: ResultStore, ground: Ground, executor: Executor, stop: _StopRequest) -> None:
+    def _train(self, study: Study, store: ResultStore, ground: Ground, executor: Executor, stop: StopRequest) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
         packing = choose_packing(self._spec, ground, self._layout)
         self._stage(
@@ -230,60 +225,3 @@ def _point_to_best(folder: Path, adapter: str | None) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(Path(adapter).relative_to(folder))
     fresh.replace(folder / "best")
-
-
-class _StopRequest:
-    """A signal that came, perhaps before there was anybody to tell."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._reason: str | None = None
-        self._listener: Callable[[str], None] | None = None
-
-    def then(self, listener: Callable[[str], None]) -> None:
-        """Pass the request on to `listener`, now if it has come already."""
-        with self._lock:
-            self._listener = listener
-            reason = self._reason
-        if reason:
-            listener(reason)
-
-    def request(self, reason: str) -> bool:
-        """Note the request; whether somebody listens. Called from a signal handler, so it takes no lock."""
-        self._reason = reason
-        if self._listener:
-            self._listener(reason)
-        return self._listener is not None
-
-
-def _end_at_once(number: int, frame: FrameType | None) -> None:
-    """The second signal: what is on disk and in SQL is enough to continue, so nothing is waited for."""
-    os._exit(InterruptedSearch.exit_code)
-
-
-@contextmanager
-def _signals_as_interruption() -> Iterator[_StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an orderly stop; a second one ends the process at once.
-
-    Before the trials have begun there is nothing to wait for: the signal raises InterruptedSearch where it arrives.
-    Only the main thread can do this; elsewhere (a notebook's worker thread) signals are left alone.
-    """
-    stop = _StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        for each in watched:
-            signal.signal(each, _end_at_once)
-        if not stop.request(name):
-            raise InterruptedSearch(f"stopped ({name}) before any trial started; the same command starts it")
-
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in watched}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
