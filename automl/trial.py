@@ -58,11 +58,40 @@ class TrialSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleImportance:
+    """How much the training loss of one trial hung on the update of one module, up to a step. Every value is finite.
+
+    module: dotted path in the backbone. rank: of its update at that step. fraction_done: share of the trial's steps, in
+    [0, 1]. samples: steps at which it was measured. sensitivity, uncertainty: time means of the sums over components.
+    effective_rank: exp of the entropy of the squared spectrum, in [1, rank], 0 while there is no update.
+    relative_update: its Frobenius norm over the weight's. components: score of each component, largest singular value
+    first. held_out: predicted rise of the loss on validation rows if the update were removed, held_out_error its
+    standard error; None if not measured. Formulas: docs/importance.md.
+    """
+
+    module: str
+    rank: int
+    in_features: int
+    out_features: int
+    step: int
+    fraction_done: float
+    samples: int
+    sensitivity: float
+    uncertainty: float
+    effective_rank: float
+    relative_update: float
+    components: tuple[float, ...]
+    held_out: float | None = None
+    held_out_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """All metrics of one trial at one optimizer step. Every value is finite.
 
     seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts.
-    adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only.
+    adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only. importances: of the
+    adapted modules so far, in module order; none if the trainer does not collect them.
     """
 
     trial: int
@@ -71,6 +100,7 @@ class Measurement:
     seconds: float = 0.0
     tokens: int = 0
     adapter: str | None = None
+    importances: tuple[ModuleImportance, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,10 @@ class ResultStore(ABC):
 
     @abstractmethod
     def add_measurements(self, measurements: Sequence[Measurement]) -> None:
-        """Store every metric of every measurement in one transaction; a stored (trial, step) is kept as it is."""
+        """Store every metric of every measurement in one transaction; a stored (trial, step) is kept as it is.
+
+        Importances that they carry take the place of the trial's earlier ones; they are not read back here.
+        """
 
     @abstractmethod
     def measurements(self, trial: int | None = None) -> list[Measurement]:

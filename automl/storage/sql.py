@@ -21,10 +21,11 @@ from automl.errors import StudyNotFoundError
 from automl.storage import schema
 from automl.storage.base import Artifact, Attempt, AttemptState, ResultStore, SweepRow
 from automl.storage.connect import WRITES, Guard, make_engine, storage_errors
+from automl.storage.importance import read_importances, replace_importances
 from automl.storage.schema import DatabaseStatus, Upgrade
 from automl.storage.tables import Now, artifacts, attempts, events, measurements, metric_values, sweeps
 from automl.storage.url import mask_url, parse_url
-from automl.trial import Measurement
+from automl.trial import Measurement, ModuleImportance
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -107,6 +108,11 @@ class Database:
         with self.reading("list the studies") as connection:
             return [_sweep_row(row) for row in connection.execute(select(sweeps).order_by(sweeps.c.study_name))]
 
+    def importances(self, study: str) -> dict[int, tuple[ModuleImportance, ...]]:
+        """The newest importances of each trial of a study that has any, by trial; modules in natural order."""
+        with self.reading(f"read the importances of study {study!r}") as connection:
+            return read_importances(connection, study)
+
     def status(self) -> DatabaseStatus:
         """Revisions, number of studies and size."""
         return schema.database_status(self.address)
@@ -159,6 +165,7 @@ class SqlStore(ResultStore):
             fresh = self._without_stored(connection, measurements)
             if fresh:
                 _insert_measurements(connection, self.study, fresh)
+                replace_importances(connection, self.study, fresh)
 
     def measurements(self, trial: int | None = None) -> list[Measurement]:
         table, values = measurements, metric_values
