@@ -33,7 +33,7 @@ _INTERVAL = (0.05, 0.95)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Importance of one parameter: mean over the repeats and a 90 % interval, all in [0, 1]; a row of shares adds to 1."""
+    """Importance of one parameter: mean over the repeats and a 90 % interval, all in [0, 1]; the means add to 1."""
 
     mean: float
     low: float
@@ -100,21 +100,19 @@ def _estimators() -> dict[str, Callable[[int], _Evaluator]]:
 
 
 def _at_a_common_step(trials: Sequence[FrozenTrial]) -> tuple[int, list[_Sample]]:
-    """The last step that enough trials have reached, and those trials with their values there."""
+    """The last step that enough trials have reached (else the one that most have), and those trials' values there."""
     ended = [trial for trial in trials if trial.state.is_finished() and trial.intermediate_values]
+    reached: dict[int, list[_Sample]] = {}
+    for trial in ended:
+        for step, value in trial.intermediate_values.items():
+            if math.isfinite(value):
+                reached.setdefault(step, []).append(_Sample(trial, value))
+    if not reached:
+        return 0, []
     wanted = max(FEWEST_TRIALS, math.ceil(len(ended) / 2))
-    steps = sorted({step for trial in ended for step in trial.intermediate_values}, reverse=True)
-    for step in steps:
-        samples = [
-            _Sample(trial, trial.intermediate_values[step])
-            for trial in ended
-            if math.isfinite(trial.intermediate_values.get(step, math.nan))
-        ]
-        if len(samples) >= wanted:
-            return step, samples
-    return (steps[0] if steps else 0), [
-        _Sample(trial, trial.intermediate_values[steps[0]]) for trial in ended if steps[0] in trial.intermediate_values
-    ]
+    enough = [step for step, samples in reached.items() if len(samples) >= wanted]
+    step = max(enough) if enough else max(reached, key=lambda step: (len(reached[step]), step))
+    return step, reached[step]
 
 
 def _repeated(
