@@ -6,9 +6,12 @@ Values and formulas only; which modules of a real model a target set means is re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
+
+from automl.errors import TargetError
 
 ScheduleName = Literal["constant", "linear", "cosine"]
 
@@ -27,8 +30,9 @@ class Hyperparameters:
 
     rank, batch_size: >= 1. alpha: > 0, absolute (a ratio in space.yaml is already multiplied by the rank).
     dropout: in [0, 1). warmup: share of all steps, in [0, 1]. clip: largest gradient norm, 0 = no clipping.
-    target: name of a target set. The defaults are the usual ones of PEFT users, kept as the reference configuration
-    that every search should beat (`DEFAULT` in reports).
+    target: name of a target set. rank_pattern: (module path, rank) of the layers whose rank is not `rank`; made by
+    `with_ranks`. The defaults are the usual ones of PEFT users, kept as the reference configuration that every search
+    should beat (`DEFAULT` in reports).
     """
 
     method: str = "lora"
@@ -43,14 +47,62 @@ class Hyperparameters:
     schedule: ScheduleName = "linear"
     clip: float = 1.0
     use_rslora: bool = False
+    rank_pattern: tuple[tuple[str, int], ...] = ()
 
     @property
     def scaling(self) -> float:
         """Factor of the low-rank update: alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA.
 
-        Source: Hu et al. 2021, section 4.1; Kalajdzievski 2023 (rsLoRA), eq. 3.
+        The same in every layer: where the pattern changes the rank, alpha follows. Source: Hu et al. 2021, section 4.1;
+        Kalajdzievski 2023 (rsLoRA), eq. 3.
         """
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank pattern as a mapping from module path to rank."""
+        return dict(self.rank_pattern)
+
+    def rank_of(self, path: str) -> int:
+        """Rank of the layer at this path."""
+        return self.ranks.get(path, self.rank)
+
+    def alpha_of(self, path: str) -> float:
+        """Alpha of the layer at this path: what keeps the scaling."""
+        rank = self.rank_of(path)
+        return self.scaling * (math.sqrt(rank) if self.use_rslora else rank)
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> Hyperparameters:
+        """The same with these ranks by module path; every other layer keeps `rank`. Scaling is as before everywhere.
+
+        Raises ValueError for a rank below 1: a layer without an adapter is left out of the target set instead.
+        """
+        for path, rank in ranks.items():
+            if rank < 1:
+                raise ValueError(f"rank pattern: {path} has rank {rank}; 1 is the least")
+        return replace(
+            self, rank_pattern=tuple(sorted((path, rank) for path, rank in ranks.items() if rank != self.rank))
+        )
+
+
+def peft_patterns(hyper: Hyperparameters) -> tuple[dict[str, int], dict[str, float]]:
+    """`rank_pattern` and `alpha_pattern` of PEFT's LoraConfig: the layers whose rank is not `r`, both for each of them.
+
+    PEFT takes keys as regular expressions for the end of a path, the first that fits (peft 0.21, utils/other.py,
+    get_pattern_key); anchored and escaped, each fits one layer.
+    """
+    keys = {path: f"^{re.escape(path)}$" for path, _ in hyper.rank_pattern}
+    return (
+        {keys[path]: rank for path, rank in hyper.rank_pattern},
+        {keys[path]: hyper.alpha_of(path) for path, _ in hyper.rank_pattern},
+    )
+
+
+def check_pattern(hyper: Hyperparameters, paths: Iterable[str]) -> None:
+    """Raise TargetError if the rank pattern names a layer that is not among the adapted ones: PEFT would ignore it."""
+    strange = sorted(hyper.ranks.keys() - set(paths))
+    if strange:
+        raise TargetError(f"rank pattern: '{strange[0]}' is not a layer of target set '{hyper.target}'")
 
 
 class LinearShape(NamedTuple):
@@ -61,6 +113,10 @@ class LinearShape(NamedTuple):
     out_features: int
 
 
-def lora_parameters(layers: Iterable[LinearShape], rank: int) -> int:
-    """Trainable parameters that LoRA of this rank adds to these layers: sum of rank * (in + out)."""
-    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+def lora_parameters(layers: Iterable[LinearShape], rank: int | Callable[[str], int]) -> int:
+    """Trainable parameters that LoRA adds to these layers: sum of rank * (in + out).
+
+    rank: of every layer, or a function of its path (`Hyperparameters.rank_of`).
+    """
+    rank_of = rank if callable(rank) else lambda path: rank
+    return sum(rank_of(layer.path) * (layer.in_features + layer.out_features) for layer in layers)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import TargetError
-from automl.lora import Hyperparameters
+from automl.lora import Hyperparameters, check_pattern, peft_patterns
 from automl.methods.base import Method
 from automl.methods.seeding import SeededDropout, initialise_adapter, initialise_head, stream
 
@@ -29,8 +29,11 @@ class Lora(Method):
     def attach(
         self, model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str], seed: int
     ) -> PeftModel:
-        """As the seam says; raises TargetError if PEFT would adapt other layers than `modules`."""
+        """As the seam says; raises TargetError if PEFT would adapt other layers than `modules`, or if the rank pattern
+        names others.
+        """
         _check_anchored(model, modules)
+        check_pattern(hyper, modules)
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT draws too, before we draw again
             # peft 0.21 (peft_model.py, PeftModel.__init__) asks transformers 5.23 for is_gradient_checkpointing,
             # which has been renamed; the answer is the same. Goes away with the PEFT release that follows the rename.
@@ -53,10 +56,13 @@ def _config(model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], he
     # PEFT adds `classifier` and `score` to modules_to_save itself for SEQ_CLS (peft/peft_model.py,
     # PeftModelForSequenceClassification); naming them twice would put them twice into adapter_config.json.
     own_head = [name for name in head if name not in ("classifier", "score")]
+    ranks, alphas = peft_patterns(hyper)
     return LoraConfig(
         task_type=TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
         r=hyper.rank,
         lora_alpha=hyper.alpha,  # annotated int, used as a float factor only
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
         lora_dropout=hyper.dropout,
         use_rslora=hyper.use_rslora,
         target_modules=list(modules),

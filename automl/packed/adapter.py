@@ -53,7 +53,7 @@ class Adapter:
         self.hyper = hyper
         self.step = 0
         self.generator = stream(seed, "dropout", device) if hyper.dropout > 0.0 else None
-        own = adapter_layout(layers, hyper.rank, heads)
+        own = adapter_layout(layers, hyper.rank_of, heads)
         self.storage = storage or own_storage(own, device)
         self._shapes = {name: place.shape for name, place in own.places.items()}
         self._flat = nn.Parameter(self.storage.params)

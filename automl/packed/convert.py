@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import CheckpointError
-from automl.lora import Hyperparameters
+from automl.lora import Hyperparameters, peft_patterns
 from automl.packed.layout import file_name
 
 WEIGHTS = "adapter_model.safetensors"
@@ -52,12 +52,15 @@ def adapter_config(
     """
     # PEFT adds these two itself for SEQ_CLS (peft/peft_model.py, PeftModelForSequenceClassification), and writes them.
     saved = sorted({*heads, "classifier", "score"}) if heads else None
+    ranks, alphas = peft_patterns(hyper)
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if heads else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": hyper.rank,
         "lora_alpha": hyper.alpha,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
         "lora_dropout": hyper.dropout,
         "use_rslora": hyper.use_rslora,
         "target_modules": sorted(modules),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -66,12 +66,14 @@ def head_name(head: str, parameter: str) -> str:
     return f"{_PREFIX}{head}.modules_to_save.default.{parameter}"
 
 
-def adapter_layout(layers: Sequence[LinearShape], rank: int, heads: Mapping[str, nn.Module]) -> Layout:
+def adapter_layout(
+    layers: Sequence[LinearShape], rank: int | Callable[[str], int], heads: Mapping[str, nn.Module]
+) -> Layout:
     """A and B of every layer in module order, then the heads.
 
-    rank: rows of A and columns of B; a rank above the adapter's own is padding.
+    rank: rows of A and columns of B, or a function of the layer's path; one above the adapter's own is padding.
     """
-    shapes = dict(_low_rank_shapes(layers, rank))
+    shapes = dict(_low_rank_shapes(layers, rank if callable(rank) else lambda path: rank))
     for head, module in heads.items():
         shapes |= {head_name(head, name): tuple(tensor.shape) for name, tensor in module.named_parameters()}
     return Layout(shapes)
@@ -82,7 +84,10 @@ def file_name(parameter: str) -> str:
     return parameter.replace(".modules_to_save.default.", ".").replace(".default.weight", ".weight")
 
 
-def _low_rank_shapes(layers: Sequence[LinearShape], rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _low_rank_shapes(
+    layers: Sequence[LinearShape], rank_of: Callable[[str], int]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     for layer in layers:
+        rank = rank_of(layer.path)
         yield a_name(layer.path), (rank, layer.in_features)
         yield b_name(layer.path), (layer.out_features, rank)

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import Diverged, OutOfMemory, TargetError
-from automl.lora import Hyperparameters, LinearShape
+from automl.lora import Hyperparameters, LinearShape, check_pattern
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import Adapter
 from automl.packed.bank import Bank, Storage
@@ -111,8 +111,9 @@ class PackedTrainer:
 
         Raises TargetError, CheckpointError if the state does not fit, OutOfMemory.
         """
+        paths = self._paths(spec)
         self._check_room(spec)
-        storage = self._bank.take(spec.hyper.rank) if self._bank else None
+        storage = self._bank.take(max(map(spec.hyper.rank_of, paths))) if self._bank else None
         try:
             self.members[spec.number] = Member(spec, self._adapter(spec, storage), self.workload, state)
         except BaseException:
@@ -136,8 +137,7 @@ class PackedTrainer:
         base: folder or hub id of the backbone, for adapter_config.json.
         """
         spec = self.members[trial].spec
-        modules = [layer.path for layer in self.layers(spec.hyper.target)]
-        config = adapter_config(self.model, spec.hyper, modules, list(self.heads), base=base)
+        config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.heads), base=base)
         write_adapter(folder, self.members[trial].adapter.parameters(), config)
 
     def layers(self, target: str) -> list[LinearShape]:
@@ -338,13 +338,19 @@ class PackedTrainer:
         """Refuse before anything is allocated what cannot fit, so that the residents keep their memory."""
         if self._bank is not None:
             return
-        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank, self.heads).size
+        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank_of, self.heads).size
         free = available_bytes(self.device)
         if needed > free:
             raise OutOfMemory(
                 f"trial {spec.number} needs {needed / 2**20:,.0f} MiB for rank {spec.hyper.rank} on "
                 f"{spec.hyper.target}, {free / 2**20:,.0f} MiB are free"
             )
+
+    def _paths(self, spec: TrialSpec) -> list[str]:
+        """Paths of the layers that the trial adapts. Raises TargetError if its rank pattern names others."""
+        paths = [layer.path for layer in self.layers(spec.hyper.target)]
+        check_pattern(spec.hyper, paths)
+        return paths
 
     def _adapter(self, spec: TrialSpec, storage: Storage | None) -> Adapter:
         return Adapter(

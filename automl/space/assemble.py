@@ -73,7 +73,8 @@ def is_multiple(distance: float, step: float) -> bool:
 
 def constraint_values(hyper: Hyperparameters, derived: Mapping[str, float]) -> dict[str, Scalar]:
     """All names that a constraint may read, with their values; `derived` holds trainable_params."""
-    return {**asdict(hyper), "alpha_ratio": hyper.alpha / hyper.rank, **derived}
+    plain = {name: value for name, value in asdict(hyper).items() if name != "rank_pattern"}
+    return {**plain, "alpha_ratio": hyper.alpha / hyper.rank, **derived}
 
 
 def _as_declared(name: str, value: Scalar) -> Scalar:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from automl.errors import ConfigError, Problem
-from automl.lora import Hyperparameters, lora_parameters
+from automl.lora import Hyperparameters, LinearShape, lora_parameters
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, resolve_targets
 from automl.packed.build import obstacle
@@ -28,14 +28,17 @@ class Derivation:
         self._model = model
         self._targets = targets
         self._head = head_parameters(model)
-        self._per_rank: dict[str, int] = {}
+        self._layers: dict[str, list[LinearShape]] = {}
 
     def __call__(self, hyper: Hyperparameters) -> dict[str, float]:
         """Derived quantities by name. Raises TargetError if the target set matches nothing."""
-        if hyper.target not in self._per_rank:
-            layers = resolve_targets(self._model, hyper.target, self._targets)
-            self._per_rank[hyper.target] = lora_parameters(layers, 1)
-        return {"trainable_params": float(self._head + hyper.rank * self._per_rank[hyper.target])}
+        return {"trainable_params": float(self._head + lora_parameters(self.layers(hyper.target), hyper.rank_of))}
+
+    def layers(self, target: str) -> list[LinearShape]:
+        """The layers that a target set means in this model. Raises TargetError if it matches nothing."""
+        if target not in self._layers:
+            self._layers[target] = resolve_targets(self._model, target, self._targets)
+        return self._layers[target]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
