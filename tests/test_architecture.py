@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 FENCES: dict[str, tuple[str, ...]] = {
-    "optuna": ("study/", "storage/optuna_storage.py", "storage/sql.py"),
+    "optuna": ("study/", "storage/optuna_", "storage/sql.py"),
     "ray": ("execution/ray_",),
     "sqlalchemy": ("storage/",),
     "alembic": ("storage/",),

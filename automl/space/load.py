@@ -84,6 +84,7 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
         search=_search(search),
         run=_run(run),
         storage_url=storage.url or os.environ.get(DATABASE_VARIABLE) or DEFAULT_STORAGE_URL,
+        storage_grace_seconds=storage.grace,
         source=source,
         text=text,
         sha256=_fingerprint(study, model, task, fixed, search, space=space),

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from automl.space.schema_base import Section, Text, mistake
-from automl.space.schema_search import SearchSection
+from automl.space.schema_search import SearchSection, Seconds
 from automl.space.schema_space import Assignment, FixedSection, SpaceSection
 from automl.space.schema_task import Model, TaskSection
 
@@ -41,6 +41,8 @@ class StorageSection(Section):
     url: Text | None = None
     """Database URL without a password. If left out: the environment variable AUTOML_DB_URL, else
     sqlite:///automl.db in the folder where the command is started."""
+    grace: Seconds = 300.0
+    """Longest outage of the database that the search waits out, in seconds or as 5m, 1h."""
 
 
 StudyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]

@@ -173,6 +173,8 @@ class RunSettings:
 class SweepSpec:
     """A whole space file. `text` is the file verbatim; `sha256` covers what changes a study's meaning.
 
+    storage_grace_seconds: longest outage of the database that a search waits out.
+
     Budgets, storage and `run:` are left out of `sha256`: a study may be continued with more trials or other workers.
     """
 
@@ -186,3 +188,4 @@ class SweepSpec:
     source: str
     text: str
     sha256: str
+    storage_grace_seconds: float = 300.0

@@ -2,7 +2,8 @@
 
 SQLite: write-ahead log, `synchronous=FULL` (an acknowledged result survives power loss), 30 s busy time-out, foreign
 keys on; a file is opened, never created by accident. PostgreSQL: psycopg 3 with connect, statement, lock and idle
-time-outs, a small pool that tests a connection before it lends it.
+time-outs, one of our own for a server that does not answer at all, and a small pool that tests a connection before it
+lends it.
 
 Connections are made by a callable instead of by SQLAlchemy's URL, so no engine (and nothing that pickles one) carries
 a password, and no connection can exist that missed the settings.
@@ -33,6 +34,8 @@ Guard = Callable[[Connection], None]
 WRITES = "automl_writes"  # execution option: the transaction takes SQLite's write lock when it begins
 
 _BUSY_SECONDS = 30.0
+_SILENCE_SECONDS = 20.0
+"""Longest wait for any answer; longer than statement_timeout, which a server that is stopped or cut off cannot keep."""
 _POSTGRES_OPTIONS = "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000"
 _POSTGRES_PARAMETERS: Mapping[str, object] = {
     "connect_timeout": 5,
@@ -87,16 +90,18 @@ class PostgresConnect:
 
     def __init__(self, url: URL, *, read_only: bool) -> None:
         try:
-            import psycopg
+            from automl.storage.postgres import TimedConnection
         except ImportError as error:
             raise MissingExtraError("PostgreSQL needs psycopg 3: pip install 'automl-lora[postgres]'") from error
         _, given = url.get_dialect()().create_connect_args(url)
         options = _POSTGRES_OPTIONS + (" -c default_transaction_read_only=on" if read_only else "")
         self._parameters: dict[str, Any] = {**_POSTGRES_PARAMETERS, "options": options, **given}
-        self._connect: Callable[..., Any] = psycopg.connect
+        self._connect: Callable[..., Any] = TimedConnection.connect
 
     def __call__(self) -> Any:
-        return self._connect(**self._parameters)
+        connection = self._connect(**self._parameters)
+        connection.silence_seconds = _SILENCE_SECONDS
+        return connection
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a PostgreSQL connection is not pickled: it holds credentials, and only the driver writes")

@@ -313,10 +313,12 @@ def _repair_study(database: Database, study: str) -> list[str]:
 
 
 def _refuse_driven(database: Database, study: str) -> None:
-    query = select(sweeps.c.owner, sweeps.c.owner_process).where(sweeps.c.study_name == study)
+    query = select(sweeps.c.owner, sweeps.c.owner_process, (sweeps.c.lease_until > Now()).label("valid"))
     with database.reading("read the lease") as connection:
-        holder = connection.execute(query.where(sweeps.c.lease_until > Now())).first()
-    if holder is not None and is_alive(holder.owner_process or "") is not False:
+        holder = connection.execute(query.where(sweeps.c.study_name == study, sweeps.c.owner.is_not(None))).first()
+    # A lease that has expired may be that of a driver that waits for its database.
+    alive = is_alive(holder.owner_process or "") if holder is not None else False
+    if holder is not None and (alive or (holder.valid and alive is None)):
         raise StudyBusyError(
             f"study {study!r} is being driven by {holder.owner}; it can be repaired when that has ended"
         )

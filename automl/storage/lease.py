@@ -5,6 +5,9 @@ compare-and-set, renewed by a thread every third of its duration, and given back
 while the holder lives. A holder known to be dead (same machine, its process is gone) is replaced at once; one that
 cannot be seen (another machine) is replaced when its lease expires without having been renewed.
 
+A holder that cannot reach the database keeps on for the database's grace. Every write is checked against the lease, in
+the same transaction, so if another driver has taken the study meanwhile nothing more is written and this one ends.
+
 SQLite has no clock of its own: its time is that of the machine, which all drivers of a SQLite file share. A driver that
 is stopped (SIGSTOP) inside a transaction keeps SQLite's write lock, and the study, until it is continued or killed.
 """
@@ -24,7 +27,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from automl.errors import LeaseLostError, SpaceChangedError, StorageError, StudyBusyError
+from automl.errors import InterruptedSearch, LeaseLostError, SpaceChangedError, StorageError, StudyBusyError
 from automl.storage.abandoned import close_abandoned
 from automl.storage.connect import WRITES, make_engine, storage_errors
 from automl.storage.process import is_alive, process_identity
@@ -34,14 +37,16 @@ from automl.storage.tables import Now, events, sweeps
 logger = logging.getLogger(__name__)
 
 _STORAGE_EXIT_CODE = StorageError.exit_code
+_AFTER_THE_DRIVER = 5.0
 
 
 class StudyLease:
     """Exclusive right to write to one study. Use as a context manager and call `take` inside it.
 
     ttl_seconds: how long the lease outlives its last renewal. on_lost is called from the renewal thread, with a
-    one-line message, when the lease is gone: taken over, or not renewable for ttl_seconds because the database is
-    away. The default logs the line and ends the process at once with exit code 3, since nothing more may be written.
+    one-line message, when the lease is gone: taken over, or not renewable because the database is away for longer than
+    ttl_seconds and its grace. The default logs the line and ends the process at once with exit code 3, since nothing
+    more may be written.
     """
 
     def __init__(
@@ -55,10 +60,13 @@ class StudyLease:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._database = database
         self._ttl = ttl_seconds
+        # The driver's own thread gives up first, and in better order.
+        grace = database.patience.seconds
+        self._patience = max(ttl_seconds, grace + _AFTER_THE_DRIVER) if grace else ttl_seconds
         self._on_lost = on_lost or _end_process
         # A connection of its own for each renewal: the driver's pool may be busy, its transactions long.
         self._engine = make_engine(database.address, pooled=False, busy_seconds=ttl_seconds / 3)
-        self._valid_until = -1.0
+        self._renewed = -1.0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -71,8 +79,8 @@ class StudyLease:
             return
         self._thread.join(self._ttl)
         try:
-            self._release()
-        except StorageError as error:
+            self._database.patience.call(self._release)
+        except (StorageError, InterruptedSearch) as error:
             logger.warning("study %r: lease not given back, it expires in %.0f s: %s", self.study, self._ttl, error)
 
     def take(
@@ -139,7 +147,7 @@ class StudyLease:
             if changed:
                 self._log(connection, "space_changed", {"from": row.space_sha256, "to": request.space_sha256})
             self._log(connection, "run_started", {"run": row.runs + 1, "owner": self.owner})
-        self._valid_until = asked + self._ttl
+        self._renewed = asked
         return int(row.runs) + 1
 
     def _ensure_row(self, connection: Connection, request: _Request) -> None:
@@ -182,21 +190,22 @@ class StudyLease:
             raise StudyBusyError(f"study {self.study!r} is being driven by {holder.name}")
 
     def _keep(self) -> None:
-        pause = self._ttl / 3
+        pause, failing = self._ttl / 3, False
         while not self._ended.wait(pause):
             try:
                 self._renew()
-                pause = self._ttl / 3
+                pause, failing = self._ttl / 3, False
             except LeaseLostError as error:
                 self._lose(str(error))
                 return
             except StorageError as error:
-                left = self._valid_until - _seconds()
+                left = self._renewed + self._patience - _seconds()
                 if left <= 0:
-                    self._lose(f"study {self.study!r}: lease not renewed for {self._ttl:.0f} s: {error}")
+                    self._lose(f"study {self.study!r}: lease not renewed for {self._patience:.0f} s: {error}")
                     return
-                logger.warning("study %r: lease not renewed, %.0f s left: %s", self.study, left, error)
-                pause = min(1.0, self._ttl / 10)
+                if not failing:
+                    logger.warning("study %r: lease not renewed, %.0f s left: %s", self.study, left, error)
+                pause, failing = min(1.0, self._ttl / 10), True
 
     def _renew(self) -> None:
         asked = _seconds()
@@ -211,7 +220,7 @@ class StudyLease:
             owner = None if renewed else connection.execute(query).scalar()
         if renewed != 1:
             raise LeaseLostError(self._lost_to(owner))
-        self._valid_until = asked + self._ttl
+        self._renewed = asked
 
     def _lose(self, message: str) -> None:
         if not self._ended.is_set():

@@ -6,11 +6,13 @@ Only the driver writes. Reads return values of `automl.storage.base`; SQLAlchemy
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial, wraps
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Row, Select, Table, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,13 +24,14 @@ from automl.storage import schema
 from automl.storage.base import Artifact, Attempt, AttemptState, ResultStore, SweepRow
 from automl.storage.connect import WRITES, Guard, make_engine, storage_errors
 from automl.storage.importance import read_importances, replace_importances
+from automl.storage.patience import Patience
 from automl.storage.schema import DatabaseStatus, Upgrade
 from automl.storage.tables import Now, artifacts, attempts, events, measurements, metric_values, sweeps
 from automl.storage.url import mask_url, parse_url
 from automl.trial import Measurement, ModuleImportance
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from optuna.storages import BaseStorage, RDBStorage
 
 __all__ = [
     "Database",
@@ -41,21 +44,24 @@ __all__ = [
     "upgrade_database",
 ]
 
+C = TypeVar("C", bound="type[SqlStore]")
+
 _WRITES: CoreExecuteOptionsParameter = {WRITES: True}
 
 
-def open_database(url: str, *, create: bool, read_only: bool = False) -> Database:
+def open_database(url: str, *, create: bool, read_only: bool = False, grace_seconds: float = 0.0) -> Database:
     """Open a database whose tables are at this program's revision.
 
     create: make the file and the tables if there are none; without it nothing is ever written by opening, so a missing,
-    empty, damaged or foreign file stays as it is. read_only: for viewers, every write fails.
+    empty, damaged or foreign file stays as it is. read_only: for viewers, every write fails. grace_seconds: longest
+    outage that the holder of a lease waits out, see `automl.storage.patience`; opening itself does not wait.
     Raises StorageError with a one-line hint (`automl db init`, `automl db upgrade`).
     """
     parsed = parse_url(url)
     if create:
         schema.create_database(parsed)
     schema.verify_database(parsed)
-    return Database(parsed, read_only=read_only)
+    return Database(parsed, read_only=read_only, grace_seconds=grace_seconds)
 
 
 def database_status(url: str) -> DatabaseStatus:
@@ -71,9 +77,10 @@ def upgrade_database(url: str) -> Upgrade:
 class Database:
     """An open database. Close it, or use it as a context manager."""
 
-    def __init__(self, url: URL, *, read_only: bool = False) -> None:
+    def __init__(self, url: URL, *, read_only: bool = False, grace_seconds: float = 0.0) -> None:
         self.address = url  # with its password: for this package only
         self.read_only = read_only
+        self.patience = Patience(url, grace_seconds)
         self._engine = make_engine(url, read_only=read_only)
         self._handed_out: list[RDBStorage] = []
 
@@ -102,6 +109,12 @@ class Database:
         storage = open_storage(self.address, read_only=self.read_only, guard=guard)
         self._handed_out.append(storage)
         return storage
+
+    def driver_storage(self, guard: Guard) -> BaseStorage:
+        """Optuna's storage for the holder of a study's lease, who waits while the database is away."""
+        from automl.storage.optuna_patience import PatientStorage
+
+        return PatientStorage(self.optuna_storage(guard), self.patience)
 
     def studies(self) -> list[SweepRow]:
         """All studies that a sweep was started for, by name."""
@@ -142,8 +155,25 @@ class Database:
             yield connection
 
 
+def _patient(store: C) -> C:
+    """Repeat every public method while the database is away: each is one transaction that may be repeated."""
+    for name, method in list(vars(store).items()):
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(store, name, _repeated(method))
+    return store
+
+
+def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: SqlStore, *arguments: Any, **named: Any) -> Any:
+        return self._database.patience.call(partial(method, self, *arguments, **named))
+
+    return call
+
+
+@_patient
 class SqlStore(ResultStore):
-    """Results of one study in a `Database`."""
+    """Results of one study in a `Database`. Each method is one transaction, repeated while the database is away."""
 
     def __init__(self, database: Database, study: str, guard: Guard | None = None) -> None:
         self.study = study

@@ -70,7 +70,7 @@ def run_sweep(
     origin = provenance(Path(spec.source).resolve().parent)
     with (
         signals_as_interruption() as stop_requested,
-        open_database(spec.storage_url, create=True) as database,
+        open_database(spec.storage_url, create=True, grace_seconds=spec.storage_grace_seconds) as database,
         StudyLease(database, spec.study) as lease,
     ):
         run = lease.take(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
@@ -103,7 +103,7 @@ class _Sweep:
             study = self._open_study(database, lease, store, ground, run)
             try:
                 if not study.finished:
-                    self._train(study, store, ground, executor, stop)
+                    self._train(study, database, store, ground, executor, stop)
             except SearchError:
                 study.close()  # it is over: nothing is left in progress for a run that will not come
                 raise
@@ -147,7 +147,7 @@ class _Sweep:
     def _open_study(self, database: Database, lease: StudyLease, store: ResultStore, ground: Ground, run: int) -> Study:
         return Study(
             name=self._spec.study,
-            storage=database.optuna_storage(guard=lease.verify),
+            storage=database.driver_storage(lease.verify),
             store=store,
             space=ground.space,
             settings=self._spec.search,
@@ -160,7 +160,15 @@ class _Sweep:
             on_event=self._observer.event,
         )
 
-    def _train(self, study: Study, store: ResultStore, ground: Ground, executor: Executor, stop: StopRequest) -> None:
+    def _train(
+        self,
+        study: Study,
+        database: Database,
+        store: ResultStore,
+        ground: Ground,
+        executor: Executor,
+        stop: StopRequest,
+    ) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
         packing = choose_packing(self._spec, ground, self._layout)
         self._stage(
@@ -175,7 +183,12 @@ class _Sweep:
             self._observer.tick()
 
         dispatcher = Dispatcher(study, max_seconds=self._spec.search.max_seconds, on_exchange=exchanged)
-        stop.then(dispatcher.stop)
+
+        def halt(reason: str) -> None:
+            dispatcher.stop(reason)
+            database.patience.interrupt(reason)
+
+        stop.then(halt)
         executor.run(dispatcher, partial(build_host, host_settings(self._spec, ground, self._layout, packing)))
         if dispatcher.stopped is not None:
             counts = study.counts()
@@ -186,7 +199,7 @@ class _Sweep:
             )
 
     def _sum_up(self, database: Database, store: ResultStore) -> Summary:
-        summary = summarise(database, self._spec)
+        summary = database.patience.call(lambda: summarise(database, self._spec))
         shutil.rmtree(self._folder / "slots", ignore_errors=True)
         if summary.best is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()) or "none was started"
