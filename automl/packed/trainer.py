@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import Diverged, OutOfMemory, TargetError
-from automl.lora import Hyperparameters, LinearShape, check_pattern
+from automl.lora import Hyperparameters, LinearShape
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import Adapter
 from automl.packed.bank import Bank, Storage
@@ -32,6 +32,7 @@ from automl.packed.layout import adapter_layout
 from automl.packed.linear import PackedLinear
 from automl.packed.member import Member
 from automl.packed.memory import available_bytes, capacity, keep_freed_memory
+from automl.packed.pace import Pace
 from automl.packed.seating import Seat, Seating
 from automl.packed.workload import MicroBatch, Workload
 from automl.training.memory import is_out_of_memory
@@ -111,9 +112,8 @@ class PackedTrainer:
 
         Raises TargetError, CheckpointError if the state does not fit, OutOfMemory.
         """
-        paths = self._paths(spec)
         self._check_room(spec)
-        storage = self._bank.take(max(map(spec.hyper.rank_of, paths))) if self._bank else None
+        storage = self._bank.take(spec.hyper.rank) if self._bank else None
         try:
             self.members[spec.number] = Member(spec, self._adapter(spec, storage), self.workload, state)
         except BaseException:
@@ -137,7 +137,8 @@ class PackedTrainer:
         base: folder or hub id of the backbone, for adapter_config.json.
         """
         spec = self.members[trial].spec
-        config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.heads), base=base)
+        modules = [layer.path for layer in self.layers(spec.hyper.target)]
+        config = adapter_config(self.model, spec.hyper, modules, list(self.heads), base=base)
         write_adapter(folder, self.members[trial].adapter.parameters(), config)
 
     def layers(self, target: str) -> list[LinearShape]:
@@ -176,14 +177,10 @@ class PackedTrainer:
 
         A trial that failed has left the pack. Nothing at once if no trial has steps left.
         """
-        events: list[Event] = []
-        while not events:
-            ready = [member for member in self.members.values() if not member.is_finished]
-            if not ready:
-                return []
-            events += self.round(ready)
-            events += [self._measured(member) for member in ready if member.number in self.members and member.is_due]
-        return events
+        pace: Pace[Member, Event] = Pace(self.members, micro_step=self.micro_step, measure=self.measured)
+        while pace.tick():
+            pass
+        return list(pace.cohort())
 
     def round(self, members: Sequence[Member]) -> list[TrialFailure]:
         """One optimizer step of each of these trials; returns those that failed. The rest is untouched by them."""
@@ -195,7 +192,7 @@ class PackedTrainer:
             ]
             if not waiting:
                 return failures
-            failures += self._micro_step(waiting)
+            failures += self.micro_step(waiting)
 
     def evaluate(self, member: Member, max_tokens: int) -> dict[str, float]:
         """All metrics of the task over the evaluation rows, without dropout."""
@@ -211,7 +208,8 @@ class PackedTrainer:
         with torch.no_grad(), self._seating.alone(adapter):
             return self.workload.task.evaluate(view, batches, self.workload.tokenizer)  # type: ignore[arg-type]
 
-    def _measured(self, member: Member) -> Event:
+    def measured(self, member: Member) -> Event:
+        """The trial's measurement at its current step; if it has none, the trial has failed and left the pack."""
         try:
             metrics = self._measure(member)
             member.check_finite(metrics, member.step)
@@ -234,8 +232,8 @@ class PackedTrainer:
 
     # One micro-step
 
-    def _micro_step(self, waiting: Sequence[Member]) -> list[TrialFailure]:
-        """Forward and backward pass for the first waiting trial and all that fit beside it."""
+    def micro_step(self, waiting: Sequence[Member]) -> list[TrialFailure]:
+        """Forward and backward pass for the first waiting trial and all that fit beside it; returns who failed."""
         failures: list[TrialFailure] = []
         turns: list[_Turn] = []
         budget = self.token_budget
@@ -262,7 +260,7 @@ class PackedTrainer:
                 self.token_budget = max(1, sum(turn.micro.rows * turn.micro.width for turn in turns) // 2)
         # Out of the except block first: the traceback keeps the tensors of the failed attempt alive.
         for turn in turns:
-            failures += self._micro_step([turn.member])
+            failures += self.micro_step([turn.member])
         return failures
 
     def _fits_beside(self, first: MicroBatch, other: MicroBatch) -> bool:
@@ -338,19 +336,13 @@ class PackedTrainer:
         """Refuse before anything is allocated what cannot fit, so that the residents keep their memory."""
         if self._bank is not None:
             return
-        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank_of, self.heads).size
+        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank, self.heads).size
         free = available_bytes(self.device)
         if needed > free:
             raise OutOfMemory(
                 f"trial {spec.number} needs {needed / 2**20:,.0f} MiB for rank {spec.hyper.rank} on "
                 f"{spec.hyper.target}, {free / 2**20:,.0f} MiB are free"
             )
-
-    def _paths(self, spec: TrialSpec) -> list[str]:
-        """Paths of the layers that the trial adapts. Raises TargetError if its rank pattern names others."""
-        paths = [layer.path for layer in self.layers(spec.hyper.target)]
-        check_pattern(spec.hyper, paths)
-        return paths
 
     def _adapter(self, spec: TrialSpec, storage: Storage | None) -> Adapter:
         return Adapter(
