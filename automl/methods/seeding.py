@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from automl.errors import CheckpointError
+
+_LEVELS = 1 << 16
 
 
 def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -51,11 +54,23 @@ def initialise_head(head: nn.Module, *, seed: int, path: str, std: float) -> Non
             module.reset_parameters()
 
 
+def dropout_mask(shape: Sequence[int], p: float, generator: torch.Generator) -> torch.Tensor:
+    """A float32 mask of this shape on the generator's device: 0 with probability p, else 1 / (1 - p).
+
+    Sixteen random bits for each element, so p is rounded to a multiple of 2**-16 (and the scale with it): less than
+    half the time of torch's Bernoulli draws on a CPU. p: in (0, 1).
+    """
+    count, kept = math.prod(shape), min(max(1, round((1.0 - p) * _LEVELS)), _LEVELS - 1)
+    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+    drawn = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(*shape)
+    return (drawn < kept - _LEVELS // 2).to(torch.float32).mul_(_LEVELS / kept)
+
+
 class SeededDropout(nn.Module):
-    """Dropout whose masks come from a given generator: x * mask / (1 - p) in training mode, x otherwise.
+    """Dropout whose masks come from a given generator: x * mask in training mode (`dropout_mask`), x otherwise.
 
     One generator serves all dropout modules of a trial; masks are drawn in the order in which the modules run, over
-    exactly the rows they are given. It must be on the device of x. Same scaling as torch.nn.Dropout.
+    exactly the rows they are given. It must be on the device of x.
     """
 
     def __init__(self, p: float, generator: torch.Generator) -> None:
@@ -66,8 +81,7 @@ class SeededDropout(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return x
-        mask = torch.empty_like(x).bernoulli_(1.0 - self.p, generator=self.generator)
-        return x * mask.div_(1.0 - self.p)
+        return x * dropout_mask(x.shape, self.p, self.generator).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

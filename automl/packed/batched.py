@@ -30,14 +30,16 @@ class Saved(NamedTuple):
     mask: Tensor | None
 
 
-def forward(bank: Bank, path: str, seats: Sequence[Seat], x: Tensor, y: Tensor, per_row: int) -> Saved:
+def forward(
+    bank: Bank, path: str, seats: Sequence[Seat], x: Tensor, y: Tensor, per_row: int, *, is_narrow: bool = False
+) -> Saved:
     """As `automl.packed.loop.forward`; slots that do not adapt the layer have zeros there."""
     stack, count = bank.stacks[path], len(seats)
     rows = torch.tensor([seat.adapter.storage.row for seat in seats], device=x.device)  # (K,)
     scaling = torch.tensor([seat.adapter.hyper.scaling for seat in seats], device=x.device).view(-1, 1, 1)
     a, b = stack.a[rows], stack.b[rows]  # (K, R, I), (K, O, R)
     x = x.view(count, -1, x.shape[-1])  # (K, M, I)
-    mask = _masks(path, seats, per_row, x)
+    mask = _masks(path, seats, per_row, x, is_narrow)
     if mask is not None:
         x = x * mask
     h = torch.bmm(x, a.mT).mul_(scaling)  # (K, M, R)
@@ -62,13 +64,15 @@ def backward(saved: Saved, g: Tensor, dx: Tensor | None) -> None:
         own.addcmul_(torch.bmm(gh, a), mask)
 
 
-def _masks(path: str, seats: Sequence[Seat], per_row: int, x: Tensor) -> Tensor | None:
+def _masks(path: str, seats: Sequence[Seat], per_row: int, x: Tensor, is_narrow: bool) -> Tensor | None:
     """Masks of the slots that adapt the layer, ones for the others. A generator of its own draws each slot's."""
-    drawn = [draw_mask(seat, per_row, x) if path in seat.adapter.low_rank else None for seat in seats]
+    drawn = [
+        draw_mask(seat, per_row, x, is_narrow=is_narrow) if path in seat.adapter.low_rank else None for seat in seats
+    ]
     if all(mask is None for mask in drawn):
         return None
     masks = torch.ones_like(x)
     for own, mask in zip(masks, drawn, strict=True):
         if mask is not None:
-            own.copy_(mask.view(own.shape))
+            own.copy_(mask.reshape(own.shape))
     return masks

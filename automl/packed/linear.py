@@ -30,8 +30,11 @@ class PackedLinear:
     """Takes the place of the `forward` of one nn.Linear or Conv1D; the module stays where it is in the model.
 
     seating: who sits where; None for a layer that nobody adapts and that is called for one slot at a time. bank: where
-    the slots' matrices lie if they are to be multiplied together.
+    the slots' matrices lie if they are to be multiplied together. is_narrow: it is given the first token of every row
+    only (`automl.packed.narrow`).
     """
+
+    is_narrow = False
 
     def __init__(
         self,
@@ -66,9 +69,9 @@ class _Packed(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])  # (N, I)
         y = layer.kernel.forward(flat)  # (N, O)
         if seats and layer.bank is not None:
-            ctx.saved = batched.forward(layer.bank, layer.path, seats, flat, y, per_row)
+            ctx.saved = batched.forward(layer.bank, layer.path, seats, flat, y, per_row, is_narrow=layer.is_narrow)
         elif seats:
-            ctx.saved = loop.forward(layer.path, seats, flat, y, per_row)
+            ctx.saved = loop.forward(layer.path, seats, flat, y, per_row, is_narrow=layer.is_narrow)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod

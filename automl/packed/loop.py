@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from automl.methods.seeding import dropout_mask
 from automl.packed.adapter import LowRank
 from automl.packed.seating import Seat
 
@@ -27,12 +27,15 @@ class Saved(NamedTuple):
     mask: Tensor | None
 
 
-def forward(path: str, seats: Sequence[Seat], x: Tensor, y: Tensor, per_row: int) -> list[Saved]:
+def forward(
+    path: str, seats: Sequence[Seat], x: Tensor, y: Tensor, per_row: int, *, is_narrow: bool = False
+) -> list[Saved]:
     """Add every slot's update of the layer at `path` to its rows of y. x: (N, I), y: (N, O), changed in place.
 
-    per_row: tokens of a row of the batch, so N is the number of rows times per_row.
+    per_row: tokens of a row of the batch, so N is the number of rows times per_row. is_narrow: the rest of every row
+    has been left out (`automl.packed.narrow`).
     """
-    return [_forward(path, seat, x, y, per_row) for seat in seats]
+    return [_forward(path, seat, x, y, per_row, is_narrow) for seat in seats]
 
 
 def backward(saved: Sequence[Saved], g: Tensor, dx: Tensor | None) -> None:
@@ -41,28 +44,28 @@ def backward(saved: Sequence[Saved], g: Tensor, dx: Tensor | None) -> None:
         _backward(slot, g, dx)
 
 
-def draw_mask(seat: Seat, per_row: int, like: Tensor) -> Tensor | None:
-    """Dropout mask of one slot divided by 1 - p, (rows, per_row, I); None if it has no dropout.
+def draw_mask(seat: Seat, per_row: int, like: Tensor, *, is_narrow: bool = False) -> Tensor | None:
+    """Dropout mask of one slot, scaled, (rows, per_row, I); None if it has no dropout.
 
     Drawn over the slot's own tokens as if it were alone, so padding for the sake of a pack costs no random numbers; the
-    draws are those of `automl.methods.seeding.SeededDropout` on its batch. like: any tensor (..., I) of its device.
+    draws are those of `automl.methods.seeding.SeededDropout` on its batch, also for tokens that a narrow layer leaves
+    out. like: any tensor (..., I) of its device.
     """
     adapter = seat.adapter
     if not seat.is_training or adapter.generator is None:
         return None
-    keep = 1.0 - adapter.hyper.dropout
-    tokens = min(seat.tokens, per_row)
-    mask = torch.empty(seat.stop - seat.start, tokens, like.shape[-1], device=like.device, dtype=like.dtype)
-    mask.bernoulli_(keep, generator=adapter.generator).div_(keep)
+    tokens = seat.tokens if is_narrow else min(seat.tokens, per_row)
+    shape = (seat.stop - seat.start, tokens, like.shape[-1])
+    mask = dropout_mask(shape, adapter.hyper.dropout, adapter.generator)[:, :per_row]
     return nn.functional.pad(mask, (0, 0, 0, per_row - tokens)) if tokens < per_row else mask
 
 
-def _forward(path: str, seat: Seat, x: Tensor, y: Tensor, per_row: int) -> Saved:
+def _forward(path: str, seat: Seat, x: Tensor, y: Tensor, per_row: int, is_narrow: bool) -> Saved:
     low_rank, scaling = seat.adapter.low_rank[path], seat.adapter.hyper.scaling
     rows = slice(seat.start * per_row, seat.stop * per_row)
-    own, mask = x[rows], draw_mask(seat, per_row, x)
+    own, mask = x[rows], draw_mask(seat, per_row, x, is_narrow=is_narrow)
     if mask is not None:
-        mask = mask.view(own.shape)
+        mask = mask.reshape(own.shape)
         own = own * mask
     h = own @ low_rank.a.t()  # (M, R)
     y[rows].addmm_(h, low_rank.b.t(), alpha=scaling)

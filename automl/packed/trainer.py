@@ -32,6 +32,7 @@ from automl.packed.layout import adapter_layout
 from automl.packed.linear import PackedLinear
 from automl.packed.member import Member
 from automl.packed.memory import available_bytes, capacity, keep_freed_memory
+from automl.packed.narrow import narrow, narrow_module, narrowed_layers
 from automl.packed.pace import Pace
 from automl.packed.seating import Seat, Seating
 from automl.packed.workload import MicroBatch, Workload
@@ -104,6 +105,7 @@ class PackedTrainer:
         self._body = Body(model)
         self._bank = self._make_bank(bank) if bank else None
         self._packed = self._pack_layers()
+        self._narrow = self._narrow_last_layer()
 
     # In and out
 
@@ -153,6 +155,8 @@ class PackedTrainer:
         self._body.close()
         for layer in self._packed:
             del self.model.get_submodule(layer.path).forward
+        if self._narrow is not None:
+            del self._narrow.forward
 
     # Training
 
@@ -358,6 +362,17 @@ class PackedTrainer:
     def _make_bank(self, size: BankSize) -> Bank:
         layers = [layer for target in size.targets for layer in self.layers(target)]
         return Bank(list(dict.fromkeys(layers)), self.heads, slots=size.slots, rank=size.rank, device=self.device)
+
+    def _narrow_last_layer(self) -> nn.Module | None:
+        """Leave out what a head that reads the first token only would never see; the module that does so, if any."""
+        found = narrow_module(self.model)
+        if found is None:
+            return None
+        path, module = found
+        narrow(module)
+        for layer in self._packed:
+            layer.is_narrow = layer.path.startswith(narrowed_layers(path))
+        return module
 
     def _pack_layers(self) -> list[PackedLinear]:
         """Take over every linear layer of the body, and the lm_head; heads that are trained stay as they are."""

@@ -18,6 +18,8 @@ from automl.sweep.folders import cache_folder
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import Packing, host_settings
+from automl.sweep.precision import settle_precision
+from automl.sweep.record import GROUND, last_event
 from automl.sweep.summary import best_trial
 from automl.training.export import evaluate_export, evaluate_merged, merge_adapter, verify_manifest
 from automl.trial import TrialState
@@ -77,7 +79,8 @@ def export_trial(
     verify_manifest(adapter)
     layout = choose_layout(spec.run, trials=1)
     ground = prepare(spec, cache_folder())
-    settings = host_settings(spec, ground, layout, Packing(slots=1))
+    settled = settle_precision(spec, ground, layout, last_event(database.store(spec.study), GROUND))
+    settings = host_settings(settled, ground, layout, Packing(slots=1))
     measured = None
     if merged:
         merge_adapter(adapter, settings, output)

@@ -16,7 +16,6 @@ from automl.packed.build import obstacle
 from automl.space.defaults import advice, resolve
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.sweep.costs import choices, target_names
-from automl.sweep.layout import Layout
 from automl.tasks import make_task
 from automl.tasks.base import Prepared
 
@@ -102,10 +101,3 @@ def _target_problems(spec: SweepSpec, space: SearchSpace, derive: Derivation) ->
             derive(Hyperparameters(target=name))
         except LookupError as error:
             yield Problem(file=spec.source, line=0, column=0, key="target", message=str(error))
-
-
-def resolve_precision(spec: SweepSpec, layout: Layout) -> str:
-    """`auto` is fp32 on CPUs and bf16 on GPUs; one precision for the whole study."""
-    if spec.run.precision != "auto":
-        return spec.run.precision
-    return "bf16" if layout.device == "cuda" else "fp32"

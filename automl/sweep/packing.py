@@ -14,7 +14,7 @@ from automl.packed.trainer import TOKEN_BUDGET
 from automl.space.spec import SweepSpec
 from automl.sweep.costs import extremes, highest, target_names
 from automl.sweep.folders import study_folder
-from automl.sweep.ground import Ground, resolve_precision
+from automl.sweep.ground import Ground
 from automl.sweep.layout import Layout
 from automl.training.bench import HostSettings, stored_dtype
 
@@ -44,8 +44,11 @@ class Packing:
 
 
 def choose_packing(spec: SweepSpec, ground: Ground, layout: Layout) -> Packing:
-    """Packed wherever that is possible, unless `run.slots` is 1: then the plain PEFT loop is wanted."""
-    solo = _why_solo(spec, ground, layout)
+    """Packed wherever that is possible, unless `run.slots` is 1: then the plain PEFT loop is wanted.
+
+    The precision of `spec` is settled.
+    """
+    solo = _why_solo(spec, ground)
     if solo:
         return Packing(slots=spec.run.slots or 1, solo=solo)
     if spec.run.slots is not None:
@@ -55,14 +58,17 @@ def choose_packing(spec: SweepSpec, ground: Ground, layout: Layout) -> Packing:
 
 
 def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packing) -> HostSettings:
-    """What a worker needs to build its host; picklable, without a database URL or any other secret."""
+    """What a worker needs to build its host; picklable, without a database URL or any other secret.
+
+    The precision of `spec` is settled (`sweep.precision`).
+    """
     return HostSettings(
         backbone=ground.backbone,
         task=spec.task,
         prepared=ground.prepared,
         targets=ground.space.targets,
         output=str(study_folder(spec)),
-        precision=resolve_precision(spec, layout),
+        precision=spec.run.precision,
         device=layout.device,
         threads=layout.threads,
         capacity=packing.slots,
@@ -70,8 +76,8 @@ def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Pack
     )
 
 
-def _why_solo(spec: SweepSpec, ground: Ground, layout: Layout) -> str:
-    precision = resolve_precision(spec, layout)
+def _why_solo(spec: SweepSpec, ground: Ground) -> str:
+    precision = spec.run.precision
     if precision == "bf16h":  # there is no other way to train in it
         return ""
     if precision == "bf16":
@@ -88,7 +94,7 @@ def worker_bytes(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packi
         target,
         rank,
         tokens=max(tokens, min(TOKEN_BUDGET[layout.device], together * tokens)),
-        dtype=stored_dtype(resolve_precision(spec, layout)),
+        dtype=stored_dtype(spec.run.precision),
         dropout=highest(ground.space, "dropout"),
         targets=ground.space.targets,
     )

@@ -25,6 +25,7 @@ from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host
 from automl.sweep.layout import Layout, choose_layout
 from automl.sweep.packing import Packing, choose_packing, host_settings, worker_bytes
+from automl.sweep.precision import settle_precision
 from automl.training.bench import HostSettings
 from automl.trial import Measurement, TrialFailure, TrialSpec
 
@@ -151,6 +152,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     """
     ground = prepare(spec, cache)
     layout = choose_layout(spec.run, trials=spec.search.trials)
+    spec = settle_precision(spec, ground, layout)
     packing = choose_packing(spec, ground, layout)
     return Plan(
         study=spec.study,

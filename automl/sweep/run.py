@@ -24,10 +24,11 @@ from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
 from automl.sweep.folders import study_folder
-from automl.sweep.ground import Ground, prepare, resolve_precision
+from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings
+from automl.sweep.precision import settle_precision
 from automl.sweep.record import BASELINE, GROUND, last_event
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import Summary, summarise, write_summary
@@ -99,6 +100,7 @@ class _Sweep:
             ground = prepare(self._spec, self._cache)
             for line in ground.advice:
                 logger.warning(line)
+            self._spec = settle_precision(self._spec, ground, self._layout, last_event(store, GROUND))
             self._record_ground(store, ground)
             study = self._open_study(database, lease, store, ground, run)
             try:
@@ -130,7 +132,7 @@ class _Sweep:
         """Remember model, data and precision at the first run; refuse to mix them with others later."""
         now: dict[str, Any] = {
             **ground.fingerprints,
-            "precision": resolve_precision(self._spec, self._layout),
+            "precision": self._spec.run.precision,
             "model_parameters": ground.backbone.parameters,
             "rows": dict(ground.prepared.rows),
         }

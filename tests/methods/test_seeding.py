@@ -11,6 +11,7 @@ from torch import nn
 from automl.errors import CheckpointError
 from automl.methods.seeding import (
     SeededDropout,
+    dropout_mask,
     dropout_state,
     initialise_adapter,
     initialise_head,
@@ -94,3 +95,20 @@ class TestSeededDropout:
         set_dropout_state(plain, None)
         with pytest.raises(CheckpointError, match="disagree on whether there is dropout"):
             set_dropout_state(plain, stream(1, "x").get_state())
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.05, 0.1, 0.5, 0.9])
+def test_masks_drop_the_share_they_should_and_keep_the_mean(p: float) -> None:
+    mask = dropout_mask((997, 101), p, stream(3, "masks"))
+    kept = mask > 0
+    deviation = (p * (1 - p) / mask.numel()) ** 0.5
+    assert float(kept.float().mean()) == pytest.approx(1 - p, abs=4 * deviation + 2**-15)
+    assert mask[kept].unique().tolist() == pytest.approx([1 / (1 - p)], rel=1e-3)
+    assert torch.equal(mask, dropout_mask((997, 101), p, stream(3, "masks")))
+
+
+def test_masks_of_neighbouring_elements_are_independent() -> None:
+    dropped = (dropout_mask((400_000,), 0.25, stream(4, "masks")) == 0).float()
+    for lag in range(1, 9):
+        together = float((dropped[:-lag] * dropped[lag:]).mean())
+        assert together == pytest.approx(0.25**2, abs=0.002)

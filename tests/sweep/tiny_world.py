@@ -24,7 +24,7 @@ space:
   learning_rate: {{type: float, low: 1.0e-3, high: 1.0e-1, log: true}}
 fixed: {{target: qv, batch_size: 8, max_length: 12}}
 search: {{sampler: random, pruner: {pruner}, trials: {trials}, steps: {steps}, evaluate_every: 5, seed: 3, keep: 2}}
-run: {{executor: {executor}, workers: {workers}, threads: 1{slots}}}
+run: {{executor: {executor}, workers: {workers}, threads: 1, precision: fp32{slots}}}
 """
 
 
