@@ -1,0 +1,129 @@
+"""The winner as ten lines of PEFT that run as they stand, made from the adapter's own files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_FEW = 4  # so many module names are listed as they are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """use: Python that puts the trained adapter on its base model. train: Python that attaches the same LoRA anew.
+
+    training: what the optimizer is to be told, on one line.
+    """
+
+    use: str
+    train: str
+    training: str
+
+
+def recipe(adapter: str | None) -> Recipe | None:
+    """Read the adapter's folder; None if it is not there any more or is not one of ours."""
+    if adapter is None:
+        return None
+    folder = Path(adapter)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
+        auto, base = _base(config, about)
+        return Recipe(
+            use=_use(auto, base, str(folder)),
+            train=_train(auto, base, config),
+            training=_training(about["hyperparameters"], int(about["step"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def module_pattern(names: Sequence[str]) -> str:
+    """A regular expression that matches exactly these dotted module paths, layers written once: `a\\.(?:0|1)\\.b`."""
+    layers: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    plain = []
+    for name in sorted(set(names)):
+        parts = name.split(".")
+        at = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+        if at is None:
+            plain.append(re.escape(name))
+        else:
+            layers[".".join(parts[:at])][".".join(parts[at + 1 :])].append(int(parts[at]))
+    pieces = [piece for prefix, suffixes in layers.items() for piece in _of_prefix(prefix, suffixes)]
+    return "|".join([*plain, *pieces])
+
+
+def _of_prefix(prefix: str, suffixes: Mapping[str, Sequence[int]]) -> list[str]:
+    """One piece for all endings that occur in the same layers."""
+    endings: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for suffix, numbers in suffixes.items():
+        endings[tuple(sorted(numbers))].append(suffix)
+    pieces = []
+    for numbers, ends in endings.items():
+        head = re.escape(f"{prefix}.") if prefix else ""
+        tails = "|".join(re.escape(f".{end}" if end else "") for end in ends)
+        pieces.append(f"{head}(?:{'|'.join(map(str, numbers))})(?:{tails})")
+    return pieces
+
+
+def _base(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[str, str]:
+    """Name of the auto class, and the line that loads the base model."""
+    labels = about.get("labels") or []
+    auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
+    extra = f", num_labels={len(labels)}" if labels else ""
+    return auto, f"base = {auto}.from_pretrained({str(config['base_model_name_or_path'])!r}{extra})"
+
+
+def _use(auto: str, base: str, folder: str) -> str:
+    return f"""\
+from peft import PeftModel
+from transformers import {auto}
+
+{base}
+model = PeftModel.from_pretrained(base, {folder!r})"""
+
+
+def _train(auto: str, base: str, config: Mapping[str, Any]) -> str:
+    arguments = "\n".join(f"    {line}," for line in _arguments(config))
+    return f"""\
+from peft import LoraConfig, get_peft_model
+from transformers import {auto}
+
+{base}
+config = LoraConfig(
+{arguments}
+)
+model = get_peft_model(base, config)"""
+
+
+def _arguments(config: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"task_type={config['task_type']!r}, r={config['r']!r}, lora_alpha={config['lora_alpha']!r}",
+        f"lora_dropout={config['lora_dropout']!r}, use_rslora={bool(config.get('use_rslora'))}",
+        f"target_modules={_targets(config['target_modules'])}",
+    ]
+    for name in ("rank_pattern", "alpha_pattern", "modules_to_save"):
+        if config.get(name):
+            lines.append(f"{name}={config[name]!r}")
+    return lines
+
+
+def _targets(given: str | Sequence[str]) -> str:
+    if isinstance(given, str) or len(given) <= _FEW:
+        return repr(given)
+    pattern = module_pattern(given)
+    return repr(pattern) if '"' in pattern or "\n" in pattern else f'r"{pattern}"'
+
+
+def _training(hyper: Mapping[str, Any], steps: int) -> str:
+    warmup = round(float(hyper["warmup"]) * steps)
+    clip = f"gradient norm at most {hyper['clip']:g}" if hyper["clip"] else "no gradient clipping"
+    return (
+        f"AdamW, learning rate {hyper['learning_rate']:.4g}, weight decay {hyper['weight_decay']:g}, batch size"
+        f" {hyper['batch_size']}, {steps} steps, {hyper['schedule']} schedule with {warmup} steps of warm-up, {clip}"
+    )

@@ -1,0 +1,424 @@
+"""The contents of a report, section by section, for every format. Words and tables; charts are named, not drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from automl.report.answers import Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
+from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
+from automl.report.findings import Evidence, Findings, comparison_text
+from automl.report.frames import StudyFrame, TrialFrame
+from automl.report.recipe import recipe
+from automl.report.wording import (
+    command,
+    configuration,
+    counted,
+    duration,
+    moment,
+    number,
+    percent,
+    score,
+    signed,
+)
+from automl.space.spec import CategoricalParameter, Parameter
+
+_SHOWN = 10
+_ERRORS = 3
+_ERROR_CHARACTERS = 300
+
+
+def sections(frame: StudyFrame, found: Findings) -> tuple[Section, ...]:
+    """All sections that have something to say about this study, in reading order."""
+    made = (Section(id=name, title=title, blocks=tuple(blocks(frame, found))) for name, title, blocks in _SECTIONS)
+    return tuple(section for section in made if section.blocks)
+
+
+def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    verification = frame.verification
+    if verification is None:
+        if frame.best is not None:
+            yield Notice(f"Not verified. Run `{command('verify', frame.study)}`.", "caution")
+            yield Text(
+                "It trains the best configurations, the default one and a smaller one again, with fresh seeds, scores"
+                " them on the test rows that the search never read, and reports paired differences with 95 % intervals."
+            )
+        return
+    if not verification.done:
+        yield Notice(
+            f"Verification {verification.number} began {moment(verification.started_at)} and has no result yet.",
+            "caution",
+        )
+        return
+    if verification.headline:
+        tone = "problem" if found.evidence is Evidence.MAJORITY else "good"
+        yield Notice(verification.headline, "problem" if tone == "problem" else "good")
+    recommended = verification.arm(verification.recommendation)
+    if recommended is not None:
+        yield Text(
+            f"Recommended: {recommended.title} ({configuration(recommended.params)}), the cheapest configuration"
+            " that is not worse than the best."
+        )
+    if verification.comparisons:
+        yield Chart(
+            "verified",
+            "Paired differences on test rows with 95 % intervals; an interval that crosses zero shows no clear"
+            " difference.",
+        )
+        yield Table(
+            ("comparison", "verdict", ">difference", ">95 % interval", ">seeds", ">wins", ">could have seen"),
+            tuple(
+                (
+                    comparison_text(each, verification).split(": ")[0],
+                    each.verdict,
+                    signed(each.difference),
+                    f"{signed(each.low)} to {signed(each.high)}",
+                    str(each.seeds),
+                    "–" if each.wins is None else str(each.wins),
+                    "–" if each.detectable is None else f"±{score(each.detectable)}",
+                )
+                for each in verification.comparisons
+            ),
+            "`could have seen`: the difference that so many seeds would have found in 80 % of such verifications.",
+        )
+    yield Table(
+        ("configuration", f">{verification.metric}", ">s.d.", ">seeds", ">trainable", ">learning rate", "parameters"),
+        tuple(
+            (
+                arm.title,
+                score(arm.mean),
+                score(arm.sd),
+                str(len(arm.scores)),
+                number(arm.trainable_params),
+                number(arm.learning_rate, 3),
+                configuration(arm.params),
+            )
+            for arm in verification.arms
+        ),
+        f"Test rows, {counted(verification.seeds, 'seed')} of {verification.planned_seeds} planned."
+        + (f" Majority class: {score(verification.majority)}." if verification.majority is not None else ""),
+    )
+    if verification.selection_optimism is not None:
+        yield Text(
+            f"Selection optimism: the winner's value on validation rows differs by"
+            f" {signed(verification.selection_optimism)} from its verified score, because it was chosen there."
+        )
+
+
+def _history(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    valued = [trial for trial in frame.trials if trial.value is not None]
+    if not valued:
+        return
+    yield Chart(
+        "history",
+        f"Each trial's {frame.metric} on validation rows; crosses were stopped early and show their last value.",
+    )
+    ranked = [*frame.complete, *sorted((t for t in valued if t not in frame.complete), key=frame.cost)]
+    columns = (">trial", "state", f">{frame.metric}", ">steps", ">trainable", "configuration")
+    rows = tuple(_trial_row(trial) for trial in ranked[:_SHOWN])
+    rest = len(ranked) - len(rows)
+    more = f" {rest:,} more: `{command('trials', frame.study)}`." if rest else ""
+    yield Table(columns, rows, f"The best trials, complete ones first.{more}")
+
+
+def _trial_row(trial: TrialFrame) -> tuple[str, ...]:
+    return (
+        str(trial.number),
+        trial.state.lower(),
+        score(trial.value),
+        number(trial.steps),
+        number(trial.trainable_params),
+        configuration(trial.params),
+    )
+
+
+def _curves(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    if any(len(trial.curve) > 1 for trial in frame.trials):
+        yield Chart("curves", f"The {frame.metric} of every trial on validation rows while it trained.")
+
+
+def _importance(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    importance = frame.parameter_importance
+    if not frame.trials:
+        return
+    if not importance.shares:
+        yield Text(f"No importance is given: {importance.note}.")
+        return
+    yield Chart(
+        "parameter-importance",
+        f"How much each parameter decided about {frame.metric} at step {importance.step}, over the"
+        f" {importance.trials} trials that reached it (stopped ones included). Whiskers: 90 % of"
+        f" {importance.repeats} resampled repeats.",
+    )
+    estimators = list(importance.shares)
+    yield Table(
+        ("parameter", *(f">{name}, 90 % interval" for name in estimators)),
+        tuple(
+            (
+                name,
+                *(
+                    f"{percent(share.mean)} ({percent(share.low)} to {percent(share.high)})"
+                    for share in (importance.shares[estimator][name] for estimator in estimators)
+                ),
+            )
+            for name in importance.shares[estimators[0]]
+        ),
+        "PED-ANOVA: what the best quarter of the trials have in common. fANOVA: share of the variance over the whole"
+        " range. Where intervals overlap, the order is not settled. A parameter's importance depends on its range.",
+    )
+
+
+def _parameters(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    if sum(trial.value is not None for trial in frame.trials) < 2 or not frame.parameters:
+        return
+    yield Chart("parallel", "One line per trial from its parameters to its value.")
+    yield Chart("slices", f"The {frame.metric} over each parameter by itself.")
+
+
+def _rates(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    groups = rates_by_rank(frame)
+    if not groups:
+        return
+    step = frame.parameter_importance.step
+    yield Chart("rate-by-rank", "Filled marks were trained to the end, hollow ones were stopped early.")
+    yield Table(
+        (">rank", ">trials", ">complete", ">best", ">its learning rate", f">leader at step {step}", ">its rate"),
+        tuple(_rate_row(group, step) for group in groups),
+        f"The leader at step {step} counts the trials that were stopped later, too. Single trials of one seed: a rule"
+        " only where neighbouring ranks agree.",
+    )
+
+
+def _rate_row(group: Group, step: int) -> tuple[str, ...]:
+    return (
+        group.label,
+        str(len(group.trials)),
+        str(group.complete),
+        score(group.best.value) if group.best else "–",
+        number(group.best.params["learning_rate"], 3) if group.best else "–",
+        score(value_at(group.early, step)) if group.early else "–",
+        number(group.early.params["learning_rate"], 3) if group.early else "–",
+    )
+
+
+def _targets(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    classes = sizes_by_target(frame)
+    if not classes:
+        return
+    step = frame.parameter_importance.step
+    decided = [size for size in classes if size.decided]
+    yield Chart("targets-by-size", "Filled marks were trained to the end, hollow ones were stopped early.")
+    names = sorted({name for size in classes for name in size.targets})
+    yield Table(
+        (">trainable parameters", *(f">{name}" for name in names)),
+        tuple(
+            (
+                f"{size.low:,} to {size.high - 1:,}",
+                *(_target_cell(size.targets.get(name), step) for name in names),
+            )
+            for size in classes
+        ),
+        f"Best complete value (number of complete trials; all trials), else the best at step {step} in brackets.",
+    )
+    if decided:
+        yield Text(
+            f"{counted(len(decided), 'size')} of {len(classes)} can be compared on complete trials. They are the best"
+            " of unequally many trials, with different learning rates and one seed: a hint, not a proof."
+        )
+    else:
+        yield Text("At no size were two target sets trained to the end, so the search does not answer this question.")
+
+
+def _target_cell(group: Group | None, step: int) -> str:
+    if group is None:
+        return "–"
+    counts = f"({group.complete}; {len(group.trials)})"
+    if group.best is not None:
+        return f"{score(group.best.value)} {counts}"
+    return f"[{score(value_at(group.early, step))}] {counts}" if group.early else f"– {counts}"
+
+
+def _pareto(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    front = pareto(frame)
+    if not front:
+        return
+    yield Chart("pareto", f"Complete trials: {frame.metric} against size. On the line, no smaller adapter is as good.")
+    yield Table(
+        (">trainable", f">{frame.metric}", ">trial", "configuration"),
+        tuple((number(t.trainable_params), score(t.value), str(t.number), configuration(t.params)) for t in front),
+        "Validation rows, one seed per trial: neighbours on the line may differ by luck.",
+    )
+
+
+def _modules(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    shares = sorted(frame.module_importance, key=lambda each: -each.share)
+    if not shares and frame.suggestion is None:
+        return
+    if shares:
+        yield Chart("module-importance", "Share of each adapted module in the importance, mean over trials.")
+        yield Table(
+            ("module", ">share", ">range over trials", ">held-out rise of the loss", ">effective rank"),
+            tuple(
+                (
+                    each.module,
+                    f"{each.share:.1%}",
+                    f"{each.low:.1%} to {each.high:.1%}",
+                    signed(each.held_out),
+                    number(each.effective_rank, 3),
+                )
+                for each in shares[:_SHOWN]
+            ),
+            f"The most important of {len(shares)} modules, over {counted(shares[0].trials, 'trial')}. Importance is a"
+            " diagnosis of the training data: stable from seed to seed, yet no proof that a module deserves more rank.",
+        )
+    yield from _suggestion(frame)
+
+
+def _suggestion(frame: StudyFrame) -> Iterator[Block]:
+    suggestion = frame.suggestion
+    if suggestion is None:
+        return
+    verdict = _suggestion_verdict(frame)
+    if suggestion.ranks:
+        if verdict is None:
+            yield Notice("UNVERIFIED: the ranks below are a hypothesis. Equal ranks may do as well.", "caution")
+        else:
+            yield Notice(f"The suggested ranks were verified: {verdict}.", "good")
+        size = "" if suggestion.used_params is None else f" They take {suggestion.used_params:,} parameters"
+        equal = "" if suggestion.uniform_rank is None else f", as rank {suggestion.uniform_rank} everywhere does"
+        label = "" if verdict else "UNVERIFIED. "
+        yield Chart("suggested-ranks", f"{label}Suggested rank of each module.{size}{equal if size else ''}.".strip())
+    if suggestion.note:
+        yield Text(suggestion.note)
+    if suggestion.ranks:
+        yield Text(f"As a rank_pattern for PEFT, Axolotl or Ludwig: `{command('suggest', frame.study)}`.")
+
+
+def _suggestion_verdict(frame: StudyFrame) -> str | None:
+    verification = frame.verification
+    if verification is None or not verification.done:
+        return None
+    patterned = {arm.name for arm in verification.arms if arm.kind == "suggested"}
+    texts = [comparison_text(each, verification) for each in verification.comparisons if each.arm in patterned]
+    return "; ".join(texts) or None
+
+
+def _spent(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    costs = spending(frame)
+    if not costs.total.trials:
+        return
+    yield Chart("spent", "Optimizer steps by what became of the trials; hatched: what stopping early saved.")
+    names = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "not finished"}
+    rows = [(names[state], cost) for state, cost in costs.by_state.items()]
+    rows += [("all", costs.total), ("saved by stopping early", costs.saved)]
+    yield Table(
+        ("", ">trials", ">steps", ">training time", ">tokens"),
+        tuple(
+            (name, number(cost.trials), number(cost.steps), duration(cost.seconds), number(cost.tokens))
+            for name, cost in rows
+        ),
+        "Training time is summed over workers and leaves evaluation out. Saved time and tokens are estimated from each"
+        " trial's own pace"
+        + ("." if costs.share is None else f"; {percent(costs.share)} of the steps were not needed."),
+    )
+    again = sum(max(0, trial.attempts - 1) for trial in frame.trials)
+    if again:
+        yield Text(f"{counted(again, 'hand-out')} of a trial was repeated after a worker or driver was lost.")
+
+
+def _failures(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    wrong = failures(frame)
+    if not wrong:
+        return
+    remedies = {
+        "diverged": "the loss was not finite: lower the highest learning rate",
+        "oom": "out of memory: smaller batch, rank or `max_length`, or fewer slots",
+        "infeasible": "violates a constraint before training; costs nothing",
+        "error": "an exception in training or data",
+        "host_crash": "killed its worker repeatedly",
+        "lost": "the driver died while choosing parameters",
+        "budget": "the step budget was spent first",
+    }
+    yield Table(
+        ("reason", ">trials", "meaning", "which"),
+        tuple(
+            (
+                reason,
+                str(len(trials)),
+                remedies.get(reason, ""),
+                ", ".join(str(trial.number) for trial in trials[:_SHOWN]) + (" …" if len(trials) > _SHOWN else ""),
+            )
+            for reason, trials in wrong.items()
+        ),
+    )
+    errors = {trial.error.strip(): trial.number for trials in wrong.values() for trial in trials if trial.error.strip()}
+    for text, trial in list(errors.items())[:_ERRORS]:
+        yield Code(text[-_ERROR_CHARACTERS:], "text", f"Trial {trial}")
+
+
+def _reproduce(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    best = frame.best
+    if best is None:
+        return
+    made = recipe(best.adapter)
+    if made is None:
+        yield Text(
+            f"The adapter of trial {best.number} is not at hand here. Where it is kept,"
+            f" `{command('export', frame.study, '--output', 'my-adapter')}` writes it out."
+        )
+        return
+    yield Code(made.use, "python", f"Use the adapter of trial {best.number} as it was trained.")
+    yield Code(made.train, "python", "Train the same configuration again, here or on other data.")
+    yield Text(f"Then: {made.training}. Another seed gives another value; see the verification for how much.")
+
+
+def _provenance(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    ground = frame.ground
+    rows = [
+        ("study", frame.study),
+        ("database", frame.database),
+        ("from", moment(frame.started_at)),
+        ("to", moment(frame.ended_at)),
+        ("runs of the driver", str(frame.runs)),
+        ("objective", f"{frame.direction} {frame.metric} on validation rows"),
+        ("sampler, pruner, seed", f"{frame.sampler}, {frame.pruner}, {frame.seed}"),
+        ("model", f"{frame.model}, {number(ground.get('model_parameters'))} parameters"),
+        ("model fingerprint", str(ground.get("model", "–"))),
+        ("data", frame.data),
+        ("data fingerprint", str(ground.get("data", "–"))),
+        ("rows", ", ".join(f"{count:,} {split}" for split, count in (ground.get("rows") or {}).items()) or "–"),
+        ("precision", str(ground.get("precision", "–"))),
+        *((name, str(value)) for name, value in frame.provenance.items() if value is not None and name != "folder"),
+    ]
+    yield Table(("what", "value"), tuple(rows))
+    yield Table(
+        ("parameter", "searched"),
+        tuple((parameter.name, _range(parameter)) for parameter in frame.parameters),
+        "The space, with automatic ranges filled in.",
+    )
+    yield Code(frame.space_text, "yaml", "The space file, verbatim", folded=True)
+
+
+def _range(parameter: Parameter) -> str:
+    if isinstance(parameter, CategoricalParameter):
+        text = " | ".join(str(choice) for choice in parameter.choices)
+    else:
+        text = f"{parameter.low:g} to {parameter.high:g}" + (", logarithmic" if parameter.log else "")
+    when = parameter.when
+    return text if when is None else f"{text}; if {when.parameter} is {' or '.join(map(str, when.values))}"
+
+
+_SECTIONS: tuple[tuple[str, str, Callable[[StudyFrame, Findings], Iterator[Block]]], ...] = (
+    ("verification", "Is the winner a winner?", _verification),
+    ("history", "What was tried", _history),
+    ("curves", "How the trials learnt", _curves),
+    ("importance", "Which parameters mattered", _importance),
+    ("parameters", "Where the good values lie", _parameters),
+    ("rates", "Which learning rate for which rank", _rates),
+    ("targets", "Target modules at equal size", _targets),
+    ("pareto", "Quality against size", _pareto),
+    ("modules", "Which modules mattered", _modules),
+    ("spent", "What it cost, and what stopping early saved", _spent),
+    ("failures", "What went wrong", _failures),
+    ("reproduce", "The winner in ten lines of PEFT", _reproduce),
+    ("provenance", "Where this comes from", _provenance),
+)
