@@ -155,7 +155,9 @@ class Cohort:
 
     epoch counts the starts of this worker, seq its cohorts since that start. hello marks the first cohort of a start:
     it is empty, and asks for every trial that belongs to the worker. baseline: metrics without any training, sent
-    once per sweep by the first worker. capacity: most trials the worker can hold at once.
+    once per sweep by the first worker. capacity: most trials the worker can hold at once. busy_seconds: spent on
+    training and evaluating since hello; idle_seconds: spent on anything else, waiting for orders above all, while
+    there were trials for it.
     """
 
     worker: int
@@ -166,3 +168,5 @@ class Cohort:
     failures: tuple[TrialFailure, ...] = ()
     baseline: Metrics | None = field(default=None)
     capacity: int = 1
+    busy_seconds: float = 0.0
+    idle_seconds: float = 0.0

@@ -40,6 +40,7 @@ class FormulaHost:
     ) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
+        self.busy_seconds = 0.0
         self._capacity = capacity
         self._step_seconds = step_seconds
         self._faults = dict(faults or {})
@@ -92,6 +93,7 @@ class FormulaHost:
     def _train(self, slot: _Slot) -> Measurement | TrialFailure | None:
         if self._step_seconds:
             time.sleep(self._step_seconds)
+            self.busy_seconds += self._step_seconds
         slot.advance()
         fault = self._faults.get(slot.spec.number)
         if fault is not None and slot.step == fault.step:

@@ -29,11 +29,18 @@ class Host(Protocol):
     def capacity(self) -> int:
         """Most trials that can be resident at once."""
 
+    @property
+    def busy_seconds(self) -> float:
+        """Time it has spent on training and evaluating since it was built, also while nobody waited for it."""
+
     def open(self, spec: TrialSpec) -> Sequence[Measurement]:
         """Start a trial, or continue it from its slot file; returns the measurements the file already holds."""
 
     def advance(self) -> Sequence[Measurement | TrialFailure]:
         """Train until at least one resident trial has something to say. A trial that failed is closed already.
+
+        Called once everything that was said before has been decided: trials that were neither parked nor closed go on.
+        A host may train them on before it is called, but what they do then must not show until it is.
 
         A trial that has returned its last measurement (step == spec.steps) trains no further, but stays open until it
         is closed. Returns nothing at once if no resident trial has steps left.

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from automl.errors import ResourceError
 from automl.trial import Action, Cohort, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
@@ -28,6 +28,15 @@ _DEATHS_UNHEARD = 3
 """Deaths of a worker that never got as far as its first cohort after which the sweep gives up."""
 
 _STOP = Order(kind=OrderKind.STOP)
+
+
+class Occupation(NamedTuple):
+    """One start of a worker: seconds of training and evaluating, and of anything else while there were trials."""
+
+    worker: int
+    epoch: int
+    busy_seconds: float
+    idle_seconds: float
 
 
 class Dispatcher:
@@ -56,6 +65,7 @@ class Dispatcher:
         self._unheard: dict[int, int] = {}
         self._present: set[int] = set()
         self._sending_home = False
+        self._occupation: dict[tuple[int, int], Occupation] = {}
         self._error: Exception | None = None
         self._stopped: str | None = None
         self.baseline: Metrics | None = None
@@ -70,6 +80,11 @@ class Dispatcher:
         """Workers are being sent home and every worker that was heard of has been told, or has died."""
         return (self._sending_home or self._stopped is not None) and not self._present
 
+    @property
+    def occupation(self) -> list[Occupation]:
+        """How the workers' time was spent, one entry for each start of each worker."""
+        return [self._occupation[start] for start in sorted(self._occupation)]
+
     def stop(self, reason: str) -> None:
         """Send every worker home at its next exchange; the first reason stays."""
         if self._stopped is None:
@@ -83,6 +98,9 @@ class Dispatcher:
         if self._is_late(cohort):
             logger.warning("a late cohort of start %d of worker %d was ignored", cohort.epoch, cohort.worker)
             return [_STOP]
+        self._occupation[cohort.worker, cohort.epoch] = Occupation(
+            cohort.worker, cohort.epoch, cohort.busy_seconds, cohort.idle_seconds
+        )
         if self._max_seconds is not None and self._clock() - self._began >= self._max_seconds:
             self.stop("time")
         try:

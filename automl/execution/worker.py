@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from automl.errors import Diverged, OutOfMemory, ResourceError
 from automl.execution.base import Host
@@ -28,12 +29,18 @@ class Worker:
         epoch: int = 1,
         idle_seconds: float = 0.5,
         wait: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._host = host
         self._index = index
         self._epoch = epoch
         self._idle_seconds = idle_seconds
         self._wait = wait
+        self._clock = clock
+        self._began = clock()
+        self._busy_before = host.busy_seconds
+        self._vacant = 0.0  # seconds without any trial, because the driver had none
+        self._vacant_since: float | None = None
         self._seq = -1
         self._residents: set[int] = set()
         self.stopped = False
@@ -41,15 +48,9 @@ class Worker:
     def hello(self) -> Cohort:
         """The first cohort of this start; the first start of worker 0 brings the untrained baseline."""
         first = self._index == 0 and self._epoch == 1
-        self._seq += 1
-        return Cohort(
-            worker=self._index,
-            epoch=self._epoch,
-            seq=self._seq,
-            hello=True,
-            baseline=self._host.baseline() if first else None,
-            capacity=self._host.capacity,
-        )
+        baseline = self._host.baseline() if first else None
+        self._began, self._busy_before = self._clock(), self._host.busy_seconds
+        return self._cohort(hello=True, baseline=baseline)
 
     def step(self, orders: Sequence[Order]) -> Cohort:
         """Obey the orders, then train until there is something to say.
@@ -57,22 +58,36 @@ class Worker:
         What slot files already hold is published before any further step: the driver may want to stop such a trial
         exactly there. Raises what the host raises; such an error is the worker's, not one trial's.
         """
+        self._end_vacancy()
         news = list(self._obey(orders))
         if not news and not self.stopped:
             news = list(self._host.advance())
             if not news:
+                self._vacant_since = self._clock()
                 self._wait(self._idle_seconds)
         failures = tuple(item for item in news if isinstance(item, TrialFailure))
         self._residents -= {failure.trial for failure in failures}
+        measurements = tuple(item for item in news if isinstance(item, Measurement))
+        return self._cohort(measurements=measurements, failures=failures)
+
+    def _cohort(self, **content: Any) -> Cohort:
         self._seq += 1
+        busy = self._host.busy_seconds - self._busy_before
+        elapsed = self._clock() - self._began - self._vacant
         return Cohort(
             worker=self._index,
             epoch=self._epoch,
             seq=self._seq,
-            measurements=tuple(item for item in news if isinstance(item, Measurement)),
-            failures=failures,
             capacity=self._host.capacity,
+            busy_seconds=busy,
+            idle_seconds=max(0.0, elapsed - busy),
+            **content,
         )
+
+    def _end_vacancy(self) -> None:
+        if self._vacant_since is not None:
+            self._vacant += self._clock() - self._vacant_since
+            self._vacant_since = None
 
     def _obey(self, orders: Sequence[Order]) -> Iterator[Measurement | TrialFailure]:
         """Memory is freed before it is taken: what is closed or parked goes first."""

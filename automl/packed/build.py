@@ -62,4 +62,5 @@ def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
         discard=lambda trial: durable.remove_folder(slot_folder(output, trial)),
         export=export,
         majority=settings.prepared.baseline,
+        ahead=True,
     )

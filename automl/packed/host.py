@@ -7,13 +7,19 @@ host: it is given `files` and `export`.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from automl.errors import CheckpointError
+from automl.packed.ahead import TrainingThread
+from automl.packed.member import Member
+from automl.packed.pace import Pace
 from automl.packed.trainer import Event, PackedTrainer
 from automl.training.checkpoint import SlotFolder
-from automl.training.state import SlotRecord
+from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -26,12 +32,22 @@ class _Resident:
     measurements: list[Measurement] = field(default_factory=list)
 
 
+class _Draft(NamedTuple):
+    """Something to say, and the state that goes into the slot file before; None for a trial that has failed."""
+
+    event: Event
+    state: TrainState | None
+
+
 class PackedHost:
     """Trains up to `capacity` trials in lock-step.
 
     files: the slot files of an attempt. discard: deletes those of a trial that this host has never seen. export: writes
     the adapter of a trial that has made its last step durably, and returns its folder; the trial is still in the pack.
-    majority: metrics of the majority class, empty if the data has none.
+    majority: metrics of the majority class, empty if the data has none. ahead: go on training while slot files are
+    written and somebody decides what becomes of the trials, up to the next measurement of any. What a trial has done
+    beyond its slot file is dropped when it is parked or closed, so curves and cohorts are those of a host that waits.
+    Nobody else may touch the trainer then. busy_seconds: spent on training and evaluating.
     """
 
     def __init__(
@@ -43,8 +59,12 @@ class PackedHost:
         discard: Callable[[int], None],
         export: Callable[[TrialSpec, Measurement], str],
         majority: Mapping[str, float],
+        ahead: bool = False,
     ) -> None:
         self.trainer = trainer
+        self.busy_seconds = 0.0
+        self._pace: Pace[Member, Event] = Pace(trainer.members, micro_step=trainer.micro_step, measure=trainer.measured)
+        self._thread = TrainingThread(self._tick) if ahead else None
         self._capacity = capacity
         self._files = files
         self._discard = discard
@@ -75,7 +95,9 @@ class PackedHost:
         except CheckpointError as error:
             self._damaged.append(TrialFailure(trial=spec.number, step=0, reason=StopReason.ERROR, message=str(error)))
             return ()
-        self.trainer.admit(spec, saved.state if saved else None)
+        with self._standstill():
+            self.trainer.admit(spec, saved.state if saved else None)
+            self._pace.join(spec.number)
         resident = self._residents[spec.number] = _Resident(spec, files, list(saved.measurements) if saved else [])
         return tuple(resident.measurements)
 
@@ -90,11 +112,20 @@ class PackedHost:
             for failure in failures:
                 self.close(failure.trial)
             return failures
-        return [self._booked(event) for event in self.trainer.advance()]
+        self._train()
+        news = self._pace.cohort()
+        drafts = [self._drafted(event) for event in news]
+        if self._thread is not None:
+            self._thread.go_on()
+        for draft in drafts:
+            self._write(draft)
+        return [draft.event for draft in drafts]
 
     def park(self, trial: int) -> None:
         """Free the trial's memory; its slot file stays. Unknown trials are ignored."""
-        self.trainer.evict(trial)
+        with self._standstill():
+            self._pace.leave(trial)
+            self.trainer.evict(trial)
         self._residents.pop(trial, None)
         self._damaged = [failure for failure in self._damaged if failure.trial != trial]
 
@@ -115,16 +146,41 @@ class PackedHost:
         """Take every trial off the backbone. Slot files stay."""
         for trial in list(self._residents):
             self.park(trial)
+        if self._thread is not None:
+            self._thread.close()
         self.trainer.close()
 
-    def _booked(self, event: Event) -> Event:
+    def _train(self) -> None:
+        if self._thread is not None:
+            self._thread.finish()
+            return
+        while self._tick():
+            pass
+
+    def _tick(self) -> bool:
+        began = time.perf_counter()
+        try:
+            return self._pace.tick()
+        finally:
+            self.busy_seconds += time.perf_counter() - began
+
+    def _standstill(self) -> AbstractContextManager[None]:
+        """Nobody trains inside the block."""
+        return nullcontext() if self._thread is None else self._thread.halted()
+
+    def _drafted(self, event: Event) -> _Draft:
+        """All that is to be written of an event, while its trial still stands where it was measured."""
         if isinstance(event, TrialFailure):
+            return _Draft(event, None)
+        if event.step >= self._residents[event.trial].spec.steps:
+            event = replace(event, adapter=self._export(self._residents[event.trial].spec, event))
+        return _Draft(event, self.trainer.snapshot(event.trial))
+
+    def _write(self, draft: _Draft) -> None:
+        event = draft.event
+        if draft.state is None or isinstance(event, TrialFailure):
             self.close(event.trial)
-            return event
+            return
         resident = self._residents[event.trial]
-        state = self.trainer.snapshot(event.trial)
-        if event.step >= resident.spec.steps:
-            event = replace(event, adapter=self._export(resident.spec, event))
-        resident.files.save(SlotRecord(state=state, measurements=(*resident.measurements, event)))
+        resident.files.save(SlotRecord(state=draft.state, measurements=(*resident.measurements, event)))
         resident.measurements.append(event)
-        return event

@@ -7,6 +7,7 @@ first; so trials that share a host reach a step close together, and the study ca
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -71,11 +72,15 @@ class _Resident:
 
 
 class SoloHost:
-    """Trains trials with the plain PEFT loop; follows `automl.execution.base.Host`."""
+    """Trains trials with the plain PEFT loop; follows `automl.execution.base.Host`.
+
+    busy_seconds: spent on training, evaluating and writing what came of it.
+    """
 
     def __init__(self, settings: HostSettings, bench: Bench) -> None:
         self.settings = settings
         self.bench = bench
+        self.busy_seconds = 0.0
         self._residents: dict[int, _Resident] = {}
         self._slots: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
 
@@ -110,7 +115,11 @@ class SoloHost:
         ready = [resident for resident in self._residents.values() if not resident.is_finished]
         if not ready:
             return ()
-        return (self._advance(min(ready, key=lambda resident: resident.step)),)
+        began = time.perf_counter()
+        try:
+            return (self._advance(min(ready, key=lambda resident: resident.step)),)
+        finally:
+            self.busy_seconds += time.perf_counter() - began
 
     def park(self, trial: int) -> None:
         """Free the trial's memory; its slot file stays. Unknown trials are ignored."""
