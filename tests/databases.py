@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib.util
 import itertools
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import pytest
 
 from automl.storage.sql import open_database
@@ -37,10 +41,14 @@ def fresh_postgres(*, tables: bool = True) -> str:
 
 
 class PostgresServer:
-    """A server of our own on a Unix socket: scram passwords, no durability, no TCP port. Never runs as root."""
+    """A server of our own, on a Unix socket: scram passwords, no durability. Never runs as root.
 
-    def __init__(self, programs: Path) -> None:
+    exposed: it also listens on a free port of 127.0.0.1, for a proxy in between, and is durable, to be killed.
+    """
+
+    def __init__(self, programs: Path, *, exposed: bool = False) -> None:
         self._programs = programs
+        self.port = free_port() if exposed else None
         self._folder = Path(tempfile.mkdtemp(prefix="automl-pg-", dir="/tmp"))
         password = self._folder / "password"
         password.write_text(_PASSWORD)
@@ -50,13 +58,57 @@ class PostgresServer:
         data = str(self._folder / "data")
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--username=postgres"]
         self._run("initdb", "-D", data, f"--pwfile={password}", *options)
-        settings = f"-c listen_addresses='' -c unix_socket_directories={self._folder} -c fsync=off"
-        self._run("pg_ctl", "start", "-w", "-D", data, "-o", settings, "-l", str(self._folder / "log"))
-        atexit.register(self._stop)
+        listen = f"-c listen_addresses=127.0.0.1 -c port={self.port}" if exposed else "-c listen_addresses=''"
+        durable = "on" if exposed else "off"
+        self._settings = f"{listen} -c unix_socket_directories={self._folder} -c fsync={durable}"
+        self.start()
+        atexit.register(self.end)
 
-    def url(self, database: str) -> str:
-        """URL of one of its databases, password included."""
-        return f"postgresql://postgres:{quote(_PASSWORD, safe='')}@/{database}?host={self._folder}"
+    def start(self) -> None:
+        """Start the server; returns when it answers, after recovery."""
+        arguments = ["-D", str(self._folder / "data"), "-o", self._settings, "-l", str(self._folder / "log")]
+        self._run("pg_ctl", "start", "-w", *arguments)
+
+    def processes(self) -> list[psutil.Process]:
+        """The postmaster, then its children; empty if it does not run."""
+        try:
+            lines = (self._folder / "data" / "postmaster.pid").read_text(encoding="utf-8").split()
+            postmaster = psutil.Process(int(lines[0]))
+            return [postmaster, *postmaster.children()]
+        except (OSError, IndexError, ValueError, psutil.NoSuchProcess):
+            return []
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster, as the kernel does it; its children follow by themselves or are helped."""
+        family = self.processes()
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=30)
+
+    def freeze(self) -> None:
+        """SIGSTOP to every process of the server."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the server go on."""
+        self._signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """Stop it for good and remove its files; harmless if it has gone."""
+        self.thaw()
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self.processes():
+            process.send_signal(number)
+
+    def url(self, database: str, *, port: int | None = None) -> str:
+        """URL of one of its databases, password included; by the given port of 127.0.0.1, or the socket."""
+        if port is not None:
+            return f"postgresql://postgres:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/{database}"
+        socket_port = f"&port={self.port}" if self.port else ""
+        return f"postgresql://postgres:{quote(_PASSWORD, safe='')}@/{database}?host={self._folder}{socket_port}"
 
     @functools.cache  # noqa: B019  # one server lives as long as the test run
     def template(self) -> str:
@@ -70,6 +122,8 @@ class PostgresServer:
         import psycopg
 
         parameters = {"host": str(self._folder), "user": "postgres", "password": _PASSWORD, "dbname": "postgres"}
+        if self.port:
+            parameters["port"] = str(self.port)
         with psycopg.connect(**parameters, autocommit=True) as connection:  # type: ignore[arg-type]
             connection.execute(statement)  # type: ignore[call-overload]
 
@@ -79,23 +133,46 @@ class PostgresServer:
         with (self._folder / "output").open("ab") as output:
             subprocess.run(command, stdout=output, stderr=output, cwd="/", check=True, timeout=60)
 
-    def _stop(self) -> None:
-        self._run("pg_ctl", "stop", "-D", str(self._folder / "data"), "-m", "immediate", "-w")
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+def why_no_postgres() -> str | None:
+    """Why no server can be started here, in one line; None if it can."""
+    if postgres_programs() is None:
+        return "PostgreSQL's initdb and pg_ctl are not installed"
+    if importlib.util.find_spec("psycopg") is None:
+        return "psycopg is not installed"
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        return "the PostgreSQL server refuses to run as root, and there is no setpriv"
+    return None
+
+
+def exposed_server() -> PostgresServer:
+    """A server of its own, to be killed and cut off; skips the test where PostgreSQL is not installed."""
+    if (reason := why_no_postgres()) is not None:
+        pytest.skip(reason)
+    programs = postgres_programs()
+    assert programs is not None
+    return PostgresServer(programs, exposed=True)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @functools.cache
 def _server() -> PostgresServer:
-    programs = _postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    if os.geteuid() == 0 and not shutil.which("setpriv"):
-        pytest.skip("the PostgreSQL server refuses to run as root, and there is no setpriv")
+    if (reason := why_no_postgres()) is not None:
+        pytest.skip(reason)
+    programs = postgres_programs()
+    assert programs is not None
     return PostgresServer(programs)
 
 
-def _postgres_programs() -> Path | None:
+def postgres_programs() -> Path | None:
+    """Folder of initdb and pg_ctl, None if they are not installed."""
     config = shutil.which("pg_config")
     if config is None:
         return None

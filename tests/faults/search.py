@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from automl.lora import Hyperparameters
 from automl.space.assemble import assemble
 from automl.space.spec import FloatParameter, IntParameter, SearchSettings, SearchSpace
@@ -46,14 +48,25 @@ def open_search(
     *,
     space: SearchSpace = SPACE,
     on_event: Callable[[StudyEvent], None] = lambda event: None,
+    ttl_seconds: float = 6.0,
+    grace_seconds: float = 0.0,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> Iterator[Search]:
-    """The study in `folder`/search.db, held by a lease; opened again, it is continued."""
-    with open_database(url(folder), create=True) as database, StudyLease(database, NAME, ttl_seconds=6) as lease:
+    """The study of `url(folder)`, held by a lease; opened again, it is continued."""
+    with (
+        open_database(url(folder), create=True, grace_seconds=grace_seconds) as database,
+        StudyLease(database, NAME, ttl_seconds=ttl_seconds) as lease,
+    ):
         run = lease.take("a formula", "0" * 64, {})
-        store = database.store(NAME, guard=lease.verify)
+
+        def guard(connection: Connection) -> None:
+            lease.verify(connection)
+            before_commit()
+
+        store = database.store(NAME, guard=guard)
         study = Study(
             name=NAME,
-            storage=database.optuna_storage(guard=lease.verify),
+            storage=database.driver_storage(guard),
             store=store,
             space=space,
             settings=settings,
@@ -66,7 +79,9 @@ def open_search(
 
 
 def url(folder: Path) -> str:
-    return f"sqlite:///{folder / 'search.db'}"
+    """The database's URL as `folder`/url has it, else a SQLite file in the folder."""
+    told = folder / "url"
+    return told.read_text(encoding="utf-8") if told.exists() else f"sqlite:///{folder / 'search.db'}"
 
 
 def derive(hyper: Hyperparameters) -> dict[str, float]:
