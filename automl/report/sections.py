@@ -24,6 +24,7 @@ from automl.space.spec import CategoricalParameter, Parameter
 
 _SHOWN = 10
 _ERRORS = 3
+_STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "not finished"}
 _ERROR_CHARACTERS = 300
 
 
@@ -123,7 +124,7 @@ def _history(frame: StudyFrame, found: Findings) -> Iterator[Block]:
 def _trial_row(trial: TrialFrame) -> tuple[str, ...]:
     return (
         str(trial.number),
-        trial.state.lower(),
+        _STATES[str(trial.state)],
         score(trial.value),
         number(trial.steps),
         number(trial.trainable_params),
@@ -307,8 +308,7 @@ def _spent(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     if not costs.total.trials:
         return
     yield Chart("spent", "Optimizer steps by what became of the trials; hatched: what stopping early saved.")
-    names = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "not finished"}
-    rows = [(names[state], cost) for state, cost in costs.by_state.items()]
+    rows = [(_STATES[state], cost) for state, cost in costs.by_state.items()]
     rows += [("all", costs.total), ("saved by stopping early", costs.saved)]
     yield Table(
         ("", ">trials", ">steps", ">training time", ">tokens"),

@@ -1,0 +1,123 @@
+"""Charts about modules (importance and suggested ranks by layer) and about the verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+from automl.report.frames import StudyFrame, VerificationFrame, place_of
+from automl.report.look import (
+    BLACK,
+    GREEN,
+    GREY,
+    SCALE,
+    VERMILLION,
+    escaped,
+    new_figure,
+)
+from automl.report.wording import signed
+
+
+def module_shares(frame: StudyFrame) -> go.Figure | None:
+    """Heat map of the importance of each module: kinds by layer."""
+    shares = {each.module: 100 * each.share for each in frame.module_importance}
+    notes = {
+        each.module: f"{each.share:.1%} of the importance, {each.low:.1%} to {each.high:.1%} over {each.trials} trials"
+        for each in frame.module_importance
+    }
+    return _layers(frame, shares, notes, "share, %", digits=1)
+
+
+def suggested_ranks(frame: StudyFrame) -> go.Figure | None:
+    """Heat map of the ranks that were suggested."""
+    if frame.suggestion is None:
+        return None
+    ranks = {module: float(rank) for module, rank in frame.suggestion.ranks.items()}
+    return _layers(frame, ranks, {module: f"rank {rank:g}" for module, rank in ranks.items()}, "rank", digits=0)
+
+
+def _layers(
+    frame: StudyFrame, values: Mapping[str, float], notes: Mapping[str, str], unit: str, *, digits: int
+) -> go.Figure | None:
+    if not values:
+        return None
+    places = {module: place_of(module) for module in values}
+    kinds = list(dict.fromkeys(kind for _, kind in places.values()))[::-1]
+    layers = sorted({-1 if layer is None else layer for layer, _ in places.values()})
+    cells = [[None] * len(layers) for _ in kinds]
+    texts = [[""] * len(layers) for _ in kinds]
+    hover = [[""] * len(layers) for _ in kinds]
+    grid: list[list[float | None]] = [list(row) for row in cells]
+    for module, (layer, kind) in places.items():
+        row, column = kinds.index(kind), layers.index(-1 if layer is None else layer)
+        grid[row][column] = values[module]
+        texts[row][column] = f"{values[module]:.{digits}f}"
+        hover[row][column] = f"{escaped(module)}<br>{notes[module]}"
+    figure = new_figure(height=130 + 34 * len(kinds))
+    figure.add_trace(
+        go.Heatmap(
+            z=grid,
+            x=["–" if layer < 0 else str(layer) for layer in layers],
+            y=[escaped(_short(kind)) for kind in kinds],
+            text=texts if len(layers) <= 16 else None,
+            texttemplate="%{text}" if len(layers) <= 16 else None,
+            customdata=hover,
+            hovertemplate="%{customdata}<extra></extra>",
+            colorscale=SCALE,
+            xgap=2,
+            ygap=2,
+            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        )
+    )
+    figure.update_xaxes(title_text="layer", type="category", showgrid=False)
+    figure.update_yaxes(showgrid=False)
+    return figure
+
+
+def _short(kind: str) -> str:
+    """The last two parts of a module's name."""
+    return ".".join(kind.split(".")[-2:])
+
+
+def verified(frame: StudyFrame) -> go.Figure | None:
+    """Differences of the verification with their 95 % intervals."""
+    verification = frame.verification
+    if verification is None or not verification.comparisons:
+        return None
+    rows = list(verification.comparisons)[::-1]
+    colours = {"better": GREEN, "worse": VERMILLION}
+    shapes = {"better": "triangle-up", "worse": "triangle-down"}
+    figure = new_figure(height=100 + 48 * len(rows), xaxis_title=f"difference in {escaped(verification.metric)}")
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [each.high - each.difference for each in rows],
+        "arrayminus": [each.difference - each.low for each in rows],
+        "thickness": 2,
+        "color": "#333333",
+    }
+    figure.add_trace(
+        go.Scatter(
+            x=[each.difference for each in rows],
+            y=[_against(verification, each.arm, each.against) for each in rows],
+            error_x=error,
+            mode="markers",
+            showlegend=False,
+            marker={
+                "size": 13,
+                "color": [colours.get(each.verdict, GREY) for each in rows],
+                "symbol": [shapes.get(each.verdict, "circle") for each in rows],
+            },
+            text=[f"{each.verdict}: {signed(each.difference)}" for each in rows],
+            hovertemplate="%{text} [%{customdata}]<extra></extra>",
+            customdata=[f"{signed(each.low)}, {signed(each.high)}" for each in rows],
+        )
+    )
+    figure.add_vline(x=0, line={"color": BLACK, "width": 1, "dash": "dot"})
+    return figure
+
+
+def _against(verification: VerificationFrame, arm: str, against: str) -> str:
+    titles = [found.title if (found := verification.arm(name)) else name for name in (arm, against)]
+    return f"{escaped(titles[0])}<br>against {escaped(titles[1])}"
