@@ -65,7 +65,7 @@ def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Pack
     return HostSettings(
         backbone=ground.backbone,
         task=spec.task,
-        prepared=ground.prepared,
+        prepared=ground.prepared.without_test(),
         targets=ground.space.targets,
         output=str(study_folder(spec)),
         precision=spec.run.precision,

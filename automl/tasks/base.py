@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +37,10 @@ class Prepared:
     labels: tuple[str, ...] = ()
     longest: int = 0  # tokens of the longest row
     baseline: Mapping[str, float] = field(default_factory=dict)
+
+    def without_test(self) -> Prepared:
+        """What a search is given: the same, but asking for the test rows is an error."""
+        return replace(self, rows={split: count for split, count in self.rows.items() if split != "test"})
 
 
 class Head(NamedTuple):

@@ -138,8 +138,10 @@ def prepared_from_json(values: Mapping[str, Any], folder: Path) -> Prepared:
 
 
 def load_rows(prepared: Prepared, split: Split) -> Sequence[Row]:
-    """The rows of one split; raises DataError if they are missing or not as many as were prepared."""
-    expected = prepared.rows[split]
+    """The rows of one split; raises DataError if they are withheld, missing, or not as many as were prepared."""
+    expected = prepared.rows.get(split)
+    if expected is None:
+        raise DataError(f"{prepared.path}: the {split} rows are kept from a search; only a verification reads them")
     if not expected:
         return ()
     folder = prepared.path / split

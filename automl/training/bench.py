@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ class HostSettings:
     targets: the user's target sets. output: folder of the study (slot files, adapters). precision: fp32, bf16 or
     (packed only) bf16h, one for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave
     as it is. capacity: most trials resident at once. packed: they are trained together, not one after the other.
+    judged_on: rows that trials are measured on; a search is never given the test rows.
     """
 
     backbone: BackboneRef
@@ -39,13 +40,15 @@ class HostSettings:
     threads: int | None = None
     capacity: int = 1
     packed: bool = False
+    judged_on: Literal["validation", "test"] = "validation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """The frozen backbone on its device with the data that trials are trained on and judged by.
 
-    evaluation_rows: the fixed part of the validation split that every evaluation uses. evaluation_tokens: of one
+    evaluation_rows: the fixed part of the validation split that every evaluation uses, or in a verification all test
+    rows. evaluation_tokens: of one
     forward pass, padding included. The model carries at most one adapter at a time.
     """
 
@@ -116,6 +119,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def _evaluation_rows(task: Task, settings: HostSettings) -> list[Row]:
-    """The fixed subset of the validation rows, read once: every evaluation goes through all of it."""
+    """The fixed subset of the validation rows, or all test rows, read once: every evaluation goes through all of it."""
+    if settings.judged_on == "test":
+        return list(task.rows(settings.prepared, "test"))
     rows = task.rows(settings.prepared, "validation")
     return [rows[index] for index in evaluation_rows(settings.task.seed, len(rows), settings.task.evaluate_rows)]
