@@ -98,7 +98,7 @@ def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, max_lengt
         version=VERSION,
         columns={**dict.fromkeys(names, True), "labels": False},
         labels=tuple(labels),
-        baseline=_majority([ids[example.label or ""] for example in examples["validation"]]),
+        baseline=majority_scores([ids[example.label or ""] for example in examples["validation"]]),
     )
 
 
@@ -111,7 +111,7 @@ def _has_segments(tokenizer: Any) -> bool:
     return "token_type_ids" in tokenizer.model_input_names and tokenizer.sep_token is not None
 
 
-def _majority(truth: Sequence[int]) -> dict[str, float]:
+def majority_scores(truth: Sequence[int]) -> dict[str, float]:
     """Scores of always saying the most frequent class; the loss is that of always saying the class frequencies."""
     winner = Counter(truth).most_common(1)[0][0]
     return {"loss": metrics.entropy(truth)} | _scores(truth, [winner] * len(truth))
