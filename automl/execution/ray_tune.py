@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.25
 _KEPT = {
     *("AUTOML_CACHE", "AUTOML_RUN_ID", "HF_DATASETS_CACHE", "HF_HOME", "HF_HUB_CACHE", "HOME", "LANG", "LANGUAGE"),
     *("LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER"),
-    "VIRTUAL_ENV",
+    *("RAY_worker_niceness", "VIRTUAL_ENV"),  # Ray starts workers at niceness 15 unless told otherwise
 }
 _KEPT_PREFIXES = (
     "CUDA_",
