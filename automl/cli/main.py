@@ -24,6 +24,7 @@ from automl.cli import (
     inspect,
     plan,
     presets,
+    report,
     schema,
     search,
     status,
@@ -72,7 +73,7 @@ def options(
     console.set_up_logging(debug=debug)
 
 
-for module in (init, presets, validate, plan, search, status, trials, best, export, inspect, db, doctor, schema):
+for module in (init, presets, validate, plan, search, status, trials, best, report, export, inspect, db, doctor, schema):
     module.register(app)
 
 

@@ -64,12 +64,16 @@ def main_comparison(verification: VerificationFrame) -> Comparison | None:
 
 
 def comparison_text(each: Comparison, verification: VerificationFrame) -> str:
-    """`the default: better by +0.031 [+0.012, +0.050] (5 seeds)`, in words that claim no more than the verdict."""
-    arm, against = (_title(verification, name) for name in (each.arm, each.against))
+    """`trial 4 against the default: better, difference +0.031 [+0.012, +0.050] over 5 seeds`."""
     return (
-        f"{arm} against {against}: {each.verdict}, difference {signed(each.difference)}"
+        f"{pair_text(each, verification)}: {each.verdict}, difference {signed(each.difference)}"
         f" [{signed(each.low)}, {signed(each.high)}] over {counted(each.seeds, 'seed')}"
     )
+
+
+def pair_text(each: Comparison, verification: VerificationFrame) -> str:
+    """`trial 4 against the default`."""
+    return f"{verification.called(each.arm)} against {verification.called(each.against)}"
 
 
 def is_running(frame: StudyFrame) -> bool:
@@ -85,15 +89,10 @@ def is_at_baseline(frame: StudyFrame) -> bool:
     return (gain if frame.maximize else -gain) <= 0
 
 
-def _title(verification: VerificationFrame, name: str) -> str:
-    arm = verification.arm(name)
-    return arm.title if arm else name
-
-
 def _evidence(frame: StudyFrame) -> Evidence:
     verification = frame.verification
     if verification is not None and verification.done:
-        return Evidence.MAJORITY if verification.beats_majority is False else Evidence.VERIFIED
+        return Evidence.VERIFIED if verification.beats_majority else Evidence.MAJORITY
     if frame.best is None:
         return Evidence.NOTHING
     return Evidence.NOT_VERIFIED if verification is None else Evidence.VERIFYING
@@ -160,17 +159,20 @@ def _believed(frame: StudyFrame, evidence: Evidence) -> str:
         return "A verification on test rows with fresh seeds has begun and is not finished."
     if evidence is Evidence.MAJORITY:
         return (
-            f"Verified on test rows over {counted(verification.seeds, 'seed')}: no configuration beats the majority"
-            f" class ({verification.metric} {score(verification.majority)})."
+            f"Verified on test rows over {counted(verification.seeds, 'fresh seed')}: {_lowered(verification.headline)}"
         )
     return _verified(verification)
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _verified(verification: VerificationFrame) -> str:
     text = f"Verified on test rows the search never read, over {counted(verification.seeds, 'fresh seed')}"
     recommended = verification.arm(verification.recommendation)
     if recommended is not None:
-        text += f": recommended is {recommended.title} with {verification.metric} {score(recommended.mean)}"
+        text += f": recommended is {recommended.called} with {verification.metric} {score(recommended.mean)}"
     main = main_comparison(verification)
     if main is not None:
         text += f"; {comparison_text(main, verification)}"

@@ -119,5 +119,4 @@ def verified(frame: StudyFrame) -> go.Figure | None:
 
 
 def _against(verification: VerificationFrame, arm: str, against: str) -> str:
-    titles = [found.title if (found := verification.arm(name)) else name for name in (arm, against)]
-    return f"{escaped(titles[0])}<br>against {escaped(titles[1])}"
+    return f"{escaped(verification.called(arm))}<br>against {escaped(verification.called(against))}"

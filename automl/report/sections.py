@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from automl.report.answers import Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
-from automl.report.findings import Evidence, Findings, comparison_text
+from automl.report.findings import Evidence, Findings, comparison_text, pair_text
 from automl.report.frames import StudyFrame, TrialFrame
 from automl.report.recipe import recipe
 from automl.report.wording import (
@@ -50,15 +50,8 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
             "caution",
         )
         return
-    if verification.headline:
-        tone = "problem" if found.evidence is Evidence.MAJORITY else "good"
-        yield Notice(verification.headline, "problem" if tone == "problem" else "good")
-    recommended = verification.arm(verification.recommendation)
-    if recommended is not None:
-        yield Text(
-            f"Recommended: {recommended.title} ({configuration(recommended.params)}), the cheapest configuration"
-            " that is not worse than the best."
-        )
+    yield Notice(verification.headline, "problem" if found.evidence is Evidence.MAJORITY else "good")
+    yield Text(f"Recommended: {verification.advice}.")
     if verification.comparisons:
         yield Chart(
             "verified",
@@ -69,7 +62,7 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
             ("comparison", "verdict", ">difference", ">95 % interval", ">seeds", ">wins", ">could have seen"),
             tuple(
                 (
-                    comparison_text(each, verification).split(": ")[0],
+                    pair_text(each, verification),
                     each.verdict,
                     signed(each.difference),
                     f"{signed(each.low)} to {signed(each.high)}",
@@ -85,7 +78,7 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         ("configuration", f">{verification.metric}", ">s.d.", ">seeds", ">trainable", ">learning rate", "parameters"),
         tuple(
             (
-                arm.title,
+                arm.called,
                 score(arm.mean),
                 score(arm.sd),
                 str(len(arm.scores)),
@@ -98,10 +91,10 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         f"Test rows, {counted(verification.seeds, 'seed')} of {verification.planned_seeds} planned."
         + (f" Majority class: {score(verification.majority)}." if verification.majority is not None else ""),
     )
-    if verification.selection_optimism is not None:
+    if verification.optimism is not None:
         yield Text(
-            f"Selection optimism: the winner's value on validation rows differs by"
-            f" {signed(verification.selection_optimism)} from its verified score, because it was chosen there."
+            f"Selection optimism {signed(verification.optimism)}: by so much the winner's value on validation rows,"
+            " where it was chosen, looked better than its verified score."
         )
 
 
@@ -278,29 +271,36 @@ def _suggestion(frame: StudyFrame) -> Iterator[Block]:
     suggestion = frame.suggestion
     if suggestion is None:
         return
-    verdict = _suggestion_verdict(frame)
     if suggestion.ranks:
-        if verdict is None:
-            yield Notice("UNVERIFIED: the ranks below are a hypothesis. Equal ranks may do as well.", "caution")
-        else:
-            yield Notice(f"The suggested ranks were verified: {verdict}.", "good")
-        size = "" if suggestion.used_params is None else f" They take {suggestion.used_params:,} parameters"
-        equal = "" if suggestion.uniform_rank is None else f", as rank {suggestion.uniform_rank} everywhere does"
-        label = "" if verdict else "UNVERIFIED. "
-        yield Chart("suggested-ranks", f"{label}Suggested rank of each module.{size}{equal if size else ''}.".strip())
+        status = frame.verification.suggestion_status if frame.verification else "not_run"
+        label = "" if status in _SUGGESTION else "UNVERIFIED. "
+        yield _SUGGESTION.get(
+            status, Notice("UNVERIFIED: the ranks below are a hypothesis. Even ranks may do as well.", "caution")
+        )
+        size = "" if suggestion.used_params is None else f"; they take {suggestion.used_params:,} parameters"
+        even = "" if suggestion.uniform_rank is None else f" (rank {suggestion.uniform_rank} everywhere is the rival)"
+        yield Chart("suggested-ranks", f"{label}Suggested rank of each module{size}{even}.")
+        yield from _verdicts(frame)
     if suggestion.note:
         yield Text(suggestion.note)
     if suggestion.ranks:
         yield Text(f"As a rank_pattern for PEFT, Axolotl or Ludwig: `{command('suggest', frame.study)}`.")
 
 
-def _suggestion_verdict(frame: StudyFrame) -> str | None:
+def _verdicts(frame: StudyFrame) -> Iterator[Block]:
     verification = frame.verification
-    if verification is None or not verification.done:
-        return None
-    patterned = {arm.name for arm in verification.arms if arm.kind == "suggested"}
-    texts = [comparison_text(each, verification) for each in verification.comparisons if each.arm in patterned]
-    return "; ".join(texts) or None
+    if verification is not None:
+        for each in verification.comparisons:
+            arm = verification.arm(each.arm)
+            if arm is not None and arm.kind == "suggested":
+                yield Text(f"{comparison_text(each, verification).capitalize()}.")
+
+
+_SUGGESTION = {
+    "passed": Notice("Verified: better than even and than random ranks of the same size.", "good"),
+    "no_gain": Notice("Verified: no measurable gain over even ranks of the same size. Even ranks will do.", "caution"),
+    "worse": Notice("Verified: worse than even ranks of the same size. Do not use these ranks.", "problem"),
+}
 
 
 def _spent(frame: StudyFrame, found: Findings) -> Iterator[Block]:

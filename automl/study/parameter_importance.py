@@ -72,6 +72,7 @@ def parameter_importance(
     Pruned trials count: trials are compared at the last step that at least half of those with any value (and ten) have
     reached, since values of different steps do not compare. Objectives after the first are ignored.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # each repeat is a study of its own in memory
     study = optuna.load_study(study_name=study_name, storage=storage)
     maximize = study.directions[0] is StudyDirection.MAXIMIZE
     step, samples = _at_a_common_step(study.get_trials(deepcopy=False))

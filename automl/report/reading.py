@@ -1,0 +1,171 @@
+"""Reads a study from the database into a frame: the one place where a report meets SQL."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from automl.metric import METRICS
+from automl.report.frames import (
+    Arm,
+    Comparison,
+    ModuleShare,
+    Point,
+    RankSuggestion,
+    StudyFrame,
+    TrialFrame,
+    VerificationFrame,
+    place_of,
+)
+from automl.space.spec import SearchSpace, SweepSpec
+from automl.storage.base import ResultStore
+from automl.storage.sql import Database
+from automl.storage.verification import latest
+from automl.study.parameter_importance import parameter_importance
+from automl.study.queries import TrialRow, list_trials
+from automl.trial import Measurement, ModuleImportance
+
+
+def read_frame(
+    database: Database, spec: SweepSpec, space: SearchSpace, *, suggestion: RankSuggestion | None = None
+) -> StudyFrame:
+    """Read a study, in whatever state it is. space: with automatic ranges filled in. Raises StudyNotFoundError."""
+    store = database.store(spec.study)
+    sweep = store.sweep()
+    events = store.events()
+    ground = _last(events, "ground")
+    baseline = _last(events, "baseline").get(spec.task.metric)
+    storage = database.optuna_storage()
+    attempts = store.attempts()
+    return StudyFrame(
+        study=spec.study,
+        metric=spec.task.metric,
+        direction=METRICS[spec.task.metric].direction,
+        model=_location(spec.model.location, spec.model.path),
+        task=spec.task.type,
+        data=_location(spec.task.data.location, spec.task.data.path) or ", ".join(spec.task.data.files.values()),
+        planned_trials=spec.search.trials,
+        planned_steps=spec.search.steps,
+        sampler=spec.search.sampler,
+        pruner=spec.search.pruner,
+        seed=spec.search.seed,
+        parameters=space.parameters,
+        trials=_trials(list_trials(storage, spec.study, store), store, spec.task.metric),
+        baseline=None if baseline is None else float(baseline),
+        ground=ground,
+        provenance=sweep.provenance,
+        space_text=sweep.space_text,
+        database=database.url,
+        runs=sweep.runs,
+        started_at=min((each.started_at for each in attempts if each.started_at), default=None),
+        ended_at=max((each.ended_at for each in attempts if each.ended_at), default=None),
+        parameter_importance=parameter_importance(storage, spec.study),
+        module_importance=shares_of_modules(database.importances(spec.study)),
+        verification=_verification(database, spec.study),
+        suggestion=suggestion,
+    )
+
+
+def shares_of_modules(trials: Mapping[int, Sequence[ModuleImportance]]) -> tuple[ModuleShare, ...]:
+    """Each module's share of the importance within a trial, averaged over the trials that adapted the same modules.
+
+    Only the set of modules that most trials share is used (the larger one of equals), and only trials at least half
+    done: shares over different sets, or of a trial that has learnt nothing yet, do not compare.
+    """
+    done = {number: group for number, group in trials.items() if group[0].fraction_done >= 0.5} or trials
+    sets = Counter(frozenset(row.module for row in group) for group in done.values())
+    if not sets:
+        return ()
+    common = max(sets, key=lambda names: (sets[names], len(names)))
+    found: dict[str, list[tuple[float, ModuleImportance]]] = defaultdict(list)
+    for group in done.values():
+        total = sum(row.sensitivity for row in group)
+        if {row.module for row in group} == common and total > 0:
+            for row in group:
+                found[row.module].append((row.sensitivity / total, row))
+    return tuple(_module(name, seen) for name, seen in found.items())
+
+
+def _module(name: str, seen: Sequence[tuple[float, ModuleImportance]]) -> ModuleShare:
+    layer, kind = place_of(name)
+    shares = [share for share, _ in seen]
+    held_out = [row.held_out for _, row in seen if row.held_out is not None]
+    return ModuleShare(
+        module=name,
+        layer=layer,
+        kind=kind,
+        share=sum(shares) / len(shares),
+        low=min(shares),
+        high=max(shares),
+        held_out=sum(held_out) / len(held_out) if held_out else None,
+        effective_rank=sum(row.effective_rank for _, row in seen) / len(seen),
+        trials=len(seen),
+    )
+
+
+def _trials(rows: Iterable[TrialRow], store: ResultStore, metric: str) -> tuple[TrialFrame, ...]:
+    measured: dict[int, list[Measurement]] = defaultdict(list)
+    for measurement in store.measurements():
+        measured[measurement.trial].append(measurement)
+    handed = Counter(attempt.trial for attempt in store.attempts())
+    return tuple(_trial(row, measured[row.number], handed[row.number], metric) for row in rows)
+
+
+def _trial(row: TrialRow, measured: Sequence[Measurement], attempts: int, metric: str) -> TrialFrame:
+    curve = tuple(Point(each.step, each.metrics[metric]) for each in measured if metric in each.metrics)
+    return TrialFrame(
+        number=row.number,
+        state=row.state,
+        value=row.value if row.value is not None else curve[-1].value if curve else None,
+        params=row.params,
+        steps=row.steps,
+        seconds=row.seconds,
+        tokens=measured[-1].tokens if measured else 0,
+        trainable_params=row.trainable_params,
+        stop_reason=row.stop_reason,
+        error=row.error,
+        adapter=row.adapter,
+        attempts=attempts,
+        curve=curve,
+    )
+
+
+def _verification(database: Database, study: str) -> VerificationFrame | None:
+    row = latest(database, study, done=True) or latest(database, study)
+    if row is None:
+        return None
+    if row.result is None:
+        return VerificationFrame(number=row.number, done=False, started_at=row.started_at)
+    result = row.result
+    return VerificationFrame(
+        number=row.number,
+        done=True,
+        started_at=row.started_at,
+        metric=result["metric"]["name"],
+        majority=result["majority"],
+        beats_majority=result["beats_majority"],
+        headline=result["headline"],
+        seeds=len(result["seeds"]),
+        planned_seeds=result["planned_seeds"],
+        arms=tuple(_arm(arm) for arm in result["arms"]),
+        comparisons=tuple(Comparison(**each) for each in result["comparisons"]),
+        optimism=(result["selection_optimism"] or {}).get("optimism"),
+        recommendation=result["recommendation"]["arm"] or "",
+        advice=result["recommendation"]["text"],
+        suggestion_status=result["suggestion"]["status"],
+    )
+
+
+def _arm(arm: Mapping[str, Any]) -> Arm:
+    known = {name: arm[name] for name in Arm.__slots__ if name != "scores"}
+    return Arm(**known, scores=tuple(arm["scores"].values()))
+
+
+def _last(events: Sequence[tuple[datetime, str, Mapping[str, Any]]], kind: str) -> Mapping[str, Any]:
+    return next((detail for _, event, detail in reversed(events) if event == kind), {})
+
+
+def _location(location: str, path: str) -> str:
+    return f"{location}/{path}" if location and path else location or path
