@@ -59,6 +59,7 @@ def _show(summary: Summary, space: Path) -> None:
     if summary.best is not None:
         console.result(f"adapter:  {summary.best.adapter}")
     console.result(f"summary:  {Path(summary.folder) / SUMMARY_MARKDOWN}")
+    console.result(f"report:   {Path(summary.folder) / 'report.html'}")
     console.result("next:")
     console.result(f"  automl trials {space}")
     console.result(f"  automl export {space} --output my-adapter")
