@@ -28,11 +28,13 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     literal,
+    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from automl.storage.base import AttemptState
+from automl.storage.jobs import FiringState, SubmissionState
 from automl.trial import StopReason
 
 _NAMING = {
@@ -240,4 +242,100 @@ verification_scores = Table(
         ["automl_verifications.study_name", "automl_verifications.number"],
         ondelete="CASCADE",
     ),
+)
+
+schedules = Table(
+    "automl_schedules",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("cron", String(_STUDY), nullable=False),
+    Column("timezone", String(64), nullable=False),
+    Column("space_text", Text, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("overlap", String(16), nullable=False),
+    Column("catch_up_seconds", Float(53)),
+    Column("deadline_seconds", Float(53)),
+    Column("options", JSON, nullable=False),
+    Column("fired_until", UtcDateTime, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    CheckConstraint("state IN ('ACTIVE', 'PAUSED')", name="state"),
+    CheckConstraint("overlap IN ('skip', 'queue')", name="overlap"),
+    CheckConstraint("catch_up_seconds IS NULL OR catch_up_seconds >= 0", name="catch_up_seconds"),
+    CheckConstraint("deadline_seconds IS NULL OR deadline_seconds > 0", name="deadline_seconds"),
+)
+
+firings = Table(
+    "automl_firings",
+    metadata,
+    Column("schedule", String(100), primary_key=True),
+    Column("slot", UtcDateTime, primary_key=True),
+    Column("cause", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("study_name", String(_STUDY)),
+    Column("attempts", Integer, nullable=False),
+    Column("owner", String(_STUDY)),
+    Column("owner_process", String(_STUDY)),
+    Column("lease_until", UtcDateTime),
+    Column("not_before", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("exit_code", Integer),
+    Column("value", Float(53)),
+    Column("comparison", JSON(none_as_null=True)),
+    Column("message", Text, nullable=False),
+    CheckConstraint("cause IN ('cron', 'hand')", name="cause"),
+    CheckConstraint(f"state IN ({_listed(FiringState)})", name="state"),
+    CheckConstraint("attempts >= 0", name="attempts"),
+    CheckConstraint("(state = 'RUNNING') = (owner IS NOT NULL)", name="owner"),
+    CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
+    CheckConstraint("(state IN ('QUEUED', 'RUNNING')) = (ended_at IS NULL)", name="ended"),
+    CheckConstraint(f"value IS NULL OR value {_FINITE}", name="value"),
+    # Never two nights of a schedule at once, whatever several schedulers believe.
+    Index(
+        "ix_automl_firings_running",
+        "schedule",
+        unique=True,
+        sqlite_where=text("state = 'RUNNING'"),
+        postgresql_where=text("state = 'RUNNING'"),
+    ),
+)
+
+submissions = Table(
+    "automl_submissions",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("study_name", String(_STUDY), nullable=False),
+    Column("space_text", Text, nullable=False),
+    Column("submitted_at", UtcDateTime, nullable=False),
+    Column("submitted_by", String(_STUDY), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("owner", String(_STUDY)),
+    Column("owner_process", String(_STUDY)),
+    Column("lease_until", UtcDateTime),
+    Column("not_before", UtcDateTime),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("exit_code", Integer),
+    Column("message", Text, nullable=False),
+    CheckConstraint(f"state IN ({_listed(SubmissionState)})", name="state"),
+    CheckConstraint("attempts >= 0", name="attempts"),
+    CheckConstraint("(state = 'RUNNING') = (owner IS NOT NULL)", name="owner"),
+    CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
+    CheckConstraint("(state IN ('QUEUED', 'RUNNING')) = (ended_at IS NULL)", name="ended"),
+    Index("ix_automl_submissions_state", "state"),
+)
+
+schedulers = Table(
+    "automl_schedulers",
+    metadata,
+    Column("owner", String(_STUDY), primary_key=True),
+    Column("owner_process", String(_STUDY), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("running", JSON, nullable=False),
 )
