@@ -27,7 +27,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from automl.errors import InterruptedSearch, LeaseLostError, SpaceChangedError, StorageError, StudyBusyError
+from automl.errors import (
+    InterruptedSearch,
+    LeaseLostError,
+    ResourceError,
+    SpaceChangedError,
+    StorageError,
+    StudyBusyError,
+)
 from automl.storage.abandoned import close_abandoned
 from automl.storage.connect import WRITES, make_engine, storage_errors
 from automl.storage.process import is_alive, process_identity
@@ -80,7 +87,7 @@ class StudyLease:
         self._thread.join(self._ttl)
         try:
             self._database.patience.call(self._release)
-        except (StorageError, InterruptedSearch) as error:
+        except (StorageError, ResourceError, InterruptedSearch) as error:
             logger.warning("study %r: lease not given back, it expires in %.0f s: %s", self.study, self._ttl, error)
 
     def take(

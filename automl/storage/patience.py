@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from automl.errors import InterruptedSearch, StorageError
+from automl.errors import InterruptedSearch, ResourceError, StorageError
 from automl.storage.url import mask_url, redact
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class Patience:
     def call(self, work: Callable[[], T], before_repeating: Callable[[], None] = lambda: None) -> T:
         """Do the work, again and again while the database is away. Its other errors pass through.
 
-        Raises StorageError when the database has been away for too long, InterruptedSearch when interrupted meanwhile.
+        Raises StorageError when the database has been away for too long (ResourceError when its disk was full),
+        InterruptedSearch when interrupted meanwhile.
         """
         if not self.seconds:
             return work()
@@ -94,7 +95,8 @@ class Patience:
         away = self._clock() - self._away_since
         if away >= self.seconds:
             hint = "nothing is lost, the same command continues"
-            raise StorageError(f"{mask_url(self._address)}: away for {away:.0f} s: {shown}; {hint}") from error
+            kind = ResourceError if any(map(_is_full, _database_errors(error))) else StorageError
+            raise kind(f"{mask_url(self._address)}: away for {away:.0f} s: {shown}; {hint}") from error
 
     def _succeeded(self) -> None:
         if self._away_since is not None:
@@ -134,6 +136,11 @@ def _database_errors(error: BaseException) -> Iterator[DBAPIError]:
         if isinstance(cause, DBAPIError):
             yield cause
         cause = cause.__cause__
+
+
+def _is_full(error: DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code == sqlite3.SQLITE_FULL or getattr(error.orig, "sqlstate", None) == "53100"
 
 
 def _is_away(error: DBAPIError) -> bool:

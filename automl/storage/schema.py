@@ -125,7 +125,7 @@ def upgrade_database(url: URL) -> Upgrade:
     if not before.revision or not before.optuna_revision:
         raise StorageError(f"{before.url}: has no tables of automl; create them with `automl db init`")
     _refuse_newer(before)
-    _refuse_driven(url)
+    refuse_driven(url)
     backup = _backup(sqlite_path(url)) if is_sqlite(url) else None
     _upgrade(url)
     return Upgrade(before, database_status(url), backup)
@@ -216,7 +216,15 @@ def _refuse_newer(status: DatabaseStatus) -> None:
         raise StorageError(f"{status.url}: {message}; update automl")
 
 
-def _refuse_driven(url: URL) -> None:
+def has_tables(url: URL) -> bool:
+    """Whether there is any table, of whichever program. Raises StorageError if the database cannot be reached."""
+    return bool(_read_schema(url).tables)
+
+
+def refuse_driven(url: URL) -> None:
+    """Raise StorageError if the lease of a study is valid."""
+    if sweeps.name not in _read_schema(url).tables:
+        return
     engine = make_engine(url, read_only=True, pooled=False)
     with storage_errors(url, "read the leases"), engine.connect() as connection:
         query = select(sweeps.c.study_name, sweeps.c.owner).where(sweeps.c.lease_until > Now())

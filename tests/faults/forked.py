@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ _context.set_forkserver_preload(
     ["tests.faults.drive", "automl.execution.inline", "automl.storage.optuna_storage", "automl.storage.optuna_patience"]
 )
 
-_LOG = "driver.log"
+_serial = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +36,9 @@ class ForkedDriver:
     """One run of the study in a folder, inline, in a process of its own."""
 
     def __init__(self, folder: Path, options: Options) -> None:
-        self.folder = folder
-        (folder / _LOG).unlink(missing_ok=True)
+        self._log = folder / f"driver-{next(_serial)}.log"
         self.began = time.monotonic()
-        self.process: ForkServerProcess = _context.Process(target=_run, args=(folder, options), daemon=True)
+        self.process: ForkServerProcess = _context.Process(target=_run, args=(folder, self._log, options), daemon=True)
         self.process.start()
 
     @property
@@ -49,8 +49,7 @@ class ForkedDriver:
     @property
     def log(self) -> str:
         """What it has written: "driving" once the study is open, the error's line at the end."""
-        path = self.folder / _LOG
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
 
     @property
     def alive(self) -> bool:
@@ -82,9 +81,9 @@ class ForkedDriver:
         return self.process.exitcode
 
 
-def _run(folder: Path, options: Options) -> None:
+def _run(folder: Path, log: Path, options: Options) -> None:
     os.setsid()
-    descriptor = os.open(folder / _LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)

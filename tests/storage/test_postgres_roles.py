@@ -1,0 +1,90 @@
+"""Each role can do its work and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from databases import fresh_postgres
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sweeps import STUDY, finished_sweep
+
+from automl.errors import StorageError
+from automl.storage.invariants import check
+from automl.storage.roles import OWNER, READER, ROLES, WRITER, apply_roles, role_statements
+from automl.storage.sql import open_database
+
+pytestmark = pytest.mark.postgres
+
+PASSWORDS = {OWNER: "own'er", WRITER: "wri%ter", READER: "rea der"}
+
+
+def url_as(role: str, address: str) -> str:
+    url = make_url(address).set(username=role, password=PASSWORDS[role])
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=[False, True], ids=["made before the tables", "made after the tables"])
+def address(request: pytest.FixtureRequest) -> str:
+    """A database with the three roles, whose tables the owner has created or taken over."""
+    address = fresh_postgres(tables=request.param)
+    assert apply_roles(address, PASSWORDS) == list(ROLES)
+    apply_roles(address, {})
+    open_database(url_as(OWNER, address), create=True).close()
+    return address
+
+
+def test_the_writer_runs_a_sweep_and_changes_no_table(address: str, tmp_path: Path) -> None:
+    with open_database(url_as(WRITER, address), create=True) as database:
+        finished_sweep(database, tmp_path)
+        assert check(database, STUDY, finished=True) == []
+        for statement in ("CREATE TABLE mine (x int)", "DROP TABLE automl_events", "ALTER TABLE trials ADD x int"):
+            with (
+                pytest.raises(StorageError, match="permission denied|must be owner"),
+                database.writing("try") as writer,
+            ):
+                writer.execute(text(statement))
+
+
+def test_the_reader_reads_everything_and_writes_nothing(address: str, tmp_path: Path) -> None:
+    with open_database(url_as(OWNER, address), create=False) as database:
+        finished_sweep(database, tmp_path)
+    with open_database(url_as(READER, address), create=False, read_only=True) as database:
+        assert check(database, STUDY, finished=True) == []
+        assert len(database.optuna_storage().get_all_trials(1)) == 5
+        with database.reading("look") as connection:
+            assert connection.execute(text("SELECT COUNT(*) FROM automl_leaderboard")).scalar() == 5
+            assert connection.execute(text("SHOW statement_timeout")).scalar() == "15s"
+    # Not even on a connection that asks for a transaction that writes.
+    with (
+        open_database(url_as(READER, address), create=False) as database,
+        database.reading("try") as connection,
+        pytest.raises(Exception, match="permission denied"),
+    ):
+        connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"))
+        connection.rollback()
+        connection.execute(text("DELETE FROM automl_events"))
+
+
+def test_strangers_cannot_connect(address: str) -> None:
+    with open_database(address, create=False) as admin, admin.writing("make a stranger") as connection:
+        connection.execute(text("DROP ROLE IF EXISTS stranger"))
+        connection.execute(text("CREATE ROLE stranger LOGIN PASSWORD 'x'"))
+    url = make_url(address).set(username="stranger", password="x").render_as_string(hide_password=False)
+    with pytest.raises(StorageError, match="permission denied for database"):
+        open_database(url, create=False)
+
+
+def test_the_printed_statements_hold_no_password_and_can_be_repeated() -> None:
+    address = fresh_postgres()
+    statements = role_statements(address)
+    assert not any("password" in statement.lower() for statement in statements)
+    with open_database(address, create=False) as database, database.writing("apply") as connection:
+        for statement in 2 * statements:
+            connection.execute(text(statement.replace(":", r"\:")))
+
+
+def test_sqlite_has_no_roles() -> None:
+    with pytest.raises(StorageError, match="SQLite has no roles"):
+        role_statements("sqlite:///automl.db")
