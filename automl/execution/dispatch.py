@@ -167,7 +167,8 @@ class Dispatcher:
         if cohort.baseline is not None:
             self.baseline = cohort.baseline
         if worker is None:
-            logger.info("worker %d is ready after %.0f s", index, self._clock() - self._began)
+            waited = self._clock() - self._began
+            logger.info("worker %d is ready after %.0f s, with room for %d trials", index, waited, cohort.capacity)
             worker = self._workers[index] = _Worker(index=index, epoch=cohort.epoch, capacity=cohort.capacity)
             return list(self._occupy(worker))
         worker.epoch = cohort.epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from automl.packed.workload import Workload
 from automl.training.adapter import adapter_draft, adapter_folder, adapter_meta
 from automl.training.bench import Bench, HostSettings, load_bench
 from automl.training.checkpoint import slot_files, slot_folder
+from automl.training.finalists import Finalists
 from automl.trial import Measurement, TrialSpec
 
 PACKABLE = frozenset({"lora"})
@@ -45,7 +47,7 @@ def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
         tokenizer=bench.tokenizer,
         evaluation_tokens=bench.evaluation_tokens,
     )
-    trainer = PackedTrainer(bench.model, workload, targets=bench.targets, precision=bench.precision)
+    trainer = PackedTrainer(bench.model, workload, targets=bench.targets, precision=bench.precision, importance=bench.importance)
     output = Path(settings.output).absolute()
 
     def export(spec: TrialSpec, measurement: Measurement) -> str:
@@ -57,10 +59,26 @@ def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
 
     return PackedHost(
         trainer,
-        capacity=settings.capacity,
+        capacity=_capacity(settings, trainer),
         files=lambda spec: slot_files(settings, spec),
         discard=lambda trial: durable.remove_folder(slot_folder(output, trial)),
         export=export,
         majority=settings.prepared.baseline,
+        is_finalist=Finalists(settings.task.metric).admit,
         ahead=True,
     )
+
+
+def _capacity(settings: HostSettings, trainer: PackedTrainer) -> int:
+    """As many trials as the driver wants here, or as the memory left by the backbone has room for.
+
+    A CPU worker counts on its part of what is free on its machine: as many workers may be there as there are, or as
+    the CPUs suffice for.
+    """
+    if settings.largest is None:
+        return settings.capacity
+    share = 1.0
+    if trainer.device.type == "cpu":
+        cpus = os.cpu_count() or 1
+        share = max(1 / settings.workers, min(1.0, (settings.threads or cpus) / cpus))
+    return min(settings.capacity, trainer.capacity(settings.largest, tokens=settings.tokens, share=share))

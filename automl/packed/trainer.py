@@ -325,14 +325,17 @@ class PackedTrainer:
         logger.info("trial %d failed at step %d: %s", member.number, member.step, reason)
         return TrialFailure(trial=member.number, step=member.step, reason=reason, message=message)
 
-    def capacity(self, largest: Hyperparameters, *, tokens: int) -> int:
-        """How many trials like this one fit into the memory that is free now; tokens: of one micro-batch of theirs."""
+    def capacity(self, largest: Hyperparameters, *, tokens: int, share: float = 1.0) -> int:
+        """How many trials like this one fit into the memory that is free now; tokens: of one micro-batch of theirs.
+
+        share: of that memory, if others take from it too.
+        """
         return capacity(
             self.model,
             largest,
             tokens=tokens,
             token_budget=self.token_budget,
-            available=available_bytes(self.device),
+            available=int(share * available_bytes(self.device)),
             targets=self._targets,
         )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from automl.errors import ResourceError
 from automl.space.spec import RunSettings
@@ -14,32 +16,58 @@ _MOST_CPU_WORKERS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """workers x threads on a device ("cpu" or "cuda"); with CUDA every worker owns one GPU."""
+    """workers x threads on a device ("cpu" or "cuda"); with CUDA every worker owns one GPU.
+
+    cores: usable on the machine of the driver. rates: products per second by "workers x threads", where that was
+    measured.
+    """
 
     workers: int
     threads: int
     device: str
+    cores: int = 1
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gpus_per_worker(self) -> int:
         """GPUs each worker reserves."""
         return int(self.device == "cuda")
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
 
-def choose_layout(run: RunSettings, *, trials: int) -> Layout:
+
+def choose_layout(run: RunSettings, *, trials: int, recorded: Mapping[str, Any] | None = None) -> Layout:
     """Workers, threads and device for this machine; what `run:` fixes is kept.
 
-    On CPUs: one worker per core up to four, the cores shared out among them, since LoRA batches are too small to keep
-    many threads of one process busy. On GPUs: one worker per device. Raises ResourceError if a GPU is asked for and
-    there is none.
+    On GPUs: one worker per device. On CPUs: at most four workers, as many as a short measurement of the frozen products
+    speaks for, with the cores shared out among them. recorded: the layout of an earlier run of the study as `as_dict`
+    gave it; it is kept on a machine with as many cores, since the rounding of a sum may depend on the number of
+    threads. A curve depends on nothing else here; which trials run at the same time, and so what a sampler knows,
+    depends on the number of workers. Raises ResourceError if a GPU is asked for and there is none.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = 0 if run.device == "cpu" else gpu_count()
     if run.device == "cuda" and not gpus:
         raise ResourceError("run.device: cuda was asked for, but this machine shows no CUDA device; use auto or cpu")
-    most = 1 if run.executor == "inline" else gpus or min(cores, _MOST_CPU_WORKERS)
-    workers = min(run.workers or most, trials)
-    return Layout(workers=workers, threads=run.threads or max(1, cores // workers), device="cuda" if gpus else "cpu")
+    most = min(trials, 1 if run.executor == "inline" else gpus or min(cores, _MOST_CPU_WORKERS))
+    if gpus or most == 1 or run.workers or run.threads:
+        workers = min(run.workers or most, trials)
+        threads = run.threads or max(1, cores // workers)
+        return Layout(workers=workers, threads=threads, device="cuda" if gpus else "cpu", cores=cores)
+    if recorded and (recorded["device"], recorded["cores"]) == ("cpu", cores) and recorded["workers"] <= most:
+        return Layout(**recorded)
+    return _measured(cores, most)
+
+
+def _measured(cores: int, most: int) -> Layout:
+    from automl.sweep import split
+
+    rates = split.measure(split.splits(cores, most))
+    workers, threads = split.choose(rates)
+    readable = {f"{count} x {each}": round(rate, 1) for (count, each), rate in rates.items()}
+    return Layout(workers=workers, threads=threads, device="cpu", cores=cores, rates=readable)
 
 
 def gpu_count() -> int:

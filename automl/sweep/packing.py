@@ -9,6 +9,7 @@ import torch
 
 from automl.lora import Hyperparameters
 from automl.models.memory import estimate_bytes
+from automl.packed.kernels import choose_kernel
 from automl.packed.memory import available_bytes, capacity
 from automl.packed.trainer import TOKEN_BUDGET
 from automl.space.spec import SweepSpec
@@ -73,7 +74,15 @@ def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Pack
         threads=layout.threads,
         capacity=packing.slots,
         packed=packing.is_packed,
+        largest=_largest(ground),
+        tokens=_most_tokens(spec, ground),
+        workers=layout.workers,
     )
+
+
+def kernel_of(spec: SweepSpec, layout: Layout, packing: Packing) -> str:
+    """Which kernel computes the products with frozen weights, if the workers are like this machine."""
+    return choose_kernel(spec.run.precision, torch.device(layout.device)) if packing.is_packed else "peft"
 
 
 def _why_solo(spec: SweepSpec, ground: Ground) -> str:
@@ -108,19 +117,25 @@ def _room(spec: SweepSpec, ground: Ground, layout: Layout) -> int:
         available = torch.cuda.get_device_properties(0).total_memory
     else:
         available = available_bytes(torch.device("cpu")) // layout.workers
-    targets = target_names(ground.space)
-    largest = Hyperparameters(
-        rank=extremes(ground.space, "rank")[-1],
-        target=max(targets, key=lambda name: ground.derive(Hyperparameters(target=name))["trainable_params"]),
-        dropout=highest(ground.space, "dropout"),
-    )
     return capacity(
         ground.model,
-        largest,
+        _largest(ground),
         tokens=_most_tokens(spec, ground),
         token_budget=TOKEN_BUDGET[layout.device],
         available=max(0, available - _BACKBONE_BYTES * ground.backbone.parameters),
         targets=ground.space.targets,
+    )
+
+
+def _largest(ground: Ground) -> Hyperparameters:
+    """The trial of the space that takes the most memory."""
+    return Hyperparameters(
+        rank=extremes(ground.space, "rank")[-1],
+        target=max(
+            target_names(ground.space),
+            key=lambda name: ground.derive(Hyperparameters(target=name))["trainable_params"],
+        ),
+        dropout=highest(ground.space, "dropout"),
     )
 
 

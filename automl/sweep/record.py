@@ -10,9 +10,11 @@ from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 
 GROUND = "ground"
-"""Fingerprints of model and data, precision, size of the model, rows by split."""
+"""Fingerprints of model and data, precision, size of the model, rows by split; workers and threads, slots, kernel."""
 BASELINE = "baseline"
 """Metrics without any training."""
+WORKERS = "workers"
+"""How the time of every start of every worker was spent: `starts`, each with worker, epoch, busy and idle seconds."""
 
 
 def last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:

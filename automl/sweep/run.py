@@ -27,9 +27,9 @@ from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host
 from automl.sweep.layout import choose_layout
-from automl.sweep.packing import choose_packing, host_settings
+from automl.sweep.packing import choose_packing, host_settings, kernel_of
 from automl.sweep.precision import settle_precision
-from automl.sweep.record import BASELINE, GROUND, last_event
+from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event
 from automl.sweep.reporting import write_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import Summary, summarise, write_summary
@@ -88,12 +88,13 @@ class _Sweep:
         self._observer = observer
         self._allow_change = allow_change
         self._folder = study_folder(spec)
-        self._layout = choose_layout(spec.run, trials=spec.search.trials)
         _check_disk(self._folder)
 
     def run(self, database: Database, lease: StudyLease, run: int, stop: StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
         store = database.store(self._spec.study, guard=lease.verify)
+        recorded = last_event(store, GROUND) or {}
+        self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))
         if run == 1:  # slot files of an older database would claim to be newer attempts
             shutil.rmtree(self._folder / "slots", ignore_errors=True)
         with self._executor() as executor:
@@ -101,7 +102,8 @@ class _Sweep:
             ground = prepare(self._spec, self._cache)
             for line in ground.advice:
                 logger.warning(line)
-            self._spec = settle_precision(self._spec, ground, self._layout, last_event(store, GROUND))
+            self._spec = settle_precision(self._spec, ground, self._layout, recorded)
+            self._packing = choose_packing(self._spec, ground, self._layout)
             self._record_ground(store, ground)
             study = self._open_study(database, lease, store, ground, run)
             try:
@@ -137,6 +139,9 @@ class _Sweep:
             "precision": self._spec.run.precision,
             "model_parameters": ground.backbone.parameters,
             "rows": dict(ground.prepared.rows),
+            "layout": self._layout.as_dict(),
+            "packing": {"slots": self._packing.slots, "solo": self._packing.solo},
+            "kernel": kernel_of(self._spec, self._layout, self._packing),
         }
         before = last_event(store, GROUND)
         changed = [name for name in ("model", "data", "precision") if before and before.get(name) != now[name]]
@@ -174,10 +179,9 @@ class _Sweep:
         stop: StopRequest,
     ) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
-        packing = choose_packing(self._spec, ground, self._layout)
         self._stage(
             f"starting {self._layout.workers} {self._spec.run.executor} workers on {self._layout.device}"
-            f" ({self._layout.threads} threads each, {packing})"
+            f" ({self._layout.threads} threads each, {self._packing})"
         )
         self._observer.started(study)
 
@@ -193,7 +197,9 @@ class _Sweep:
             database.patience.interrupt(reason)
 
         stop.then(halt)
-        executor.run(dispatcher, partial(build_host, host_settings(self._spec, ground, self._layout, packing)))
+        settings = host_settings(self._spec, ground, self._layout, self._packing)
+        executor.run(dispatcher, partial(build_host, settings))
+        store.add_event(WORKERS, {"starts": [start._asdict() for start in dispatcher.occupation]})
         if dispatcher.stopped is not None:
             counts = study.counts()
             ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]

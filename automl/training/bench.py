@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef, Dtype, load_backbone, load_tokenizer
 from automl.space.spec import TaskSettings
 from automl.tasks import make_task
@@ -27,6 +28,8 @@ class HostSettings:
     targets: the user's target sets. output: folder of the study (slot files, adapters). precision: fp32, bf16 or
     (packed only) bf16h, one for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave
     as it is. capacity: most trials resident at once. packed: they are trained together, not one after the other.
+    largest, tokens: the costliest trial there may be, and the tokens of its largest batch; workers: how many there are.
+    From these a packed worker finds out whether it has the memory for `capacity` trials.
     judged_on: rows that trials are measured on; a search is never given the test rows.
     """
 
@@ -40,6 +43,9 @@ class HostSettings:
     threads: int | None = None
     capacity: int = 1
     packed: bool = False
+    largest: Hyperparameters | None = None
+    tokens: int = 0
+    workers: int = 1
     judged_on: Literal["validation", "test"] = "validation"
 
 
