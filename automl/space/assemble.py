@@ -24,7 +24,7 @@ def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameter
     strange = [name for name in params if name not in searched]
     if strange:
         raise ValueError(f"{strange[0]!r} is not a parameter of this space; it has {', '.join(sorted(searched))}")
-    values = {**space.fixed, **params}
+    values = {**space.fixed, **{name: value for name, value in params.items() if name not in space.columns}}
     ratio = values.pop("alpha_ratio", None)
     if ratio is not None:
         values["alpha"] = float(ratio) * int(values.get("rank", Hyperparameters().rank))

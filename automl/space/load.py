@@ -175,7 +175,7 @@ def _fingerprint(
         "study": study,
         "model": model.model_dump(exclude_none=True),
         "task": task.model_dump(exclude_none=True),
-        "space": asdict(replace(space, constraints=())),
+        "space": {name: value for name, value in asdict(replace(space, constraints=())).items() if name != "columns"},
         "constraints": [constraint.expression for constraint in space.constraints],
         "max_length": fixed.max_length,
         "sampler": search.sampler.model_dump(exclude_none=True),

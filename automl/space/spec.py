@@ -65,6 +65,7 @@ class SearchSpace:
     auto: names whose range was left to the defaults by model size (`learning_rate: auto`); they have no entry in
     `parameters` until `automl.space.defaults.resolve` has been given the model's size.
     targets: target sets of the user, name -> patterns (regular expressions that must match a whole module path).
+    columns: names of parameters that are columns of a table of curves, not hyperparameters of a trainer.
     """
 
     parameters: tuple[Parameter, ...]
@@ -73,6 +74,7 @@ class SearchSpace:
     enqueue: tuple[Mapping[str, Scalar], ...] = ()
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Pruners by name, their options, and the seam for pruners that can park a trial instead of stopping it.
+"""Pruners by name, and their options.
 
 Options are the keyword arguments of Optuna's classes where there is one. Steps are optimizer steps on the evaluation
 grid, never calls of a worker.
@@ -7,11 +7,9 @@ grid, never calls of a worker.
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
@@ -23,32 +21,12 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
     ThresholdPruner,
 )
-from optuna.trial import FrozenTrial
 
 from automl.space.spec import SearchSettings
+from automl.study.halving import HalvingPruner, rungs
 from automl.study.peer import PeerPruner
 from automl.study.registry import Options, lookup, merge_options, refuse
-from automl.trial import Action, Decision, Scalar
-
-
-class ParkingPruner(BasePruner):
-    """A pruner that may also park a trial, and later promote it: seam for policies that pause and resume.
-
-    A parked trial keeps its slot file and stays RUNNING in Optuna, which knows no pause; it becomes PRUNED when the
-    sweep ends. Implementations keep no state that a new driver could not read from the study.
-    """
-
-    @abstractmethod
-    def decide(self, study: optuna.Study, trial: FrozenTrial) -> Decision:
-        """CONTINUE, PARK or PRUNE for a trial that has reported and is not at its last step."""
-
-    @abstractmethod
-    def promote(self, study: optuna.Study, parked: Sequence[int]) -> int | None:
-        """The parked trial (numbers in ascending order) that should go on next, None if none should now."""
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Optuna's question, for use outside our study: only PRUNE stops a trial."""
-        return self.decide(study, trial).action is Action.PRUNE
+from automl.trial import Scalar
 
 
 class PrunerEntry(NamedTuple):
@@ -70,18 +48,21 @@ def make_pruner(settings: SearchSettings) -> BasePruner:
         raise refuse("pruner_options", str(error)) from error
 
 
-def expected_share(settings: SearchSettings) -> float:
-    """Share of the steps of an unpruned search that is left if the peer pruner keeps exactly its share at every rung.
+def expected_share(settings: SearchSettings) -> float | None:
+    """Share of the steps of an unpruned search that is left if each rung keeps exactly the share it is meant to.
 
-    In (0, 1]; a guess made beforehand: ties, the guard and the first trials, which have too few peers, change it.
+    In (0, 1]; a guess made beforehand: ties, the guard and the first trials, which have few peers, change it. None for
+    a pruner of which that cannot be said.
     """
-    options = merge_options("pruner", settings.pruner_options, _peer_defaults(settings))
-    rung = int(options["first_rung"]) * settings.evaluate_every
+    if settings.pruner not in ("halving", "peer"):
+        return None
+    options = merge_options("pruner", settings.pruner_options, PRUNERS[settings.pruner].defaults(settings))
+    least = float(options.get("finalists", 1)) / settings.trials
     alive, reached, spent = 1.0, 0, 0.0
-    while rung < settings.steps:
+    for rung in rungs(settings.evaluate_every, settings.steps, int(options["first_rung"])):
         spent += alive * (rung - reached)
-        alive, reached, rung = alive / float(options["reduction_factor"]), rung, rung * 2
-    return (spent + alive * (settings.steps - reached)) / settings.steps
+        alive, reached = min(alive, max(alive / float(options["reduction_factor"]), least)), rung
+    return spent / settings.steps
 
 
 def _no_options(settings: SearchSettings) -> Options:
@@ -94,6 +75,21 @@ def _peer_defaults(settings: SearchSettings) -> Options:
 
 def _peer(settings: SearchSettings, options: Mapping[str, Any]) -> BasePruner:
     return PeerPruner(evaluate_every=settings.evaluate_every, steps=settings.steps, **options)
+
+
+def _parking_defaults(settings: SearchSettings) -> Options:
+    return {
+        "first_rung": 2,
+        "reduction_factor": 3,
+        "explore": 0.5,
+        "guard": 0.01,
+        "expected_gain": 0.5,
+        "finalists": 3,
+    }
+
+
+def _parking(settings: SearchSettings, options: Mapping[str, Any]) -> BasePruner:
+    return HalvingPruner(evaluate_every=settings.evaluate_every, steps=settings.steps, **options)
 
 
 def _median_defaults(settings: SearchSettings) -> Options:
@@ -163,6 +159,7 @@ def _threshold(settings: SearchSettings, options: Mapping[str, Scalar]) -> BaseP
 
 
 PRUNERS: dict[str, PrunerEntry] = {
+    "halving": PrunerEntry(_parking, _parking_defaults),
     "peer": PrunerEntry(_peer, _peer_defaults),
     "median": PrunerEntry(lambda _, options: MedianPruner(**options), _median_defaults),
     "percentile": PrunerEntry(lambda _, options: PercentilePruner(**options), _percentile_defaults),
@@ -174,4 +171,4 @@ PRUNERS: dict[str, PrunerEntry] = {
 }
 """Every pruner `search.pruner` may name."""
 
-_WRAPPABLE = {name: entry for name, entry in PRUNERS.items() if name not in ("patient", "threshold")}
+_WRAPPABLE = {name: entry for name, entry in PRUNERS.items() if name not in ("halving", "patient", "threshold")}

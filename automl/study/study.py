@@ -31,12 +31,14 @@ from automl.study.distributions import check_compatible, suggest
 from automl.study.feasibility import Derive, Feasibility
 from automl.study.grid import GridSampler
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, BestTrial, StudyEvent
+from automl.study.parking import ParkedAsPruned, ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
-from automl.study.pruners import ParkingPruner, make_pruner
+from automl.study.pruners import make_pruner
 from automl.study.retention import ADAPTER, Retention
 from automl.study.samplers import make_sampler
 from automl.study.screening import screen
 from automl.study.seeding import data_seed, trial_seed
+from automl.study.sole_writer import SoleWriterStorage
 from automl.trial import Action, Decision, Measurement, Scalar, StopReason, TrialFailure, TrialSpec, TrialState
 
 __all__ = ["BestTrial", "Study", "StudyEvent"]
@@ -118,7 +120,7 @@ class Study:
         self.metric = metric
         self.direction: Direction = direction or METRICS[metric].direction
         self._bounds = bounds or (METRICS[metric].low, METRICS[metric].high)
-        self._storage = storage
+        self._storage = SoleWriterStorage(storage)
         self._store = store
         self._space = space
         self._settings = settings
@@ -137,10 +139,11 @@ class Study:
         self._best: BestTrial | None = None
         self._sampler = make_sampler(settings, space, self._feasibility, run=run)
         self._pruner = make_pruner(settings)
+        self._parking = self._pruner if isinstance(self._pruner, ParkingPruner) else None
         self._optuna = optuna.create_study(
             study_name=name,
-            storage=storage,
-            sampler=self._sampler,
+            storage=self._storage,
+            sampler=ParkedAsPruned(self._sampler, self._parked.keys) if self._parking else self._sampler,
             pruner=self._pruner,
             direction=self.direction,
             load_if_exists=True,
@@ -256,9 +259,10 @@ class Study:
     def _take(self) -> _Open | None:
         """The next trial to hand out, out of its place of waiting."""
         opened = next((opened for _, opened in sorted(self._queued.items()) if self._affordable(opened)), None)
-        if opened is None and (promoted := self._promotable()) is not None:
+        may_create = self._may_create()
+        if opened is None and (promoted := self._promotable(may_start=may_create)) is not None:
             opened = self._parked[promoted]
-        if opened is None and not self._may_create():
+        if opened is None and not may_create:
             return None
         self._budget.check()
         return opened or self._ask()
@@ -303,13 +307,16 @@ class Study:
         return (
             any(self._affordable(opened) for opened in self._queued.values())
             or self._may_create()
-            or self._promotable() is not None
+            or self._promotable(may_start=False) is not None
         )
 
-    def _promotable(self) -> int | None:
-        if not self._parked or not isinstance(self._pruner, ParkingPruner):
+    def _promotable(self, *, may_start: bool) -> int | None:
+        if not self._parked or self._parking is None:
             return None
-        number = self._pruner.promote(self._optuna, sorted(self._parked))
+        trials = self._optuna.get_trials(deepcopy=False)
+        number = self._parking.promote(
+            trials, self._parked.keys(), direction=self._optuna.direction, may_start=may_start
+        )
         return number if number is not None and self._affordable(self._parked[number]) else None
 
     def _affordable(self, opened: _Open) -> bool:
@@ -317,9 +324,20 @@ class Study:
         return fits and self._budget.affords(*self._cost(opened.reached))
 
     def _cost(self, reached: int) -> tuple[int, int]:
-        """Steps a trial may still need, and those all live trials may."""
-        steps = self._settings.steps
-        return steps - reached, sum(steps - opened.reached for opened in self._live.values())
+        """Steps a trial may still need until it ends or is parked, and those set aside: what all live trials may need,
+        and, until one is complete, what it takes to finish the one that has come furthest.
+        """
+        goal = self._horizon(reached)
+        reserved = sum(self._horizon(opened.reached) - opened.reached for opened in self._live.values())
+        if self._best is None:
+            parked = (opened.reached for opened in self._parked.values())
+            reserved += self._settings.steps - max(
+                (goal, *(self._horizon(o.reached) for o in self._live.values()), *parked)
+            )
+        return goal - reached, reserved
+
+    def _horizon(self, reached: int) -> int:
+        return self._settings.steps if self._parking is None else self._parking.horizon(reached)
 
     @property
     def _in_progress(self) -> int:
@@ -358,8 +376,8 @@ class Study:
             return Decision(trial=number, action=Action.FINISH, reason=f"reached step {step}")
         if step == opened.judged:  # a worker that reopens a trial sends what was decided on long ago
             return Decision(trial=number, action=Action.CONTINUE, reason=f"nothing new since step {step}")
-        if isinstance(self._pruner, ParkingPruner):
-            return self._pruner.decide(self._optuna, self._storage.get_trial(opened.trial._trial_id))
+        if self._parking is not None:
+            return self._parking.decide(self._storage.get_trial(opened.trial._trial_id))
         if isinstance(self._pruner, PeerPruner) and self._pruner.is_rung(step):
             verdict = self._pruner.judge(peers[number], list(peers.values()), self._optuna.direction)
         else:
@@ -525,7 +543,7 @@ class Study:
         if gone:
             self._end(opened, StopReason.INFEASIBLE, detail=f"{gone[0]!r} is not searched any more")
             return
-        if isinstance(self._pruner, ParkingPruner) and self._was_parked(number):
+        if self._parking is not None and self._was_parked(number):
             self._parked[number] = self._queued.pop(number)
         else:
             self._carry_out(opened, decision)

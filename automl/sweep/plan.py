@@ -170,7 +170,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         layout=layout,
         packing=packing,
         available_bytes=available_bytes(torch.device("cpu")),
-        pruned_share=expected_share(spec.search) if spec.search.pruner == "peer" else None,
+        pruned_share=expected_share(spec.search),
         probe=_probe(ground, host_settings(spec, ground, layout, packing)) if probe else None,
         advice=ground.advice,
     )

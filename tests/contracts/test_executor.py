@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from automl.errors import AutomlError, ModelError, SearchError
@@ -23,7 +24,8 @@ from automl.execution.ray_tune import RayExecutor
 from automl.space.spec import SearchSettings
 from automl.study.distributions import suggest
 from automl.study.feasibility import Feasibility
-from automl.study.pruners import PRUNERS, ParkingPruner, PrunerEntry, make_pruner
+from automl.study.parking import ParkingPruner
+from automl.study.pruners import PRUNERS, PrunerEntry, make_pruner
 from automl.study.samplers import make_sampler
 from automl.trial import Action, Decision, Measurement, TrialFailure
 from tests.faults.search import SPACE, Search, derive, open_search, undisturbed, violations
@@ -190,17 +192,21 @@ class HalfwayParking(ParkingPruner):
     def __init__(self, most: int) -> None:
         self._most = most
 
-    def decide(self, study: optuna.Study, trial: FrozenTrial) -> Decision:
+    def horizon(self, step: int) -> int:
+        return 6 if step < 6 else SETTINGS.steps
+
+    def decide(self, trial: FrozenTrial) -> Decision:
         action = Action.PARK if trial.last_step == 6 else Action.CONTINUE
         return Decision(trial=trial.number, action=action, reason="halfway")
 
-    def promote(self, study: optuna.Study, parked: Sequence[int]) -> int | None:
-        trials = study.get_trials(deepcopy=False)
+    def promote(
+        self, trials: Sequence[FrozenTrial], parked: Set[int], *, direction: StudyDirection, may_start: bool
+    ) -> int | None:
         gone_on = sum((trial.last_step or 0) > 6 or trial.state.is_finished() for trial in trials)
         running = len(trials) - len(parked) - gone_on
         if len(trials) < SETTINGS.trials or running or gone_on >= self._most:
             return None
-        return min(parked, key=lambda number: trials[number].intermediate_values[6])
+        return min(parked, key=lambda number: trials[number].intermediate_values[6], default=None)
 
 
 @pytest.fixture

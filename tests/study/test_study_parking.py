@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
-import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as State
 
 from automl.space.spec import SearchSettings
 from automl.storage.base import AttemptState
 from automl.storage.sql import Database
-from automl.study.pruners import PRUNERS, ParkingPruner, PrunerEntry
+from automl.study.parking import ParkingPruner
+from automl.study.pruners import PRUNERS, PrunerEntry
 from automl.study.study import Study
 from automl.trial import Action, Decision, TrialState
 from tests.study.driving import Loop, open_study, settings, trials
@@ -25,12 +26,17 @@ class BestFirst(ParkingPruner):
         self._step = step
         self._wave = wave
 
-    def decide(self, study: optuna.Study, trial: FrozenTrial) -> Decision:
+    def horizon(self, step: int) -> int:
+        return 80
+
+    def decide(self, trial: FrozenTrial) -> Decision:
         is_rung = trial.last_step == self._step
         return Decision(trial=trial.number, action=Action.PARK if is_rung else Action.CONTINUE, reason="at the rung")
 
-    def promote(self, study: optuna.Study, parked: Sequence[int]) -> int | None:
-        values = {trial.number: trial.intermediate_values.get(self._step) for trial in study.get_trials(deepcopy=False)}
+    def promote(
+        self, trials: Sequence[FrozenTrial], parked: Set[int], *, direction: StudyDirection, may_start: bool
+    ) -> int | None:
+        values = {trial.number: trial.intermediate_values.get(self._step) for trial in trials}
         arrived = [number for number, value in values.items() if value is not None]
         best = min(arrived, key=lambda number: values[number] or 0.0, default=None)
         return best if len(arrived) >= self._wave and best in parked else None

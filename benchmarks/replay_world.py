@@ -1,0 +1,154 @@
+"""Recorded curves to search in, and how well a search did on them: the protocol of `benchmarks.replay`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl.execution.simulated import CurveTable
+
+BUDGETS = (2, 5, 10, 20)
+"""Full runs' worth of evaluations at which a search is judged."""
+
+TUNED_TASKS = ("patch128_LSTM128_avg_bs64", "patch32_GRU64_avg_bs128", "patch32_LSTM128_bs128")
+"""TaskSet tasks that were looked at while the default policy was chosen (with seeds 0 to 5); the others were not."""
+
+_LCBENCH_LOG = frozenset({"batch_size", "learning_rate", "weight_decay", "max_units"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recorded:
+    """One task: its table, the same curves on test data if there are any, and what 0 and 1 mean on its scale.
+
+    best: least value of the table; chance: median of the first evaluation; top: rows whose last value is in the best
+    percent.
+    """
+
+    table: CurveTable
+    test: NDArray[np.float64] | None
+    best: float
+    chance: float
+    top: frozenset[int]
+
+
+@lru_cache(maxsize=64)
+def recorded(folder: Path, kind: str, task: str) -> Recorded:
+    """A task of `taskset` (validation loss, 51 evaluations, the first before training) or `lcbench` (100 - accuracy).
+
+    Arrays are read as they lie in hpo_taskset_nlp/taskset_nlp.npz and hpo_lcbench_surrogate/lcbench.npz.
+    """
+    test = None
+    if kind == "taskset":
+        with np.load(folder / "hpo_taskset_nlp" / "taskset_nlp.npz", allow_pickle=False) as file:
+            names, configurations = file["hp_names"], file[f"{task}__hp"]
+            curves, test = file[f"{task}__valid_loss"], file[f"{task}__test_loss"].astype(np.float64)
+        log = frozenset(map(str, names))
+    else:
+        with np.load(folder / "hpo_lcbench_surrogate" / "lcbench.npz", allow_pickle=False) as file:
+            names, configurations, curves = file["hp_names"], file["configs"], 100.0 - file[f"{task}__val_accuracy"]
+        log = _LCBENCH_LOG
+    table = CurveTable(
+        names=tuple(map(str, names)),
+        configurations=configurations.astype(np.float64),
+        curves=curves.astype(np.float64),
+        log=log,
+    )
+    return scaled(table, test)
+
+
+def scaled(table: CurveTable, test: NDArray[np.float64] | None = None) -> Recorded:
+    """A table with its scale. Rows that ever are non-finite are never among the best percent."""
+    finite = np.where(np.isfinite(table.curves), table.curves, np.inf)
+    first = table.curves[:, 0][np.isfinite(table.curves[:, 0])]
+    last = np.where(np.isfinite(table.curves).all(axis=1), table.curves[:, -1], np.inf)
+    top = np.argsort(last, kind="stable")[: max(1, len(last) // 100)]
+    return Recorded(
+        table=table,
+        test=test,
+        best=float(finite.min()),
+        chance=float(np.median(first)),
+        top=frozenset(int(row) for row in top),
+    )
+
+
+def tasks(folder: Path, kind: str) -> list[str]:
+    """Names of the tasks in the data folder; none if its file is not there."""
+    path = {
+        "taskset": folder / "hpo_taskset_nlp" / "taskset_nlp.npz",
+        "lcbench": folder / "hpo_lcbench_surrogate" / "lcbench.npz",
+    }[kind]
+    if not path.exists():
+        return []
+    with np.load(path, allow_pickle=False) as file:
+        if kind == "lcbench":
+            return [str(name) for name in file["instances"]]
+        return sorted(name.removesuffix("__hp") for name in file if name.endswith("__hp"))
+
+
+@dataclass(slots=True, kw_only=True)
+class Score:
+    """Counts evaluations and keeps the best value seen; `regret` holds the normalised regret at each budget reached."""
+
+    world: Recorded
+    budgets: Sequence[int] = BUDGETS
+    evaluations: int = 0
+    best: float = math.inf
+    place: tuple[int, int] | None = None
+    regret: dict[int, float] = field(default_factory=dict)
+    test_regret: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the largest budget is spent."""
+        return self.evaluations >= max(self.budgets) * self.world.table.evaluations
+
+    def saw(self, row: int, evaluation: int) -> float:
+        """Spend one evaluation (counted from 1) of a row; returns its value."""
+        value = float(self.world.table.curves[row, evaluation - 1])
+        self.evaluations += 1
+        if value < self.best:  # never true for NaN
+            self.best, self.place = value, (row, evaluation - 1)
+        for budget in self.budgets:
+            if self.evaluations == budget * self.world.table.evaluations:
+                self.regret[budget] = (self.best - self.world.best) / (self.world.chance - self.world.best)
+                self._on_test(budget)
+        return value
+
+    def _on_test(self, budget: int) -> None:
+        """The same for the incumbent's value on test data, on the scale of the table's test values."""
+        test = self.world.test
+        if test is None or self.place is None:
+            return
+        least = float(np.where(np.isfinite(test), test, np.inf).min())
+        first = test[:, 0][np.isfinite(test[:, 0])]
+        self.test_regret[budget] = (float(test[self.place]) - least) / (float(np.median(first)) - least)
+
+
+def top_k(world: Recorded, seed: int, evaluations: int, budgets: Sequence[int] = BUDGETS) -> Iterator[Score]:
+    """The trivial rule, told each budget beforehand: half on `evaluations` of random rows, then finish the best."""
+    for budget in budgets:
+        score = Score(world=world, budgets=(budget,))
+        order = np.random.default_rng(seed).permutation(len(world.table.curves))
+        tried = order[: budget * world.table.evaluations // 2 // evaluations]
+        seen = [(_run(score, int(row), 0, evaluations), int(row)) for row in tried]
+        for _, row in sorted(item for item in seen if math.isfinite(item[0])):
+            _run(score, row, evaluations, world.table.evaluations)
+        yield score
+
+
+def _run(score: Score, row: int, after: int, upto: int) -> float:
+    """Evaluations after + 1 ... upto of a row, as far as the budget and finite values go; returns the last value."""
+    value = math.inf
+    for evaluation in range(after + 1, upto + 1):
+        if score.is_done:
+            break
+        value = score.saw(row, evaluation)
+        if not math.isfinite(value):
+            break
+    return value
