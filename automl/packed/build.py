@@ -16,7 +16,6 @@ from automl.packed.workload import Workload
 from automl.training.adapter import adapter_draft, adapter_folder, adapter_meta
 from automl.training.bench import Bench, HostSettings, load_bench
 from automl.training.checkpoint import slot_files, slot_folder
-from automl.training.finalists import Finalists
 from automl.trial import Measurement, TrialSpec
 
 PACKABLE = frozenset({"lora"})
@@ -47,7 +46,7 @@ def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
         tokenizer=bench.tokenizer,
         evaluation_tokens=bench.evaluation_tokens,
     )
-    trainer = PackedTrainer(bench.model, workload, targets=bench.targets, precision=bench.precision, importance=bench.importance)
+    trainer = PackedTrainer(bench.model, workload, targets=bench.targets, precision=bench.precision)
     output = Path(settings.output).absolute()
 
     def export(spec: TrialSpec, measurement: Measurement) -> str:
@@ -64,7 +63,6 @@ def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
         discard=lambda trial: durable.remove_folder(slot_folder(output, trial)),
         export=export,
         majority=settings.prepared.baseline,
-        is_finalist=Finalists(settings.task.metric).admit,
         ahead=True,
     )
 
