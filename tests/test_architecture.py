@@ -20,7 +20,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models", "tasks", "methods", "importance", "storage"),
     ("study", "training"),
     ("execution", "packed", "report"),
-    ("verify", "sweep"),
+    ("sweep",),
+    ("verify",),
     ("schedule",),
     ("cli",),
 )

@@ -1,0 +1,189 @@
+"""Which configurations are verified and what is held against what: chosen from the search's trials alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from automl.errors import SearchError
+from automl.lora import Hyperparameters
+from automl.metric import METRICS
+from automl.space.assemble import assemble
+from automl.space.spec import SearchSpace
+from automl.study.queries import TrialRow
+from automl.sweep.ground import Derivation
+from automl.sweep.summary import configuration_text
+from automl.trial import Scalar, TrialState
+from automl.verify.plan import GRID, Arm, ArmKind, Comparison
+from automl.verify.ranks import cost, even_ranks, random_ranks, spent
+from automl.verify.statistics import LEVEL, joint_level
+
+DEFAULT = "default"
+SUGGESTED, UNIFORM, RANDOM = "suggested", "uniform", "random"
+
+_NOISE_RELATIVE = 0.05
+"""Noise of one value of a metric without an upper end, as a share of it: seeds differ by 3 to 10 % of a loss."""
+
+
+class Candidates:
+    """The complete trials of a search and what they cost.
+
+    space: as the search saw it. rows: validation rows that one evaluation of the search has used.
+    """
+
+    def __init__(
+        self, trials: Sequence[TrialRow], space: SearchSpace, derive: Derivation, *, metric: str, rows: int
+    ) -> None:
+        """Raises SearchError if no trial is complete."""
+        self._space = space
+        self._derive = derive
+        self._metric = METRICS[metric]
+        self._rows = rows
+        sign = -1.0 if self._metric.direction == "maximize" else 1.0
+        complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.value is not None]
+        self._ranked = sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+        if not self._ranked:
+            raise SearchError("no trial is complete, so there is nothing to verify")
+
+    @property
+    def best_value(self) -> float:
+        """Validation value of the best trial."""
+        return self._ranked[0].value or 0.0
+
+    def finalists(self, count: int) -> list[Arm]:
+        """The best trials, at most `count`, no configuration twice; the best one first."""
+        arms: list[Arm] = []
+        for trial in self._ranked:
+            arm = self._arm(trial, "finalist")
+            if len(arms) < count and all(arm.hyper != other.hyper for other in arms):
+                arms.append(arm)
+        return arms
+
+    def default(self) -> Arm:
+        """What one would train without any search."""
+        hyper = Hyperparameters()
+        params: dict[str, Scalar] = {
+            name: getattr(hyper, name) for name in ("rank", "alpha", "dropout", "target", "learning_rate")
+        }
+        return Arm(
+            name=DEFAULT,
+            title=f"default configuration: {configuration_text(params)}",
+            kind="default",
+            trial=None,
+            params=params,
+            hyper=hyper,
+            trainable_params=self._parameters(hyper),
+            learning_rates=(hyper.learning_rate,),
+        )
+
+    def smallest(self) -> Arm | None:
+        """The trial with the fewest parameters within noise of the best; None if that is the best itself."""
+        bound = self.noise()
+        near = [self._arm(trial, "smallest") for trial in self._ranked if self._is_within(trial, bound)]
+        found = min(near, key=lambda arm: arm.trainable_params)  # the better one of equals
+        best = self._arm(self._ranked[0], "finalist")
+        return found if found.trainable_params < best.trainable_params else None
+
+    def noise(self) -> float:
+        """Standard error of one value: of a share of rows by their number, else _NOISE_RELATIVE of the value."""
+        low, high = self._metric.low, self._metric.high
+        if not math.isfinite(high):
+            return _NOISE_RELATIVE * abs(self.best_value)
+        share = min(max((self.best_value - low) / (high - low), 0.0), 1.0)
+        return (high - low) * math.sqrt(share * (1.0 - share) / self._rows)
+
+    def pattern_arms(self, ranks: Mapping[str, int], *, seed: int) -> list[Arm]:
+        """The winner with suggested ranks, with even ones and with random ones: equal parameters, equal alpha / rank.
+
+        Every arm gets the same choice of learning rates, since a pattern may want another one than the winner's.
+        """
+        winner = self._arm(self._ranked[0], "finalist")
+        layers = self._derive.layers(winner.hyper.target)
+        budget = spent(layers, ranks)
+        even = even_ranks(layers, budget)
+        mean = budget / sum(map(cost, layers))
+        low = min(min(even.values()), max(1, math.floor(mean / 2)))
+        drawn = random_ranks(layers, budget, seed=seed, low=low, high=max(math.ceil(4 * mean), max(ranks.values())))
+        patterns: tuple[tuple[ArmKind, str, Mapping[str, int]], ...] = (
+            ("suggested", "ranks suggested by importance", ranks),
+            ("uniform", "even ranks", even),
+            ("random", "random ranks", drawn),
+        )
+        rates = tuple(factor * winner.hyper.learning_rate for factor in GRID)
+        return [self._patterned(winner, kind, title, pattern, rates) for kind, title, pattern in patterns]
+
+    def _patterned(
+        self, winner: Arm, kind: ArmKind, title: str, ranks: Mapping[str, int], rates: tuple[float, ...]
+    ) -> Arm:
+        hyper = winner.hyper.with_ranks(ranks)
+        return replace(
+            winner,
+            name=kind,
+            title=f"trial {winner.trial} with {title}",
+            kind=kind,
+            hyper=hyper,
+            trainable_params=self._parameters(hyper),
+            learning_rates=rates,
+        )
+
+    def _arm(self, trial: TrialRow, kind: ArmKind) -> Arm:
+        hyper = assemble(self._space, trial.params)
+        return Arm(
+            name=f"trial-{trial.number}",
+            title=f"trial {trial.number}: {configuration_text(trial.params)}",
+            kind=kind,
+            trial=trial.number,
+            params=dict(trial.params),
+            hyper=hyper,
+            trainable_params=self._parameters(hyper),
+            learning_rates=(hyper.learning_rate,),
+        )
+
+    def _is_within(self, trial: TrialRow, bound: float) -> bool:
+        return trial.value is not None and abs(trial.value - self.best_value) <= bound
+
+    def _parameters(self, hyper: Hyperparameters) -> int:
+        return int(self._derive(hyper)["trainable_params"])
+
+
+def choose_arms(
+    candidates: Candidates, *, finalists: int, suggested: Mapping[str, int] | None = None, seed: int = 0
+) -> list[Arm]:
+    """All arms of a verification; the first is the search's best trial. No configuration is there under two names.
+
+    suggested: ranks by module for the winner's target set. seed: of the random allocation.
+    """
+    arms = candidates.finalists(finalists)
+    for other in (candidates.default(), candidates.smallest()):
+        if other is not None and all(other.hyper != arm.hyper for arm in arms):
+            arms.append(other)
+    if suggested is not None:
+        arms += candidates.pattern_arms(suggested, seed=seed)
+    return arms
+
+
+def choose_comparisons(arms: Sequence[Arm]) -> list[Comparison]:
+    """What is tested, named before any training: two questions, each with a false-alarm rate of 5 %.
+
+    Is the search's best trial better than the default, and than the other finalists? Those comparisons hold jointly.
+    Is the suggested pattern better than even ranks *and* than random ones? Both must hold, so each is tested in full.
+    """
+    return [*_of_winner(arms), *_of_pattern(arms)]
+
+
+def _of_winner(arms: Sequence[Arm]) -> Iterator[Comparison]:
+    winner = arms[0].name
+    others = [arm for arm in arms[1:] if arm.kind in ("finalist", "default", "smallest")]
+    level = joint_level(len(others))
+    for arm in others:
+        if arm.kind == "default":
+            yield Comparison(arm=winner, against=arm.name, level=level)
+        else:
+            yield Comparison(arm=arm.name, against=winner, level=level)
+
+
+def _of_pattern(arms: Sequence[Arm]) -> Iterator[Comparison]:
+    if any(arm.kind == "suggested" for arm in arms):
+        for other in (UNIFORM, RANDOM):
+            yield Comparison(arm=SUGGESTED, against=other, level=LEVEL)

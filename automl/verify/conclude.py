@@ -1,0 +1,170 @@
+"""From scores to what may be said: the document that `automl_verifications.result` keeps and every report reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
+from automl.verify.plan import Arm, Plan
+from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, values
+from automl.verify.statistics import joint_level, paired, spread, verdict
+
+NOT_RUN, PASSED, NO_GAIN, WORSE = "not_run", "passed", "no_gain", "worse"
+
+
+def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
+    """The result of a verification whose trainings are all made; keys as in docs/verification.md."""
+    found = [each for comparison in plan.comparisons if (each := compare(plan, scores, comparison)) is not None]
+    above = beats_baseline(plan, scores)
+    recommended = _recommended(plan, scores) if above else None
+    return {
+        "metric": {"name": plan.metric, "direction": plan.direction},
+        "majority": plan.majority.get(plan.metric),
+        "beats_majority": above,
+        "headline": _headline(plan, scores, found, above=above),
+        "seeds": [seed for seed in plan.seeds if any(seed in values(plan, scores, arm) for arm in plan.arms)],
+        "planned_seeds": len(plan.seeds),
+        "arms": [_arm(plan, scores, arm) for arm in plan.arms],
+        "comparisons": [_comparison(each) for each in found],
+        "selection_optimism": _optimism(plan, scores),
+        "recommendation": {
+            "arm": recommended.name if recommended else None,
+            "text": _advice(plan, scores, recommended),
+        },
+        "suggestion": {"status": _suggestion(found)},
+    }
+
+
+def mean_score(plan: Plan, scores: Scores, arm: Arm) -> float:
+    """Mean test score of an arm over its seeds."""
+    found = values(plan, scores, arm)
+    return math.fsum(found.values()) / len(found)
+
+
+def _arm(plan: Plan, scores: Scores, arm: Arm) -> dict[str, Any]:
+    found = values(plan, scores, arm)
+    return {
+        "name": arm.name,
+        "title": arm.title,
+        "kind": arm.kind,
+        "trial": arm.trial,
+        "params": dict(arm.params),
+        "rank_pattern": arm.hyper.ranks,
+        "trainable_params": arm.trainable_params,
+        "learning_rates": list(arm.learning_rates),
+        "learning_rate": chosen_rate(plan, scores, arm),
+        "scores": {str(seed): value for seed, value in found.items()},
+        "mean": mean_score(plan, scores, arm),
+        "sd": spread(list(found.values())),
+        "seconds": scores.seconds(arm.name),
+    }
+
+
+def _comparison(found: Compared) -> dict[str, Any]:
+    return {
+        "arm": found.comparison.arm,
+        "against": found.comparison.against,
+        "difference": found.estimate.mean,
+        "low": found.estimate.low,
+        "high": found.estimate.high,
+        "seeds": found.seeds,
+        "wins": found.wins,
+        "verdict": found.verdict,
+        "detectable": found.estimate.detectable,
+    }
+
+
+def _optimism(plan: Plan, scores: Scores) -> dict[str, Any]:
+    """By how much the search's value flattered its winner: positive = it looked better than it is."""
+    verified = mean_score(plan, scores, plan.winner)
+    gap = plan.winner_value - verified
+    return {
+        "trial": plan.winner.trial,
+        "validation": plan.winner_value,
+        "verified": verified,
+        "optimism": gap if plan.direction == "maximize" else -gap,
+    }
+
+
+def _recommended(plan: Plan, scores: Scores) -> Arm:
+    """The arm with the fewest parameters that is not worse than the best one; of equals the better one."""
+    sign = -1.0 if plan.direction == "maximize" else 1.0
+    ranked = sorted(plan.arms, key=lambda arm: sign * mean_score(plan, scores, arm))
+    good = [arm for arm in ranked if arm is ranked[0] or not _is_worse(plan, scores, arm, ranked[0])]
+    return min(good, key=lambda arm: arm.trainable_params)
+
+
+def _is_worse(plan: Plan, scores: Scores, arm: Arm, best: Arm) -> bool:
+    ours, theirs = values(plan, scores, arm), values(plan, scores, best)
+    differences = [ours[seed] - theirs[seed] for seed in plan.seeds if seed in ours and seed in theirs]
+    estimate = paired(differences, joint_level(len(plan.arms) - 1))
+    return verdict(estimate, plan.direction) == "worse"
+
+
+def _suggestion(found: list[Compared]) -> str:
+    """`passed` needs to be better than even ranks and than random ones; see importance.md on why both."""
+    verdicts = {each.comparison.against: each.verdict for each in found if each.comparison.arm == SUGGESTED}
+    if UNIFORM not in verdicts:
+        return NOT_RUN
+    if verdicts[UNIFORM] == "worse":
+        return WORSE
+    return PASSED if verdicts[UNIFORM] == verdicts.get(RANDOM) == "better" else NO_GAIN
+
+
+def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool) -> str:
+    if not above:
+        return _nothing_learnt(plan, scores)
+    return " ".join(_findings(plan, found)) or _alone(plan, scores)
+
+
+def _nothing_learnt(plan: Plan, scores: Scores) -> str:
+    what = "the majority class" if plan.majority else "the untrained model"
+    without = baseline(plan, scores)[plan.metric]
+    sign = -1.0 if plan.direction == "maximize" else 1.0
+    best = min(plan.arms, key=lambda arm: sign * mean_score(plan, scores, arm))
+    return (
+        f"No configuration beats {what}: {plan.metric} {mean_score(plan, scores, best):.4f} at best, {without:.4f}"
+        " without training."
+    )
+
+
+def _findings(plan: Plan, found: list[Compared]) -> Iterator[str]:
+    """A sentence for each comparison, the one with the default first."""
+    for each in sorted(found, key=lambda each: plan.arm(each.comparison.against).kind != "default"):
+        arm, against = (plan.arm(name) for name in (each.comparison.arm, each.comparison.against))
+        yield f"{_subject(arm)} against {_subject(against, inside=True)}: {in_words(plan, each)}."
+
+
+def in_words(plan: Plan, found: Compared) -> str:
+    """`better, accuracy +0.0210 [+0.0100, +0.0320], ahead in 8 of 8 seeds`; without one: what had been seen."""
+    estimate = found.estimate
+    text = (
+        f"{found.verdict}, {plan.metric} {estimate.mean:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}],"
+        f" ahead in {found.wins} of {found.seeds} seeds"
+    )
+    if found.verdict == "no clear difference":
+        text += f" (could have seen a difference of {estimate.detectable:.4f})"
+    return text
+
+
+def _subject(arm: Arm, *, inside: bool = False) -> str:
+    names = {"default": "the default configuration", "uniform": "even ranks", "random": "random ranks"}
+    name = names.get(arm.kind) or ("the suggested ranks" if arm.kind == "suggested" else f"trial {arm.trial}")
+    return name if inside else name[0].upper() + name[1:]
+
+
+def _alone(plan: Plan, scores: Scores) -> str:
+    return f"{_subject(plan.winner)} has {plan.metric} {mean_score(plan, scores, plan.winner):.4f} on the test rows."
+
+
+def _advice(plan: Plan, scores: Scores, arm: Arm | None) -> str:
+    if arm is None:
+        return "none of these: look at the data, the learning-rate range and the number of steps first"
+    text = (
+        f"{_subject(arm, inside=True)}: {arm.trainable_params:,} trainable parameters,"
+        f" {plan.metric} {mean_score(plan, scores, arm):.4f} on the test rows"
+    )
+    rivals = len(plan.arms) - 1
+    return f"{text}; none of the {rivals} others is both cheaper and not worse" if rivals else text

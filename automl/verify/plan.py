@@ -1,0 +1,205 @@
+"""What a verification will do, as values: arms, comparisons named beforehand, seeds, and what it all stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from automl.lora import Hyperparameters
+from automl.metric import METRICS, Direction
+from automl.storage.verification import ScoredSplit
+from automl.study.seeding import derive_seed
+from automl.trial import Scalar, TrialSpec
+
+ArmKind = Literal["finalist", "default", "smallest", "suggested", "uniform", "random"]
+PATTERN_KINDS: tuple[ArmKind, ...] = ("suggested", "uniform", "random")
+
+LOOK = 4
+"""Seeds after which a comparison may be found to show no clear difference before all seeds are spent."""
+
+LEAST_PATTERN_SEEDS = 8
+"""Seeds below which a suggested rank pattern is not judged: fewer do not see the differences that occur."""
+
+GRID = (0.5, 1.0, 2.0)
+"""Learning rates tried, as multiples of the base configuration's, where a comparison would be unfair at one rate."""
+
+TUNING_SEEDS = 2
+"""Seeds on which a learning rate is chosen, by validation rows; they are never scored on test rows."""
+
+_MARGIN_BOUNDED = 0.01
+_MARGIN_RELATIVE = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A configuration under verification. name: unique in the plan, at most 64 characters.
+
+    trial: of the search it comes from. params: as the search gave them, for people. hyper: all of it; its learning rate
+    is the first choice. learning_rates: candidates, one of which is chosen on validation rows if there are several.
+    """
+
+    name: str
+    title: str
+    kind: ArmKind
+    trial: int | None
+    params: Mapping[str, Scalar]
+    hyper: Hyperparameters
+    trainable_params: int
+    learning_rates: tuple[float, ...]
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its learning rate is chosen in the verification."""
+        return len(self.learning_rates) > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """`arm` held against `against`, at a confidence level for this comparison alone."""
+
+    arm: str
+    against: str
+    level: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that a verification's scores depend on, and the rules by which they will be read.
+
+    margin: differences below it do not matter in practice. seeds: planned, in this order; tuning_seeds: for learning
+    rates. winner_value: validation value of the search's best trial. test: fingerprint of the test rows, test_rows
+    their number. majority: metrics of always saying the most frequent class of the test rows, empty for text tasks.
+    """
+
+    study: str
+    metric: str
+    steps: int
+    seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]
+    margin: float
+    arms: tuple[Arm, ...]
+    comparisons: tuple[Comparison, ...]
+    winner_value: float
+    model: str
+    data: str
+    test: str
+    test_rows: int
+    precision: str
+    majority: Mapping[str, float]
+
+    @property
+    def direction(self) -> Direction:
+        """Of the metric."""
+        return METRICS[self.metric].direction
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def winner(self) -> Arm:
+        """The best trial of the search: the first finalist."""
+        return self.arms[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as `automl_verifications.plan` keeps them. Two plans with equal ones are the same plan."""
+        plain = asdict(self)
+        for arm in plain["arms"]:
+            arm["hyper"]["rank_pattern"] = dict(arm["hyper"]["rank_pattern"])
+        listed: dict[str, Any] = _listed(plain)
+        return listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One arm trained once. split: the rows it is scored on after its last step."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    split: ScoredSplit
+
+    @property
+    def key(self) -> tuple[str, int, float, ScoredSplit]:
+        """What names its scores."""
+        return self.arm, self.seed, self.learning_rate, self.split
+
+
+def fresh_seeds(study_seed: int, number: int, count: int, used: Iterable[int]) -> tuple[int, ...]:
+    """Seeds of verification `number`, a function of these alone; none is among `used`, nor twice among themselves."""
+    taken = set(used)
+    found: list[int] = []
+    for seed in _stream(study_seed, number):
+        if len(found) == count:
+            break
+        if seed not in taken:
+            taken.add(seed)
+            found.append(seed)
+    return tuple(found)
+
+
+def all_trainings(plan: Plan) -> list[Training]:
+    """Every training that the plan may come to, in a fixed order; their places are their trial numbers."""
+    tuning = [
+        Training(arm=arm.name, seed=seed, learning_rate=rate, split="validation")
+        for seed in plan.tuning_seeds
+        for arm in plan.arms
+        if arm.is_tuned
+        for rate in arm.learning_rates
+    ]
+    scored = [
+        Training(arm=arm.name, seed=seed, learning_rate=rate, split="test")
+        for seed in plan.seeds
+        for arm in plan.arms
+        for rate in arm.learning_rates
+    ]
+    return tuning + scored
+
+
+def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
+    """What the trainer is told. All arms of a seed start from the same draws and see the same batches.
+
+    Measured once, after the last step: nothing about the test rows can reach the training.
+    """
+    arm = plan.arm(training.arm)
+    return TrialSpec(
+        number=number,
+        params=arm.params,
+        hyper=replace(arm.hyper, learning_rate=training.learning_rate),
+        seed=training.seed,
+        data_seed=derive_seed("verification-data", training.seed),
+        steps=plan.steps,
+        evaluate_every=plan.steps,
+    )
+
+
+def practical_margin(metric: str, value: float) -> float:
+    """Difference below which two values are as good as equal: 1 % of the metric's range, or 2 % of the value."""
+    low, high = METRICS[metric].low, METRICS[metric].high
+    return _MARGIN_BOUNDED * (high - low) if math.isfinite(high) else _MARGIN_RELATIVE * abs(value)
+
+
+def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
+    """sha256 over tokenised rows, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(sorted((name, value) for name, value in row.items())).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _stream(study_seed: int, number: int) -> Iterator[int]:
+    index = 0
+    while True:
+        yield derive_seed("verification", study_seed, number, index)
+        index += 1
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, Mapping):
+        return {name: _listed(item) for name, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

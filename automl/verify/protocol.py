@@ -1,0 +1,180 @@
+"""The rules of a verification: what is trained next, which learning rate is taken, what each comparison says.
+
+Pure functions of the plan and the scores so far, so a verification that was killed goes on as if it had not been.
+Order: learning rates on the tuning seeds; then all arms on the first LOOK seeds; then, on the other seeds, only the
+arms of comparisons that are not settled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from automl.metric import METRICS
+from automl.storage.verification import Score, ScoredSplit
+from automl.verify.plan import LOOK, Arm, Comparison, Plan, Training, all_trainings
+from automl.verify.statistics import LEVEL, Estimate, Verdict, is_settled, paired, spread, t_quantile, verdict
+
+DIVERGED = "diverged"
+"""Metric that is stored, with the value 1, for a training whose loss was not finite."""
+SECONDS = "seconds"
+"""Metric under which the training time is stored."""
+UNTRAINED = "untrained"
+"""Arm under which the scores of the model without any training are stored."""
+
+Key = tuple[str, int, float, ScoredSplit]
+
+
+class Scores:
+    """All metrics of all trainings so far, by what was trained."""
+
+    def __init__(self, scores: Iterable[Score] = ()) -> None:
+        self._metrics: dict[Key, dict[str, float]] = {}
+        for score in scores:
+            key = (score.arm, score.seed, score.learning_rate, score.split)
+            self._metrics.setdefault(key, {})[score.metric] = score.value
+
+    def add(self, training: Training, metrics: Mapping[str, float]) -> None:
+        """Note what a training has scored."""
+        self._metrics[training.key] = dict(metrics)
+
+    def has(self, training: Training) -> bool:
+        """Whether the training was made."""
+        return training.key in self._metrics
+
+    def metrics(self, arm: str, seed: int, learning_rate: float, split: ScoredSplit) -> Mapping[str, float]:
+        """All that a training has scored; empty if it was not made."""
+        return self._metrics.get((arm, seed, learning_rate, split), {})
+
+    def seconds(self, arm: str) -> float:
+        """Training time of an arm so far, tuning included."""
+        return math.fsum(found.get(SECONDS, 0.0) for (name, *_), found in self._metrics.items() if name == arm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A comparison on the seeds that both arms were trained with."""
+
+    comparison: Comparison
+    estimate: Estimate
+    seeds: int
+    wins: int
+    verdict: Verdict
+
+
+def next_trainings(plan: Plan, scores: Scores) -> list[Training]:
+    """What is to be trained now, seed by seed; empty when the verification is complete."""
+    tuning = [each for each in all_trainings(plan) if each.split == "validation" and not scores.has(each)]
+    if tuning:
+        return tuning
+    first = _missing(plan, scores, plan.arms, plan.seeds[:LOOK])
+    if first or len(plan.seeds) <= LOOK:
+        return first
+    open_ones = [each for each in plan.comparisons if not _settled(plan, scores, each)]
+    names = {name for each in open_ones for name in (each.arm, each.against)}
+    return _missing(plan, scores, [arm for arm in plan.arms if arm.name in names], plan.seeds[LOOK:])
+
+
+def chosen_rate(plan: Plan, scores: Scores, arm: Arm) -> float:
+    """The candidate with the best mean on validation rows over the tuning seeds; the lower one of equals.
+
+    A rate with which a training diverged is taken only if all have.
+    """
+    if not arm.is_tuned:
+        return arm.learning_rates[0]
+    sign = 1.0 if plan.direction == "minimize" else -1.0
+
+    def cost(rate: float) -> tuple[int, float, float]:
+        found = [scores.metrics(arm.name, seed, rate, "validation") for seed in plan.tuning_seeds]
+        sound = [metrics[plan.metric] for metrics in found if plan.metric in metrics]
+        mean = sign * math.fsum(sound) / len(sound) if sound else 0.0
+        return len(found) - len(sound), mean, rate
+
+    return min(arm.learning_rates, key=cost)
+
+
+def values(plan: Plan, scores: Scores, arm: Arm, metric: str | None = None) -> dict[int, float]:
+    """Test score of an arm by seed, in the order of the plan.
+
+    A training that diverged counts as no training at all: it gets the score of the majority class (of the untrained
+    model where there is no class), since that is what one would be left with.
+    """
+    name = metric or plan.metric
+    rate = chosen_rate(plan, scores, arm)
+    found: dict[int, float] = {}
+    for seed in plan.seeds:
+        metrics = scores.metrics(arm.name, seed, rate, "test")
+        if metrics:
+            found[seed] = metrics[name] if DIVERGED not in metrics else baseline(plan, scores)[name]
+    return found
+
+
+def baseline(plan: Plan, scores: Scores) -> Mapping[str, float]:
+    """Metrics on the test rows without any training."""
+    return plan.majority or scores.metrics(UNTRAINED, 0, 0.0, "test")
+
+
+def compare(plan: Plan, scores: Scores, comparison: Comparison, *, seeds: int | None = None) -> Compared | None:
+    """The comparison on the seeds that both arms have, at most `seeds` of them; None while there are fewer than 2."""
+    ours, theirs = (values(plan, scores, plan.arm(name)) for name in (comparison.arm, comparison.against))
+    shared = [seed for seed in plan.seeds if seed in ours and seed in theirs][:seeds]
+    if len(shared) < 2:
+        return None
+    differences = [ours[seed] - theirs[seed] for seed in shared]
+    estimate = paired(differences, comparison.level)
+    sign = 1.0 if plan.direction == "maximize" else -1.0
+    return Compared(
+        comparison=comparison,
+        estimate=estimate,
+        seeds=len(shared),
+        wins=sum(sign * difference > 0 for difference in differences),
+        verdict=verdict(estimate, plan.direction),
+    )
+
+
+def beats_baseline(plan: Plan, scores: Scores) -> bool:
+    """Whether any arm is beyond doubt better on the test rows than no training at all.
+
+    Judged by accuracy where the task has it, whatever the objective: guessing at random beats the majority class in
+    macro F1. The doubt covers the seeds and, for a metric that is a share of rows, that these rows are a sample.
+    """
+    without = baseline(plan, scores)
+    metric = "accuracy" if "accuracy" in without and plan.metric != "loss" else plan.metric
+    sign = 1.0 if METRICS[metric].direction == "maximize" else -1.0
+    return any(
+        sign * (_mean(found) - without[metric]) > _doubt(plan, metric, found)
+        for arm in plan.arms
+        if len(found := list(values(plan, scores, arm, metric).values())) >= 2
+    )
+
+
+def _doubt(plan: Plan, metric: str, found: Sequence[float]) -> float:
+    """By how much the mean could be too high by chance, one-sided and for all arms together."""
+    sure = 1.0 - (1.0 - LEVEL) / len(plan.arms)
+    doubt = t_quantile(sure, len(found) - 1) * spread(found) / math.sqrt(len(found))
+    if metric not in ("accuracy", "exact_match"):
+        return doubt
+    share = min(max(_mean(found), 0.0), 1.0)
+    sampling = NormalDist().inv_cdf(sure) * math.sqrt(share * (1.0 - share) / plan.test_rows)
+    return math.hypot(doubt, sampling)
+
+
+def _mean(found: Sequence[float]) -> float:
+    return math.fsum(found) / len(found)
+
+
+def _settled(plan: Plan, scores: Scores, comparison: Comparison) -> bool:
+    early = compare(plan, scores, comparison, seeds=LOOK)
+    return early is not None and is_settled(early.estimate, plan.margin)
+
+
+def _missing(plan: Plan, scores: Scores, arms: Iterable[Arm], seeds: Sequence[int]) -> list[Training]:
+    rates = {arm.name: chosen_rate(plan, scores, arm) for arm in arms}
+    wanted = (
+        Training(arm=name, seed=seed, learning_rate=rate, split="test")
+        for seed in seeds
+        for name, rate in rates.items()
+    )
+    return [training for training in wanted if not scores.has(training)]

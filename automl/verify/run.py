@@ -1,0 +1,282 @@
+"""One verification from a finished study to its result: plans, trains what is missing, stores every score at once.
+
+Killed at any point it goes on from the scores in the database: the plan is worked out again and is the same. It holds
+the study's lease, and it alone in the whole program is given the test rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from automl.errors import DataError, InterruptedSearch, ResourceError, SearchError, SpaceChangedError
+from automl.space.spec import SweepSpec
+from automl.storage.lease import StudyLease
+from automl.storage.sql import Database
+from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
+from automl.study.queries import list_trials
+from automl.study.seeding import data_seed, derive_seed, trial_seed
+from automl.sweep.folders import study_folder
+from automl.sweep.ground import Ground, prepare
+from automl.sweep.layout import choose_layout
+from automl.sweep.packing import choose_packing, host_settings
+from automl.sweep.precision import settle_precision
+from automl.sweep.record import GROUND, last_event, recorded_space
+from automl.sweep.signals import signals_as_interruption
+from automl.tasks import make_task
+from automl.tasks.classification import majority_scores
+from automl.training.bench import HostSettings
+from automl.trial import Measurement, StopReason, TrialFailure
+from automl.verify.arms import Candidates, choose_arms, choose_comparisons
+from automl.verify.conclude import conclude
+from automl.verify.crew import Crew, InlineCrew, WorkerCrew
+from automl.verify.plan import (
+    LEAST_PATTERN_SEEDS,
+    TUNING_SEEDS,
+    Plan,
+    Training,
+    all_trainings,
+    fingerprint,
+    fresh_seeds,
+    practical_margin,
+    trial_spec,
+)
+from automl.verify.protocol import DIVERGED, SECONDS, UNTRAINED, Scores, baseline, next_trainings
+
+logger = logging.getLogger(__name__)
+
+Suggest = Callable[[Database, str], Mapping[str, int] | None]
+"""Ranks by module that the study's importances suggest for its winner, None if they suggest nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user may choose.
+
+    seeds: trainings of each arm, at least 2. finalists: best trials of the search that are verified. suggest: asked for
+    a rank pattern to verify too; None asks for none.
+    """
+
+    seeds: int = 8
+    finalists: int = 2
+    suggest: Suggest | None = None
+
+
+def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Options) -> Verification:
+    """Verify the study's best configurations, or go on with it, or return what was found by the same plan before.
+
+    spec: as the study was recorded. Raises DataError if there are no test rows, SearchError if no trial is complete or
+    a training fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if another driver
+    holds the study, InterruptedSearch if a signal stopped it (resumable), ResourceError if memory is short.
+    """
+    with signals_as_interruption("anything was verified") as stop, StudyLease(database, spec.study) as lease:
+        row = database.store(spec.study).sweep()
+        lease.take(row.space_text, row.space_sha256, row.provenance)
+        store = VerificationStore(database, spec.study, guard=lease.verify)
+        work = _Work(database, spec, cache)
+        number, plan, known = work.plan(store.latest(), options)
+        if known is not None and known.is_done:
+            return known
+        if known is None:
+            store.begin(number, plan.as_dict())
+        stop.then(work.halt)
+        scores = work.train(plan, number, store)
+        store.finish(number, conclude(plan, scores))
+        found = store.latest()
+        assert found is not None
+        return found
+
+
+class _Work:
+    """One run of a verification: the ground it stands on, and the training of what is missing."""
+
+    def __init__(self, database: Database, spec: SweepSpec, cache: Path) -> None:
+        """Prepare model and data, and see that they are those of the search and have test rows."""
+        self._database = database
+        self._store = database.store(spec.study)
+        recorded = last_event(self._store, GROUND)
+        self._ground = prepare(spec, cache)
+        _check_same(spec.study, recorded or {}, self._ground)
+        if not self._ground.prepared.rows["test"]:
+            raise DataError(
+                f"study {spec.study!r} has no test rows, so nothing can be verified on rows the search has not seen;"
+                " give task.data a test file, or task.split a test share"
+            )
+        self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
+        self._spec = settle_precision(spec, self._ground, self._layout, recorded)
+        self._folder = study_folder(spec) / "verification"
+        self._stopped: str | None = None
+
+    def halt(self, reason: str) -> None:
+        """Stop as soon as may be; called from a signal handler."""
+        self._stopped = reason
+
+    def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
+        """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
+        if before is not None:
+            same = self._plan(before.number, options)
+            if same.as_dict() == before.plan:
+                return before.number, same, before
+        number = before.number + 1 if before is not None else 1
+        return number, self._plan(number, options), None
+
+    def train(self, plan: Plan, number: int, store: VerificationStore) -> Scores:
+        """Train all that the rules ask for; every score is stored before the next one is waited for."""
+        scores = Scores(store.scores(number))
+        while trainings := next_trainings(plan, scores):
+            split = trainings[0].split
+            with self._crew(plan, number, split, len(trainings)) as crew:
+                if split == "test" and not baseline(plan, scores):
+                    self._keep(number, _UNTRAINED, crew.untrained(), scores, store)
+                while trainings and trainings[0].split == split:
+                    self._train(crew, plan, number, trainings, scores, store)
+                    trainings = next_trainings(plan, scores)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return scores
+
+    def _plan(self, number: int, options: Options) -> Plan:
+        spec, ground = self._spec, self._ground
+        rows = list_trials(self._database.optuna_storage(), spec.study, self._store)
+        candidates = Candidates(
+            rows,
+            recorded_space(self._store, spec),
+            ground.derive,
+            metric=spec.task.metric,
+            rows=min(spec.task.evaluate_rows or sys.maxsize, ground.prepared.rows["validation"]),
+        )
+        used = {trial_seed(spec.search.seed, row.number) for row in rows} | {data_seed(spec.search.seed)}
+        seeds = fresh_seeds(spec.search.seed, number, options.seeds + TUNING_SEEDS, used)
+        arms = choose_arms(
+            candidates,
+            finalists=options.finalists,
+            suggested=self._suggested(options),
+            seed=derive_seed("random-ranks", spec.search.seed, number),
+        )
+        task = make_task(spec.task)
+        test = task.rows(ground.prepared, "test")
+        return Plan(
+            study=spec.study,
+            metric=spec.task.metric,
+            steps=spec.search.steps,
+            seeds=seeds[: options.seeds],
+            tuning_seeds=seeds[options.seeds :],
+            margin=practical_margin(spec.task.metric, candidates.best_value),
+            arms=tuple(arms),
+            comparisons=tuple(choose_comparisons(arms)),
+            winner_value=candidates.best_value,
+            model=ground.backbone.fingerprint,
+            data=ground.prepared.fingerprint,
+            test=fingerprint(test),
+            test_rows=len(test),
+            precision=spec.run.precision,
+            majority=majority_scores([row["labels"] for row in test]) if ground.prepared.labels else {},
+        )
+
+    def _suggested(self, options: Options) -> Mapping[str, int] | None:
+        if options.suggest is None:
+            return None
+        if options.seeds < LEAST_PATTERN_SEEDS:
+            logger.info("suggested ranks are not verified: that takes %d seeds (--seeds)", LEAST_PATTERN_SEEDS)
+            return None
+        return options.suggest(self._database, self._spec.study)
+
+    def _crew(self, plan: Plan, number: int, split: ScoredSplit, trainings: int) -> Crew:
+        settings = self._settings(plan, number, split)
+        if self._spec.run.executor == "inline":
+            return InlineCrew(settings, check=self._check)
+        return WorkerCrew(settings, workers=min(self._layout.workers, trainings), check=self._check)
+
+    def _train(
+        self,
+        crew: Crew,
+        plan: Plan,
+        number: int,
+        trainings: Sequence[Training],
+        scores: Scores,
+        store: VerificationStore,
+    ) -> None:
+        """Trainings that are all scored on the same rows."""
+        total, split = len(trainings), trainings[0].split
+        logger.info("verification %d: %d trainings of %d steps, scored on %s rows", number, total, plan.steps, split)
+        places = {training: place for place, training in enumerate(all_trainings(plan))}
+        by_place = {place: training for training, place in places.items()}
+        specs = [trial_spec(plan, training, places[training]) for training in trainings]
+        for done, outcome in enumerate(crew.train(specs), start=1):
+            training = by_place[outcome.trial]
+            metrics = _metrics(training, outcome)
+            self._keep(number, training, metrics, scores, store)
+            logger.info("%d of %d: %s", done, total, _in_words(training, plan.metric, metrics))
+
+    def _settings(self, plan: Plan, number: int, split: ScoredSplit) -> HostSettings:
+        """As for the workers of the search, but with the test rows, and without what only a search wants to know."""
+        packing = choose_packing(self._spec, self._ground, self._layout)
+        settings = host_settings(self._spec, self._ground, self._layout, packing)
+        return replace(
+            settings,
+            prepared=self._ground.prepared if split == "test" else settings.prepared,
+            judged_on=split,
+            output=str(self._folder / str(number)),
+            largest=max(plan.arms, key=lambda arm: arm.trainable_params).hyper,
+            importance=False,
+        )
+
+    def _check(self) -> None:
+        if self._stopped is not None:
+            raise InterruptedSearch(
+                f"verification stopped ({self._stopped}); every score so far is stored, the same command continues"
+            )
+
+    def _keep(
+        self, number: int, training: Training, metrics: Mapping[str, float], scores: Scores, store: VerificationStore
+    ) -> None:
+        store.add_scores(
+            number,
+            [
+                Score(
+                    arm=training.arm,
+                    seed=training.seed,
+                    learning_rate=training.learning_rate,
+                    split=training.split,
+                    metric=name,
+                    value=value,
+                )
+                for name, value in metrics.items()
+            ],
+        )
+        scores.add(training, metrics)
+
+
+_UNTRAINED = Training(arm=UNTRAINED, seed=0, learning_rate=0.0, split="test")
+
+
+def _check_same(study: str, recorded: Mapping[str, Any], ground: Ground) -> None:
+    """Raise SpaceChangedError unless model and data, the test rows included, are those the search was started with."""
+    now = ground.fingerprints
+    changed = [name for name in ("model", "data") if name in recorded and recorded[name] != now[name]]
+    if changed:
+        raise SpaceChangedError(
+            f"the {' and '.join(changed)} of study {study!r} changed since its search; a verification would be of"
+            " something else"
+        )
+
+
+def _metrics(training: Training, outcome: Measurement | TrialFailure) -> dict[str, float]:
+    """What is stored of a training. Raises if it failed in a way that is not a property of the configuration."""
+    if isinstance(outcome, Measurement):
+        return {**outcome.metrics, SECONDS: outcome.seconds}
+    if outcome.reason is StopReason.DIVERGED:
+        return {DIVERGED: 1.0}
+    what = f"the training of {training.arm} with seed {training.seed} failed ({outcome.reason})"
+    if outcome.reason is StopReason.OOM:
+        raise ResourceError(f"{what}: {outcome.message}; fewer run.slots need less memory")
+    raise SearchError(f"{what}: {outcome.message.strip().splitlines()[-1]}")
+
+
+def _in_words(training: Training, metric: str, metrics: Mapping[str, float]) -> str:
+    value = "diverged" if metric not in metrics else f"{metric} {metrics[metric]:.4f} on {training.split} rows"
+    return f"{training.arm}, seed {training.seed}, learning rate {training.learning_rate:.3g}: {value}"
