@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from automl.report.frames import StudyFrame, TrialFrame
 from automl.trial import TrialState
 
+LINES = 60
+"""Most lines of one kind in a chart: more would hide each other."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:

@@ -14,6 +14,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from automl.report.answers import LINES
 from automl.report.frames import StudyFrame, TrialFrame
 from automl.report.wording import configuration, number, score
 from automl.trial import TrialState
@@ -124,3 +125,10 @@ def _short(tick: float) -> str:
         if tick >= size:
             return f"{tick / size:.3g}{unit}"
     return f"{tick:.3g}" if tick >= 1e-4 else f"{tick:.0e}".replace("e-0", "e-")
+
+
+def thinned(trials: Sequence[TrialFrame]) -> list[TrialFrame]:
+    """At most `LINES` of these, evenly spread."""
+    if len(trials) <= LINES:
+        return list(trials)
+    return [trials[index * len(trials) // LINES] for index in range(LINES)]

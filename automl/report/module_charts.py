@@ -43,7 +43,7 @@ def _layers(
     if not values:
         return None
     places = {module: place_of(module) for module in values}
-    kinds = list(dict.fromkeys(kind for _, kind in places.values()))[::-1]
+    kinds = sorted({kind for _, kind in places.values()}, reverse=True)
     layers = sorted({-1 if layer is None else layer for layer, _ in places.values()})
     cells = [[None] * len(layers) for _ in kinds]
     texts = [[""] * len(layers) for _ in kinds]

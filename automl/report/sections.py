@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from automl.report.answers import Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
+from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
 from automl.report.findings import Evidence, Findings, comparison_text, pair_text
 from automl.report.frames import StudyFrame, TrialFrame
@@ -127,7 +127,13 @@ def _trial_row(trial: TrialFrame) -> tuple[str, ...]:
 
 def _curves(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     if any(len(trial.curve) > 1 for trial in frame.trials):
-        yield Chart("curves", f"The {frame.metric} of every trial on validation rows while it trained.")
+        yield Chart("curves", f"The {frame.metric} on validation rows while the trials trained{_sampled(frame)}.")
+
+
+def _sampled(frame: StudyFrame) -> str:
+    """Said where a chart leaves lines out."""
+    many = max(frame.counts["COMPLETE"], frame.counts["PRUNED"]) > LINES
+    return f"; of each kind at most {LINES} lines are drawn" if many else ""
 
 
 def _importance(frame: StudyFrame, found: Findings) -> Iterator[Block]:
@@ -164,7 +170,7 @@ def _importance(frame: StudyFrame, found: Findings) -> Iterator[Block]:
 def _parameters(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     if sum(trial.value is not None for trial in frame.trials) < 2 or not frame.parameters:
         return
-    yield Chart("parallel", "One line per trial from its parameters to its value.")
+    yield Chart("parallel", f"One line per trial from its parameters to its value{_sampled(frame)}.")
     yield Chart("slices", f"The {frame.metric} over each parameter by itself.")
 
 

@@ -27,6 +27,7 @@ from automl.report.look import (
     log_axis,
     new_figure,
     points,
+    thinned,
     with_value,
 )
 from automl.report.wording import number, score
@@ -67,7 +68,10 @@ def parameter_shares(frame: StudyFrame) -> go.Figure | None:
 
 
 def parallel(frame: StudyFrame) -> go.Figure | None:
-    """One line per trial through all parameters to its value; the best quarter of the complete trials in colour."""
+    """One line per trial through all parameters to its value; the best quarter of the complete trials in colour.
+
+    Of many trials, an even sample of each group: more lines would hide each other.
+    """
     valued = with_value(frame, TrialState.COMPLETE, TrialState.PRUNED)
     parameters = [p for p in frame.parameters if any(p.name in trial.params for trial in valued)]
     if not parameters or len(valued) < 2:
@@ -86,7 +90,7 @@ def parallel(frame: StudyFrame) -> go.Figure | None:
     figure = new_figure(height=430)
     for name, trials, colour, width in groups:
         if trials:
-            figure.add_trace(_threads(frame, trials, parameters, (low, high), name, colour, width))
+            figure.add_trace(_threads(frame, thinned(trials), parameters, (low, high), name, colour, width))
     labels = [*(escaped(parameter.name.replace("_", " ")) for parameter in parameters), frame.metric]
     figure.update_xaxes(
         tickvals=list(range(len(labels))),
@@ -157,7 +161,7 @@ def slices(frame: StudyFrame) -> go.Figure | None:
     parameters = [p for p in frame.parameters if any(p.name in trial.params for trial in valued)]
     if not parameters:
         return None
-    columns = min(3, len(parameters))
+    columns = min(2, len(parameters))
     rows = math.ceil(len(parameters) / columns)
     figure = make_subplots(
         rows=rows,
@@ -167,7 +171,7 @@ def slices(frame: StudyFrame) -> go.Figure | None:
         vertical_spacing=0.28 / rows,
         subplot_titles=[escaped(parameter.name) for parameter in parameters],
     )
-    dress(figure, 90 + 230 * rows)
+    dress(figure, 90 + 210 * rows)
     for index, parameter in enumerate(parameters):
         row, column = divmod(index, columns)
         place = {"row": row + 1, "col": column + 1}
@@ -180,7 +184,7 @@ def slices(frame: StudyFrame) -> go.Figure | None:
             log_axis(figure, (float(parameter.low), float(parameter.high)), **place)
     figure.update_annotations(font_size=13)
     figure.update_yaxes(title_text=frame.metric, col=1)
-    figure.update_layout(legend={"y": 1 + 28 / (230 * rows)}, margin={"t": 56})
+    figure.update_layout(legend={"y": 1 + 28 / (210 * rows)}, margin={"t": 56})
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from automl.report.answers import pareto, spending
+from automl.report.answers import LINES, pareto, spending
 from automl.report.frames import StudyFrame, TrialFrame
 from automl.report.look import (
     BLACK,
@@ -20,6 +20,7 @@ from automl.report.look import (
     log_axis,
     new_figure,
     points,
+    thinned,
     with_value,
 )
 from automl.trial import TrialState
@@ -59,15 +60,18 @@ def _best_so_far(frame: StudyFrame, complete: Sequence[TrialFrame]) -> list[tupl
 
 
 def curves(frame: StudyFrame) -> go.Figure | None:
-    """The objective of every trial over its steps; complete trials stand out, the best most."""
+    """The objective of the trials over their steps; complete trials stand out, the best most.
+
+    Of many trials, the best complete ones and an even sample of the others: more lines would hide each other.
+    """
     drawn = [trial for trial in frame.trials if trial.curve]
     if not drawn:
         return None
     best = frame.best
     figure = new_figure(xaxis_title="optimizer step", yaxis_title=frame.metric)
     groups = (
-        ("not complete", [t for t in drawn if t.state != TrialState.COMPLETE], FAINT, 1),
-        ("complete", [t for t in drawn if t.state == TrialState.COMPLETE and t is not best], SKY, 1.3),
+        ("not complete", thinned([t for t in drawn if t.state != TrialState.COMPLETE]), FAINT, 1),
+        ("complete", [t for t in frame.complete[:LINES] if t.curve and t is not best], SKY, 1.3),
         ("best", [t for t in drawn if t is best], VERMILLION, 3),
     )
     for name, trials, colour, width in groups:
@@ -106,7 +110,7 @@ def spent(frame: StudyFrame) -> go.Figure | None:
     names = {"COMPLETE": ("complete", BLUE), "PRUNED": ("stopped early", SKY), "FAIL": ("failed", BLACK)}
     rows = [(*names.get(state, ("not finished", GREY)), cost.steps) for state, cost in costs.by_state.items()]
     figure = new_figure(height=150, barmode="stack", xaxis_title="optimizer steps")
-    for name, colour, steps in [*rows, ("saved by pruning", "white", costs.saved.steps)]:
+    for name, colour, steps in [*rows, ("saved by stopping early", "white", costs.saved.steps)]:
         if steps:
             line = {"color": GREY if colour == "white" else colour, "width": 1}
             pattern = {"shape": "/", "fgcolor": GREY} if colour == "white" else {}
