@@ -26,6 +26,7 @@ from automl.space.spec import (
     SearchSpace,
     SweepSpec,
     TaskSettings,
+    VerifySettings,
 )
 from automl.space.yaml_nodes import read_document, read_text
 from automl.trial import Scalar
@@ -73,8 +74,8 @@ def with_overrides(spec: SweepSpec, *, trials: int | None = None, time: str | No
 
 def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: str, folder: Path) -> SweepSpec:
     study, model, task, fixed = sections.study, sections.model, sections.task, sections.fixed
-    search, run, storage = sections.search, sections.run, sections.storage
-    if not (study and model and task and fixed and search and run and storage):
+    search, run, storage, verify = sections.search, sections.run, sections.storage, sections.verify
+    if not (study and model and task and fixed and search and run and storage and verify):
         raise AssertionError("a section without a value is a problem that was reported")
     return SweepSpec(
         study=study,
@@ -83,6 +84,7 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
         space=space,
         search=_search(search),
         run=_run(run),
+        verify=VerifySettings(**verify.model_dump()),
         storage_url=storage.url or os.environ.get(DATABASE_VARIABLE) or DEFAULT_STORAGE_URL,
         storage_grace_seconds=storage.grace,
         source=source,

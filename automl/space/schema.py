@@ -35,6 +35,17 @@ class RunSection(Section):
     """Folder for adapters and the summary, relative to where the command is started."""
 
 
+class VerifySection(Section):
+    """What is trained again on fresh seeds after a search, and scored on the test rows."""
+
+    automatic: bool = True
+    """Verify as soon as a search is complete; automl verify does it at any time."""
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 4
+    """Trainings of each configuration; a suggested rank pattern is judged from 8 on."""
+    finalists: Annotated[int, Field(ge=1, le=20)] = 1
+    """Best trials that are verified, beside the default configuration and the smallest one within noise."""
+
+
 class StorageSection(Section):
     """Where results are kept."""
 
@@ -85,5 +96,6 @@ class SpaceFile(Section):
     constraints: Annotated[list[Text], Field(default_factory=list, max_length=50)]
     """Conditions such as 'trainable_params <= 500_000'."""
     search: SearchSection = SearchSection()
+    verify: VerifySection = VerifySection()
     run: RunSection = RunSection()
     storage: StorageSection = StorageSection()

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from automl.space.messages import Problems, shown
 from automl.space.ranges import RangeSection
-from automl.space.schema import RunSection, SpaceFile, StorageSection
+from automl.space.schema import RunSection, SpaceFile, StorageSection, VerifySection
 from automl.space.schema_base import unknown_key_message
 from automl.space.schema_search import SearchSection
 from automl.space.schema_space import Assignment, AutoSection, FixedSection, ParameterSection, SpaceSection
@@ -49,6 +49,7 @@ class Sections:
     enqueue: dict[int, Assignment] = field(default_factory=dict)
     constraints: list[str] | None = None
     search: SearchSection | None = None
+    verify: VerifySection | None = None
     run: RunSection | None = None
     storage: StorageSection | None = None
 
@@ -77,6 +78,7 @@ def read_sections(value: object, folder: Path, problems: Problems) -> Sections:
         enqueue=reader.enqueue(),
         constraints=reader.section("constraints"),
         search=reader.section("search"),
+        verify=reader.section("verify"),
         run=reader.section("run"),
         storage=reader.section("storage"),
     )

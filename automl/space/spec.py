@@ -172,6 +172,15 @@ class RunSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySettings:
+    """What is verified after a search, and whether by itself. seeds: trainings of each configuration."""
+
+    automatic: bool = True
+    seeds: int = 4
+    finalists: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepSpec:
     """A whole space file. `text` is the file verbatim; `sha256` covers what changes a study's meaning.
 
@@ -186,6 +195,7 @@ class SweepSpec:
     space: SearchSpace
     search: SearchSettings
     run: RunSettings
+    verify: VerifySettings = VerifySettings()
     storage_url: str
     source: str
     text: str
