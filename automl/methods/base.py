@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -13,6 +13,15 @@ from torch import nn
 
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters
+
+
+class LowRank(NamedTuple):
+    """The update of one layer: scaling * b @ a. a: (rank, in); b: (out, rank), a parameter with its gradient."""
+
+    path: str
+    a: torch.Tensor
+    b: nn.Parameter
+    scaling: float
 
 
 class Method(ABC):
@@ -27,14 +36,45 @@ class Method(ABC):
 
     @abstractmethod
     def attach(
-        self, model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str], seed: int
+        self,
+        model: nn.Module,
+        hyper: Hyperparameters,
+        modules: Sequence[str],
+        head: Sequence[str],
+        seed: int,
+        *,
+        steps: int | None = None,
     ) -> PeftModel:
         """Put a new adapter on the backbone and return the PEFT model around it; the backbone is changed in place.
 
         modules: full paths of the layers to adapt. head: top-level modules trained in full, from a fresh start.
         Adapter, head and dropout masks depend on `seed` alone, not on the global generators. Call it after the
-        backbone is on its device. Trainable parameters are float32 whatever the backbone's dtype.
+        backbone is on its device. Trainable parameters are float32 whatever the backbone's dtype. steps: of the whole
+        trial, for methods that change the adapter by a schedule.
         """
+
+    @abstractmethod
+    def low_rank(self, peft_model: PeftModel) -> list[LowRank]:
+        """The updates as they are now, in module order; none if the method's updates are not products of two matrices.
+
+        a may be a product of several parameters; b is the parameter itself.
+        """
+
+    @abstractmethod
+    def penalty(self, peft_model: PeftModel) -> torch.Tensor | None:
+        """What is minimised beside the loss of the task and is no part of it, (); None if there is nothing."""
+
+    @abstractmethod
+    def after_step(self, peft_model: PeftModel, step: int) -> None:
+        """Called after the optimizer's step number `step` (from 0), while its gradients are still there."""
+
+    @abstractmethod
+    def memory(self, peft_model: PeftModel) -> dict[str, torch.Tensor]:
+        """What the method keeps beside the trainable tensors and needs to go on to the bit; copies on the CPU."""
+
+    @abstractmethod
+    def load_memory(self, peft_model: PeftModel, memory: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `memory` returned. Raises CheckpointError if it is not of this adapter."""
 
     def state(self, peft_model: PeftModel) -> dict[str, torch.Tensor]:
         """Exactly the trainable tensors, adapter and head, by parameter name. They share memory with the model."""

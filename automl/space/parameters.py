@@ -14,7 +14,7 @@ from automl.lora import ScheduleName
 from automl.space.constraints import Kind
 from automl.trial import Scalar
 
-Method = Annotated[Literal["lora"], Field(description="PEFT method")]
+Method = Annotated[Literal["lora", "adalora"], Field(description="PEFT method")]
 Rank = Annotated[int, Field(ge=1, le=1024, description="rank of the low-rank update")]
 Alpha = Annotated[float, Field(gt=0, le=65_536, description="numerator of the update's scale, as an absolute number")]
 AlphaRatio = Annotated[float, Field(gt=0, le=1024, description="alpha as a multiple of the rank; instead of alpha")]

@@ -28,9 +28,11 @@ class HostSettings:
     targets: the user's target sets. output: folder of the study (slot files, adapters). precision: fp32, bf16 or
     (packed only) bf16h, one for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave
     as it is. capacity: most trials resident at once. packed: they are trained together, not one after the other.
-    largest, tokens: the costliest trial there may be, and the tokens of its largest batch; workers: how many there are.
-    From these a packed worker finds out whether it has the memory for `capacity` trials.
     judged_on: rows that trials are measured on; a search is never given the test rows.
+    largest, tokens: the costliest trial there may be, and the tokens of its largest batch; choices: the target sets that
+    trials may have; workers: how many there are.
+    From these a packed worker finds out whether it has the memory for `capacity` trials.
+    importance: how much the loss hangs on each module's update is measured on the way.
     """
 
     backbone: BackboneRef
@@ -43,10 +45,12 @@ class HostSettings:
     threads: int | None = None
     capacity: int = 1
     packed: bool = False
+    judged_on: Literal["validation", "test"] = "validation"
     largest: Hyperparameters | None = None
+    choices: tuple[str, ...] = ()
     tokens: int = 0
     workers: int = 1
-    judged_on: Literal["validation", "test"] = "validation"
+    importance: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class Bench:
 
     evaluation_rows: the fixed part of the validation split that every evaluation uses, or in a verification all test
     rows. evaluation_tokens: of one
-    forward pass, padding included. The model carries at most one adapter at a time.
+    forward pass, padding included. importance: as in the settings. The model carries at most one adapter at a time.
     """
 
     model: nn.Module
@@ -67,6 +71,7 @@ class Bench:
     precision: str = "fp32"
     targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluation_tokens: int = EVALUATION_TOKENS["cpu"]
+    importance: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast if that is the precision; otherwise it does nothing."""
@@ -107,6 +112,7 @@ def load_bench(settings: HostSettings) -> Bench:
         precision=settings.precision,
         targets=settings.targets,
         evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
+        importance=settings.importance,
     )
 
 

@@ -1,7 +1,8 @@
 """Slot files: a trial's state on disk, written before any of its values is believed.
 
 `slots/trial-00012/` holds one mark `attempt-00003-<identity>` and the last two states, each a sealed folder:
-`step-00000040/{params,optimizer}.safetensors, state.json, manifest.json`. See docs/adr/0006-slot-files.md.
+`step-00000040/{params,optimizer,importance,method}.safetensors, state.json, manifest.json`,
+where importance and method are there only if they hold something. See docs/adr/0006-slot-files.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from automl import durable
 from automl.errors import CheckpointError
 from automl.training.bench import HostSettings
 from automl.training.state import SlotRecord, TrainState, identity
-from automl.trial import Measurement, TrialSpec
+from automl.trial import Measurement, ModuleImportance, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ KEPT = 2
 
 _STEP = "step-"
 _MARK = "attempt-"
+_OPTIONAL = ("importance", "method")
 
 
 def slot_folder(output: Path, trial: int) -> Path:
@@ -100,6 +102,9 @@ class SlotFolder:
         with durable.sealed_folder(self._step(step), {"step": step, "attempt": self.attempt}) as draft:
             durable.write_file(draft / "params.safetensors", save(dict(record.state.params)))
             durable.write_file(draft / "optimizer.safetensors", save(dict(record.state.moments)))
+            for name in _OPTIONAL:
+                if tensors := getattr(record.state, name):
+                    durable.write_file(draft / f"{name}.safetensors", save(dict(tensors)))
             durable.write_file(draft / "state.json", durable.canonical(_to_json(record, self.attempt)))
         before = [other for other in self._steps() if other < step]
         for other in set(self._steps()) - {step, *before[len(before) - (KEPT - 1) :]}:
@@ -155,14 +160,21 @@ def _read(folder: Path) -> SlotRecord:
             params=load_file(folder / "params.safetensors"),
             moments=load_file(folder / "optimizer.safetensors"),
             dropout=_from_base64(state.pop("dropout")),
+            **{name: load_file(file) for name in _OPTIONAL if (file := folder / f"{name}.safetensors").exists()},
             **state,
         ),
-        measurements=tuple(Measurement(**item) for item in document["measurements"]),
+        measurements=tuple(_measurement(item) for item in document["measurements"]),
     )
+
+
+def _measurement(item: dict[str, Any]) -> Measurement:
+    modules = [{**module, "components": tuple(module["components"])} for module in item.pop("importances", ())]
+    return Measurement(**item, importances=tuple(ModuleImportance(**module) for module in modules))
 
 
 def _to_json(record: SlotRecord, attempt: int) -> dict[str, Any]:
     state = record.state
+    earlier = [replace(measurement, importances=()) for measurement in record.measurements[:-1]]
     return {
         "attempt": attempt,
         "state": {
@@ -173,7 +185,7 @@ def _to_json(record: SlotRecord, attempt: int) -> dict[str, Any]:
             "seconds": state.seconds,
             "tokens": state.tokens,
         },
-        "measurements": [asdict(measurement) for measurement in record.measurements],
+        "measurements": [asdict(measurement) for measurement in (*earlier, *record.measurements[-1:])],
     }
 
 

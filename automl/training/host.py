@@ -19,6 +19,7 @@ from automl.training.adapter import adapter_folder, adapter_meta
 from automl.training.bench import Bench, HostSettings, load_bench
 from automl.training.checkpoint import SlotFolder, slot_files, slot_folder
 from automl.training.export import export_adapter
+from automl.training.finalists import Finalists
 from automl.training.solo import SoloTrial, train
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
@@ -80,6 +81,7 @@ class SoloHost:
     def __init__(self, settings: HostSettings, bench: Bench) -> None:
         self.settings = settings
         self.bench = bench
+        self._finalists = Finalists(settings.task.metric)
         self.busy_seconds = 0.0
         self._residents: dict[int, _Resident] = {}
         self._slots: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
@@ -178,10 +180,12 @@ class SoloHost:
         return resident.generator
 
     def _finish(self, resident: _Resident, measurement: Measurement) -> Measurement:
-        """After the last step: export the adapter and name it in the measurement."""
+        """After the last step: look at held-out rows, export the adapter and name it in the measurement."""
         if measurement.step < resident.spec.steps:
             return measurement
         assert resident.trial is not None
+        if self._finalists.admit(measurement.metrics):
+            measurement = resident.trial.measure_held_out(measurement)
         folder = adapter_folder(Path(self.settings.output).absolute(), resident.spec.number)
         meta = adapter_meta(self.settings, self.bench.task, resident.spec, measurement)
         export_adapter(resident.trial.model, folder, meta, tokenizer=self.bench.tokenizer)

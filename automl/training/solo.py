@@ -6,17 +6,21 @@ packed. It knows nothing of files, Optuna, Ray or SQL.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from automl.errors import DataError, Diverged, OutOfMemory
+from automl.importance.heldout import HELD_OUT_BATCH, HELD_OUT_ROWS, removal_effects, with_held_out
+from automl.importance.sensitivity import Factors, Sensitivity, is_sample, weight_norms
+from automl.lora import LinearShape
 from automl.methods.registry import METHODS
 from automl.methods.seeding import dropout_state, set_dropout_state
 from automl.models.inventory import head_modules, resolve_targets
@@ -27,16 +31,19 @@ from automl.training.bench import Bench
 from automl.training.memory import halving, is_out_of_memory
 from automl.training.schedule import lr_multiplier
 from automl.training.state import TrainState
-from automl.trial import Measurement, TrialSpec
+from automl.trial import Measurement, ModuleImportance, TrialSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attached:
-    """An adapter on the backbone, with what trains it."""
+    """An adapter on the backbone, with what trains it. sensitivity: None if it is not collected."""
 
     model: Any
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
+    sensitivity: Sensitivity | None
 
 
 class SoloTrial:
@@ -56,6 +63,8 @@ class SoloTrial:
         self.evaluation_tokens = state.evaluation_tokens if state else bench.evaluation_tokens
         self._method = METHODS[spec.hyper.method]
         self._start = state
+        self._layers: list[LinearShape] = []
+        self._norms: list[float] = []
         self._attached: _Attached | None = None
 
     @property
@@ -70,10 +79,12 @@ class SoloTrial:
         optimizer = optim.adamw(parameters, self.spec.hyper)
         if self._start is not None:
             self._method.load_state(model, dict(self._start.params))
+            self._method.load_memory(model, self._start.method)
             optim.load_moments(optimizer, parameters, self._start.moments)
             set_dropout_state(model, self._start.dropout)
-            self._start = None  # the model holds it now
-        self._attached = _Attached(model=model, parameters=parameters, optimizer=optimizer)
+        sensitivity = self._sensitivity(model)
+        self._start = None  # the model holds it now
+        self._attached = _Attached(model=model, parameters=parameters, optimizer=optimizer, sensitivity=sensitivity)
 
     def detach(self) -> None:
         """Take the adapter off; the backbone is as it was before. Does nothing if there is none."""
@@ -97,6 +108,8 @@ class SoloTrial:
             evaluation_tokens=self.evaluation_tokens,
             seconds=self.seconds,
             tokens=self.tokens,
+            importance=seat.sensitivity.state() if seat.sensitivity else {},
+            method=self._method.memory(seat.model),
         )
 
     def take_step(self) -> None:
@@ -112,6 +125,10 @@ class SoloTrial:
                 what=f"trial {self.spec.number} (rank {hyper.rank}, target {hyper.target})",
             )
             _check_finite({"training loss": loss}, self.step + 1)
+            if seat.sensitivity is not None and is_sample(self.step):
+                seat.sensitivity.add(self._factors(seat.model))
+            if (penalty := self._method.penalty(seat.model)) is not None:
+                torch.autograd.backward(penalty)
             if hyper.clip > 0:
                 nn.utils.clip_grad_norm_(seat.parameters.values(), hyper.clip)
             for group in seat.optimizer.param_groups:
@@ -119,6 +136,7 @@ class SoloTrial:
                     self.step, steps=self.spec.steps, warmup=hyper.warmup, schedule=hyper.schedule
                 )
             seat.optimizer.step()
+            self._method.after_step(seat.model, self.step)
             self.step += 1
 
     def measure(self) -> Measurement:
@@ -130,8 +148,35 @@ class SoloTrial:
         )
         _check_finite(metrics, self.step)
         return Measurement(
-            trial=self.spec.number, step=self.step, metrics=metrics, seconds=self.seconds, tokens=self.tokens
+            trial=self.spec.number,
+            step=self.step,
+            metrics=metrics,
+            seconds=self.seconds,
+            tokens=self.tokens,
+            importances=self._importances(),
         )
+
+    def measure_held_out(self, measurement: Measurement) -> Measurement:
+        """The same with what the removal of each module's update would do to the loss on evaluation rows.
+
+        One forward and one backward pass over at most HELD_OUT_ROWS rows, without dropout. The trial does not change.
+        Unchanged too if there is no room in memory.
+        """
+        if not measurement.importances:
+            return measurement
+        rows = self.bench.evaluation_rows[:HELD_OUT_ROWS]
+        batches = [rows[start : start + HELD_OUT_BATCH] for start in range(0, len(rows), HELD_OUT_BATCH)]
+        try:
+            effects = [self._removal_effects(batch) for batch in batches]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("trial %d: no memory to look at held-out rows: %s", self.spec.number, error)
+            return measurement
+        finally:
+            self._seat.optimizer.zero_grad(set_to_none=True)
+        paths = [layer.path for layer in self._layers]
+        return replace(measurement, importances=with_held_out(measurement.importances, paths, effects))
 
     @property
     def is_due(self) -> bool:
@@ -145,10 +190,42 @@ class SoloTrial:
 
     def _attach_adapter(self) -> Any:
         bench, hyper = self.bench, self.spec.hyper
-        layers = resolve_targets(bench.model, hyper.target, bench.targets)
-        return self._method.attach(
-            bench.model, hyper, [layer.path for layer in layers], head_modules(bench.model), self.spec.seed
-        )
+        self._layers = resolve_targets(bench.model, hyper.target, bench.targets)
+        self._norms = weight_norms(bench.model, self._layers)
+        paths = [layer.path for layer in self._layers]
+        heads = head_modules(bench.model)
+        return self._method.attach(bench.model, hyper, paths, heads, self.spec.seed, steps=self.spec.steps)
+
+    def _sensitivity(self, model: Any) -> Sensitivity | None:
+        """As new or as it was left; None if it is not wanted or the method has no low-rank updates."""
+        ranks = [update.a.shape[0] for update in self._method.low_rank(model)]
+        if not self.bench.importance or not ranks:
+            return None
+        sensitivity = Sensitivity(self._layers, max(ranks), self._norms)
+        if self._start is not None:
+            sensitivity.load(self._start.importance)
+        return sensitivity
+
+    def _factors(self, model: Any) -> list[Factors]:
+        """The updates with their gradients, which are there after a backward pass."""
+        updates = self._method.low_rank(model)
+        return [Factors(update.a, update.b, update.b.grad, update.scaling) for update in updates]
+
+    def _removal_effects(self, rows: Sequence[Row]) -> list[float]:
+        """Of one batch; its gradients take the place of what is there."""
+        seat = self._seat
+        seat.model.eval()
+        seat.optimizer.zero_grad(set_to_none=True)
+        with self.bench.autocast():
+            parts = self.bench.task.loss(seat.model, self.bench.batch(rows))
+        torch.autograd.backward(parts.total / max(1, parts.count))
+        return removal_effects(self._factors(seat.model))
+
+    def _importances(self) -> tuple[ModuleImportance, ...]:
+        seat = self._seat
+        if seat.sensitivity is None:
+            return ()
+        return seat.sensitivity.report(self._factors(seat.model), step=self.step, steps=self.spec.steps)
 
     def _rows(self) -> list[Row]:
         """The rows of this step: a function of data seed, step and batch size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,8 @@ class TrainState:
     params: adapter and head, as `Method.state` names them. moments: of AdamW, as `optim.moments` names them.
     dropout: state of its generator, (bytes,) uint8; None without dropout. micro_batch: rows at once in training,
     evaluation_tokens: tokens at once in an evaluation; both are lowered when memory is short. seconds, tokens: spent on
-    training since step 0, over all attempts.
+    training since step 0, over all attempts. importance: running means (`Sensitivity.state`), method: what the method
+    remembers (`Method.memory`); empty where there is nothing.
     """
 
     step: int
@@ -29,11 +30,16 @@ class TrainState:
     evaluation_tokens: int
     seconds: float
     tokens: int
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    method: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRecord:
-    """What a slot file holds: the trial's state and every measurement it has made."""
+    """What a slot file holds: the trial's state and every measurement it has made.
+
+    Importances are kept with the last measurement only.
+    """
 
     state: TrainState
     measurements: tuple[Measurement, ...]

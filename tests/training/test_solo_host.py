@@ -74,7 +74,9 @@ def test_a_finished_trial_that_was_not_acknowledged_is_told_again(bert: HostSett
     host.open(trial_spec())
     measurements = advance_to_the_end(host)
     again = host_in(bert, output)
-    assert list(again.open(trial_spec(attempt=2))) == measurements
+    told = again.open(trial_spec(attempt=2))
+    assert curve(told) == curve(measurements)
+    assert told[-1] == measurements[-1]  # the earlier ones come without their importances
     assert measurements[-1].adapter is not None
     assert again.advance() == ()
 

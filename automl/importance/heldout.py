@@ -1,0 +1,66 @@
+"""What held-out data says of each module's update: the sign that sensitivity on training data does not have.
+
+To first order the loss on held-out rows rises by -<ΔW, G> = -trace(Bᵀ ∂L/∂B) if a module's update is removed. A value
+that is not above 0 by more than its error is no evidence that the module is of use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from automl.importance.sensitivity import Factors, gradient
+from automl.trial import ModuleImportance
+
+HELD_OUT_ROWS = 256
+"""Evaluation rows that are looked at, the first ones."""
+
+HELD_OUT_BATCH = 16
+"""Rows of one batch; the error is estimated from the spread over batches."""
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error; None if it cannot be told."""
+
+    mean: float
+    error: float | None
+
+
+def removal_effects(factors: Sequence[Factors]) -> list[float]:
+    """-<ΔW, G> of every module for the gradients of one batch."""
+    dots = [(item.b.detach().double() * gradient(item).double()).sum() for item in factors]
+    return torch.stack(dots).neg().tolist() if dots else []
+
+
+def estimates(batches: Sequence[Sequence[float]]) -> list[Estimate]:
+    """Mean of every column and its standard error. batches: a row of equally many values for each."""
+    return [_estimate(column) for column in zip(*batches, strict=True)]
+
+
+def with_held_out(
+    importances: Sequence[ModuleImportance], modules: Sequence[str], batches: Sequence[Sequence[float]]
+) -> tuple[ModuleImportance, ...]:
+    """The same with what `removal_effects` found for each batch. modules: paths of its columns.
+
+    Unchanged if anything is not finite.
+    """
+    if not batches or not all(math.isfinite(value) for batch in batches for value in batch):
+        return tuple(importances)
+    found = dict(zip(modules, estimates(batches), strict=True))
+    return tuple(
+        replace(module, held_out=found[module.module].mean, held_out_error=found[module.module].error)
+        for module in importances
+    )
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    number = len(values)
+    mean = math.fsum(values) / number
+    if number == 1:
+        return Estimate(mean, None)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Estimate(mean, math.sqrt(squares / (number * (number - 1))))

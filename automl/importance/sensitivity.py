@@ -1,0 +1,208 @@
+"""Sensitivity of the training loss to each singular value of the low-rank updates, gathered while a trial trains.
+
+For an update ΔW = U Σ Vᵀ and the gradient G = ∂L/∂ΔW, component i scores
+I_i = |σ_i ∂L/∂σ_i| = |u_iᵀ G ΔWᵀ u_i|. It depends on ΔW and G alone and not on how ΔW is split into B and A,
+as |w ∂L/∂w| over the entries of B and A does.
+Neither ΔW nor G is formed: with s the scaling, M_A = s² A Aᵀ = L Lᵀ, M_B = Bᵀ B and N = Bᵀ ∂L/∂B,
+
+    Lᵀ M_B L = V Σ² Vᵀ        I_i = |v_iᵀ (Lᵀ N L⁻ᵀ) v_i|        Σ_i σ_i ∂L/∂σ_i = trace N
+
+since u_i = B L v_i / σ_i and ∂L/∂B = s G Aᵀ. Smoothing as in AdaLoRA (Zhang et al. 2023, eq. 10 to 12), but reported as
+means over time: at the end a trial that has fitted its data has gradients of noise.
+Legend: M modules, R largest rank; products of r x r matrices are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from automl.lora import LinearShape
+from automl.trial import ModuleImportance
+
+EVERY = 5
+"""Optimizer steps from one sample to the next."""
+
+DECAY = 0.85
+"""Of both moving averages: AdaLoRA's beta1 and beta2."""
+
+_LEAST = 1e-9
+"""Eigenvalues of A Aᵀ below this share of the largest count as zero: gradients are float32, and these divide them."""
+
+_SUMS = ("mean", "deviation", "sensitivity", "uncertainty", "score")
+
+
+class Factors(NamedTuple):
+    """The update of one module, scaling * b @ a, and the gradient of the loss by b.
+
+    a: (r, in); b, b_grad: (out, r); b_grad may be None where no gradient is read. Rows of a that are zero are
+    components that a method has switched off.
+    """
+
+    a: Tensor
+    b: Tensor
+    b_grad: Tensor | None
+    scaling: float
+
+
+class Spectrum(NamedTuple):
+    """variances: σ², largest first, (M, R). vectors: v_i as columns, (M, R, R). root, inverse: L and L⁻¹, (M, R, R)."""
+
+    variances: Tensor
+    vectors: Tensor
+    root: Tensor
+    inverse: Tensor
+
+
+def gradient(factors: Factors) -> Tensor:
+    """∂L/∂B of one module. Raises ValueError if there was no backward pass."""
+    if factors.b_grad is None:
+        raise ValueError("there is no gradient: call it between the backward pass and zero_grad")
+    return factors.b_grad
+
+
+def is_sample(step: int) -> bool:
+    """Whether the gradient of this step, counted from 0, is looked at. Not the first one: B is zero there."""
+    return step > 0 and step % EVERY == 0
+
+
+class Sensitivity:
+    """Running means of one trial: they are of the size (M, R) and belong into its slot file.
+
+    layers: the adapted modules, in the order in which factors are given. rank: the largest of theirs. norms: Frobenius
+    norms of their weights.
+    """
+
+    def __init__(self, layers: Sequence[LinearShape], rank: int, norms: Sequence[float]) -> None:
+        self.layers = tuple(layers)
+        self._norms = tuple(norms)
+        self.samples = 0
+        self._sums = {name: torch.zeros(len(self.layers), rank, dtype=torch.float64) for name in _SUMS}
+        self._rank = rank
+
+    def add(self, factors: Sequence[Factors], count: int = 1) -> None:
+        """Take one sample. count: what the gradients must be divided by. A gradient that is not finite is passed over.
+
+        Call it when the gradient of a step is complete, before it is clipped.
+        """
+        gram_a, gram_b, mixed = _grams(factors, self._rank, with_gradient=True)
+        if not bool(torch.isfinite(gram_a + gram_b + mixed).all()):
+            return
+        now = component_scores(spectrum(gram_a, gram_b), mixed / count)
+        sums = self._sums
+        sums["mean"].lerp_(now, 1.0 - DECAY)
+        sums["deviation"].lerp_((now - sums["mean"]).abs_(), 1.0 - DECAY)
+        sums["sensitivity"] += now
+        sums["uncertainty"] += sums["deviation"]
+        sums["score"] += sums["mean"] * sums["deviation"]
+        self.samples += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of everything that `load` needs to go on to the bit."""
+        copies = {name: tensor.clone() for name, tensor in self._sums.items()}
+        return {**copies, "samples": torch.tensor(self.samples)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned; nothing, or the state of other modules or ranks, starts anew."""
+        if any(name not in state or state[name].shape != tensor.shape for name, tensor in self._sums.items()):
+            return
+        for name, tensor in self._sums.items():
+            tensor.copy_(state[name])
+        self.samples = int(state["samples"])
+
+    def report(self, factors: Sequence[Factors], *, step: int, steps: int) -> tuple[ModuleImportance, ...]:
+        """What is known of every module that still has an update; nothing before the first sample.
+
+        factors: after `step` of `steps` steps; their gradients are not read.
+        """
+        gram_a, gram_b, _ = _grams(factors, self._rank, with_gradient=False)
+        if self.samples == 0 or not bool(torch.isfinite(gram_a + gram_b).all()):
+            return ()
+        variances = spectrum(gram_a, gram_b).variances
+        ranks = (gram_a.diagonal(dim1=-2, dim2=-1) > 0).sum(dim=1).tolist()
+        mean = {name: tensor / self.samples for name, tensor in self._sums.items()}
+        components = mean["score"].sqrt().tolist()
+        columns = zip(
+            self.layers,
+            ranks,
+            self._norms,
+            mean["sensitivity"].sum(dim=1).tolist(),
+            mean["uncertainty"].sum(dim=1).tolist(),
+            effective_rank(variances).tolist(),
+            variances.sum(dim=1).sqrt().tolist(),
+            components,
+            strict=True,
+        )
+        return tuple(
+            ModuleImportance(
+                module=layer.path,
+                rank=rank,
+                in_features=layer.in_features,
+                out_features=layer.out_features,
+                step=step,
+                fraction_done=step / steps,
+                samples=self.samples,
+                sensitivity=sensitivity,
+                uncertainty=uncertainty,
+                effective_rank=effective,
+                relative_update=change / norm if norm > 0 else 0.0,
+                components=tuple(scores[:rank]),
+            )
+            for layer, rank, norm, sensitivity, uncertainty, effective, change, scores in columns
+            if rank > 0
+        )
+
+
+def spectrum(gram_a: Tensor, gram_b: Tensor) -> Spectrum:
+    """Singular values of all updates from s² A Aᵀ and Bᵀ B, both (M, R, R) float64, zero beyond a module's own rank."""
+    values, vectors = torch.linalg.eigh(gram_a)
+    kept = values > _LEAST * values.amax(dim=-1, keepdim=True)
+    scale = torch.where(kept, values, 0.0).sqrt()  # (M, R)
+    root = vectors * scale.unsqueeze(-2)
+    inverse = vectors.mT * torch.where(kept, 1.0 / scale, 0.0).unsqueeze(-1)
+    variances, own = torch.linalg.eigh(root.mT @ gram_b @ root)  # ascending
+    return Spectrum(variances.flip(-1).clamp(min=0.0), own.flip(-1), root, inverse)
+
+
+def component_scores(found: Spectrum, mixed: Tensor) -> Tensor:
+    """|σ_i ∂L/∂σ_i| of every component, largest σ first, (M, R). mixed: Bᵀ ∂L/∂B, (M, R, R)."""
+    turned = found.root.mT @ mixed @ found.inverse.mT
+    return (found.vectors * (turned @ found.vectors)).sum(dim=-2).abs()
+
+
+def effective_rank(variances: Tensor) -> Tensor:
+    """exp of the entropy of σ²/Σσ², (M,); 0 where there is no update. Source: Roy and Vetterli 2007."""
+    total = variances.sum(dim=-1, keepdim=True)
+    share = torch.where(total > 0, variances / total, 0.0)
+    entropy = -torch.xlogy(share, share).sum(dim=-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0)
+
+
+def weight_norms(model: nn.Module, layers: Sequence[LinearShape]) -> list[float]:
+    """Frobenius norms of the layers' weights. model: without adapters."""
+    weights = [model.get_parameter(f"{layer.path}.weight") for layer in layers]
+    return [float(torch.linalg.vector_norm(weight.detach().float())) for weight in weights]
+
+
+@torch.no_grad()
+def _grams(factors: Sequence[Factors], rank: int, *, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """s² A Aᵀ, Bᵀ B and Bᵀ ∂L/∂B of all modules on the CPU, each (M, R, R). Modules of one shape are done at once."""
+    grams = torch.zeros(3, len(factors), rank, rank, dtype=torch.float64)
+    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for index, item in enumerate(factors):
+        groups.setdefault((item.a.shape, item.b.shape), []).append(index)
+    for (shape, _), indices in groups.items():
+        own = shape[0]
+        members = [factors[index] for index in indices]
+        a = torch.stack([member.a for member in members]).double()
+        b = torch.stack([member.b for member in members]).double()
+        square = torch.tensor([member.scaling**2 for member in members], dtype=torch.float64, device=a.device)
+        parts = [(a @ a.mT) * square.view(-1, 1, 1), b.mT @ b]
+        if with_gradient:
+            parts.append(b.mT @ torch.stack([gradient(member) for member in members]).double())
+        for gram, part in zip(grams, parts, strict=False):
+            gram[indices, :own, :own] = part.detach().cpu()
+    return grams[0], grams[1], grams[2]
