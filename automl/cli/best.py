@@ -26,6 +26,10 @@ def register(app: typer.Typer) -> None:
             console.result_json(summary.as_dict())
             return
         console.result(headline(summary))
-        console.table("", ("hyperparameter", ">value"), summary.configuration.items())
+        console.table(
+            "",
+            ("hyperparameter", ">value"),
+            ((name, value) for name, value in summary.configuration.items() if value != ()),
+        )
         console.result(f"adapter: {summary.best.adapter}")
         console.result(f"next: automl export {name} --output my-adapter")

@@ -30,6 +30,7 @@ from automl.cli import (
     status,
     trials,
     validate,
+    verify,
 )
 from automl.errors import AutomlError
 
@@ -73,7 +74,11 @@ def options(
     console.set_up_logging(debug=debug)
 
 
-for module in (init, presets, validate, plan, search, status, trials, best, report, export, inspect, db, doctor, schema):
+_IN_ORDER = (
+    *(init, presets, validate, plan, search, status, trials, best, verify, report, export),
+    *(inspect, db, doctor, schema),
+)
+for module in _IN_ORDER:
     module.register(app)
 
 

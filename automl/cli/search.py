@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from automl.cli import console
+from automl.cli.verify import show_verification, verify_after_search
 
 if TYPE_CHECKING:
     from automl.sweep.summary import Summary
@@ -27,9 +28,13 @@ def register(app: typer.Typer) -> None:
             bool,
             typer.Option("--allow-space-change", help="Go on although the space, model or data of the study changed."),
         ] = False,
+        verify: Annotated[
+            bool | None,
+            typer.Option("--verify/--no-verify", help="Override verify.automatic: train the best again afterwards."),
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     ) -> None:
-        """Run a search to its end. Run the same command again to continue an interrupted one."""
+        """Run a search to its end, then verify its winner. The same command continues what was interrupted."""
         from automl.cli.progress import observe
         from automl.space.load import load_space, with_overrides
         from automl.sweep.folders import cache_folder
@@ -38,13 +43,19 @@ def register(app: typer.Typer) -> None:
         spec = with_overrides(load_space(space), trials=trials, time=time)
         with observe(spec) as observer:
             summary = run_sweep(spec, cache_folder(), observer=observer, allow_space_change=allow_space_change)
+        if not as_json:
+            _show(summary)
+        wanted = spec.verify.automatic if verify is None else verify
+        verification = verify_after_search(spec) if wanted else None
         if as_json:
-            console.result_json(summary.as_dict())
-        else:
-            _show(summary, space)
+            console.result_json({**summary.as_dict(), "verification": verification})
+            return
+        if verification is not None:
+            show_verification(verification)
+        _show_next(summary, space)
 
 
-def _show(summary: Summary, space: Path) -> None:
+def _show(summary: Summary) -> None:
     from automl.sweep.summary import SUMMARY_MARKDOWN, configuration_text, headline
 
     counts = summary.counts
@@ -60,6 +71,9 @@ def _show(summary: Summary, space: Path) -> None:
         console.result(f"adapter:  {summary.best.adapter}")
     console.result(f"summary:  {Path(summary.folder) / SUMMARY_MARKDOWN}")
     console.result(f"report:   {Path(summary.folder) / 'report.html'}")
+
+
+def _show_next(summary: Summary, space: Path) -> None:
     console.result("next:")
     console.result(f"  automl trials {space}")
     console.result(f"  automl export {space} --output my-adapter")

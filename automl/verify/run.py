@@ -28,7 +28,7 @@ from automl.sweep.packing import choose_packing, host_settings
 from automl.sweep.precision import settle_precision
 from automl.sweep.record import GROUND, last_event, recorded_space
 from automl.sweep.signals import signals_as_interruption
-from automl.tasks import make_task
+from automl.tasks import TASKS, make_task
 from automl.tasks.classification import majority_scores
 from automl.training.bench import HostSettings
 from automl.trial import Measurement, StopReason, TrialFailure
@@ -74,6 +74,8 @@ def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Opti
     a training fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if another driver
     holds the study, InterruptedSearch if a signal stopped it (resumable), ResourceError if memory is short.
     """
+    if hindrance := obstacle(database, spec):
+        raise DataError(f"study {spec.study!r} cannot be verified: {hindrance}")
     with signals_as_interruption("anything was verified") as stop, StudyLease(database, spec.study) as lease:
         row = database.store(spec.study).sweep()
         lease.take(row.space_text, row.space_sha256, row.provenance)
@@ -92,21 +94,26 @@ def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Opti
         return found
 
 
+def obstacle(database: Database, spec: SweepSpec) -> str:
+    """Why the study cannot be verified, in a few words; empty if it can."""
+    if spec.task.type not in TASKS:
+        return f"there is nothing to train in a task of type {spec.task.type}"
+    recorded = last_event(database.store(spec.study), GROUND) or {}
+    if not recorded.get("rows", {}).get("test"):
+        return "the data has no test rows (task.split.test is 0); only validation values are known"
+    return ""
+
+
 class _Work:
     """One run of a verification: the ground it stands on, and the training of what is missing."""
 
     def __init__(self, database: Database, spec: SweepSpec, cache: Path) -> None:
-        """Prepare model and data, and see that they are those of the search and have test rows."""
+        """Prepare model and data, and see that they are those of the search."""
         self._database = database
         self._store = database.store(spec.study)
         recorded = last_event(self._store, GROUND)
         self._ground = prepare(spec, cache)
         _check_same(spec.study, recorded or {}, self._ground)
-        if not self._ground.prepared.rows["test"]:
-            raise DataError(
-                f"study {spec.study!r} has no test rows, so nothing can be verified on rows the search has not seen;"
-                " give task.data a test file, or task.split a test share"
-            )
         self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
         self._spec = settle_precision(spec, self._ground, self._layout, recorded)
         self._folder = study_folder(spec) / "verification"

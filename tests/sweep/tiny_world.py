@@ -24,6 +24,7 @@ space:
   learning_rate: {{type: float, low: 1.0e-3, high: 1.0e-1, log: true}}
 fixed: {{target: qv, batch_size: 8, max_length: 12}}
 search: {{sampler: random, pruner: {pruner}, trials: {trials}, steps: {steps}, evaluate_every: 5, seed: 3, keep: 2}}
+verify: {{automatic: {verify}}}
 run: {{executor: {executor}, workers: {workers}, threads: 1, precision: fp32{slots}}}
 """
 
@@ -37,6 +38,7 @@ def make_world(
     executor: str = "inline",
     workers: int = 1,
     slots: int | None = None,
+    verify: bool = False,
 ) -> Path:
     """Write model, data and space file into `folder` and return the space file's path."""
     save_tiny(folder / "model", "bert", kind="classification")
@@ -57,6 +59,7 @@ def make_world(
         pruner=pruner,
         executor=executor,
         workers=workers,
+        verify=str(verify).lower(),
         slots="" if slots is None else f", slots: {slots}",
     )
     space.write_text(text, encoding="utf-8")

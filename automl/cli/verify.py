@@ -1,0 +1,90 @@
+"""`automl verify`: train the best configurations again and say what may be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from automl.cli import console
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+
+if TYPE_CHECKING:
+    from automl.space.spec import SweepSpec
+
+_SEEDS = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(epilog="Example: automl verify bbc-topics --seeds 8 --finalists 2")
+    def verify(
+        study: StudyArgument = None,
+        url: DatabaseOption = None,
+        seeds: Annotated[
+            int, typer.Option("--seeds", "-n", min=2, max=1000, help="Trainings of each configuration, fresh seeds.")
+        ] = _SEEDS,
+        finalists: Annotated[
+            int, typer.Option("--finalists", "-k", min=1, max=20, help="Best trials of the search to verify.")
+        ] = 2,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Train the best configurations again on fresh seeds and compare them on the untouched test rows.
+
+        Run the same command again to continue an interrupted one.
+        """
+        from automl.sweep.folders import cache_folder
+        from automl.verify.run import Options, verify_study
+
+        options = Options(seeds=seeds, finalists=finalists)
+        with opened(study, url) as (database, name):
+            found = verify_study(database, recorded_spec(database, name), cache_folder(), options)
+        assert found.result is not None
+        if as_json:
+            console.result_json(found.result)
+        else:
+            show_verification(found.result)
+
+
+def verify_after_search(spec: SweepSpec) -> Mapping[str, Any] | None:
+    """What `verify:` asks for, done as soon as the search is complete; None, with a note, if it cannot be done."""
+    from automl.storage.sql import open_database
+    from automl.sweep.folders import cache_folder
+    from automl.verify.run import Options, obstacle, verify_study
+
+    options = Options(seeds=spec.verify.seeds, finalists=spec.verify.finalists)
+    with open_database(spec.storage_url, create=False, grace_seconds=spec.storage_grace_seconds) as database:
+        if hindrance := obstacle(database, spec):
+            console.note(f"not verified: {hindrance}")
+            return None
+        return verify_study(database, spec, cache_folder(), options).result
+
+
+def show_verification(result: Mapping[str, Any]) -> None:
+    """The headline, a line for each arm, the recommendation."""
+    metric = result["metric"]["name"]
+    console.result(result["headline"])
+    console.table(
+        "",
+        ("configuration", f">{metric} (test)", ">± sd", ">seeds", ">parameters", ">learning rate"),
+        (
+            (
+                arm["title"],
+                f"{arm['mean']:.4f}",
+                f"{arm['sd']:.4f}",
+                len(arm["scores"]),
+                f"{arm['trainable_params']:,}",
+                f"{arm['learning_rate']:.3g}",
+            )
+            for arm in result["arms"]
+        ),
+    )
+    optimism = result["selection_optimism"]
+    if optimism is not None:
+        console.result(
+            f"trial {optimism['trial']}: {metric} {optimism['validation']:.4f} in the search,"
+            f" {optimism['verified']:.4f} on the test rows; the search flattered it by {optimism['optimism']:+.4f}"
+        )
+    console.result(f"recommended: {result['recommendation']['text']}")
