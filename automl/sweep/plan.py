@@ -25,6 +25,7 @@ from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host
 from automl.sweep.layout import Layout, choose_layout
 from automl.sweep.packing import Packing, choose_packing, host_settings, worker_bytes
+from automl.sweep.payoff import doubts
 from automl.sweep.precision import settle_precision
 from automl.training.bench import HostSettings
 from automl.trial import Measurement, TrialFailure, TrialSpec
@@ -172,7 +173,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search),
         probe=_probe(ground, host_settings(spec, ground, layout, packing)) if probe else None,
-        advice=ground.advice,
+        advice=(*ground.advice, *doubts(spec, ground, layout, packing)),
     )
 
 

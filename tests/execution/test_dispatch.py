@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from automl.errors import ModelError, ResourceError, StorageError
-from automl.execution.dispatch import Dispatcher
+from automl.execution.dispatch import Dispatcher, Occupation
 from automl.trial import Action, Cohort, Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 from tests.execution.scripted import ScriptedStudy
 
@@ -255,3 +255,12 @@ def test_baseline_and_exchanges_are_passed_on() -> None:
     dispatcher = Dispatcher(ScriptedStudy(1), on_exchange=lambda: heard.append(dispatcher.baseline))
     dispatcher.exchange(Cohort(worker=0, epoch=1, seq=0, hello=True, baseline={"loss": 2.0}))
     assert heard == [{"loss": 2.0}]
+
+
+def test_the_time_of_every_start_of_a_worker_is_remembered() -> None:
+    dispatcher = Dispatcher(ScriptedStudy(2))
+    for epoch, seq, busy, idle in ((1, 0, 0.0, 0.0), (1, 1, 5.0, 1.0), (2, 0, 0.0, 0.0), (2, 1, 3.0, 0.5)):
+        dispatcher.exchange(
+            Cohort(worker=0, epoch=epoch, seq=seq, hello=seq == 0, busy_seconds=busy, idle_seconds=idle)
+        )
+    assert dispatcher.occupation == [Occupation(0, 1, 5.0, 1.0), Occupation(0, 2, 3.0, 0.5)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from automl.errors import Diverged, OutOfMemory, ResourceError
 from automl.execution.worker import Worker, failure_of
 from automl.lora import Hyperparameters
-from automl.trial import Order, OrderKind, StopReason, TrialSpec
+from automl.trial import Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 from tests.formula import Fault, FormulaHost, curve
 
 
@@ -89,6 +90,40 @@ def test_an_idle_worker_waits_and_returns_an_empty_cohort(tmp_path: Path, waits:
     worker = make_worker(tmp_path, waits)
     cohort = worker.step([])
     assert (cohort.measurements, cohort.failures, waits) == ((), (), [0.5])
+
+
+def test_idle_is_all_time_but_training_while_there_are_trials(tmp_path: Path) -> None:
+    now = [100.0]
+
+    class Timed(FormulaHost):
+        """Every interval takes 10 seconds, of which 7 are training; opening takes 1."""
+
+        def open(self, spec: TrialSpec) -> Sequence[Measurement]:
+            now[0] += 1.0
+            return super().open(spec)
+
+        def advance(self) -> Sequence[Measurement | TrialFailure]:
+            news = super().advance()
+            if news:
+                now[0] += 10.0
+                self.busy_seconds += 7.0
+            return news
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    worker = Worker(Timed(str(tmp_path)), 0, wait=wait, clock=lambda: now[0])
+    now[0] += 50.0  # until it is ready
+    worker.hello()
+    now[0] += 2.0  # until the first orders are there
+    first = worker.step([open_order(0)])
+    assert (first.busy_seconds, first.idle_seconds) == (7.0, 2.0 + 1.0 + 3.0)
+    worker.step([])
+    vacant = worker.step([order(OrderKind.CLOSE, 0)])
+    now[0] += 30.0  # the driver has nothing for it
+    later = worker.step([open_order(1)])
+    assert (vacant.busy_seconds, vacant.idle_seconds) == (14.0, 9.0 + 0.5)
+    assert (later.busy_seconds, later.idle_seconds) == (21.0, 9.0 + 1.0 + 3.0)
 
 
 def test_stop_keeps_all_slot_files_and_trains_no_further(tmp_path: Path, waits: list[float]) -> None:
