@@ -117,7 +117,7 @@ class ScheduleStore:
         """Forget the schedule; its nights stay, those still queued as SKIPPED. Raises StorageError if there is none."""
         find_schedule(self._database, name)
         with self._database.writing(f"remove schedule {name!r}") as connection:
-            self._skip_queued(connection, name, "the schedule was removed")
+            self._skip_queued(connection, name, "the schedule was removed", only=None)
             connection.execute(delete(schedules).where(schedules.c.name == name))
 
     def fire(self, seen: Schedule, until: datetime, slots: Mapping[datetime, tuple[FiringState, str]]) -> bool:
@@ -134,7 +134,7 @@ class ScheduleStore:
             now = self._claimant.now_in(connection)
             rows = [_new_row(seen.name, slot, "cron", state, why, now) for slot, (state, why) in slots.items()]
             if FiringState.QUEUED in (state for state, _ in slots.values()):
-                self._skip_queued(connection, seen.name, "a later slot took its place")
+                self._skip_queued(connection, seen.name, "a later slot took its place", only="cron")
             if rows:
                 dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
                 connection.execute(dialect.insert(firings).on_conflict_do_nothing(), rows)
@@ -223,8 +223,10 @@ class ScheduleStore:
             changed = (schedules.c.name == name) & (schedules.c.state != state)
             connection.execute(update(schedules).where(changed).values(values))
 
-    def _skip_queued(self, connection: Connection, name: str, why: str) -> None:
+    def _skip_queued(self, connection: Connection, name: str, why: str, *, only: Cause | None) -> None:
         waiting = (firings.c.schedule == name) & (firings.c.state == "QUEUED") & (firings.c.attempts == 0)
+        if only is not None:
+            waiting &= firings.c.cause == only
         skipped = {"state": FiringState.SKIPPED.value, "message": why, "ended_at": self._claimant.now_in(connection)}
         connection.execute(update(firings).where(waiting).values(skipped))
 

@@ -33,6 +33,11 @@ def parse_url(text: str) -> URL:
     raise StorageError(f"database {backend!r} is not supported; use sqlite:///FILE or postgresql://…")
 
 
+def absolute_url(text: str) -> str:
+    """The URL with its secrets, for the environment of a process that runs elsewhere: a SQLite path made absolute."""
+    return parse_url(text).render_as_string(hide_password=False)
+
+
 def is_sqlite(url: URL) -> bool:
     """Whether the database is a local SQLite file."""
     return url.get_backend_name() == "sqlite"

@@ -1,0 +1,180 @@
+"""The scheduler: fires what is due, runs nights and submissions, keeps their leases, tells how they ended, tidies up.
+
+Any number may run on any number of machines on one database: who fires a slot and who runs a night is decided by
+compare-and-set in SQL. One thread does everything; it never waits for longer than a transaction, so leases are renewed
+in time. Only notification, which talks to strangers, has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from automl.errors import StorageError
+from automl.schedule.due import fire_due
+from automl.schedule.nights import NightWork
+from automl.schedule.notify import Message, parse_target, send
+from automl.schedule.options import Options, read_options
+from automl.schedule.retention import retain
+from automl.schedule.runner import STOP_SECONDS, Run
+from automl.schedule.submitted import SubmissionWork
+from automl.schedule.telling import night_message, slot_message
+from automl.schedule.work import Outcome, Place, Work
+from automl.storage.claims import Claimant
+from automl.storage.jobs import FiringState, Schedule
+from automl.storage.schedules import ScheduleStore, list_schedules
+from automl.storage.submissions import SubmissionStore
+
+logger = logging.getLogger(__name__)
+
+_GLANCE = 0.1
+_AFTER_STOP = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """capacity: works at once. poll_seconds: between two looks at the database."""
+
+    capacity: int = 1
+    poll_seconds: float = 5.0
+    takes_submissions: bool = True
+
+
+class Scheduler:
+    """One scheduler process. `tick` does everything that is to be done now; `run` ticks until it is told to stop."""
+
+    def __init__(self, claimant: Claimant, place: Place, settings: Settings | None = None) -> None:
+        self._claimant = claimant
+        self._place = place
+        self._settings = settings or Settings()
+        self._nights = ScheduleStore(claimant)
+        self._submissions = SubmissionStore(claimant)
+        self._runs: list[Run] = []
+        self._teller = ThreadPoolExecutor(max_workers=1, thread_name_prefix="notify")
+        self._is_away = False
+
+    @property
+    def running(self) -> list[str]:
+        """Names of the works in progress."""
+        return [run.work.name for run in self._runs]
+
+    @property
+    def pids(self) -> list[int]:
+        """Of their processes."""
+        return [run.pid for run in self._runs if run.pid is not None]
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; then give back what is running, in order."""
+        logger.info("scheduler %s is ready", self._claimant.owner)
+        while not stop.is_set():
+            self.tick()
+            stop.wait(self._settings.poll_seconds)
+        self.leave()
+
+    def tick(self) -> None:
+        """Everything that is to be done now. A database that is away is waited for; processes go on meanwhile."""
+        try:
+            for task in (self._beat, self._fire, self._look_after, self._take):
+                task()
+        except StorageError as error:
+            self._away(error)
+        else:
+            self._back()
+
+    def leave(self) -> None:
+        """Stop all processes in order, give their works back, and say goodbye."""
+        for run in self._runs:
+            run.leave()
+        until = time.monotonic() + STOP_SECONDS + _AFTER_STOP
+        while self._runs and time.monotonic() < until:  # without a database, leases end by themselves
+            try:
+                self._look_after()
+            except StorageError as error:
+                self._away(error)
+            time.sleep(_GLANCE)
+        self._teller.shutdown(wait=True, cancel_futures=False)
+        try:
+            self._submissions.say_goodbye()
+        except StorageError as error:
+            self._away(error)
+        logger.info("scheduler %s ends", self._claimant.owner)
+
+    def _beat(self) -> None:
+        self._submissions.beat(self.running)
+
+    def _fire(self) -> None:
+        for schedule, settled in fire_due(self._claimant):
+            for slot, (state, why) in settled.items():
+                if state in (FiringState.MISSED, FiringState.SKIPPED):
+                    self._tell(read_options(schedule.options), slot_message(schedule, slot, state, why), is_alert=True)
+
+    def _look_after(self) -> None:
+        failed: StorageError | None = None
+        for run in list(self._runs):
+            try:
+                is_over, outcome = run.tick()
+            except StorageError as error:
+                failed = error
+                continue
+            if is_over:
+                self._runs.remove(run)
+                self._over(run.work, outcome)
+        if failed is not None:
+            raise failed
+
+    def _take(self) -> None:
+        while len(self._runs) < self._settings.capacity and (work := self._next()) is not None:
+            logger.info("%s begins", work.name)
+            self._runs.append(Run(work, self._place, self._claimant.now))
+            self._look_after()
+
+    def _next(self) -> Work | None:
+        firing = self._nights.take()
+        if firing is not None:
+            schedule = self._schedule(firing.schedule)
+            if schedule is not None:
+                return NightWork(self._claimant, schedule, firing, self._place)
+            self._nights.end(firing, FiringState.FAILED, "its schedule was removed")
+        submission = self._submissions.take() if self._settings.takes_submissions else None
+        return SubmissionWork(self._claimant, submission, self._place) if submission else None
+
+    def _schedule(self, name: str) -> Schedule | None:
+        known = list_schedules(self._claimant.database)
+        return next((schedule for schedule in known if schedule.name == name), None)
+
+    def _over(self, work: Work, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
+        if isinstance(work, NightWork):
+            self._tell(work.options, night_message(work, outcome), is_alert=outcome.alert)
+            for line in retain(self._claimant.database, work.schedule):
+                logger.info("%s", line)
+
+    def _tell(self, options: Options, message: Message, *, is_alert: bool) -> None:
+        if is_alert or options.notify_on == "always":
+            self._teller.submit(tell, options.notify, message)
+
+    def _away(self, error: StorageError) -> None:
+        if not self._is_away:
+            logger.warning("the database is away, tried again every %.0f s: %s", self._settings.poll_seconds, error)
+        self._is_away = True
+
+    def _back(self) -> None:
+        if self._is_away:
+            logger.warning("the database is back")
+        self._is_away = False
+
+
+def tell(targets: tuple[str, ...], message: Message) -> list[str]:
+    """Tell all targets; what did not go well, one line each, also logged."""
+    problems: list[str] = []
+    for text in targets:
+        target = parse_target(text)
+        if (problem := send(target, message)) is not None:
+            problems.append(problem)
+            logger.warning("notification by %s failed: %s", target.kind, problem)
+    return problems

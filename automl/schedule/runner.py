@@ -1,0 +1,136 @@
+"""Runs works as child processes, several at once, without ever waiting for one: `tick` looks at each.
+
+A work ends in one of four ways: its processes end; its deadline comes; this process is to stop, and gives it back to be
+continued; or it is taken away (cancelled, or another scheduler thought this one dead), and its process is stopped. What
+may succeed later (database away, killed from outside) is given back a few times before it counts as failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from enum import Enum
+
+from automl.errors import AutomlError, StorageError
+from automl.schedule.child import Child
+from automl.schedule.work import Outcome, Place, Step, Work, is_worth_retrying
+
+logger = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 3
+STOP_SECONDS = 30.0
+"""How long a sweep may take to stop in order before it is killed; it needs up to 20."""
+
+_RETRY_SECONDS = 30.0
+_RENEW_SECONDS = 10.0
+
+
+class _Stop(Enum):
+    LEAVING = "the scheduler ends"
+    DEADLINE = "deadline"
+    TAKEN = "cancelled or taken over"
+
+
+class Run:
+    """One work in progress."""
+
+    def __init__(self, work: Work, place: Place, now: Callable[[], datetime]) -> None:
+        self.work = work
+        self._place = place
+        self._now = now
+        self._steps: list[Step] = []
+        self._child: Child | None = None
+        self._stop: _Stop | None = None
+        self._renewed = time.monotonic()
+        self._code = 0
+        self._has_begun = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of its present process."""
+        return self._child.pid if self._child else None
+
+    def tick(self) -> tuple[bool, Outcome | None]:
+        """Do what is to be done now. Whether it is over, and how it ended if that is this process's to tell.
+
+        Raises StorageError if the database cannot be asked; the next tick tries again.
+        """
+        if not self._has_begun and self._stop is None:
+            return self._begin()
+        if self._child is not None:
+            code = self._child.poll()
+            if code is None:
+                self._look_after(self._child)
+                return False, None
+            self._code = code
+            if code == 0 and self._stop is None and self._steps:
+                self._start_next()
+                return False, None
+        return True, self._conclude()
+
+    def leave(self) -> None:
+        """Stop its process, so that the work can be given back."""
+        self._ask_to_stop(_Stop.LEAVING)
+
+    def _begin(self) -> tuple[bool, Outcome | None]:
+        if self.work.attempts > MOST_ATTEMPTS:
+            return True, self.work.fail(None, f"given up: it was started {MOST_ATTEMPTS} times and never ended")
+        try:
+            self._steps = self.work.begin()
+            self._start_next()
+        except StorageError:
+            raise
+        except AutomlError as error:
+            return True, self.work.fail(error.exit_code, str(error).splitlines()[0])
+        self._has_begun = True
+        return False, None
+
+    def _start_next(self) -> None:
+        step = self._steps.pop(0)
+        self._child = Child(step.command, step.log, self._place.environment)
+        logger.info("%s: process %d started; its output is in %s", self.work.name, self._child.pid, step.log)
+
+    def _look_after(self, child: Child) -> None:
+        left = self.work.seconds_left(self._now())
+        if left is not None and left <= 0:
+            self._ask_to_stop(_Stop.DEADLINE)
+        if self._stop is not _Stop.TAKEN and time.monotonic() - self._renewed >= _RENEW_SECONDS:
+            if not self.work.renew():
+                self._ask_to_stop(_Stop.TAKEN)
+            self._renewed = time.monotonic()
+
+    def _ask_to_stop(self, why: _Stop) -> None:
+        if self._stop is None or why is _Stop.TAKEN:
+            self._stop = why
+            if self._child is not None:
+                logger.info("%s: stopping process %d (%s)", self.work.name, self._child.pid, why.value)
+                self._child.stop(STOP_SECONDS)
+
+    def _conclude(self) -> Outcome | None:
+        work, code = self.work, self._code
+        message = self._last_words()
+        if self._stop is _Stop.TAKEN:
+            return None
+        if self._child is not None and code == 0 and not self._steps:
+            return work.finish(code, message)  # it was faster than whoever wanted to stop it
+        if self._stop is _Stop.LEAVING:
+            work.give_back("interrupted: the scheduler ended; it is continued", wait_seconds=0.0, counts=False)
+            return None
+        if self._stop is _Stop.DEADLINE:
+            return work.time_out()
+        if is_worth_retrying(code) and work.attempts < MOST_ATTEMPTS:
+            wait = _RETRY_SECONDS * 2 ** (work.attempts - 1)
+            logger.warning("%s: %s; tried again in %.0f s", work.name, message, wait)
+            work.give_back(message, wait_seconds=wait, counts=True)
+            return None
+        return work.finish(code, message)
+
+    def _last_words(self) -> str:
+        """The last line of its output that says something; of a killed process, by which signal."""
+        if self._child is None:
+            return "never started"
+        lines = [line.strip() for line in self._child.tail() if line.strip()]
+        said = lines[-1][:500] if lines else "no output"
+        return f"ended by signal {-self._code}: {said}" if self._code < 0 else said

@@ -1,0 +1,113 @@
+"""What a scheduler works on, step by step: processes to run one after the other, and what their end means.
+
+The seam between the runner and the kinds of work there are: a night (`nights.py`), a submitted sweep (`submitted.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from automl.durable import disk_errors_named, make_folder, replace_file
+from automl.errors import ConfigError, InterruptedSearch, StorageError
+from automl.space.load import DATABASE_VARIABLE
+
+SPACE_FILE = "space.yaml"
+LOG_FILE = "search.log"
+
+DONE = 0
+USAGE = ConfigError.exit_code
+STORAGE = StorageError.exit_code
+INTERRUPTED = InterruptedSearch.exit_code
+REGRESSION = 6
+
+AUTOML = (sys.executable, "-m", "automl.cli.main")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and how works run. url: of the database, with its secrets. folder: where relative paths of submissions
+    begin. program: the command line that `search` and `verify` are given to.
+    """
+
+    url: str
+    folder: Path = field(default_factory=Path.cwd)
+    program: Sequence[str] = AUTOML
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the processes: the database's address is there and nowhere else."""
+        return {**os.environ, DATABASE_VARIABLE: self.url}
+
+
+class Step(NamedTuple):
+    """One process: its command and the file its output goes to."""
+
+    command: Sequence[str]
+    log: Path
+
+
+class Outcome(NamedTuple):
+    """How a work ended, for those who are told. state: the final one. alert: whether somebody should look."""
+
+    name: str
+    state: str
+    message: str
+    alert: bool
+
+
+class Work(ABC):
+    """A job that this process has taken."""
+
+    name: str
+
+    @abstractmethod
+    def begin(self) -> list[Step]:
+        """Prepare it; the processes to run one after the other, while each ends well. Raises AutomlError."""
+
+    @abstractmethod
+    def renew(self) -> bool:
+        """Extend the lease; False if the job is this process's no longer."""
+
+    @abstractmethod
+    def seconds_left(self, now: datetime) -> float | None:
+        """Until its deadline; None if it has none."""
+
+    @abstractmethod
+    def give_back(self, message: str, *, wait_seconds: float, counts: bool) -> bool:
+        """Let it be continued, by whoever takes it."""
+
+    @property
+    @abstractmethod
+    def attempts(self) -> int:
+        """How often it has been started."""
+
+    @abstractmethod
+    def finish(self, exit_code: int, message: str) -> Outcome | None:
+        """Its processes have ended; None if it is this process's no longer."""
+
+    @abstractmethod
+    def time_out(self) -> Outcome | None:
+        """It was stopped at its deadline; None if it is this process's no longer."""
+
+    @abstractmethod
+    def fail(self, exit_code: int | None, message: str) -> Outcome | None:
+        """It cannot be run, or not any more; None if it is this process's no longer."""
+
+
+def is_worth_retrying(exit_code: int) -> bool:
+    """Whether the same command may well succeed later: the database was away or busy, or something killed it."""
+    return exit_code == STORAGE or exit_code < 0 or exit_code > 128
+
+
+def write_space(folder: Path, text: str) -> None:
+    """Put a study's space file into its folder. Raises ResourceError."""
+    with disk_errors_named(folder):
+        make_folder(folder)
+        replace_file(folder / SPACE_FILE, text.encode())
