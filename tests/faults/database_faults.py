@@ -121,10 +121,10 @@ def _too_long(trial: Trial, server: PostgresServer, findings: Findings) -> None:
         proxy.set("refuse")
         began = time.monotonic()
         code = driver.finish()
-        findings.worst("given_up_seconds_after_grace", time.monotonic() - began - grace)
+        late = time.monotonic() - began - grace
+        findings.expect_within("given_up_seconds_after_grace", late, _RECOVERY_SECONDS, "too long: giving up")
         findings.expect(code == 3, f"too long: ended with {code}: {driver.log[-500:]}")
         findings.expect("Traceback" not in driver.log, f"too long: {driver.log[-800:]}")
-        findings.expect(time.monotonic() - began <= grace + _RECOVERY_SECONDS, "too long: gave up too late")
         proxy.set("pass")
         run_to_the_end(folder, findings, "too long")
         checked(folder, findings, kills=1, seed="too long")
@@ -147,8 +147,7 @@ def _signal_meanwhile(trial: Trial, server: PostgresServer, findings: Findings) 
             code = driver.finish()
             wanted = 4 if name == "SIGINT" else -signal.SIGKILL
             findings.expect(code == wanted, f"{name} in an outage: ended with {code}: {driver.log[-500:]}")
-            findings.worst("end_in_outage_seconds", time.monotonic() - began)
-            findings.expect(time.monotonic() - began <= 20.0, f"{name} in an outage: took more than 20 s")
+            findings.expect_within("end_in_outage_seconds", time.monotonic() - began, 20.0, f"{name} in an outage")
             proxy.set("pass")
             run_to_the_end(folder, findings, name)
             checked(folder, findings, kills=1, seed=f"{name} in an outage")
@@ -158,11 +157,10 @@ def _signal_meanwhile(trial: Trial, server: PostgresServer, findings: Findings) 
 def _await_progress(folder: Path, driver: ForkedDriver, findings: Findings, label: str) -> None:
     """The database is back: the driver acknowledges another measurement soon, which it does after its commit."""
     began, before = time.monotonic(), ledger_lines(folder)
-    while driver.alive and ledger_lines(folder) == before and time.monotonic() - began < 60:
+    while driver.alive and ledger_lines(folder) == before and time.monotonic() - began < 120:
         time.sleep(0.02)
     seconds = time.monotonic() - began
-    findings.worst("recovery_seconds", seconds)
-    findings.expect(seconds <= _RECOVERY_SECONDS, f"{label}: no report in SQL for {seconds:.1f} s after the return")
+    findings.expect_within("recovery_seconds", seconds, _RECOVERY_SECONDS, f"{label}: next report in SQL")
 
 
 def _no_trial_suffered(folder: Path, driver: ForkedDriver, findings: Findings, label: str) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -59,7 +60,7 @@ class ForkedDriver:
         """Seconds from its start until the study was open. Raises RuntimeError if it ended before."""
         deadline = time.monotonic() + seconds
         while "driving\n" not in self.log:
-            if not self.alive or time.monotonic() > deadline:
+            if (not self.alive and "driving\n" not in self.log) or time.monotonic() > deadline:
                 raise RuntimeError(f"driver did not start: {self.process.exitcode} {self.log}")
             time.sleep(0.005)
         return time.monotonic() - self.began
@@ -88,7 +89,17 @@ def _run(folder: Path, log: Path, options: Options) -> None:
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    code = drive_and_report(
+    code = 1
+    try:
+        code = _driven(folder, options)
+    except Exception:  # noqa: BLE001 - into the driver's own log, where it is looked for
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _driven(folder: Path, options: Options) -> int:
+    return drive_and_report(
         folder,
         "inline",
         step_seconds=options.step_seconds,
@@ -96,5 +107,3 @@ def _run(folder: Path, log: Path, options: Options) -> None:
         ttl_seconds=options.ttl_seconds,
         disturbance=options.disturbance,
     )
-    sys.stderr.flush()
-    os._exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Tier = Literal["ci", "full", "soak"]
+
+
+_SPIN_SECONDS = 0.03
 
 
 class SkipScenario(Exception):
@@ -28,6 +32,14 @@ class Findings:
     def worst(self, name: str, value: float) -> None:
         """Keep the largest of the values reported under a name."""
         self.details[name] = round(max(value, self.details.get(name, 0.0)), 3)
+
+    def expect_within(self, name: str, seconds: float, limit: float, text: str) -> None:
+        """Keep the worst time under a name, and note a violation if it is over the limit on this machine."""
+        self.worst(name, seconds)
+        if seconds > limit:
+            factor = stretch()
+            self.worst("machine_stretch", factor)
+            self.expect(seconds <= limit * factor, f"{text}: {seconds:.1f} s, at most {limit:.0f} s x {factor:.1f}")
 
     def expect(self, holds: bool, text: str) -> None:
         """Note a violation unless it holds."""
@@ -60,6 +72,17 @@ class Trial:
         """An empty folder that is gone afterwards."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             yield Path(name)
+
+
+def stretch() -> float:
+    """How much slower than alone this process runs at this moment: wall clock per processor time of a short spin.
+
+    Bounds on time are stretched by it, so that a crowded machine is not taken for a slow recovery.
+    """
+    wall, own = time.monotonic(), time.process_time()
+    while time.process_time() - own < _SPIN_SECONDS:
+        pass
+    return max(1.0, (time.monotonic() - wall) / _SPIN_SECONDS)
 
 
 def sizes(ci: int, full: int, soak: int | None = None) -> dict[Tier, int]:
