@@ -62,7 +62,7 @@ def run_job(job: Job) -> dict[str, Any]:
     began = time.perf_counter()
     world = recorded(Path(job.data), job.kind, job.task)
     if job.arm.startswith("top-k"):
-        result = by_top_k(world, job.seed, evaluations=int(job.arm[6:-1]))
+        result = by_top_k(world, job.seed, job.workers, evaluations=int(job.arm[6:-1]))
     elif "+" in job.arm:
         sampler, pruner = job.arm.split("+")
         result = by_optuna(world, job.seed, job.workers, sampler=sampler, pruner=pruner)
@@ -82,9 +82,9 @@ def _options(text: str) -> dict[str, float]:
 
 
 def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
-    """All searches that were asked for. The top-k rule does not depend on the number of workers."""
+    """All searches that were asked for."""
     for arm in args.arms:
-        for workers in args.workers if not arm.startswith("top-k") else args.workers[:1]:
+        for workers in args.workers:
             for kind in args.tables:
                 for task in tasks(args.data, kind):
                     for seed in range(args.first_seed, args.first_seed + args.seeds):

@@ -234,11 +234,13 @@ def _end(world: Recorded, trial: optuna.Trial, row: int, evaluation: int) -> Tri
     return TrialState.PRUNED if trial.should_prune() else None
 
 
-def by_top_k(world: Recorded, seed: int, *, evaluations: int, budgets: Sequence[int] = BUDGETS) -> Outcome:
-    """The top-k rule at every budget. It has no notion of workers: it is told the budget and waits for nobody."""
+def by_top_k(
+    world: Recorded, seed: int, workers: int, *, evaluations: int, budgets: Sequence[int] = BUDGETS
+) -> Outcome:
+    """The top-k rule at every budget."""
     regret: dict[int, float] = {}
     test: dict[int, float] = {}
-    for score in top_k(world, seed, evaluations, budgets):
+    for score in top_k(world, seed, evaluations, workers, budgets):
         regret |= score.regret
         test |= score.test_regret
     return Outcome(regret, test, 0, 0, 0, 0, 0)

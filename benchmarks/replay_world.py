@@ -130,25 +130,39 @@ class Score:
         self.test_regret[budget] = (float(test[self.place]) - least) / (float(np.median(first)) - least)
 
 
-def top_k(world: Recorded, seed: int, evaluations: int, budgets: Sequence[int] = BUDGETS) -> Iterator[Score]:
-    """The trivial rule, told each budget beforehand: half on `evaluations` of random rows, then finish the best."""
+def top_k(
+    world: Recorded, seed: int, evaluations: int, workers: int, budgets: Sequence[int] = BUDGETS
+) -> Iterator[Score]:
+    """The trivial rule, told each budget beforehand: half on `evaluations` of random rows, then finish the best.
+
+    With several workers, rows advance in lock-step, in the first half as in the second.
+    """
+    length = world.table.evaluations
     for budget in budgets:
         score = Score(world=world, budgets=(budget,))
         order = np.random.default_rng(seed).permutation(len(world.table.curves))
-        tried = order[: budget * world.table.evaluations // 2 // evaluations]
-        seen = [(_run(score, int(row), 0, evaluations), int(row)) for row in tried]
-        for _, row in sorted(item for item in seen if math.isfinite(item[0])):
-            _run(score, row, evaluations, world.table.evaluations)
+        tried = [int(row) for row in order[: budget * length // 2 // evaluations]]
+        values = _advance(score, tried, 0, evaluations, workers)
+        best = sorted((value, row) for row, value in values.items() if math.isfinite(value))
+        _advance(score, [row for _, row in best], evaluations, length, workers)
         yield score
 
 
-def _run(score: Score, row: int, after: int, upto: int) -> float:
-    """Evaluations after + 1 ... upto of a row, as far as the budget and finite values go; returns the last value."""
-    value = math.inf
-    for evaluation in range(after + 1, upto + 1):
-        if score.is_done:
-            break
-        value = score.saw(row, evaluation)
-        if not math.isfinite(value):
-            break
-    return value
+def _advance(score: Score, rows: Sequence[int], after: int, upto: int, workers: int) -> dict[int, float]:
+    """Evaluations after + 1 ... upto of each row, `workers` rows at a time; a row ends where it is not finite.
+
+    Returns the last value of each row that was reached.
+    """
+    values: dict[int, float] = {}
+    waiting, running = list(rows), dict[int, int]()
+    while (waiting or running) and not score.is_done:
+        while waiting and len(running) < workers:
+            running[waiting.pop(0)] = after
+        for row in list(running):
+            if score.is_done:
+                break
+            running[row] += 1
+            values[row] = score.saw(row, running[row])
+            if running[row] == upto or not math.isfinite(values[row]):
+                del running[row]
+    return values

@@ -20,7 +20,7 @@ def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameter
     Names with a condition that does not hold are simply absent from `params` and take their default.
     Raises ValueError if `params` holds a name that the space does not search.
     """
-    searched = {parameter.name for parameter in space.parameters}
+    searched = {*(parameter.name for parameter in space.parameters), *space.columns}
     strange = [name for name in params if name not in searched]
     if strange:
         raise ValueError(f"{strange[0]!r} is not a parameter of this space; it has {', '.join(sorted(searched))}")

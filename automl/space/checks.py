@@ -16,6 +16,7 @@ from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.ranges import build_parameters, described
+from automl.space.schema_task import TableTask
 from automl.space.sections import Sections
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
 from automl.space.yaml_nodes import KeyPath
@@ -30,6 +31,8 @@ _SECRET_KEYS = {"password", "sslpassword", "token", "key", "passfile"}
 
 def build_space(sections: Sections, problems: Problems) -> SearchSpace:
     """The search space, as far as its parts are valid; reports what does not fit together."""
+    if isinstance(sections.task, TableTask):
+        return SearchSpace(parameters=())
     fixed = sections.fixed.values() if sections.fixed else {}
     auto = sections.auto
     if sections.is_auto:
@@ -62,7 +65,11 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
 def check_settings(sections: Sections, problems: Problems) -> None:
     """Report what is wrong across task, targets, search and storage."""
     task, search = sections.task, sections.search
-    if task and task.metric is not None:
+    if isinstance(task, TableTask):
+        _check_table(task, problems)
+    elif isinstance(value := problems.document.value, Mapping) and value.get("model") is None:
+        problems.at_value(("model",), "is missing; write a hub id, a folder or a .gguf file")
+    if task and task.metric is not None and not isinstance(task, TableTask):
         _check_metric(task.metric, task.type, problems)
     for name, patterns in (sections.targets or {}).items():
         if name in TARGET_SETS:
@@ -139,6 +146,15 @@ def _check_metric(metric: str, task: str, problems: Problems) -> None:
         problems.at_value(("task", "metric"), unknown("metric", metric, fitting))
     elif metric not in fitting:
         problems.at_value(("task", "metric"), f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}")
+
+
+def _check_table(task: TableTask, problems: Problems) -> None:
+    """A table brings its own space and needs nothing to train with."""
+    for name in ("model", "space", "fixed", "targets", "enqueue", "constraints"):
+        if problems.is_given((name,)):
+            problems.at_key((name,), "is not used by a task of type table, whose columns are searched; remove it")
+    if task.metric is not None and task.metric not in METRICS:
+        problems.at_value(("task", "metric"), unknown("metric", task.metric, METRICS))
 
 
 def _check_names(sections: Sections, problems: Problems) -> None:

@@ -16,7 +16,7 @@ from automl.space.messages import Problems, shown
 from automl.space.schema import RunSection, SpaceFile
 from automl.space.schema_search import SearchSection, parse_seconds
 from automl.space.schema_space import FixedSection
-from automl.space.schema_task import AnyTask, DataSection, InstructionTask, ModelSection
+from automl.space.schema_task import AnyTask, DataSection, InstructionTask, ModelSection, TableTask
 from automl.space.sections import Sections, read_sections
 from automl.space.spec import (
     DataSettings,
@@ -75,7 +75,9 @@ def with_overrides(spec: SweepSpec, *, trials: int | None = None, time: str | No
 def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: str, folder: Path) -> SweepSpec:
     study, model, task, fixed = sections.study, sections.model, sections.task, sections.fixed
     search, run, storage, verify = sections.search, sections.run, sections.storage, sections.verify
-    if not (study and model and task and fixed and search and run and storage and verify):
+    if not (
+        study and (model or isinstance(task, TableTask)) and task and fixed and search and run and storage and verify
+    ):
         raise AssertionError("a section without a value is a problem that was reported")
     return SweepSpec(
         study=study,
@@ -93,7 +95,9 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
     )
 
 
-def _model(section: ModelSection, folder: Path) -> ModelSettings:
+def _model(section: ModelSection | None, folder: Path) -> ModelSettings:
+    if section is None:
+        return ModelSettings(kind="none", location="")
     if section.hub is not None:
         return ModelSettings(kind="hub", location=section.hub, revision=section.revision)
     if section.folder is not None:
@@ -117,7 +121,16 @@ def _data(section: DataSection, folder: Path) -> DataSettings:
     return DataSettings(kind="files", files=files, columns=columns)
 
 
+def _table(section: TableTask, folder: Path) -> TaskSettings:
+    arrays: dict[str, str] = section.arrays.model_dump(exclude_none=True)
+    data = DataSettings(kind="files", files={"table": _resolved(section.file, folder)}, columns=arrays)
+    log = None if section.log == "all" else tuple(section.log)
+    return TaskSettings(type="table", data=data, metric=section.metric or "loss", log=log)
+
+
 def _task(section: AnyTask, folder: Path, *, max_length: int) -> TaskSettings:
+    if isinstance(section, TableTask):
+        return _table(section, folder)
     settings = TaskSettings(
         type=section.type,
         data=_data(section.data, folder),
@@ -148,6 +161,7 @@ def _search(section: SearchSection) -> SearchSettings:
         max_steps=section.max_steps,
         max_failed_trials=section.max_failed_trials,
         keep=section.keep,
+        importance=section.importance,
     )
 
 
@@ -170,12 +184,18 @@ def _resolved(path: str, folder: Path) -> str:
 
 
 def _fingerprint(
-    study: str, model: ModelSection, task: AnyTask, fixed: FixedSection, search: SearchSection, *, space: SearchSpace
+    study: str,
+    model: ModelSection | None,
+    task: AnyTask,
+    fixed: FixedSection,
+    search: SearchSection,
+    *,
+    space: SearchSpace,
 ) -> str:
     """sha256 over all that gives a study its meaning; paths as written, so that the files may move together."""
     meaning = {
         "study": study,
-        "model": model.model_dump(exclude_none=True),
+        "model": model.model_dump(exclude_none=True) if model else None,
         "task": task.model_dump(exclude_none=True),
         "space": {name: value for name, value in asdict(replace(space, constraints=())).items() if name != "columns"},
         "constraints": [constraint.expression for constraint in space.constraints],

@@ -81,8 +81,8 @@ class SpaceFile(Section):
     """Version of this format."""
     study: StudyName
     """Name of the study in the database; running the same file again continues it."""
-    model: Model
-    """The backbone: a hub id, a folder, a .gguf file, or a mapping."""
+    model: Model | None = None
+    """The backbone: a hub id, a folder, a .gguf file, or a mapping. Needed unless the task is a table."""
     task: TaskSection
     """What is learnt, from which data, and how it is judged."""
     targets: Annotated[dict[TargetName, OneOrMorePatterns], Field(default_factory=dict, max_length=50)]

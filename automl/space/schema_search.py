@@ -92,8 +92,26 @@ class NsgaSampler(Section):
     swapping_prob: Share | None = None
 
 
+class HalvingPruner(Section):
+    """Parks trials at rungs and promotes the best; half of all training goes to new trials. The default."""
+
+    name: Literal["halving"]
+    first_rung: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Evaluations before a trial is parked for the first time."""
+    reduction_factor: Annotated[float, Field(gt=1, le=100)] | None = None
+    """At each rung the best 1/reduction_factor may go on."""
+    explore: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of all steps that goes to new trials."""
+    guard: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share by which a trial must beat the median of the first rung to go on while new trials can be started."""
+    expected_gain: Annotated[float, Field(ge=0, le=10)] | None = None
+    """Share of the last doubling's gain that is expected again when trials are ranked."""
+    finalists: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Trials that go on at each rung at the end of the search, at least."""
+
+
 class PeerPruner(Section):
-    """Stops a trial that ranks low among all that reached the same rung, running ones included. The default."""
+    """Stops a trial that ranks low among all that reached the same rung, running ones included."""
 
     name: Literal["peer"]
     first_rung: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -213,7 +231,8 @@ _AnySampler = Annotated[
     Field(discriminator="name"),
 ]
 _AnyPruner = Annotated[
-    PeerPruner
+    HalvingPruner
+    | PeerPruner
     | MedianPruner
     | PercentilePruner
     | SuccessiveHalvingPruner
@@ -224,7 +243,7 @@ _AnyPruner = Annotated[
     Field(discriminator="name"),
 ]
 SamplerName = Literal["tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2"]
-PrunerName = Literal["peer", "median", "percentile", "successive-halving", "hyperband", "patient", "none"]
+PrunerName = Literal["halving", "peer", "median", "percentile", "successive-halving", "hyperband", "patient", "none"]
 """Pruners that need no option, so that the name alone will do (all but threshold)."""
 
 
@@ -266,8 +285,8 @@ class SearchSection(Section):
 
     sampler: SamplerSection = TpeSampler(name="tpe")
     """Proposes configurations."""
-    pruner: PrunerSection = PeerPruner(name="peer")
-    """Stops weak trials."""
+    pruner: PrunerSection = HalvingPruner(name="halving")
+    """Pauses or stops weak trials."""
     trials: Annotated[int, Field(ge=1, le=100_000)] = 24
     """Complete and pruned trials of the whole study."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 120
@@ -283,3 +302,5 @@ class SearchSection(Section):
     """Failed trials that are replaced before the search gives up."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     """Adapters that stay on disk."""
+    importance: bool = True
+    """Measure on the way how much the loss hangs on each module's update; the base of automl suggest."""

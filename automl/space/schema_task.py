@@ -234,5 +234,29 @@ class InstructionTask(_TextTask):
     """Shape of a row; auto reads it off the columns."""
 
 
-AnyTask = ClassificationTask | CompletionTask | InstructionTask
+class TableArrays(Section):
+    """Our array name -> the name in the file, where it differs."""
+
+    names: Text | None = None
+    """Names of the hyperparameters, d of them."""
+    configurations: Text | None = None
+    """Their values, one row for each recorded run: N x d."""
+    curves: Text | None = None
+    """The metric at each evaluation of each run: N x E; the objective."""
+
+
+class TableTask(Section):
+    """Replay recorded learning curves instead of training; the space is the table's columns. Needs no model."""
+
+    type: Literal["table"]
+    file: Text
+    """An .npz file of numpy, relative to this file."""
+    arrays: TableArrays = TableArrays()
+    metric: MetricName | None = None
+    """What the curves hold: any metric; loss if left out."""
+    log: list[Text] | Literal["all"] = "all"
+    """Columns on a log scale, or all."""
+
+
+AnyTask = ClassificationTask | CompletionTask | InstructionTask | TableTask
 TaskSection = Annotated[AnyTask, Field(discriminator="type")]

@@ -81,7 +81,7 @@ class SearchSpace:
 class ModelSettings:
     """Where the backbone comes from: exactly one of hub id, folder, GGUF file, or (package, path inside it)."""
 
-    kind: Literal["hub", "folder", "gguf", "package"]
+    kind: Literal["hub", "folder", "gguf", "package", "none"]  # none: a table of curves has no model
     location: str  # hub id, absolute path, or import name of the package
     path: str = ""  # inside the package: a folder, or a .gguf file
     revision: str | None = None
@@ -114,9 +114,10 @@ class TaskSettings:
     seed fixes the split and the order of the batches. max_length: tokens per example, longer ones are cut.
     evaluate_rows: a fixed subset of the validation split that every evaluation uses (0 = all of it).
     generate_rows, max_new_tokens: bound for the metrics that need generation.
+    log (tables of curves): columns on a log scale, None = all; `data.columns` renames the arrays of the file.
     """
 
-    type: Literal["classification", "completion", "instruction"]
+    type: Literal["classification", "completion", "instruction", "table"]
     data: DataSettings
     metric: str
     test_share: float = 0.2
@@ -127,6 +128,7 @@ class TaskSettings:
     evaluate_rows: int = 256
     generate_rows: int = 32
     max_new_tokens: int = 64
+    log: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +137,12 @@ class SearchSettings:
 
     trials: COMPLETE + PRUNED trials; steps: optimizer steps of a full trial; evaluate_every: the grid on which every
     trial is measured and judged. max_seconds, max_steps: further budgets (None = none); max_steps counts training
-    steps of all trials. keep: adapters that stay on disk.
+    steps of all trials. keep: adapters that stay on disk. importance: of modules is measured while trials train.
     """
 
     sampler: str = "tpe"
     sampler_options: Mapping[str, Scalar] = field(default_factory=dict)
-    pruner: str = "peer"
+    pruner: str = "halving"
     pruner_options: Mapping[str, Scalar] = field(default_factory=dict)
     trials: int = 24
     steps: int = 120
@@ -150,6 +152,7 @@ class SearchSettings:
     max_steps: int | None = None
     max_failed_trials: int = 10
     keep: int = 3
+    importance: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,7 @@ def commented_space(
             "",
             "search:",
             "  sampler: tpe  # or: gp, cmaes, qmc, random, grid, nsga2",
-            "  pruner: peer  # stops weak trials; or: median, successive-halving, hyperband, none",
+            "  pruner: halving  # pauses weak trials; or: peer, median, successive-halving, hyperband, none",
             "  trials: 24  # complete and pruned ones together",
             f"  steps: {STEPS}  # optimizer steps of a full trial",
             "  evaluate_every: 10  # the grid on which trials are measured and judged",

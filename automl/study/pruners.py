@@ -57,7 +57,7 @@ def expected_share(settings: SearchSettings) -> float | None:
     if settings.pruner not in ("halving", "peer"):
         return None
     options = merge_options("pruner", settings.pruner_options, PRUNERS[settings.pruner].defaults(settings))
-    least = float(options.get("finalists", 1)) / settings.trials
+    least = float(options.get("finalists", 0)) / settings.trials
     alive, reached, spent = 1.0, 0, 0.0
     for rung in rungs(settings.evaluate_every, settings.steps, int(options["first_rung"])):
         spent += alive * (rung - reached)

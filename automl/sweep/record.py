@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from automl.space.defaults import resolve
+from automl.space.load import parse_space
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
+from automl.storage.sql import Database
 
 GROUND = "ground"
 """Fingerprints of model and data, precision, size of the model, rows by split; workers and threads, slots, kernel."""
 BASELINE = "baseline"
 """Metrics without any training."""
+TABLE = "table"
+"""Instead of `ground`: sha256 of the table of curves, its size, and its columns, which are what is searched."""
 WORKERS = "workers"
 """How the time of every start of every worker was spent: `starts`, each with worker, epoch, busy and idle seconds."""
 
@@ -23,6 +29,13 @@ def last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:
     return found[-1] if found else None
 
 
+def recorded_spec(database: Database, study: str) -> SweepSpec:
+    """The study's space file as it was stored, with relative paths resolved where it lay."""
+    row = database.store(study).sweep()
+    folder = Path(str(row.provenance.get("folder", ".")))
+    return parse_space(row.space_text, f"space of study {study}", folder)
+
+
 def recorded_baseline(store: ResultStore, metric: str) -> float | None:
     """The metric of the untrained model (or of the majority class), if a worker has measured it."""
     value = (last_event(store, BASELINE) or {}).get(metric)
@@ -31,5 +44,7 @@ def recorded_baseline(store: ResultStore, metric: str) -> float | None:
 
 def recorded_space(store: ResultStore, spec: SweepSpec) -> SearchSpace:
     """The space with its automatic ranges filled in, as the study's first run saw the model."""
+    if (table := last_event(store, TABLE)) is not None:
+        return replace(spec.space, columns=tuple(table["columns"]))
     ground = last_event(store, GROUND)
     return spec.space if ground is None else resolve(spec.space, int(ground["model_parameters"]), spec.search.steps)

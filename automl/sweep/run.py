@@ -30,6 +30,7 @@ from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings, kernel_of
 from automl.sweep.precision import settle_precision
 from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event
+from automl.sweep.replay import replay
 from automl.sweep.reporting import write_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import Summary, summarise, write_summary
@@ -92,6 +93,12 @@ class _Sweep:
 
     def run(self, database: Database, lease: StudyLease, run: int, stop: StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
+        if self._spec.task.type == "table":
+            watch = self._observer
+            replayed = replay(
+                self._spec, database, lease, run, stop, started=watch.started, event=watch.event, tick=watch.tick
+            )
+            return self._sum_up(database, replayed)
         store = database.store(self._spec.study, guard=lease.verify)
         recorded = last_event(store, GROUND) or {}
         self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))

@@ -12,7 +12,7 @@ from typing import Any
 from automl import durable
 from automl.metric import METRICS
 from automl.space.assemble import assemble
-from automl.space.spec import SweepSpec
+from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.sql import Database, mask_url
 from automl.study.queries import TrialRow, list_trials
 from automl.sweep.folders import study_folder
@@ -94,7 +94,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         metric=spec.task.metric,
         direction=direction,
         best=best,
-        configuration=asdict(assemble(recorded_space(store, spec), best.params)) if best else None,
+        configuration=_configuration(recorded_space(store, spec), best.params) if best else None,
         baseline=recorded_baseline(store, spec.task.metric),
         trials=rows,
         spent_steps=sum(row.steps for row in rows),
@@ -103,6 +103,11 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         database=mask_url(spec.storage_url),
         folder=str(study_folder(spec)),
     )
+
+
+def _configuration(space: SearchSpace, params: Mapping[str, Scalar]) -> dict[str, Any]:
+    """All hyperparameters with their values; of a table of curves, its columns."""
+    return dict(params) if space.columns else asdict(assemble(space, params))
 
 
 def best_trial(rows: tuple[TrialRow, ...], direction: str) -> TrialRow | None:

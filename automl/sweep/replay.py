@@ -1,0 +1,108 @@
+"""A sweep over a table of recorded curves: no model, no data, no training; the search itself is the real one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from automl.errors import InterruptedSearch, SearchError, SpaceChangedError
+from automl.execution.dispatch import Dispatcher
+from automl.execution.inline import InlineExecutor
+from automl.execution.simulated import CurveTable, TableHost, read_table
+from automl.space.spec import SearchSpace, SweepSpec
+from automl.storage.base import ResultStore
+from automl.storage.lease import StudyLease
+from automl.storage.sql import Database
+from automl.study.study import Study, StudyEvent
+from automl.sweep.folders import study_folder
+from automl.sweep.record import BASELINE, TABLE, last_event
+from automl.sweep.signals import StopRequest
+from automl.trial import TrialState
+
+logger = logging.getLogger(__name__)
+
+
+def replay(
+    spec: SweepSpec,
+    database: Database,
+    lease: StudyLease,
+    run: int,
+    stop: StopRequest,
+    *,
+    started: Callable[[Study], None],
+    event: Callable[[StudyEvent], None],
+    tick: Callable[[], None],
+) -> ResultStore:
+    """Run the study over its table, in this process, `run.slots` trials side by side; returns the store to sum up.
+
+    started, event, tick: what a front end may watch, see `automl.sweep.run.Observer`.
+
+    Raises DataError if the file is no table, SpaceChangedError if it is not the one the study was started with,
+    InterruptedSearch if a signal or the wall clock stopped it.
+    """
+    path = Path(spec.task.data.files["table"])
+    table = read_table(path, arrays=spec.task.data.columns, log=spec.task.log)
+    store = database.store(spec.study, guard=lease.verify)
+    _record_table(store, spec.study, path, table)
+    study = Study(
+        name=spec.study,
+        storage=database.driver_storage(lease.verify),
+        store=store,
+        space=SearchSpace(parameters=table.parameters(), columns=table.names),
+        settings=spec.search,
+        metric=spec.task.metric,
+        run=run,
+        derive=lambda hyper: {},
+        space_sha256=spec.sha256,
+        on_event=event,
+    )
+    started(study)
+    try:
+        if not study.finished:
+            _drive(spec, study, store, table, stop, tick)
+    except SearchError:
+        study.close()
+        raise
+    study.close()
+    store.add_event("finished", {"run": run})
+    return store
+
+
+def _drive(
+    spec: SweepSpec, study: Study, store: ResultStore, table: CurveTable, stop: StopRequest, tick: Callable[[], None]
+) -> None:
+    dispatcher = Dispatcher(study, max_seconds=spec.search.max_seconds, on_exchange=tick)
+    stop.then(dispatcher.stop)
+    host = partial(
+        TableHost, table, metric=spec.task.metric, capacity=spec.run.slots or 1, folder=study_folder(spec) / "slots"
+    )
+    logger.info("replaying %d recorded runs, %d at once", len(table.curves), spec.run.slots or 1)
+    InlineExecutor().run(dispatcher, host)
+    if dispatcher.baseline is not None and last_event(store, BASELINE) is None:
+        store.add_event(BASELINE, dispatcher.baseline)
+    if dispatcher.stopped is not None:
+        counts = study.counts()
+        ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
+        raise InterruptedSearch(
+            f"stopped ({dispatcher.stopped}) after {ended} of {spec.search.trials} trials;"
+            " nothing is lost, the same command continues"
+        )
+
+
+def _record_table(store: ResultStore, study: str, path: Path, table: CurveTable) -> None:
+    """Remember which table the study is about; refuse to mix it with another."""
+    now: dict[str, Any] = {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "rows": len(table.curves),
+        "evaluations": table.evaluations,
+        "columns": list(table.names),
+    }
+    before = last_event(store, TABLE)
+    if before is not None and before.get("sha256") != now["sha256"]:
+        raise SpaceChangedError(f"study {study!r} was started with another table; choose another study name")
+    if before is None:
+        store.add_event(TABLE, now)
