@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("space", type=Path, nargs="?", default=Path("search_spaces/bbc-topics.yaml"))
     options.add_argument("--trials", type=int, default=8)
     options.add_argument("--steps", type=int, help="of a trial; as in the space file unless given")
+    options.add_argument("--executor", choices=["ray", "inline"], help="as in the space file unless given")
     args = options.parse_args(arguments)
     spec = load_space(args.space)
     steps = 2 if args.quick else args.steps or spec.search.steps
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     search = replace(
         spec.search, sampler="random", pruner="none", trials=args.trials, steps=steps, evaluate_every=every
     )
-    spec = replace(spec, search=search, run=replace(spec.run, precision="fp32"))
+    executor = args.executor or spec.run.executor
+    spec = replace(spec, search=search, run=replace(spec.run, precision="fp32", executor=executor))
     report = Report("packed_solo", args)
     report.print_machine()
     outcomes = []
