@@ -63,7 +63,7 @@ def read_frame(
         ended_at=max((each.ended_at for each in attempts if each.ended_at), default=None),
         parameter_importance=parameter_importance(storage, spec.study),
         module_importance=shares_of_modules(database.importances(spec.study)),
-        verification=_verification(database, spec.study),
+        verification=read_verification(database, spec.study),
         suggestion=suggestion,
     )
 
@@ -132,7 +132,8 @@ def _trial(row: TrialRow, measured: Sequence[Measurement], attempts: int, metric
     )
 
 
-def _verification(database: Database, study: str) -> VerificationFrame | None:
+def read_verification(database: Database, study: str) -> VerificationFrame | None:
+    """The latest verification that is done, else the latest, None if there is none."""
     row = latest(database, study, done=True) or latest(database, study)
     if row is None:
         return None
