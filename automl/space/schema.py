@@ -40,7 +40,7 @@ class VerifySection(Section):
 
     automatic: bool = True
     """Verify as soon as a search is complete; automl verify does it at any time."""
-    seeds: Annotated[int, Field(ge=2, le=1000)] = 4
+    seeds: Annotated[int, Field(ge=3, le=1000)] = 4
     """Trainings of each configuration; a suggested rank pattern is judged from 8 on."""
     finalists: Annotated[int, Field(ge=1, le=20)] = 1
     """Best trials that are verified, beside the default configuration and the smallest one within noise."""
