@@ -37,24 +37,35 @@ def estimate_bytes(
     dtype: str = "fp32",
     dropout: float = 0.0,
     targets: Mapping[str, Sequence[str]] | None = None,
+    recomputed_layers: int = 0,
 ) -> MemoryEstimate:
     """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 2x.
 
     A linear layer is charged its input and its output per token: the output is kept by the activation, norm or
     attention that follows, the input by the low-rank branch or the norm before it. Adapter dropout adds its mask and
     the masked input of each adapted layer. The output over the vocabulary is charged twice in float32 (logits and
-    their gradient). Attention is taken to be computed without storing its scores.
+    their gradient). Attention is taken to be computed without storing its scores. recomputed_layers: with gradient
+    checkpointing, the number of layers of which all but the input is computed again, one at a time.
     """
     width = _WIDTHS[dtype]
     adapted = resolve_targets(model, target, targets)
     vocabulary = _vocabulary(model)
     features = sum(layer.in_features + layer.out_features for layer in linear_layers(model)) - vocabulary
+    per_token = float(width * features)
     low_rank = sum(rank + (2 * layer.in_features if dropout > 0.0 else 0) for layer in adapted)
+    per_token += 4 * low_rank
+    if recomputed_layers:
+        per_token = per_token / recomputed_layers + width * _hidden(model) * recomputed_layers
     return MemoryEstimate(
         backbone=width * sum(parameter.numel() for parameter in model.parameters()),
         adapter=_STATE_BYTES * trainable_parameters(model, target, rank, targets),
-        activations=tokens * (width * features + 4 * low_rank + 8 * vocabulary),
+        activations=round(tokens * (per_token + 8 * vocabulary)),
     )
+
+
+def _hidden(model: nn.Module) -> int:
+    """Features of a token between two layers."""
+    return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
 
 
 def _vocabulary(model: nn.Module) -> int:

@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.seeding import initialise_adapter, initialise_head, stream
-from automl.packed.bank import Storage, own_storage
+from automl.packed.bank import BETAS, EPSILON, Storage, own_storage
 from automl.packed.layout import a_name, adapter_layout, b_name, head_name
+from automl.packed.masks import mask_seed
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter, under torch's names."""
+
+
+COUNTED_STATE = torch.Size([8])
+"""Shape of the state of counted dropout masks; a generator's is larger."""
 
 
 class LowRank(NamedTuple):
@@ -37,6 +42,8 @@ class Adapter:
 
     layers: the linear layers it adapts. heads: modules trained in full, by path; they are copied, not touched.
     initializer_range: standard deviation of a new head's weights. storage: zeros to live in; None = vectors of its own.
+    is_counted: dropout masks are those of `automl.packed.masks` and not drawn from a generator; without effect if there
+    is no dropout.
     """
 
     def __init__(
@@ -49,15 +56,15 @@ class Adapter:
         device: torch.device,
         initializer_range: float = 0.02,
         storage: Storage | None = None,
+        is_counted: bool = False,
     ) -> None:
         self.hyper = hyper
         self.step = 0
-        self.generator = stream(seed, "dropout", device) if hyper.dropout > 0.0 else None
+        self.mask_seed = mask_seed(seed) if hyper.dropout > 0.0 and is_counted else None
+        self.generator = stream(seed, "dropout", device) if hyper.dropout > 0.0 and not is_counted else None
         own = adapter_layout(layers, hyper.rank_of, heads)
         self.storage = storage or own_storage(own, device)
         self._shapes = {name: place.shape for name, place in own.places.items()}
-        self._flat = nn.Parameter(self.storage.params)
-        self._flat.grad = self.storage.gradient
         self._optimizer = self._adamw()
         self._params = self._views(self.storage.params)
         self._grads = self._views(self.storage.gradient)
@@ -68,6 +75,7 @@ class Adapter:
     @property
     def gradient(self) -> Tensor:
         """The flat gradient: a sum over terms until `finish_step` divides it."""
+        self.settle()
         return self.storage.gradient
 
     @property
@@ -78,9 +86,14 @@ class Adapter:
     def finish_step(self, count: int, learning_rate: float) -> None:
         """One AdamW step on the mean gradient over `count` terms, clipped to `hyper.clip`; then the gradient is zero.
 
-        Clipping as `torch.nn.utils.clip_grad_norm_` does it: factor min(1, clip / (norm + 1e-6)).
+        Clipping as `torch.nn.utils.clip_grad_norm_` does it: factor min(1, clip / (norm + 1e-6)). In a bank the step is
+        noted, and made together with those of others before anything reads the tensors.
         """
-        gradient = self.gradient
+        self.step += 1
+        if bank := self.storage.bank:
+            bank.finish_step(self.storage.row, self.hyper, count=count, learning_rate=learning_rate, number=self.step)
+            return
+        gradient = self.storage.gradient
         gradient.div_(count)
         if self.hyper.clip > 0:
             norm = torch.linalg.vector_norm(gradient)
@@ -88,55 +101,76 @@ class Adapter:
         self._optimizer.param_groups[0]["lr"] = learning_rate
         self._optimizer.step()
         gradient.zero_()
-        self.step += 1
+
+    def settle(self) -> None:
+        """Make a step that was noted, so that the tensors may be read."""
+        if self.storage.bank is not None:
+            self.storage.bank.update()
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of the trainable tensors on the CPU, by PEFT's names."""
+        self.settle()
         return {name: _copy(view) for name, view in self._params.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """Copies of AdamW's state on the CPU, keyed `exp_avg/<parameter name>` and so on, as for separate tensors."""
-        state = self._optimizer.state[self._flat]
-        copies = {f"step/{name}": state["step"].to("cpu", copy=True) for name in self._params}
-        for key in ("exp_avg", "exp_avg_sq"):
-            copies |= {f"{key}/{name}": _copy(view) for name, view in self._views(state[key]).items()}
+        self.settle()
+        copies = {f"step/{name}": torch.tensor(float(self.step)) for name in self._params}
+        for key, flat in self._moments().items():
+            copies |= {f"{key}/{name}": _copy(view) for name, view in self._views(flat).items()}
         return copies
 
     def generator_state(self) -> Tensor | None:
-        """State of the dropout generator, (bytes,) uint8; None without dropout."""
+        """State of the dropout masks, (bytes,) uint8: of the generator, or the number that names counted masks.
+
+        None without dropout.
+        """
+        if self.mask_seed is not None:
+            return torch.tensor([self.mask_seed]).view(torch.uint8)
         return None if self.generator is None else self.generator.get_state()
 
     def set_generator_state(self, state: Tensor | None) -> None:
-        """Continue the masks from there; raises CheckpointError if one side has no dropout."""
-        if (self.generator is None) != (state is None):
+        """Continue the masks from there; raises CheckpointError if it is the state of another kind of masks."""
+        own = self.generator_state()
+        if (own is None) != (state is None):
             raise CheckpointError("the slot file and the trial disagree on whether there is dropout")
-        if self.generator is not None and state is not None:
+        if own is None or state is None:
+            return
+        if own.shape != state.shape or (self.generator is None and not torch.equal(own, state.cpu())):
+            raise CheckpointError(
+                "the slot file's dropout masks were made in another way, or on another kind of device"
+            )
+        if self.generator is not None:
             self.generator.set_state(state.cpu())
 
     def restore(
         self, step: int, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], dropout: Tensor | None
     ) -> None:
         """Put back what the methods above took out; raises CheckpointError if names or shapes are not the same."""
-        state = self._optimizer.state[self._flat]
         _copy_all(self._params, parameters)
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key, flat in self._moments().items():
             prefix = f"{key}/"
             saved = {name.removeprefix(prefix): tensor for name, tensor in moments.items() if name.startswith(prefix)}
-            _copy_all(self._views(state[key]), saved)
-        state["step"].fill_(float(step))
+            _copy_all(self._views(flat), saved)
+        for state in self._optimizer.state.values():
+            state["step"].fill_(float(step))
         self.set_generator_state(dropout)
         self.gradient.zero_()
         self.step = step
 
+    def _moments(self) -> dict[str, Tensor]:
+        return {"exp_avg": self.storage.exp_avg, "exp_avg_sq": self.storage.exp_avg_sq}
+
     def _adamw(self) -> torch.optim.AdamW:
         """One fused call over the whole vector. Moments are allocated at once: too large a trial fails right here."""
+        flat = nn.Parameter(self.storage.params)
+        flat.grad = self.storage.gradient
         optimizer = torch.optim.AdamW(
-            [self._flat], betas=(0.9, 0.999), eps=1e-8, weight_decay=self.hyper.weight_decay, fused=True
+            [flat], betas=BETAS, eps=EPSILON, weight_decay=self.hyper.weight_decay, fused=True
         )
-        optimizer.state[self._flat] = {
-            "step": torch.zeros((), dtype=torch.float32, device=self._flat.device),
-            "exp_avg": self.storage.exp_avg,
-            "exp_avg_sq": self.storage.exp_avg_sq,
+        optimizer.state[flat] = {
+            "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+            **self._moments(),
         }
         return optimizer
 

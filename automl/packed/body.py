@@ -47,14 +47,14 @@ class Body:
         if body is None:
             prefix = getattr(model, "base_model_prefix", "")
             raise ModelError(f"{type(model).__name__} has no body under the name '{prefix}'; it cannot be packed")
-        self._module = body
+        self.module = body
         self._run: Callable[..., Any] = body.forward
         self._handler: Callable[..., Any] = self._run
         body.forward = lambda *args, **kwargs: self._handler(*args, **kwargs)
 
     def close(self) -> None:
         """Undo what the constructor did."""
-        del self._module.forward
+        del self.module.forward
 
     def record(self, work: Callable[[], Any], rows: int) -> Call:
         """The call of the body that `work` makes first; `work` is left there. Raises what `work` raises before."""

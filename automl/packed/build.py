@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from automl import durable
+from automl.packed.bank import BankSize
 from automl.packed.body import find_body
 from automl.packed.host import PackedHost
-from automl.packed.trainer import PackedTrainer
+from automl.packed.memory import SHARE, available_bytes, capacity, pack_bytes
+from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
 from automl.training.adapter import adapter_draft, adapter_folder, adapter_meta
-from automl.training.bench import Bench, HostSettings, load_bench
+from automl.training.bench import Bench, HostSettings, load_bench, stored_dtype
 from automl.training.checkpoint import slot_files, slot_folder
+from automl.training.finalists import Finalists
 from automl.trial import Measurement, TrialSpec
+
+logger = logging.getLogger(__name__)
 
 PACKABLE = frozenset({"lora"})
 """Methods whose adapters can be trained together."""
@@ -46,7 +54,17 @@ def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
         tokenizer=bench.tokenizer,
         evaluation_tokens=bench.evaluation_tokens,
     )
-    trainer = PackedTrainer(bench.model, workload, targets=bench.targets, precision=bench.precision)
+    way = choose_way(settings, bench.model, bench.device, available=_available(settings, bench.device))
+    logger.info("%d slots, %s", way.slots, "together" if way.bank else "one by one")
+    trainer = PackedTrainer(
+        bench.model,
+        workload,
+        targets=bench.targets,
+        precision=bench.precision,
+        bank=way.bank,
+        recompute=way.recompute,
+        importance=bench.importance,
+    )
     output = Path(settings.output).absolute()
 
     def export(spec: TrialSpec, measurement: Measurement) -> str:
@@ -58,25 +76,58 @@ def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
 
     return PackedHost(
         trainer,
-        capacity=_capacity(settings, trainer),
+        capacity=way.slots,
         files=lambda spec: slot_files(settings, spec),
         discard=lambda trial: durable.remove_folder(slot_folder(output, trial)),
         export=export,
         majority=settings.prepared.baseline,
+        is_finalist=Finalists(settings.task.metric).admit,
         ahead=True,
     )
 
 
-def _capacity(settings: HostSettings, trainer: PackedTrainer) -> int:
-    """As many trials as the driver wants here, or as the memory left by the backbone has room for.
+class Way(NamedTuple):
+    """How a host trains: most slots, room for them if they are computed together, and gradient checkpointing."""
+
+    slots: int
+    bank: BankSize | None
+    recompute: bool
+
+
+def choose_way(settings: HostSettings, model: nn.Module, device: torch.device, *, available: int) -> Way:
+    """As many slots as the driver wants here, or as `available` bytes have room for; nothing is allocated.
+
+    On a GPU slots are computed together, in a bank that holds all the space may choose, and activations are computed
+    again where only that makes room for all the slots wanted. On a CPU the loop over slots is as fast and exact to the
+    bit, and computing again costs more than packing brings: it is done if not even one trial fits otherwise.
+    """
+    if settings.largest is None:
+        return Way(settings.capacity, None, False)
+    sizes: dict[str, Any] = {
+        "tokens": settings.tokens,
+        "token_budget": TOKEN_BUDGET[device.type],
+        "targets": settings.targets,
+        "dtype": stored_dtype(settings.precision),
+    }
+    is_together = device.type != "cpu"
+    wanted = settings.capacity if is_together else 1
+    recompute = pack_bytes(model, settings.largest, slots=wanted, **sizes) > SHARE * available and pack_bytes(
+        model, settings.largest, slots=wanted, recompute=True, **sizes
+    ) < pack_bytes(model, settings.largest, slots=wanted, **sizes)
+    slots = min(settings.capacity, capacity(model, settings.largest, available=available, recompute=recompute, **sizes))
+    choices = settings.choices or (settings.largest.target,)
+    bank = BankSize(slots, settings.largest.rank, choices) if is_together else None
+    return Way(slots, bank, recompute)
+
+
+def _available(settings: HostSettings, device: torch.device) -> int:
+    """Memory this worker may plan with.
 
     A CPU worker counts on its part of what is free on its machine: as many workers may be there as there are, or as
     the CPUs suffice for.
     """
-    if settings.largest is None:
-        return settings.capacity
     share = 1.0
-    if trainer.device.type == "cpu":
+    if device.type == "cpu":
         cpus = os.cpu_count() or 1
         share = max(1 / settings.workers, min(1.0, (settings.threads or cpus) / cpus))
-    return min(settings.capacity, trainer.capacity(settings.largest, tokens=settings.tokens, share=share))
+    return int(share * available_bytes(device))

@@ -47,7 +47,8 @@ class PackedHost:
     majority: metrics of the majority class, empty if the data has none. ahead: go on training while slot files are
     written and somebody decides what becomes of the trials, up to the next measurement of any. What a trial has done
     beyond its slot file is dropped when it is parked or closed, so curves and cohorts are those of a host that waits.
-    Nobody else may touch the trainer then. busy_seconds: spent on training and evaluating.
+    Nobody else may touch the trainer then. busy_seconds: spent on training and evaluating. is_finalist: whether a trial
+    that finishes with these metrics is looked at on held-out rows.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class PackedHost:
         export: Callable[[TrialSpec, Measurement], str],
         majority: Mapping[str, float],
         ahead: bool = False,
+        is_finalist: Callable[[Metrics], bool] = lambda metrics: False,
     ) -> None:
         self.trainer = trainer
         self.busy_seconds = 0.0
@@ -70,6 +72,7 @@ class PackedHost:
         self._discard = discard
         self._export = export
         self._majority = majority
+        self._is_finalist = is_finalist
         self._residents: dict[int, _Resident] = {}
         self._known: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
         self._damaged: list[TrialFailure] = []
@@ -173,6 +176,8 @@ class PackedHost:
         if isinstance(event, TrialFailure):
             return _Draft(event, None)
         if event.step >= self._residents[event.trial].spec.steps:
+            if self._is_finalist(event.metrics):
+                event = self.trainer.measure_held_out(event)
             event = replace(event, adapter=self._export(self._residents[event.trial].spec, event))
         return _Draft(event, self.trainer.snapshot(event.trial))
 

@@ -119,6 +119,7 @@ class PrepackedMixed:
 KERNELS: dict[str, KernelFactory] = {
     "torch-fp32": Plain,
     "torch-bf16h": PlainHalf,
+    "torch-bf16": Plain,  # of a model that is held in bfloat16
     "onednn-fp32": Prepacked,
     "onednn-bf16h": PrepackedHalf,
 }
@@ -127,6 +128,7 @@ KERNELS: dict[str, KernelFactory] = {
 OUTPUT_KERNELS: dict[str, KernelFactory] = {
     "torch-fp32": Plain,
     "torch-bf16h": Plain,
+    "torch-bf16": Plain,
     "onednn-fp32": Prepacked,
     "onednn-bf16h": PrepackedMixed,
 }
@@ -136,10 +138,12 @@ OUTPUT_KERNELS: dict[str, KernelFactory] = {
 def choose_kernel(precision: str, device: torch.device) -> str:
     """Name of the fastest kernel that works on this device; says in the log when oneDNN's cannot be used.
 
-    Raises ValueError for a precision other than fp32 and bf16h.
+    Raises ValueError for a precision other than fp32, bf16h and bf16.
     """
-    if precision not in ("fp32", "bf16h"):
-        raise ValueError(f"precision {precision!r}: the packed trainer knows fp32 and bf16h")
+    if precision not in ("fp32", "bf16h", "bf16"):
+        raise ValueError(f"precision {precision!r}: the packed trainer knows fp32, bf16h and bf16")
+    if precision == "bf16":  # whole models in bfloat16 are for GPUs: on a CPU it works, and is slower
+        return "torch-bf16"
     if device.type == "cpu" and prepacked_works():
         return f"onednn-{precision}"
     return f"torch-{precision}"

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from automl.methods.seeding import dropout_mask
+from automl.packed import masks
 from automl.packed.adapter import LowRank
 from automl.packed.seating import Seat
 
@@ -44,14 +46,16 @@ def backward(saved: Sequence[Saved], g: Tensor, dx: Tensor | None) -> None:
         _backward(slot, g, dx)
 
 
-def draw_mask(seat: Seat, per_row: int, like: Tensor, *, is_narrow: bool = False) -> Tensor | None:
+def draw_mask(path: str, seat: Seat, per_row: int, like: Tensor, *, is_narrow: bool = False) -> Tensor | None:
     """Dropout mask of one slot, scaled, (rows, per_row, I); None if it has no dropout.
 
     Drawn over the slot's own tokens as if it were alone, so padding for the sake of a pack costs no random numbers; the
     draws are those of `automl.methods.seeding.SeededDropout` on its batch, also for tokens that a narrow layer leaves
-    out. like: any tensor (..., I) of its device.
+    out. Counted masks are those that a bank gives the layer at `path`. like: any tensor (..., I) of its device.
     """
     adapter = seat.adapter
+    if seat.is_training and adapter.mask_seed is not None:
+        return _counted_mask(path, seat, per_row, like)
     if not seat.is_training or adapter.generator is None:
         return None
     tokens = seat.tokens if is_narrow else min(seat.tokens, per_row)
@@ -60,10 +64,20 @@ def draw_mask(seat: Seat, per_row: int, like: Tensor, *, is_narrow: bool = False
     return nn.functional.pad(mask, (0, 0, 0, per_row - tokens)) if tokens < per_row else mask
 
 
+def _counted_mask(path: str, seat: Seat, per_row: int, like: Tensor) -> Tensor:
+    adapter, dropout = seat.adapter, seat.adapter.hyper.dropout
+    seeds, steps, first, limits = (
+        torch.tensor([number], dtype=torch.int32, device=like.device)
+        for number in (adapter.mask_seed, adapter.step, seat.first, masks.keep_limit(dropout))
+    )
+    drawn = masks.bits(seeds, steps, first, (seat.stop - seat.start, per_row, like.shape[-1]))
+    return masks.layer_mask(drawn, path, limits)[0].to(like.dtype).div_(1.0 - dropout)
+
+
 def _forward(path: str, seat: Seat, x: Tensor, y: Tensor, per_row: int, is_narrow: bool) -> Saved:
     low_rank, scaling = seat.adapter.low_rank[path], seat.adapter.hyper.scaling
     rows = slice(seat.start * per_row, seat.stop * per_row)
-    own, mask = x[rows], draw_mask(seat, per_row, x, is_narrow=is_narrow)
+    own, mask = x[rows], draw_mask(path, seat, per_row, x, is_narrow=is_narrow)
     if mask is not None:
         mask = mask.reshape(own.shape)
         own = own * mask

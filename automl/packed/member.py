@@ -8,30 +8,46 @@ from collections.abc import Mapping
 import torch
 
 from automl.errors import DataError, Diverged, OutOfMemory
+from automl.importance.sensitivity import Sensitivity, is_sample
 from automl.packed.adapter import Adapter
+from automl.packed.sensing import factors
 from automl.packed.workload import MicroBatch, Workload
 from automl.tasks.batches import batch_rows
 from automl.training.schedule import lr_multiplier
 from automl.training.state import TrainState
-from automl.trial import TrialSpec
+from automl.trial import ModuleImportance, TrialSpec
 
 
 class Member:
-    """A trial and its adapter. The batch of a step is gathered over micro-batches of `micro_batch` rows."""
+    """A trial and its adapter. The batch of a step is gathered over micro-batches of `micro_batch` rows.
 
-    def __init__(self, spec: TrialSpec, adapter: Adapter, workload: Workload, state: TrainState | None = None) -> None:
+    sensitivity: None if it is not collected.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        adapter: Adapter,
+        workload: Workload,
+        state: TrainState | None = None,
+        *,
+        sensitivity: Sensitivity | None = None,
+    ) -> None:
         self.spec = spec
         self.adapter = adapter
         self.micro_batch = spec.hyper.batch_size
         self.evaluation_tokens = workload.evaluation_tokens
         self.seconds = 0.0
         self.tokens = 0
+        self._sensitivity = sensitivity
         self._workload = workload
         self._upcoming: MicroBatch | None = None
         if state is not None:
             adapter.restore(state.step, state.params, state.moments, state.dropout)
             self.micro_batch, self.evaluation_tokens = state.micro_batch, state.evaluation_tokens
             self.seconds, self.tokens = state.seconds, state.tokens
+            if sensitivity is not None:
+                sensitivity.load(state.importance)
         self._begin_step()
 
     @property
@@ -43,6 +59,11 @@ class Member:
     def step(self) -> int:
         """Optimizer steps done."""
         return self.adapter.step
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of the batch of this step that have been added."""
+        return self._rows
 
     @property
     def is_finished(self) -> bool:
@@ -101,6 +122,13 @@ class Member:
         self.micro_batch //= 2
         self.restart_step()
 
+    def importances(self) -> tuple[ModuleImportance, ...]:
+        """Of the adapted modules so far; nothing if they are not collected. Only between two steps."""
+        if self._sensitivity is None:
+            return ()
+        self.adapter.settle()
+        return self._sensitivity.report(factors(self.adapter), step=self.step, steps=self.spec.steps)
+
     def snapshot(self) -> TrainState:
         """Everything the trial needs to continue from here; only between two steps."""
         assert self._rows == 0, "a step is under way"
@@ -113,6 +141,7 @@ class Member:
             evaluation_tokens=self.evaluation_tokens,
             seconds=self.seconds,
             tokens=self.tokens,
+            importance=self._sensitivity.state() if self._sensitivity else {},
         )
 
     def _begin_step(self) -> None:
@@ -126,6 +155,8 @@ class Member:
         if self._count == 0:
             raise DataError(f"the batch of step {self.step + 1} has no target to learn from: every token is masked")
         self.loss = self._total / self._count
+        if self._sensitivity is not None and is_sample(self.step):
+            self._sensitivity.add(factors(self.adapter), self._count)
         multiplier = lr_multiplier(self.step, steps=spec.steps, warmup=hyper.warmup, schedule=hyper.schedule)
         self.adapter.finish_step(self._count, hyper.learning_rate * multiplier)
         self.tokens += self._tokens

@@ -13,6 +13,8 @@ from torch import nn
 
 from automl.lora import Hyperparameters
 from automl.models.memory import estimate_bytes
+from automl.packed.body import find_body
+from automl.packed.recompute import recomputable
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +56,58 @@ def capacity(
     token_budget: int,
     available: int,
     targets: Mapping[str, Sequence[str]] | None = None,
+    dtype: str = "fp32",
+    recompute: bool = False,
 ) -> int:
     """How many trials like `largest` fit into `available` bytes, the backbone being loaded already; at least 1.
 
-    tokens: of one trial's micro-batch, padding included. token_budget: of a micro-step. A pack keeps 16 bytes for each
-    trained parameter of every slot, and the activations of one micro-step.
+    tokens: of one trial's micro-batch, padding included. token_budget: of a micro-step. dtype: of the activations.
+    recompute: with gradient checkpointing.
     """
-    room = int(SHARE * available)
-    slots = 1
-    while True:
-        estimate = estimate_bytes(
+
+    def fits(slots: int) -> bool:
+        needed = pack_bytes(
             model,
-            largest.target,
-            largest.rank,
-            tokens=max(tokens, min(token_budget, (slots + 1) * tokens)),
-            dropout=largest.dropout,
+            largest,
+            slots=slots,
+            tokens=tokens,
+            token_budget=token_budget,
             targets=targets,
+            dtype=dtype,
+            recompute=recompute,
         )
-        if (slots + 1) * estimate.adapter + estimate.activations > room or slots >= LARGEST_PACK:
-            return slots
-        slots += 1
+        return needed <= int(SHARE * available)
+
+    return next((slots for slots in range(1, LARGEST_PACK) if not fits(slots + 1)), LARGEST_PACK)
+
+
+def pack_bytes(
+    model: nn.Module,
+    largest: Hyperparameters,
+    *,
+    slots: int,
+    tokens: int,
+    token_budget: int,
+    targets: Mapping[str, Sequence[str]] | None = None,
+    dtype: str = "fp32",
+    recompute: bool = False,
+) -> int:
+    """Estimated bytes of a pack of so many trials like `largest`, without the backbone.
+
+    16 bytes for each trained parameter of every slot, and the activations of one micro-step.
+    """
+    body = find_body(model)
+    estimate = estimate_bytes(
+        model,
+        largest.target,
+        largest.rank,
+        tokens=max(tokens, min(token_budget, slots * tokens)),
+        dtype=dtype,
+        dropout=largest.dropout,
+        targets=targets,
+        recomputed_layers=len(recomputable(body)) if recompute and body is not None else 0,
+    )
+    return slots * estimate.adapter + estimate.activations
 
 
 def available_bytes(device: torch.device) -> int:

@@ -11,7 +11,8 @@ import logging
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,21 +22,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import Diverged, OutOfMemory, TargetError
-from automl.lora import Hyperparameters, LinearShape
+from automl.importance.heldout import HELD_OUT_BATCH, HELD_OUT_ROWS, removal_effects, with_held_out
+from automl.importance.sensitivity import Sensitivity, weight_norms
+from automl.lora import Hyperparameters, LinearShape, check_pattern
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
-from automl.packed.adapter import Adapter
-from automl.packed.bank import Bank, Storage
+from automl.packed.adapter import COUNTED_STATE, Adapter
+from automl.packed.bank import Bank, BankSize, Storage
 from automl.packed.body import Body, Call, Outputs, View
 from automl.packed.convert import adapter_config, write_adapter
+from automl.packed.heads import PackedHeads, can_batch
 from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
 from automl.packed.layout import adapter_layout
 from automl.packed.linear import PackedLinear
+from automl.packed.losses import row_losses
 from automl.packed.member import Member
 from automl.packed.memory import available_bytes, capacity, keep_freed_memory
 from automl.packed.narrow import narrow, narrow_module, narrowed_layers
 from automl.packed.pace import Pace
+from automl.packed.recompute import Recomputation, recomputable
 from automl.packed.seating import Seat, Seating
+from automl.packed.sensing import factors, new_sensitivity
+from automl.packed.together import Together, bank_class
 from automl.packed.workload import MicroBatch, Workload
+from automl.tasks.base import Row
 from automl.training.memory import is_out_of_memory
 from automl.training.state import TrainState
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
@@ -44,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
 """Tokens of one micro-step, padding included, by type of device. A trial whose batch is larger goes alone."""
+
+CPU = torch.device("cpu")
 
 SHORT_ROWS = 24
 """Tokens up to which attention as batched products beats torch's flash kernel on a CPU: 1.4 to 2 times at 12 to 24."""
@@ -55,28 +66,23 @@ Event = Measurement | TrialFailure
 
 
 class _Turn(NamedTuple):
-    """One trial's part in a micro-step."""
+    """One trial's part in a micro-step. call: of the body; None in a bank, where the model is called for all."""
 
     member: Member
     micro: MicroBatch
-    call: Call
-
-
-class BankSize(NamedTuple):
-    """Room for so many slots of at most this rank, on any of these target sets."""
-
-    slots: int
-    rank: int
-    targets: tuple[str, ...]
+    call: Call | None
 
 
 class PackedTrainer:
     """The frozen backbone with the adapters that are being trained on it.
 
     model: frozen, in eval mode, on its device, without dropout of its own; `close` gives it back as it was. targets:
-    target sets of the user. precision: fp32 or bf16h (products with frozen weights in bfloat16). kernel: a name of
-    KERNELS, None = the fastest that works here. token_budget: of one micro-step; results do not depend on it. bank:
-    room for slots that are multiplied together and not one by one; pays where launching kernels is what takes time.
+    target sets of the user. precision: fp32, bf16h (products with frozen weights in bfloat16) or bf16 (the model is
+    held in bfloat16 and computes under autocast; adapters, heads and optimizer are float32). kernel: a name of KERNELS,
+    None = the fastest that works here. token_budget: of one micro-step; results do not depend on it. bank: room for
+    slots that are computed together and not one by one; pays where launching kernels is what takes time. A trial that
+    does not fit into it is trained beside it. recompute: gradient checkpointing of the body's layers. importance: how
+    much the loss of each trial hangs on each module's update is measured on the way.
     """
 
     def __init__(
@@ -89,6 +95,8 @@ class PackedTrainer:
         kernel: str | None = None,
         token_budget: int | None = None,
         bank: BankSize | None = None,
+        recompute: bool = False,
+        importance: bool = False,
     ) -> None:
         self.model = model
         self.workload = workload
@@ -98,13 +106,19 @@ class PackedTrainer:
         self.members: dict[int, Member] = {}
         if self.device.type == "cpu":
             keep_freed_memory()
+        self._precision = precision
+        self._importance = importance
+        self._norms: dict[LinearShape, float] = {}
         self._targets = targets or {}
         self.heads = {name: model.get_submodule(name) for name in head_modules(model)}
         self._resolved: dict[str, list[LinearShape]] = {}
         self._seating = Seating()
         self._body = Body(model)
-        self._bank = self._make_bank(bank) if bank else None
         self._packed = self._pack_layers()
+        self._recomputation = Recomputation(recomputable(self._body.module), self._seating) if recompute else None
+        self._bank = self._make_bank(bank) if bank else None
+        self._packed_heads = PackedHeads(self.heads, self._seating) if self._bank else None
+        self._together = self._make_together(self._bank) if self._bank else None
         self._narrow = self._narrow_last_layer()
 
     # In and out
@@ -114,10 +128,17 @@ class PackedTrainer:
 
         Raises TargetError, CheckpointError if the state does not fit, OutOfMemory.
         """
+        paths = self._paths(spec)
+        rank = max(map(spec.hyper.rank_of, paths))
+        is_counted = self._bank is not None
+        if state is not None and state.dropout is not None:  # its masks go on as they began
+            is_counted = state.dropout.shape == COUNTED_STATE
         self._check_room(spec)
-        storage = self._bank.take(spec.hyper.rank) if self._bank else None
+        storage = self._bank.take(rank) if self._bank and self._bank.holds(paths, rank) and is_counted else None
         try:
-            self.members[spec.number] = Member(spec, self._adapter(spec, storage), self.workload, state)
+            adapter = self._adapter(spec, storage, is_counted=is_counted)
+            sensitivity = self._sensitivity(adapter, self.layers(spec.hyper.target)) if self._importance else None
+            self.members[spec.number] = Member(spec, adapter, self.workload, state, sensitivity=sensitivity)
         except BaseException:
             if self._bank is not None and storage is not None:
                 self._bank.give_back(storage)
@@ -126,8 +147,8 @@ class PackedTrainer:
     def evict(self, trial: int) -> None:
         """Free a trial's memory; unknown trials are ignored. What it was is kept with `snapshot` before."""
         member = self.members.pop(trial, None)
-        if member is not None and self._bank is not None:
-            self._bank.give_back(member.adapter.storage)
+        if member is not None and (bank := member.adapter.storage.bank) is not None:
+            bank.give_back(member.adapter.storage)
 
     def snapshot(self, trial: int) -> TrainState:
         """Everything a trial needs to continue from here, in this pack or in another."""
@@ -139,8 +160,7 @@ class PackedTrainer:
         base: folder or hub id of the backbone, for adapter_config.json.
         """
         spec = self.members[trial].spec
-        modules = [layer.path for layer in self.layers(spec.hyper.target)]
-        config = adapter_config(self.model, spec.hyper, modules, list(self.heads), base=base)
+        config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.heads), base=base)
         write_adapter(folder, self.members[trial].adapter.parameters(), config)
 
     def layers(self, target: str) -> list[LinearShape]:
@@ -153,6 +173,10 @@ class PackedTrainer:
         """Take everything off the model; it is as it was before."""
         self.members.clear()
         self._body.close()
+        if self._packed_heads is not None:
+            self._packed_heads.close()
+        if self._recomputation is not None:
+            self._recomputation.close()
         for layer in self._packed:
             del self.model.get_submodule(layer.path).forward
         if self._narrow is not None:
@@ -207,9 +231,11 @@ class PackedTrainer:
         return self._evaluate(None, self.workload.evaluation_tokens)
 
     def _evaluate(self, adapter: Adapter | None, max_tokens: int) -> dict[str, float]:
+        if adapter is not None:
+            adapter.settle()
         view = View(self.model, adapter.head if adapter else {})
         batches = self.workload.evaluation_batches(max_tokens, self.device)
-        with torch.no_grad(), self._seating.alone(adapter):
+        with torch.no_grad(), self._seating.alone(adapter), self._casting():
             return self.workload.task.evaluate(view, batches, self.workload.tokenizer)  # type: ignore[arg-type]
 
     def measured(self, member: Member) -> Event:
@@ -220,8 +246,53 @@ class PackedTrainer:
         except Exception as error:  # noqa: BLE001 - the edge: what a task or model raises fails one trial
             return self._fail(member, error)
         return Measurement(
-            trial=member.number, step=member.step, metrics=metrics, seconds=member.seconds, tokens=member.tokens
+            trial=member.number,
+            step=member.step,
+            metrics=metrics,
+            seconds=member.seconds,
+            tokens=member.tokens,
+            importances=member.importances(),
         )
+
+    def measure_held_out(self, measurement: Measurement) -> Measurement:
+        """The same with what removing each module's update would do to the loss on evaluation rows, if there is room.
+
+        One forward and one backward pass over at most HELD_OUT_ROWS rows, without dropout, for this trial alone. Nobody
+        changes by it. Between two steps of the trial only.
+        """
+        if not measurement.importances:
+            return measurement
+        adapter = self.members[measurement.trial].adapter
+        rows = self.workload.evaluation_rows[:HELD_OUT_ROWS]
+        try:
+            effects = [
+                self._removal_effects(adapter, rows[start : start + HELD_OUT_BATCH])
+                for start in range(0, len(rows), HELD_OUT_BATCH)
+            ]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("trial %d: no memory to look at held-out rows: %s", measurement.trial, error)
+            return measurement
+        finally:
+            adapter.gradient.zero_()
+        importances = with_held_out(measurement.importances, list(adapter.low_rank), effects)
+        return replace(measurement, importances=importances)
+
+    def _removal_effects(self, adapter: Adapter, rows: Sequence[Row]) -> list[float]:
+        """Of one batch. The adapter's gradient must be zero, or of another batch."""
+        adapter.gradient.zero_()
+        micro = self.workload.micro_batch(rows, self.device)
+        view = View(self.model, adapter.head)
+        with self._seating.alone(adapter), self._around(micro.width):
+            parts = self.workload.task.loss(view, micro.batch)  # type: ignore[arg-type]
+            torch.autograd.backward(parts.total / max(1, parts.count))
+        return removal_effects(factors(adapter))
+
+    def _sensitivity(self, adapter: Adapter, layers: Sequence[LinearShape]) -> Sensitivity:
+        new = [layer for layer in layers if layer not in self._norms]
+        self._norms.update(zip(new, weight_norms(self.model, new), strict=True))
+        return new_sensitivity(adapter, layers, [self._norms[layer] for layer in layers])
 
     def _measure(self, member: Member) -> dict[str, float]:
         while True:
@@ -243,10 +314,12 @@ class PackedTrainer:
         budget = self.token_budget
         for member in waiting:
             try:
-                micro = member.upcoming(self.device)
-                if turns and not (self._fits_beside(turns[0].micro, micro) and micro.rows * micro.width <= budget):
+                micro = member.upcoming(CPU if member.adapter.storage.bank else self.device)
+                if turns and not (self._fits_beside(turns[0], member, micro) and micro.rows * micro.width <= budget):
                     continue
-                turns.append(_Turn(member, micro, self._recorded(member, micro)))
+                turns.append(
+                    _Turn(member, micro, None if member.adapter.storage.bank else self._recorded(member, micro))
+                )
                 budget -= micro.rows * micro.width
             except Exception as error:  # noqa: BLE001 - the edge: one trial's data or task
                 failures.append(self._fail(member, error))
@@ -267,9 +340,14 @@ class PackedTrainer:
             failures += self.micro_step([turn.member])
         return failures
 
-    def _fits_beside(self, first: MicroBatch, other: MicroBatch) -> bool:
-        """Whether two batches can share a pass: same shape class, and in a bank the same number of rows."""
-        return other.shape_class == first.shape_class and (self._bank is None or other.rows == first.rows)
+    def _fits_beside(self, first: _Turn, member: Member, micro: MicroBatch) -> bool:
+        """Whether a trial's batch can share a pass with the first: both in the bank or both not, and of one class."""
+        bank = member.adapter.storage.bank
+        if bank is not first.member.adapter.storage.bank:
+            return False
+        if bank is None:
+            return micro.shape_class == first.micro.shape_class
+        return bank_class(micro, self._longest_row) == bank_class(first.micro, self._longest_row)
 
     def _blamed(self, member: Member, error: Exception) -> list[TrialFailure]:
         """The trial failed alone: fewer rows at once if memory was short, otherwise it has failed for good."""
@@ -282,12 +360,10 @@ class PackedTrainer:
         return []
 
     def _pass(self, turns: Sequence[_Turn]) -> list[TrialFailure]:
-        """Body forward, each trial's loss and head backward, body backward; then whoever completed its batch steps."""
+        """The losses of these trials, their gradients added; then whoever completed its batch steps."""
         start = time.perf_counter()
-        with self._seating.seated(_seats(turns)), _attention(turns[0].micro.width, self.device):
-            outputs = self._body.run([turn.call for turn in turns])
-            losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
-            outputs.backward()
+        calls = [turn.call for turn in turns if turn.call is not None]
+        losses = self._one_by_one(turns, calls) if calls else self._all_at_once(turns)
         seconds = time.perf_counter() - start
         tokens = sum(turn.micro.tokens for turn in turns)
         failures = []
@@ -299,7 +375,23 @@ class PackedTrainer:
                 turn.member.add(turn.micro, *loss, seconds * turn.micro.tokens / tokens)
             except Exception as error:  # noqa: BLE001 - the edge
                 failures.append(self._fail(turn.member, error))
+        if self._bank is not None and len(turns) == len(self.members):
+            self._bank.update()  # nobody is left to step: the device goes on while the next batches are made
         return failures
+
+    def _one_by_one(self, turns: Sequence[_Turn], calls: Sequence[Call]) -> Sequence[tuple[float, int] | Exception]:
+        """Body forward, each trial's loss and head backward, body backward."""
+        with self._seating.seated(_seats(turns)), self._around(turns[0].micro.width):
+            outputs = self._body.run(calls)
+            losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
+            outputs.backward()
+        return losses
+
+    def _all_at_once(self, turns: Sequence[_Turn]) -> Sequence[tuple[float, int] | Exception]:
+        """The whole model forward and backward for all slots of the bank."""
+        assert self._together is not None
+        losses = self._together.run([(turn.member.adapter, turn.micro, turn.member.rows_done) for turn in turns])
+        return [_finite(turn.member, *loss) for turn, loss in zip(turns, losses, strict=True)]
 
     def _recorded(self, member: Member, micro: MicroBatch) -> Call:
         view = View(self.model, member.adapter.head)
@@ -325,25 +417,23 @@ class PackedTrainer:
         logger.info("trial %d failed at step %d: %s", member.number, member.step, reason)
         return TrialFailure(trial=member.number, step=member.step, reason=reason, message=message)
 
-    def capacity(self, largest: Hyperparameters, *, tokens: int, share: float = 1.0) -> int:
-        """How many trials like this one fit into the memory that is free now; tokens: of one micro-batch of theirs.
-
-        share: of that memory, if others take from it too.
-        """
+    def capacity(self, largest: Hyperparameters, *, tokens: int) -> int:
+        """How many trials like this one fit into the memory that is free now; tokens: of one micro-batch of theirs."""
         return capacity(
             self.model,
             largest,
             tokens=tokens,
             token_budget=self.token_budget,
-            available=int(share * available_bytes(self.device)),
+            available=available_bytes(self.device),
             targets=self._targets,
         )
 
     def _check_room(self, spec: TrialSpec) -> None:
         """Refuse before anything is allocated what cannot fit, so that the residents keep their memory."""
-        if self._bank is not None:
+        paths = self._paths(spec)
+        if self._bank is not None and self._bank.holds(paths, max(map(spec.hyper.rank_of, paths))):
             return
-        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank, self.heads).size
+        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank_of, self.heads).size
         free = available_bytes(self.device)
         if needed > free:
             raise OutOfMemory(
@@ -351,7 +441,13 @@ class PackedTrainer:
                 f"{spec.hyper.target}, {free / 2**20:,.0f} MiB are free"
             )
 
-    def _adapter(self, spec: TrialSpec, storage: Storage | None) -> Adapter:
+    def _paths(self, spec: TrialSpec) -> list[str]:
+        """Paths of the layers that the trial adapts. Raises TargetError if its rank pattern names others."""
+        paths = [layer.path for layer in self.layers(spec.hyper.target)]
+        check_pattern(spec.hyper, paths)
+        return paths
+
+    def _adapter(self, spec: TrialSpec, storage: Storage | None, *, is_counted: bool) -> Adapter:
         return Adapter(
             spec.hyper,
             self.layers(spec.hyper.target),
@@ -360,11 +456,52 @@ class PackedTrainer:
             device=self.device,
             initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),
             storage=storage,
+            is_counted=is_counted,
         )
 
-    def _make_bank(self, size: BankSize) -> Bank:
+    def _make_bank(self, size: BankSize) -> Bank | None:
+        """The bank, or None with a line in the log if this model or task cannot use one or memory is short."""
+        if not can_batch(self.heads) or row_losses(self.workload.task) is None:
+            logger.info("slots are computed one by one: this head or this task's loss cannot be batched")
+            return None
         layers = [layer for target in size.targets for layer in self.layers(target)]
-        return Bank(list(dict.fromkeys(layers)), self.heads, slots=size.slots, rank=size.rank, device=self.device)
+        try:
+            return Bank(list(dict.fromkeys(layers)), self.heads, slots=size.slots, rank=size.rank, device=self.device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.info("slots are computed one by one: there is no memory for a bank of %d", size.slots)
+            return None
+
+    def _make_together(self, bank: Bank) -> Together:
+        losses = row_losses(self.workload.task)
+        assert losses is not None
+        return Together(
+            self.model,
+            bank,
+            self._seating,
+            losses,
+            device=self.device,
+            limit=self._longest_row,
+            pad_id=self.workload.tokenizer.pad_token_id,
+            around=self._around,
+            uses_graphs=self.device.type == "cuda",
+        )
+
+    @property
+    def _longest_row(self) -> int:
+        return self.workload.task.settings.max_length
+
+    @contextmanager
+    def _around(self, width: int) -> Iterator[None]:
+        """What a training pass over rows of so many tokens runs inside of."""
+        with _attention(width, self.device), self._casting():
+            yield
+
+    def _casting(self) -> AbstractContextManager[object]:
+        # The cache of cast weights must not outlive a CUDA graph's recording, and frozen weights are not cast anyway.
+        is_on = self._precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_on, cache_enabled=False)
 
     def _narrow_last_layer(self) -> nn.Module | None:
         """Leave out what a head that reads the first token only would never see; the module that does so, if any."""
@@ -388,7 +525,7 @@ class PackedTrainer:
             module = self.model.get_submodule(layer.path)
             assert isinstance(module, nn.Linear | Conv1D)
             if layer.path.startswith(inside):
-                packed.append(PackedLinear(layer.path, module, self._seating, KERNELS[self.kernel], self._bank))
+                packed.append(PackedLinear(layer.path, module, self._seating, KERNELS[self.kernel]))
             else:
                 packed.append(PackedLinear(layer.path, module, None, OUTPUT_KERNELS[self.kernel]))
             module.forward = packed[-1]  # type: ignore[method-assign]
@@ -404,10 +541,20 @@ def _attention(width: int, device: torch.device) -> AbstractContextManager[None]
     return nullcontext()
 
 
+def _finite(member: Member, total: float, count: int) -> tuple[float, int] | Exception:
+    """The loss, or Diverged if it is not a finite number."""
+    try:
+        member.check_finite({"training loss": total}, member.step + 1)
+    except Diverged as error:
+        return error
+    return total, count
+
+
 def _seats(turns: Sequence[_Turn]) -> list[Seat]:
     seats, start = [], 0
     for turn in turns:
-        seats.append(Seat(turn.member.adapter, start, start + turn.micro.rows, turn.micro.longest))
+        stop = start + turn.micro.rows
+        seats.append(Seat(turn.member.adapter, start, stop, turn.micro.longest, first=turn.member.rows_done))
         start += turn.micro.rows
     return seats
 

@@ -19,11 +19,14 @@ from automl.sweep.ground import Ground
 from automl.sweep.layout import Layout
 from automl.training.bench import HostSettings, stored_dtype
 
-DEFAULT_SLOTS = 4
-"""Trials in a pack unless the file says how many: on a CPU the gain is nearly all there at 4, and gone beyond 8."""
+DEFAULT_SLOTS = {"cpu": 4, "cuda": 8}
+"""Trials in a pack unless the file says how many, by type of device.
 
-_BACKBONE_BYTES = 12
-"""Per parameter of a packed float32 backbone: the weight, and two copies laid out for the kernels."""
+On a CPU the gain is nearly all there at 4, and gone beyond 8. On a GPU it should be there at 8; that is an estimate.
+"""
+
+_BACKBONE_BYTES = {"cpu": 12, "cuda": 6}
+"""Per parameter of a packed backbone, at most: the weight, and the copies that the kernels of the device make of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +52,13 @@ def choose_packing(spec: SweepSpec, ground: Ground, layout: Layout) -> Packing:
 
     The precision of `spec` is settled.
     """
-    solo = _why_solo(spec, ground)
+    solo = _why_solo(spec, ground, layout)
     if solo:
         return Packing(slots=spec.run.slots or 1, solo=solo)
     if spec.run.slots is not None:
         return Packing(slots=spec.run.slots)
     share = math.ceil(spec.search.trials / layout.workers)
-    return Packing(slots=min(DEFAULT_SLOTS, share, _room(spec, ground, layout)))
+    return Packing(slots=min(DEFAULT_SLOTS[layout.device], share, _room(spec, ground, layout)))
 
 
 def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packing) -> HostSettings:
@@ -74,7 +77,9 @@ def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Pack
         threads=layout.threads,
         capacity=packing.slots,
         packed=packing.is_packed,
+        importance=spec.search.importance,
         largest=_largest(ground),
+        choices=tuple(target_names(ground.space)),
         tokens=_most_tokens(spec, ground),
         workers=layout.workers,
     )
@@ -85,12 +90,12 @@ def kernel_of(spec: SweepSpec, layout: Layout, packing: Packing) -> str:
     return choose_kernel(spec.run.precision, torch.device(layout.device)) if packing.is_packed else "peft"
 
 
-def _why_solo(spec: SweepSpec, ground: Ground) -> str:
+def _why_solo(spec: SweepSpec, ground: Ground, layout: Layout) -> str:
     precision = spec.run.precision
     if precision == "bf16h":  # there is no other way to train in it
         return ""
-    if precision == "bf16":
-        return "precision bf16 cannot be packed, bf16h can"
+    if precision == "bf16" and layout.device != "cuda":
+        return "precision bf16 cannot be packed on a CPU, bf16h can"
     return ground.obstacle or ("slots: 1" if spec.run.slots == 1 else "")
 
 
@@ -107,7 +112,7 @@ def worker_bytes(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packi
         dropout=highest(ground.space, "dropout"),
         targets=ground.space.targets,
     )
-    backbone = _BACKBONE_BYTES * ground.backbone.parameters if packing.is_packed else estimate.backbone
+    backbone = _BACKBONE_BYTES[layout.device] * ground.backbone.parameters if packing.is_packed else estimate.backbone
     return backbone + together * estimate.adapter + estimate.activations
 
 
@@ -122,7 +127,9 @@ def _room(spec: SweepSpec, ground: Ground, layout: Layout) -> int:
         _largest(ground),
         tokens=_most_tokens(spec, ground),
         token_budget=TOKEN_BUDGET[layout.device],
-        available=max(0, available - _BACKBONE_BYTES * ground.backbone.parameters),
+        dtype=stored_dtype(spec.run.precision),
+        recompute=layout.device == "cuda",
+        available=max(0, available - _BACKBONE_BYTES[layout.device] * ground.backbone.parameters),
         targets=ground.space.targets,
     )
 

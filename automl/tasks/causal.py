@@ -104,10 +104,29 @@ def target_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """
     targets = batch["labels"][:, 1:]  # (N, T - 1); column t is predicted at position t
     is_target = targets != IGNORED
-    columns = is_target.any(dim=0).nonzero().squeeze(1)  # (C,)
+    columns = target_columns(batch["labels"])  # (C,)
     logits = _logits_at(model, batch, columns)  # (N, C, V)
     is_target, targets = is_target[:, columns], targets[:, columns]
     return functional.cross_entropy(logits[is_target].float(), targets[is_target], reduction="none")
+
+
+def target_columns(labels: torch.Tensor) -> torch.Tensor:
+    """Positions at which some row predicts a target, ascending, (C,) int64. labels: (N, T)."""
+    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
+
+
+def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Sum of the target losses of every row, (N,) float32, in shapes that no value decides.
+
+    batch: `columns` (C,) at which logits are computed, and `labels` (N, C) of what is to be predicted there, instead of
+    the labels of all tokens.
+    """
+    logits = _logits_at(model, batch, batch["columns"])  # (N, C, V)
+    labels = batch["labels"]
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(labels.shape).sum(dim=1)
 
 
 def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:

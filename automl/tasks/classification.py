@@ -76,6 +76,11 @@ class Classification(Task):
             yield Example(record.file, record.row, "\n".join(content), content, found.name)
 
 
+def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of every row, (N,) float32: what `Classification.loss` sums."""
+    return functional.cross_entropy(_logits(model, batch).float(), batch["labels"], reduction="none")
+
+
 def _mixed(record: Record, column: str, kinds: dict[str, int]) -> Exception:
     (first, row), (second, _) = kinds.items()
     return fault(record, column, f"label is a {second}, but a {first} in row {row}; one type in a file is needed")

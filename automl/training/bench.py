@@ -29,9 +29,9 @@ class HostSettings:
     (packed only) bf16h, one for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave
     as it is. capacity: most trials resident at once. packed: they are trained together, not one after the other.
     judged_on: rows that trials are measured on; a search is never given the test rows.
-    largest, tokens: the costliest trial there may be, and the tokens of its largest batch; choices: the target sets that
-    trials may have; workers: how many there are.
-    From these a packed worker finds out whether it has the memory for `capacity` trials.
+    largest, tokens: the costliest trial there may be, and the tokens of its largest batch; choices: the target sets
+    that trials may have; workers: how many there are. From these a packed worker finds out how it trains, and whether
+    it has the memory for `capacity` trials.
     importance: how much the loss hangs on each module's update is measured on the way.
     """
 

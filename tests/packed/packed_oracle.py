@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -75,11 +75,20 @@ def spec(number: int, *, steps: int = 40, evaluate_every: int = 10, **hyper: Any
 class PeftRun:
     """One trial alone. losses: mean training loss of every step. parameters: the trained tensors, by PEFT's names."""
 
-    def __init__(self, model: nn.Module, load: Workload, trial: TrialSpec, *, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        load: Workload,
+        trial: TrialSpec,
+        *,
+        steps: int | None = None,
+        prepared: Callable[[nn.Module, TrialSpec], None] = lambda model, trial: None,
+    ) -> None:
         hyper = trial.hyper
         method = METHODS["lora"]
         layers = [layer.path for layer in resolve_targets(model, hyper.target)]
         peft_model = method.attach(model, hyper, layers, head_modules(model), trial.seed)
+        prepared(peft_model, trial)
         self.before = {name: tensor.clone() for name, tensor in method.state(peft_model).items()}
         self.losses = list(_train(peft_model, load, trial, steps or trial.steps))
         self.parameters = {name: tensor.clone() for name, tensor in method.state(peft_model).items()}

@@ -177,7 +177,7 @@ def test_the_adapter_of_a_packed_trial_measures_the_same_in_peft(
         ({"slots": 7}, "7 trials packed"),
         ({"slots": 1}, "one trial at a time (slots: 1)"),
         ({"slots": 1, "precision": "bf16h"}, "1 trials packed"),
-        ({"precision": "bf16"}, "one trial at a time (precision bf16 cannot be packed, bf16h can)"),
+        ({"precision": "bf16"}, "one trial at a time (precision bf16 cannot be packed on a CPU, bf16h can)"),
     ],
 )
 def test_packed_unless_something_speaks_against_it(world: World, run: dict[str, Any], expected: str) -> None:
