@@ -12,6 +12,7 @@ AutomlError                      root; carries the exit code of the command line
 │   └── LeaseLostError           this driver lost its lease and must not write any more         exit 3
 ├── SpaceChangedError(ValueError)  space.yaml is not the one the study was started with         exit 2
 ├── SearchError(RuntimeError)    the sweep ended without a usable result                        exit 1
+│   └── NotEnoughEvidence        trials are too few, or disagree, for a conclusion                exit 1
 ├── InterruptedSearch            stopped by a signal or by the wall clock; resumable            exit 4
 ├── ResourceError(OSError)       disk, memory or device is not enough                           exit 5
 ├── CheckpointError(ValueError)  a slot file or an adapter is damaged
@@ -110,6 +111,10 @@ class SpaceChangedError(AutomlError, ValueError):
 
 class SearchError(AutomlError, RuntimeError):
     """The sweep ended without a usable result (every trial failed, or too many did)."""
+
+
+class NotEnoughEvidence(SearchError):
+    """What the trials have left does not allow the conclusion that was asked for; the message says what is missing."""
 
 
 class InterruptedSearch(AutomlError):

@@ -28,6 +28,7 @@ from automl.cli import (
     schema,
     search,
     status,
+    suggest,
     trials,
     validate,
     verify,
@@ -75,7 +76,7 @@ def options(
 
 
 _IN_ORDER = (
-    *(init, presets, validate, plan, search, status, trials, best, verify, report, export),
+    *(init, presets, validate, plan, search, status, trials, best, verify, suggest, report, export),
     *(inspect, db, doctor, schema),
 )
 for module in _IN_ORDER:

@@ -55,11 +55,9 @@ def database_url(url: str | None) -> str:
 
 def recorded_spec(database: Database, study: str) -> SweepSpec:
     """The study's space file as it was stored, with relative paths resolved where it lay."""
-    from automl.space.load import parse_space
+    from automl.sweep import record
 
-    row = database.store(study).sweep()
-    folder = Path(str(row.provenance.get("folder", ".")))
-    return parse_space(row.space_text, f"space of study {study}", folder)
+    return record.recorded_spec(database, study)
 
 
 def _from_file(study: str | None) -> tuple[str | None, str | None]:
