@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, bindparam, select, text
+from sqlalchemy import Connection, TextClause, bindparam, select, text, update
 
 from automl.errors import StudyBusyError
 from automl.storage.abandoned import close_abandoned
@@ -251,8 +251,9 @@ def check(
 def repair(database: Database, study: str | None) -> list[str]:
     """Close what a dead driver has left open in one study or all; returns one line for each change.
 
-    Attempts still RUNNING get the outcome of their trial, or LOST. Trials that were killed before they had parameters
-    become FAIL. Artifacts whose folder is gone are marked deleted. Trials that can be resumed stay RUNNING.
+    The lease of a driver that has gone is given back. Attempts still RUNNING get the outcome of their trial, or LOST.
+    Trials that were killed before they had parameters become FAIL. Artifacts whose folder is gone are marked deleted.
+    Trials that can be resumed stay RUNNING.
     Raises StudyBusyError if a live driver holds the study.
     """
     names = [row.study for row in database.studies()] if study is None else [study]
@@ -299,7 +300,7 @@ def _places(rows: Sequence[tuple[str, int, str, str]]) -> tuple[tuple[Any, ...],
 def _repair_study(database: Database, study: str) -> list[str]:
     _refuse_driven(database, study)
     with database.writing(f"repair study {study!r}") as connection:
-        changes = close_abandoned(connection, study)
+        changes = [*_release_lease(connection, study), *close_abandoned(connection, study)]
         unresumable = connection.execute(_UNRESUMABLE, {"study": study}).all()
     changes += _fail(database, [(row.trial_id, row.number) for row in unresumable])
     store = database.store(study)
@@ -310,6 +311,16 @@ def _repair_study(database: Database, study: str) -> list[str]:
     if changes:
         store.add_event("repaired", {"changes": changes})
     return changes
+
+
+def _release_lease(connection: Connection, study: str) -> Iterator[str]:
+    """Give back what a driver that has gone still holds; the caller has made sure that it has."""
+    held = (sweeps.c.study_name == study) & sweeps.c.owner.is_not(None)
+    owner = connection.execute(select(sweeps.c.owner).where(held)).scalar()
+    if owner is not None:
+        free = {"owner": None, "owner_process": None, "lease_until": None, "updated_at": Now()}
+        connection.execute(update(sweeps).where(held).values(free))
+        yield f"lease of {owner} given back: that driver has gone"
 
 
 def _refuse_driven(database: Database, study: str) -> None:

@@ -20,6 +20,7 @@ from tests.faults.search import NAME, open_database, url
 
 KILLS_OF_A_STUDY = 8
 _RECOVERY_SECONDS = 10.0
+_PROGRESS_SECONDS = 30.0
 
 
 def ledger_lines(folder: Path) -> int:
@@ -107,15 +108,15 @@ def _kill_drivers(trial: Trial, server: PostgresServer | None) -> Findings:
 
 
 def _await_a_moment(driver: ForkedDriver, trial: Trial) -> None:
-    """A random moment: one time in five while it starts, else while it trains."""
+    """A random moment: one time in five while it starts, else after some progress, on however slow a machine."""
     if trial.chance.random() < 0.2:
         driver.process.join(trial.chance.uniform(0.0, 1.0))
         return
-    try:
-        driver.wait_until_driving()
-    except RuntimeError:
-        return  # done, or wrong: its exit status is looked at later
-    driver.process.join(trial.chance.uniform(0.0, 1.5))
+    wanted = ledger_lines(driver.folder) + trial.chance.randint(0, 12)
+    deadline = time.monotonic() + _PROGRESS_SECONDS
+    while driver.alive and ledger_lines(driver.folder) < wanted and time.monotonic() < deadline:
+        driver.process.join(0.005)
+    driver.process.join(trial.chance.uniform(0.0, 0.1))
 
 
 def _take_over(folder: Path, findings: Findings, label: str) -> None:

@@ -37,6 +37,7 @@ class ForkedDriver:
     """One run of the study in a folder, inline, in a process of its own."""
 
     def __init__(self, folder: Path, options: Options) -> None:
+        self.folder = folder
         self._log = folder / f"driver-{next(_serial)}.log"
         self.began = time.monotonic()
         self.process: ForkServerProcess = _context.Process(target=_run, args=(folder, self._log, options), daemon=True)

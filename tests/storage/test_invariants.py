@@ -186,7 +186,11 @@ class TestAfterAKill:
                 repair(database, STUDY)
             process.kill()
             process.wait()
-            assert repair(database, STUDY) == ["attempt 1 of trial 0 closed as LOST (its driver died)"]
+            lease, attempt = repair(database, STUDY)
+            assert f":{process.pid}:" in lease
+            assert lease.endswith("given back: that driver has gone")
+            assert attempt == "attempt 1 of trial 0 closed as LOST (its driver died)"
+            assert database.store(STUDY).sweep().owner is None
             assert repair(database, STUDY) == []
             assert found(database) == set()
             assert database.store(STUDY).events()[-1][1] == "repaired"
