@@ -91,7 +91,8 @@ def read_table(path: Path, *, arrays: Mapping[str, str], log: Sequence[str] | No
     Raises DataError if the file cannot be read as a table; nothing in it is unpickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, since numpy leaves a file open that it cannot read.
+        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
             names, configurations, curves = (_array(file, path, arrays.get(name, name)) for name in ARRAYS)
         columns = tuple(str(name) for name in names)
         return CurveTable(
