@@ -31,7 +31,10 @@ def export_adapter(model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: An
     replaced. Raises ResourceError if the disk refuses.
     """
     with adapter_draft(folder, meta, config=model.config, tokenizer=tokenizer) as draft:
-        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        with warnings.catch_warnings():
+            # peft 0.21 (utils/save_and_load.py) takes a layer that AdaLoRA has left without ranks for a lost shard.
+            warnings.filterwarnings("ignore", message=r"(?s).*LoRA tensor\(s\) have invalid shape")
+            tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         durable.write_file(draft / "adapter_model.safetensors", save(contiguous, metadata={"format": "pt"}))
         _write_adapter_config(model, meta.backbone, draft)
@@ -98,6 +101,8 @@ def _with_adapter(base: nn.Module, folder: Path) -> Any:
     with quietly(f"{folder}: PEFT cannot load the adapter"), warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed; see automl.methods.lora.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        # peft 0.21 (tuners/tuners_utils.py) reads AdaLoRA's rank_pattern as LoRA's, warns, and then loads it rightly.
+        warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match .*\.lora_E'")
         return PeftModel.from_pretrained(base, str(folder))
 
 
