@@ -18,7 +18,8 @@ HEADER = """\
 Made from the commands themselves by `python scripts/cli_reference.py > docs/reference/cli.md`; a test compares.
 
 Results go to stdout, progress and notes to stderr. `--json` prints one JSON document. Options before the command:
-`--debug` (tracebacks and debug messages), `--quiet`, `--version`.
+`--debug` (tracebacks and debug messages), `--quiet`, `--log-format json` (one JSON object per line on stderr),
+`--version`.
 
 | exit code | meaning |
 |--:|---|
@@ -28,6 +29,7 @@ Results go to stdout, progress and notes to stderr. `--json` prints one JSON doc
 | 3 | storage: the database, another driver, a violated invariant |
 | 4 | interrupted; the same command continues |
 | 5 | resources: disk, memory, device |
+| 6 | nightly regression: worse than the last successful night, beyond noise |
 """
 
 

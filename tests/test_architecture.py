@@ -37,6 +37,8 @@ FENCES: dict[str, tuple[str, ...]] = {
     "yaml": ("space/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
+    "cronsim": ("schedule/",),
+    "prometheus_client": ("schedule/",),
 }
 
 FORBIDDEN_TEXT = ("pickle.load", "yaml.load(", "torch.load(", "trust_remote_code=True", "shell=True", "0.0.0.0")

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +20,7 @@ out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty()
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 _quiet = False
+_json_lines = False
 
 
 def set_quiet(quiet: bool) -> None:
@@ -57,30 +59,52 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def note(text: str) -> None:
     """A line about what is going on, to stderr."""
-    if not _quiet:
+    if _json_lines:
+        _json_line(logging.INFO, text)
+    elif not _quiet:
         err.print(Text(text))
 
 
 def warning(text: str) -> None:
     """A line a person should read, to stderr, even when quiet."""
-    err.print(Text(f"warning: {text}", style="yellow"))
+    if _json_lines:
+        _json_line(logging.WARNING, text)
+    else:
+        err.print(Text(f"warning: {text}", style="yellow"))
 
 
 def error(text: str) -> None:
     """What went wrong, to stderr. Several lines (several problems) stay several lines."""
-    err.print(Text(text, style="red"))
+    if _json_lines:
+        _json_line(logging.ERROR, text)
+    else:
+        err.print(Text(text, style="red"))
+
+
+def _json_line(level: int, text: str, name: str = "automl.cli") -> None:
+    """One JSON object on one line of stderr: time (UTC, RFC 3339), level, logger, message, pid."""
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "level": logging.getLevelName(level),
+        "logger": name,
+        "message": text,
+        "pid": os.getpid(),
+    }
+    print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
 
 
 def is_terminal() -> bool:
     """Whether progress may be drawn in place."""
-    return err.is_terminal and not _quiet
+    return err.is_terminal and not _quiet and not _json_lines
 
 
 class LogHandler(logging.Handler):
     """Shows the library's log records: notes with their time for INFO, warnings above. Secrets are masked."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
+        if _json_lines:
+            _json_line(record.levelno, redact(record.getMessage()), record.name)
+        elif record.levelno >= logging.ERROR:
             error(redact(record.getMessage()))
         elif record.levelno >= logging.WARNING:
             warning(redact(record.getMessage()))
@@ -90,15 +114,20 @@ class LogHandler(logging.Handler):
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Replace the values of secret environment variables, wherever they stand in the text."""
-    for name in ("AUTOML_DB_URL", "HF_TOKEN"):
+    for name in ("AUTOML_DB_URL", "HF_TOKEN", "AUTOML_WEBHOOK_SECRET", "AUTOML_SMTP_PASSWORD"):
         secret = environment.get(name, "")
         if len(secret) >= 6:
             text = text.replace(secret, f"${name}")
     return text
 
 
-def set_up_logging(*, debug: bool) -> None:
-    """Send this project's records (INFO, or DEBUG) and the warnings of all others to the terminal."""
+def set_up_logging(*, debug: bool, json_lines: bool = False) -> None:
+    """Send this project's records (INFO, or DEBUG) and the warnings of all others to the terminal.
+
+    json_lines: everything on stderr is one JSON object per line.
+    """
+    global _json_lines  # one process, one terminal
+    _json_lines = json_lines
     handler = LogHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()

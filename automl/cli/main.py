@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -20,11 +21,14 @@ from automl.cli import (
     db,
     doctor,
     export,
+    gc,
     init,
     inspect,
     plan,
     presets,
     report,
+    schedule,
+    scheduler,
     schema,
     search,
     status,
@@ -36,7 +40,7 @@ from automl.cli import (
 from automl.errors import AutomlError
 
 _EXIT_CODES = """Exit codes: 0 done · 1 finished without a usable result · 2 usage or configuration · 3 storage ·
-4 interrupted, the same command continues · 5 resources (disk, memory, device)."""
+4 interrupted, the same command continues · 5 resources (disk, memory, device) · 6 nightly regression."""
 
 app = typer.Typer(
     name="automl",
@@ -47,8 +51,17 @@ app = typer.Typer(
     epilog=_EXIT_CODES,
 )
 
+LOG_FORMAT = "AUTOML_LOG_FORMAT"
+
 _INTERNAL_ERROR = 1
 _INTERRUPTED = 4
+
+
+class LogFormat(StrEnum):
+    """What `--log-format` may be."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def _show_version(wanted: bool) -> None:
@@ -62,6 +75,10 @@ def options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results, warnings and errors only.")] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", envvar=LOG_FORMAT, help="Of notes and warnings: text, or JSON lines."),
+    ] = LogFormat.TEXT,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -72,12 +89,13 @@ def options(
     """
     context.obj = debug
     console.set_quiet(quiet)
-    console.set_up_logging(debug=debug)
+    os.environ[LOG_FORMAT] = log_format.value  # processes that this one starts log alike
+    console.set_up_logging(debug=debug, json_lines=log_format is LogFormat.JSON)
 
 
 _IN_ORDER = (
     *(init, presets, validate, plan, search, status, trials, best, verify, suggest, report, export),
-    *(inspect, db, doctor, schema),
+    *(inspect, schedule, scheduler, db, doctor, gc, schema),
 )
 for module in _IN_ORDER:
     module.register(app)

@@ -14,14 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from automl.errors import StorageError
+from automl.schedule.aftermath import after_night, after_slots, tell
 from automl.schedule.due import fire_due
 from automl.schedule.nights import NightWork
-from automl.schedule.notify import Message, parse_target, send
-from automl.schedule.options import Options, read_options
-from automl.schedule.retention import retain
+from automl.schedule.notify import Message
 from automl.schedule.runner import STOP_SECONDS, Run
 from automl.schedule.submitted import SubmissionWork
-from automl.schedule.telling import night_message, slot_message
 from automl.schedule.work import Outcome, Place, Work
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, Schedule
@@ -106,10 +104,7 @@ class Scheduler:
         self._submissions.beat(self.running)
 
     def _fire(self) -> None:
-        for schedule, settled in fire_due(self._claimant):
-            for slot, (state, why) in settled.items():
-                if state in (FiringState.MISSED, FiringState.SKIPPED):
-                    self._tell(read_options(schedule.options), slot_message(schedule, slot, state, why), is_alert=True)
+        after_slots(fire_due(self._claimant), self._tell)
 
     def _look_after(self) -> None:
         failed: StorageError | None = None
@@ -148,15 +143,13 @@ class Scheduler:
     def _over(self, work: Work, outcome: Outcome | None) -> None:
         if outcome is None:
             return
-        logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
         if isinstance(work, NightWork):
-            self._tell(work.options, night_message(work, outcome), is_alert=outcome.alert)
-            for line in retain(self._claimant.database, work.schedule):
-                logger.info("%s", line)
+            after_night(self._claimant.database, work, outcome, self._tell)
+        else:
+            logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
 
-    def _tell(self, options: Options, message: Message, *, is_alert: bool) -> None:
-        if is_alert or options.notify_on == "always":
-            self._teller.submit(tell, options.notify, message)
+    def _tell(self, targets: tuple[str, ...], message: Message) -> None:
+        self._teller.submit(tell, targets, message)
 
     def _away(self, error: StorageError) -> None:
         if not self._is_away:
@@ -167,14 +160,3 @@ class Scheduler:
         if self._is_away:
             logger.warning("the database is back")
         self._is_away = False
-
-
-def tell(targets: tuple[str, ...], message: Message) -> list[str]:
-    """Tell all targets; what did not go well, one line each, also logged."""
-    problems: list[str] = []
-    for text in targets:
-        target = parse_target(text)
-        if (problem := send(target, message)) is not None:
-            problems.append(problem)
-            logger.warning("notification by %s failed: %s", target.kind, problem)
-    return problems

@@ -21,13 +21,16 @@ LEAST_CATCH_UP = timedelta(minutes=5)
 _MOST_SLOTS = 5000
 
 
-def fire_due(claimant: Claimant) -> list[tuple[Schedule, Settled]]:
-    """Write the rows of all slots that have become due; what this process has written, by schedule."""
+def fire_due(claimant: Claimant, *, only: str | None = None) -> list[tuple[Schedule, Settled]]:
+    """Write the rows of all slots that have become due; what this process has written, by schedule.
+
+    only: of this schedule alone.
+    """
     store = ScheduleStore(claimant)
     written: list[tuple[Schedule, Settled]] = []
     now = claimant.now()
     for schedule in list_schedules(claimant.database):
-        if schedule.is_paused or now <= schedule.fired_until:
+        if schedule.is_paused or now <= schedule.fired_until or only not in (None, schedule.name):
             continue
         slots = due_slots(schedule.cron, schedule.timezone, schedule.fired_until, now)
         if not slots:
