@@ -104,7 +104,8 @@ def _guard_commits(engine: Engine, guard: Guard) -> None:
             guard(connection)
 
     def forget(connection: Connection) -> None:
-        connection.info.pop(_WROTE, None)
+        if not connection.invalidated:  # a lost connection has forgotten it already
+            connection.info.pop(_WROTE, None)
 
     event.listen(engine, "before_cursor_execute", note)
     event.listen(engine, "commit", check)

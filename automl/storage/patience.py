@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from automl.errors import InterruptedSearch, ResourceError, StorageError
 from automl.storage.url import mask_url, redact
@@ -127,15 +127,19 @@ class Patience:
 
 def is_away(error: BaseException) -> bool:
     """Whether an error, or what caused it, says that the database could not do its work at this moment."""
-    return any(_is_away(cause) for cause in _database_errors(error))
+    lost = any(isinstance(cause, PendingRollbackError) for cause in _causes(error))  # in the midst of a transaction
+    return lost or any(_is_away(cause) for cause in _database_errors(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def _database_errors(error: BaseException) -> Iterator[DBAPIError]:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DBAPIError):
-            yield cause
-        cause = cause.__cause__
+    return (cause for cause in _causes(error) if isinstance(cause, DBAPIError))
 
 
 def _is_full(error: DBAPIError) -> bool:

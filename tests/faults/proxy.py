@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -66,6 +68,10 @@ class Proxy:
 
     async def _abort(self) -> None:
         for writer in self._writers:
+            if writer.is_closing():
+                continue
+            own = writer.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST instead of FIN
             writer.transport.abort()
 
     async def _cancel(self) -> None:

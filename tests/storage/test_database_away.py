@@ -11,13 +11,14 @@ import optuna
 import pytest
 from databases import PostgresServer, exposed_server, free_port
 from optuna.trial import TrialState
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
 from automl.errors import InterruptedSearch, ResourceError, StorageError
 from automl.storage.base import AttemptState
 from automl.storage.connect import PostgresConnect
+from automl.storage.optuna_patience import PatientStorage
 from automl.storage.patience import Patience
 from automl.storage.sql import Database, SqlStore, open_database
 from automl.trial import Measurement
@@ -194,6 +195,26 @@ class TestLostAnswers:
         attempts = store.attempts()
         assert attempts[-1].number == attempt.number
         assert [each.state for each in attempts if each.state is not AttemptState.LOST] == [AttemptState.SUCCEEDED]
+
+
+@pytest.mark.postgres
+def test_a_connection_lost_in_the_midst_of_a_transaction(database: Database, proxy: Proxy) -> None:
+    inner = database.optuna_storage(lambda connection: None)
+    study = optuna.create_study(study_name="s", storage=PatientStorage(inner, database.patience))
+    left = [0]
+
+    def cut(*_: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            proxy.reset()
+
+    event.listen(inner.engine, "before_cursor_execute", cut)
+    for number in range(4):
+        left[0] = 1
+        trial = study.ask()
+        left[0] = number
+        study.tell(trial, trial.suggest_float("x", 0, 1))
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE] * 4
 
 
 @pytest.mark.postgres
