@@ -113,11 +113,13 @@ def overview(spec: SweepSpec, study: Study, elapsed: float) -> str:
     counts = study.counts()
     complete, pruned, failed = (counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     ended = complete + pruned
-    parts = [f"{ended} of {spec.search.trials} trials ({complete} complete, {pruned} pruned, {failed} failed)"]
+    parked = counts[TrialState.RUNNING] - len(study.live)
+    states = f"{complete} complete, {pruned} pruned, {failed} failed" + (f", {parked} parked" if parked else "")
+    parts = [f"{ended + parked} of {spec.search.trials} trials ({states})"]
     best = study.best()
     if best is not None:
         parts.append(f"best {best.value:.4f} (trial {best.number})")
     parts.append(f"{elapsed:.0f} s")
-    if ended:
+    if ended and not parked:
         parts.append(f"about {elapsed / ended * (spec.search.trials - ended):.0f} s left")
     return ", ".join(parts)

@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 class SoleWriterStorage(BaseStorage):
     """The storage `inner`, whose trials nobody else changes. Every write goes to `inner` at once; not thread-safe.
 
-    Keeps all trials of the studies it was asked about in memory. What it returns must not be changed, even with
-    deepcopy=False; a later write makes a new object.
+    Keeps all trials of the studies it was asked about in memory. What `get_all_trials` returns with deepcopy=False must
+    not be changed; a later write makes a new object.
     """
 
     def __init__(self, inner: BaseStorage) -> None:
@@ -70,7 +70,7 @@ class SoleWriterStorage(BaseStorage):
         study_id = self._study_of.get(trial_id)
         if study_id is None:
             return self._inner.get_trial(trial_id)
-        return self._known(study_id)[trial_id]
+        return copy.deepcopy(self._known(study_id)[trial_id])  # Optuna's Trial writes into what it gets
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
