@@ -153,6 +153,8 @@ def storage_errors(url: URL, doing: str) -> Iterator[None]:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         text = " ".join(redact(str(cause), url).split())
         raise StorageError(f"{mask_url(url)}: cannot {doing}: {text}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StorageError(f"{mask_url(url)}: cannot {doing}: the database holds damaged text: {error}") from error
 
 
 def _begin_sqlite(connection: Connection) -> None:
