@@ -5,6 +5,7 @@ A suggestion is a hypothesis. Only a verification (`automl verify`) can say whet
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,8 @@ from automl.storage.verification import latest
 from automl.study.queries import TrialRow, list_trials
 from automl.sweep.record import recorded_baseline, recorded_space, recorded_spec
 from automl.trial import ModuleImportance, TrialState
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["not_run", "passed", "no_gain", "worse"]
 
@@ -166,6 +169,15 @@ def suggestion_of(database: Database, study: str, *, budget: int | None = None, 
         advice=_target_advice(together, modules),
         notes=notes,
     )
+
+
+def suggested_ranks(database: Database, study: str) -> Mapping[str, int] | None:
+    """Ranks by module for the study's winner; None, with a line in the log, if there is not enough evidence."""
+    try:
+        return suggestion_of(database, study).ranks
+    except NotEnoughEvidence as reason:
+        logger.info("no ranks are suggested: %s", reason)
+        return None
 
 
 class _Trials:
