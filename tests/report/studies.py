@@ -45,6 +45,7 @@ _DISTRIBUTIONS = {
     "target": CategoricalDistribution(("qv", "all-linear")),
     "dropout": CategoricalDistribution((0.0, 0.1)),
 }
+_OF_A_TRIAL = ("params", "values", "intermediate_values", "user_attributes")
 _MODULES = tuple(
     f"bert.encoder.layer.{layer}.attention.self.{kind}" for layer in range(6) for kind in ("query", "key", "value")
 )
@@ -177,9 +178,7 @@ def repeat_trials(file: Path, times: int) -> None:
         count = connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
         shifted = {
             "trials": {"trial_id", "number"},
-            **{
-                f"trial_{name}": {"trial_id"} for name in ("params", "values", "intermediate_values", "user_attributes")
-            },
+            **{f"trial_{name}": {"trial_id"} for name in _OF_A_TRIAL},
             "automl_measurements": {"trial"},
             "automl_metric_values": {"trial"},
         }

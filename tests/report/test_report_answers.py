@@ -1,4 +1,4 @@
-"""What was spent and saved, what is small and good, which rate for which rank: from small studies with known answers."""
+"""What was spent and saved, what is small and good, which rate for which rank: small studies with known answers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from automl.report.frames import Point, StudyFrame, TrialFrame, place_of
 from automl.report.look import round_ticks
 from automl.report.reading import shares_of_modules
 from automl.trial import ModuleImportance, TrialState
-
-Make = Callable[..., StudyFrame]
 
 
 def trial(number: int, value: float, *, params: int = 100, steps: int = 80, **chosen: object) -> TrialFrame:
@@ -35,9 +33,8 @@ def trial(number: int, value: float, *, params: int = 100, steps: int = 80, **ch
 
 
 @pytest.fixture
-def with_trials(frame_of: Make) -> Callable[[Iterable[TrialFrame]], StudyFrame]:
-    frame = frame_of(trials=0)
-    return lambda trials: replace(frame, trials=tuple(trials))
+def with_trials(plain_frame: StudyFrame) -> Callable[[Iterable[TrialFrame]], StudyFrame]:
+    return lambda trials: replace(plain_frame, trials=tuple(trials))
 
 
 def test_pruning_saves_the_steps_that_were_not_trained(with_trials: Callable[..., StudyFrame]) -> None:

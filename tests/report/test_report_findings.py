@@ -15,29 +15,29 @@ from tests.report.studies import verification_result
 Make = Callable[..., StudyFrame]
 
 
-def test_an_unverified_winner_is_called_so_with_the_command_to_run(frame_of: Make) -> None:
-    found = findings(frame_of())
+def test_an_unverified_winner_is_called_so_with_the_command_to_run(plain_frame: StudyFrame) -> None:
+    found = findings(plain_frame)
     assert found.evidence is Evidence.NOT_VERIFIED
     assert found.believed.startswith("Not verified")
     assert found.next_command == "automl verify topics"
     assert "learning rate mattered most" in found.found
 
 
-def test_a_verified_winner_is_given_with_its_interval_and_seeds(frame_of: Make) -> None:
-    found = findings(frame_of(verification=verification_result()))
+def test_a_verified_winner_is_given_with_its_interval_and_seeds(verified_frame: Make) -> None:
+    found = findings(verified_frame(verification_result()))
     assert found.evidence is Evidence.VERIFIED
     assert "trial 3 against the default: better, difference +0.360 [+0.330, +0.390] over 5 seeds" in found.believed
     assert found.next_command is None
 
 
-def test_no_better_than_the_majority_class_is_said_first_of_all(frame_of: Make) -> None:
-    found = findings(frame_of(verification=verification_result(beats=False)))
+def test_no_better_than_the_majority_class_is_said_first_of_all(verified_frame: Make) -> None:
+    found = findings(verified_frame(verification_result(beats=False)))
     assert found.evidence is Evidence.MAJORITY
     assert "no configuration beats the majority class" in found.believed
 
 
-def test_a_verification_that_runs_proves_nothing_yet(frame_of: Make) -> None:
-    found = findings(frame_of(verification=None))
+def test_a_verification_that_runs_proves_nothing_yet(verified_frame: Make) -> None:
+    found = findings(verified_frame(None))
     assert found.evidence is Evidence.VERIFYING
     assert "not finished" in found.believed
 
@@ -49,8 +49,8 @@ def test_a_verification_that_runs_proves_nothing_yet(frame_of: Make) -> None:
         ({"trials": 0, "running": 2}, Evidence.NOTHING, "2 not finished yet"),
         ({"trials": 0, "failed": 3}, Evidence.NOTHING, "3 failed"),
         ({"trials": 1}, Evidence.NOT_VERIFIED, "1 LoRA configuration "),
-        ({"trials": 12, "complete": False}, Evidence.NOTHING, "12 stopped early"),
-        ({"trials": 12, "running": 2}, Evidence.NOT_VERIFIED, "2 not finished yet"),
+        ({"trials": 9, "complete": False}, Evidence.NOTHING, "9 stopped early"),
+        ({"trials": 9, "running": 2}, Evidence.NOT_VERIFIED, "2 not finished yet"),
     ],
     ids=["empty", "running", "failed", "one-trial", "all-pruned", "half-way"],
 )
@@ -65,14 +65,13 @@ def test_a_study_in_any_state_has_a_report(
 
 
 def test_a_search_that_has_not_ended_is_called_provisional(frame_of: Make) -> None:
-    assert "provisional" in findings(frame_of(trials=12, running=2)).warnings[0]
+    assert "provisional" in findings(frame_of(trials=3, running=2)).warnings[0]
 
 
 def test_a_search_that_ended_early_says_so(frame_of: Make) -> None:
-    assert findings(frame_of(trials=12)).warnings == ("The search ended after 12 of 24 planned trials.",)
+    assert findings(frame_of(trials=3)).warnings == ("The search ended after 3 of 24 planned trials.",)
 
 
-def test_a_best_trial_at_the_level_of_the_untrained_model_is_a_warning(frame_of: Make) -> None:
-    frame = frame_of()
-    assert frame.best is not None
-    assert "nothing was learnt" in findings(replace(frame, baseline=frame.best.value)).warnings[0]
+def test_a_best_trial_at_the_level_of_the_untrained_model_is_a_warning(plain_frame: StudyFrame) -> None:
+    assert plain_frame.best is not None
+    assert "nothing was learnt" in findings(replace(plain_frame, baseline=plain_frame.best.value)).warnings[0]

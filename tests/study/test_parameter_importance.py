@@ -10,9 +10,7 @@ import pytest
 from automl.study.parameter_importance import FEWEST_TRIALS, ParameterImportance, parameter_importance
 
 
-def importance(
-    trials: int, *, noise: float = 0.02, direction: str = "maximize", reach: int = 30
-) -> ParameterImportance:
+def importance(trials: int, *, direction: str = "maximize") -> ParameterImportance:
     """Of a study in which only the learning rate matters; every second trial is pruned after step 10."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     generator = random.Random(5)
@@ -22,12 +20,12 @@ def importance(
         trial = study.ask()
         rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
         trial.suggest_int("rank", 2, 32)
-        value = sign * (-(abs(rate - 0.003) ** 0.3) + generator.gauss(0, noise))
+        value = sign * (-(abs(rate - 0.003) ** 0.3) + generator.gauss(0, 0.02))
         trial.report(value, 10)
         if number % 2:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            trial.report(value, reach)
+            trial.report(value, 30)
             study.tell(trial, value)
     return parameter_importance(study._storage, study.study_name)
 
