@@ -23,8 +23,8 @@ def parse_url(text: str) -> URL:
     """
     try:
         url = make_url(text)
-    except (ArgumentError, ValueError) as error:
-        raise StorageError(f"{mask_url(text)!r} is not a database URL; use sqlite:///FILE or postgresql://…") from error
+    except (ArgumentError, ValueError):  # whose message holds the URL
+        raise StorageError(f"{mask_url(text)!r} is not a database URL; use sqlite:///FILE or postgresql://…") from None
     backend = url.get_backend_name()
     if backend == "sqlite":
         return _sqlite_url(url)
@@ -54,7 +54,8 @@ def mask_url(url: str | URL) -> str:
         try:
             return mask_url(make_url(url))
         except (ArgumentError, ValueError):
-            return re.sub(r"(?<=://).*(?=@)|(?<=[?&]).*", _HIDDEN, url)
+            without_user = re.sub(r"^(.*?//)?.*(?=@)", rf"\1{_HIDDEN}", url)
+            return re.sub(r"(?<=[?&]).*", _HIDDEN, without_user)
     if is_sqlite(url) and not url.query:
         return f"sqlite:///{url.database or ''}"
     query = {key: _HIDDEN if _SECRET_KEY.search(key) else value for key, value in url.query.items()}

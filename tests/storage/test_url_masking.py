@@ -19,6 +19,8 @@ from automl.storage.url import mask_url, parse_url, redact
         ("sqlite:///runs/a b%{x}.db", "sqlite:///runs/a b%{x}.db"),
         ("postgresql://user:hunter2@host:port/db", "postgresql://***@host:port/db"),
         ("nonsense://u:hunter2@", "nonsense://u:***@"),
+        ("postgresql//user:hunter2@host/db", "postgresql//***@host/db"),
+        ("user:hunter2@host/db", "***@host/db"),
         ("postgresql://host:port/db?password=hunter2", "postgresql://host:port/db?***"),
     ],
 )
