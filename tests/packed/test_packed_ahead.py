@@ -117,6 +117,7 @@ def test_the_slot_file_stands_where_the_measurement_was_whatever_was_trained_sin
 def test_nothing_is_trained_beyond_the_next_measurement_nor_after_the_end(
     make: Callable[[str, bool], PackedHost],
 ) -> None:
+    threads = threading.active_count()
     host = make("eager", True)
     host.open(TRIALS[0])
     host.advance()
@@ -126,7 +127,7 @@ def test_nothing_is_trained_beyond_the_next_measurement_nor_after_the_end(
         time.sleep(0.2)
     assert host.trainer.members[0].step == 2 * EVERY
     host.shutdown()
-    assert not [thread for thread in threading.enumerate() if thread.name == "training"]
+    assert threading.active_count() == threads
 
 
 class Counter:

@@ -15,6 +15,7 @@ from automl.sweep.ground import Ground, prepare
 from automl.sweep.layout import Layout
 from automl.sweep.packing import Packing, choose_packing, host_settings
 from automl.sweep.payoff import doubts, shared_depth
+from automl.training.bench import HostSettings
 from tests.sweep.tiny_world import make_world
 
 LAYOUT = Layout(workers=1, threads=1, device="cpu")
@@ -68,6 +69,12 @@ def test_a_worker_takes_as_many_trials_as_it_has_memory_for(sweep: tuple[SweepSp
     settings = host_settings(spec, ground, LAYOUT, choose_packing(spec, ground, LAYOUT))
     settings = replace(settings, output=str(tmp_path))
     assert settings.largest is not None
-    assert build_packed_host(settings).capacity == settings.capacity == 4
-    assert build_packed_host(replace(settings, tokens=10**9)).capacity == 1
-    assert build_packed_host(replace(settings, workers=10**9, threads=1)).capacity == 4
+    assert capacity(settings) == settings.capacity == 4
+    assert capacity(replace(settings, tokens=10**9)) == 1
+    assert capacity(replace(settings, workers=10**9, threads=1)) == 4
+
+
+def capacity(settings: HostSettings) -> int:
+    host = build_packed_host(settings)
+    host.shutdown()
+    return host.capacity
