@@ -13,8 +13,10 @@ import json
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -208,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the summary to this file, after every scenario")
     options = parser.parse_args(arguments)
     chosen: Tier = options.tier or "ci"
+    if threading.current_thread() is threading.main_thread():  # servers and mounts are undone on the way out
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     outcomes: list[Outcome] = []
     for scenario in _chosen(options.only, chosen):
         outcome = run_scenario(scenario, chosen, options.seed)
