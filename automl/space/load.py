@@ -162,6 +162,8 @@ def _search(section: SearchSection) -> SearchSettings:
         max_failed_trials=section.max_failed_trials,
         keep=section.keep,
         importance=section.importance,
+        warm_start=section.warm_start,
+        patience=section.patience,
     )
 
 

@@ -138,6 +138,8 @@ class SearchSettings:
     trials: COMPLETE + PRUNED trials; steps: optimizer steps of a full trial; evaluate_every: the grid on which every
     trial is measured and judged. max_seconds, max_steps: further budgets (None = none); max_steps counts training
     steps of all trials. keep: adapters that stay on disk. importance: of modules is measured while trials train.
+    warm_start: another study of the database, whose best configurations are tried first. patience: trials without a
+    better value after which no new one starts (None = no limit).
     """
 
     sampler: str = "tpe"
@@ -153,6 +155,8 @@ class SearchSettings:
     max_failed_trials: int = 10
     keep: int = 3
     importance: bool = True
+    warm_start: str | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

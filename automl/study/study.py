@@ -26,6 +26,7 @@ from automl.metric import METRICS, Direction
 from automl.space.assemble import active_parameters, assemble
 from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
+from automl.study.beginning import best_of_earlier, is_stalled
 from automl.study.budget import Budget, last_line
 from automl.study.distributions import check_compatible, suggest
 from automl.study.feasibility import Derive, Feasibility
@@ -48,6 +49,10 @@ logger = logging.getLogger(__name__)
 _ERROR_CHARACTERS = 4000
 _ENQUEUED = "enqueued"
 _STOP_REASON = "stop_reason"
+_WARM = "warm_start"
+
+STALLED = "stalled"
+"""Event: `search.patience` was exhausted."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,6 +141,9 @@ class Study:
         self._parked: dict[int, _Open] = {}
         self._waiting = 0
         self._exhausted = False
+        self._is_stalled = any(
+            kind == STALLED and detail.get("patience") == settings.patience for _, kind, detail in store.events()
+        )
         self._best: BestTrial | None = None
         self._sampler = make_sampler(settings, space, self._feasibility, run=run)
         self._pruner = make_pruner(settings)
@@ -298,10 +306,23 @@ class Study:
         """Whether a new trial may be asked for: the budget has room and the grid, if there is one, is not used up."""
         if self._budget.trials_left(self._in_progress) <= 0 or not self._budget.affords(*self._cost(0)):
             return False
+        if not self._waiting and self._has_stalled():
+            return False
         if self._waiting or not isinstance(self._sampler, GridSampler):
             return True
         self._exhausted = self._exhausted or self._sampler.is_exhausted(self._optuna)
         return not self._exhausted
+
+    def _has_stalled(self) -> bool:
+        """Whether nothing better is to be expected; once said, it stays so, lest the last promotions change it."""
+        patience = self._settings.patience
+        if patience is None or self._is_stalled:
+            return self._is_stalled
+        self._is_stalled = is_stalled(self._optuna.get_trials(deepcopy=False), self._optuna.direction, patience)
+        if self._is_stalled:
+            self._store.add_event(STALLED, {"patience": patience, "run": self._run})
+            logger.info("no new trials: the last %d brought nothing better (search.patience)", patience)
+        return self._is_stalled
 
     def _has_more(self) -> bool:
         return (
@@ -559,6 +580,16 @@ class Study:
         new = [(index, entry) for index, entry in enumerate(self._space.enqueue) if index not in done]
         for index, entry in new[: max(0, room)]:
             self._optuna.enqueue_trial(dict(entry), user_attrs={_ENQUEUED: index})
+            self._waiting += 1
+        if self._settings.warm_start is not None and all(_WARM in trial.user_attrs for trial in trials):
+            self._enqueue_earlier(self._settings.warm_start, known=len(trials))
+
+    def _enqueue_earlier(self, earlier: str, *, known: int) -> None:
+        """The best configurations of another study, while the study has nothing else yet; they are trained again."""
+        room = max(0, self._budget.trials_left(self._in_progress + self._waiting))
+        borrowed = best_of_earlier(self._storage, earlier, self._space)
+        for params in borrowed[known : known + room]:
+            self._optuna.enqueue_trial(dict(params), user_attrs={_WARM: earlier})
             self._waiting += 1
 
 

@@ -15,8 +15,9 @@ from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.sql import Database, mask_url
 from automl.study.queries import TrialRow, list_trials
+from automl.study.study import STALLED
 from automl.sweep.folders import study_folder
-from automl.sweep.record import recorded_baseline, recorded_space
+from automl.sweep.record import last_event, recorded_baseline, recorded_space
 from automl.trial import Scalar, TrialState
 
 SUMMARY_JSON = "summary.json"
@@ -29,7 +30,8 @@ class Summary:
     """The outcome of a study so far.
 
     value, baseline: the objective on validation rows, of the best trial and without training. spent_steps: optimizer
-    steps of all trials; full_steps: what the same trials would have taken without pruning.
+    steps of all trials; full_steps: what the same trials would have taken without pruning. patience: trials without a
+    better value after which the search ended before its budget was spent, None if it did not.
     """
 
     study: str
@@ -44,6 +46,7 @@ class Summary:
     seconds: float
     database: str
     folder: str
+    patience: int | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -80,6 +83,7 @@ class Summary:
             "training_seconds": round(self.seconds, 3),
             "database": self.database,
             "folder": self.folder,
+            "ended_by_patience": self.patience,
         }
 
 
@@ -102,6 +106,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         seconds=sum(row.seconds for row in rows),
         database=mask_url(spec.storage_url),
         folder=str(study_folder(spec)),
+        patience=(last_event(store, STALLED) or {}).get("patience"),
     )
 
 
@@ -145,6 +150,8 @@ def headline(summary: Summary) -> str:
         text += f" ({summary.baseline:.4f} without training)"
     if summary.at_baseline:
         text += ". No trial is better than the untrained model: widen the learning-rate range or train longer"
+    if summary.patience is not None:
+        text += f". The search ended early: {summary.patience} trials in a row brought nothing better"
     return text + "."
 
 

@@ -1,0 +1,62 @@
+"""How a study begins and when it may as well end: configurations of an earlier study, and patience."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from automl.space.assemble import active_parameters, contains
+from automl.space.spec import SearchSpace
+from automl.study.registry import refuse
+from automl.trial import Scalar
+
+WARM_TRIALS = 3
+"""Configurations that an earlier study lends."""
+
+
+def best_of_earlier(storage: BaseStorage, name: str, space: SearchSpace) -> list[Mapping[str, Scalar]]:
+    """Parameters of the best COMPLETE trials of another study in the database, best first, as far as this space allows.
+
+    Only configurations are taken, never values: the other study may have had other data, steps or another metric, so
+    they are trained again. A value outside of this space is left out, to be sampled. Raises ConfigError if there is no
+    such study.
+    """
+    try:
+        earlier = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+    except KeyError:
+        known = ", ".join(sorted(study.study_name for study in storage.get_all_studies())) or "none"
+        raise refuse("warm_start", f"there is no study {name!r} in the database; there is: {known}") from None
+    sign = -1.0 if earlier.direction is StudyDirection.MAXIMIZE else 1.0
+    complete = earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranked = sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+    fitting = (dict(_fitting(trial, space)) for trial in ranked)
+    distinct: list[Mapping[str, Scalar]] = []
+    for params in fitting:
+        if params and params not in distinct:
+            distinct.append(params)
+    return distinct[:WARM_TRIALS]
+
+
+def _fitting(trial: FrozenTrial, space: SearchSpace) -> Iterator[tuple[str, Scalar]]:
+    for parameter in active_parameters(space, trial.params):
+        value = trial.params.get(parameter.name)
+        if value is not None and contains(parameter, value):
+            yield parameter.name, value
+
+
+def is_stalled(trials: Sequence[FrozenTrial], direction: StudyDirection, patience: int) -> bool:
+    """Whether the last `patience` trials that have a value brought none better than the trials before them."""
+    sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
+    best = [
+        (min(sign * value for value in trial.intermediate_values.values()), trial.number)
+        for trial in trials
+        if trial.intermediate_values
+    ]
+    _, leader = min(best, default=(math.inf, math.inf))
+    return sum(number > leader for _, number in best) >= patience
