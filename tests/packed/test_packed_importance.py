@@ -174,7 +174,7 @@ def test_what_removal_would_do_is_what_the_gradient_says() -> None:
         for batch in batches:
             parts = alone.bench.task.loss(alone.model, alone.bench.batch(batch))
             grads = torch.autograd.grad(parts.total / parts.count, [tensor for _, tensor in weights])
-            effects.append([-float((t * g).sum()) for (_, t), g in zip(weights, grads, strict=True)])
+            effects.append([-float((t.detach() * g).sum()) for (_, t), g in zip(weights, grads, strict=True)])
         means = torch.tensor(effects).mean(dim=0).tolist()
         assert [module.held_out for module in found] == pytest.approx(means, rel=1e-4, abs=1e-7)
         assert all(module.held_out_error is None for module in found) == (len(batches) == 1)
