@@ -1,0 +1,83 @@
+"""A space file over a table of curves: the whole command without a model, its end, and its refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from automl.errors import ConfigError, InterruptedSearch, SpaceChangedError
+from automl.space.load import load_space, parse_space
+from automl.storage.sql import open_database
+from automl.sweep.run import run_sweep
+
+SPACE = """version: 1
+study: recorded
+task: {{type: table, file: curves.npz, log: [lr]}}
+search: {{sampler: random, trials: 12, steps: 8, evaluate_every: 1, seed: 3}}
+run: {{slots: 2, output: {folder}/out}}
+storage: {{url: "sqlite:///{folder}/automl.db"}}
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    write_table(tmp_path / "curves.npz", offset=0.0)
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE.format(folder=tmp_path), encoding="utf-8")
+    return path
+
+
+def write_table(path: Path, *, offset: float) -> None:
+    rates = np.logspace(-5, -1, 40)
+    floor = 0.1 * np.abs(np.log10(rates) + 3)[:, None] + offset
+    curves = floor + np.exp(-np.arange(8) / 2)
+    np.savez(path, names=np.array(["lr"]), configurations=rates[:, None], curves=curves)
+
+
+def test_a_table_is_searched_without_a_model(space: Path) -> None:
+    summary = run_sweep(load_space(space), space.parent / "cache")
+    assert summary.counts["COMPLETE"] >= 3
+    assert summary.counts["COMPLETE"] + summary.counts["PRUNED"] == 12
+    assert summary.spent_steps < summary.full_steps
+    assert summary.configuration is not None
+    assert set(summary.configuration) == {"lr"}
+
+
+def test_an_interrupted_replay_continues(space: Path) -> None:
+    spec = load_space(space)
+    with pytest.raises(InterruptedSearch):
+        run_sweep(replace(spec, search=replace(spec.search, max_seconds=1e-6)), space.parent / "cache")
+    summary = run_sweep(spec, space.parent / "cache")
+    assert summary.counts["COMPLETE"] + summary.counts["PRUNED"] == 12
+    with open_database(spec.storage_url, create=False) as database:
+        assert database.store("recorded").sweep().runs == 2
+
+
+def test_another_table_is_refused(space: Path) -> None:
+    run_sweep(load_space(space), space.parent / "cache")
+    write_table(space.parent / "curves.npz", offset=1.0)
+    with pytest.raises(SpaceChangedError, match="another table"):
+        run_sweep(load_space(space), space.parent / "cache")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("model: ./somewhere", "model: is not used by a task of type table"),
+        ("space: {rank: {type: int, low: 2, high: 8}}", "space: is not used by a task of type table"),
+        ("constraints: ['rank <= 8']", "constraints: is not used by a task of type table"),
+    ],
+)
+def test_what_a_table_does_not_need_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_space(SPACE.format(folder="/there") + line + "\n", "space.yaml", Path("/there"))
+
+
+def test_every_other_task_needs_a_model() -> None:
+    text = "version: 1\nstudy: a\nmodel:\ntask: {type: completion, data: a.jsonl}\n"
+    for document in (text, text.replace("model:\n", "")):
+        with pytest.raises(ConfigError, match="model: is missing; write a hub id"):
+            parse_space(document, "space.yaml", Path("/there"))
