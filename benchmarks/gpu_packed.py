@@ -1,8 +1,10 @@
 """Packed training against sequential PEFT on one GPU: tokens per step x resident trials x size of the model.
 
 Measures training steps of decoders built from their configuration, random weights and tokens, every token a target.
-Wall time with the device waited for, arms interleaved; sequential PEFT costs the same per trial whatever K is. Does not
-measure loading, evaluation, data loaders, Ray or SQL, and nothing about quality. Needs neither Ray nor the Hub.
+Wall time with the device waited for, arms interleaved; sequential PEFT costs the same per trial whatever K is. The pack
+is what a search uses on a GPU: slots computed together, micro-steps replayed from CUDA graphs; --causes adds it without
+graphs, and slot by slot. Does not measure loading, evaluation, data loaders, Ray or SQL, and nothing about quality.
+Needs neither Ray nor the Hub.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from automl.packed import PackedTrainer
+from automl.packed.bank import BankSize
+from automl.trial import TrialSpec
 from benchmarks.measure import Timing, interleaved, repetitions, spread, timed
 from benchmarks.plain_peft import Exactness, PlainPeft, exactness, run_rounds
 from benchmarks.report import Report, names, numbers, parser, table
@@ -27,8 +32,14 @@ PEFT = "PEFT, one trial"
 BATCHES = {128: (2, 64), 512: (4, 128), 2048: (8, 256)}
 """Tokens per step -> rows and tokens per row."""
 
-PRECISIONS = {"fp32": ("fp32", None), "bf16": ("bf16h", torch.bfloat16)}
-"""Option -> precision of the pack, and the type PEFT computes in under autocast (with the backbone stored in it)."""
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+"""Precision of both arms -> the type in which the backbone is stored and autocast computes, None = float32 alone."""
+
+CAUSES: dict[str, dict[str, Any]] = {"packed": {}, "without graphs": {"graphs": False}, "slot by slot": {"bank": None}}
+"""Arms -> what their trainers are told beside the bank."""
+
+WARM_UP = 4
+"""Steps before anything is measured: a shape is recorded as a graph when it comes for the third time."""
 
 
 class Cell:
@@ -44,61 +55,90 @@ class Cell:
         precision: str,
         seconds: float,
         hyper: Mapping[str, Any],
+        causes: Sequence[str] = ("packed",),
     ) -> None:
         self.shape, self.tokens, self.device = shape, tokens, device
         self.batch, self.length = BATCHES.get(tokens) or (2, tokens // 2)
         self.out_of_memory: list[str] = []
-        packed_precision, autocast = PRECISIONS[precision]
+        autocast = PRECISIONS[precision]
+        self._precision, self._stored = precision, autocast or torch.float32
         load = workload(shape, tokens=self.length, evaluation_rows=1)
         self._hyper = {"batch_size": self.batch, "schedule": "constant", "warmup": 0.0, **hyper}
         self._seconds = seconds
         self._repetitions: dict[str, int] = {}
         self._peft = PlainPeft(
-            build(shape, device=device, dtype=autocast or torch.float32),
+            build(shape, device=device, dtype=self._stored),
             load,
             trial(0, **self._hyper),
             autocast=autocast,
         )
-        self._trainer = PackedTrainer(build(shape, device=device), load, precision=packed_precision)
-        self.kernel = self._trainer.kernel
+        self._bank = BankSize(max(slots), int(hyper["rank"]), (str(hyper["target"]),))
+        self._trainers = {
+            cause: PackedTrainer(
+                build(shape, device=device, dtype=self._stored),
+                load,
+                **{"precision": precision, "bank": self._bank, **CAUSES[cause]},
+            )
+            for cause in causes
+        }
+        self.kernel = self._trainers[causes[0]].kernel
         self.idle_bytes = _allocated(device)
         self.runs: dict[str, Callable[[], tuple[Timing, int] | None]] = {PEFT: self._step_alone} | {
-            f"packed K={count}": partial(self._step_packed, count) for count in slots
+            f"{cause} K={count}": partial(self._step_packed, cause, count) for cause in causes for count in slots
         }
 
     def proofs(self) -> list[Exactness]:
-        """The oracle on this model and batch, in float32 and in the precision of the pack."""
+        """The oracle on this model and batch, in float32 and in the precision of the pack.
+
+        Without dropout: slots computed together have masks of their own kind, which the tests compare.
+        """
         model = build(self.shape, device=self.device)
         load = workload(self.shape, tokens=self.length, evaluation_rows=1)
-        trials = mixed_trials(self.batch)
-        precisions = dict.fromkeys(("fp32", "bf16h" if "bf16h" in self.kernel else "fp32"))
-        return [exactness(model, load, trials, precision=precision) for precision in precisions]
+        trials = [replace(each, hyper=replace(each.hyper, dropout=0.0)) for each in mixed_trials(self.batch)]
+        bank = BankSize(len(trials), max(each.hyper.rank for each in trials), _targets(trials))
+        return [
+            exactness(
+                model,
+                load,
+                trials,
+                precision=precision,
+                steps=WARM_UP + 4,
+                packed=build(self.shape, device=self.device, dtype=PRECISIONS[precision] or torch.float32),
+                bank=bank,
+            )
+            for precision in dict.fromkeys(("fp32", self._precision))
+        ]
 
     def _step_alone(self) -> tuple[Timing, int] | None:
         return self._measured(PEFT, 1, lambda steps: [self._peft.take_step() for _ in range(steps)])
 
-    def _step_packed(self, count: int) -> tuple[Timing, int] | None:
+    def _step_packed(self, cause: str, count: int) -> tuple[Timing, int] | None:
+        trainer, name = self._trainers[cause], f"{cause} K={count}"
         try:
             for number in range(count):
-                self._trainer.admit(trial(number, **self._hyper))
-            return self._measured(f"packed K={count}", count, partial(run_rounds, self._trainer))
+                trainer.admit(trial(number, **self._hyper))
+            return self._measured(name, count, partial(run_rounds, trainer))
         except torch.OutOfMemoryError:
-            self.out_of_memory.append(f"packed K={count}")
+            self.out_of_memory.append(name)
             return None
         finally:
             for number in range(count):
-                self._trainer.evict(number)
+                trainer.evict(number)
             _free()
 
     def _measured(self, name: str, trials: int, take: Callable[[int], object]) -> tuple[Timing, int]:
         """Time of one step of one trial, and the peak of the device's memory above the two idle models."""
         wait = partial(_wait, self.device)
         if name not in self._repetitions:
-            timed(lambda: take(2), finish=wait)
+            timed(lambda: take(WARM_UP), finish=wait)
             self._repetitions[name] = repetitions(timed(lambda: take(1), finish=wait).wall, self._seconds)
         steps = self._repetitions[name]
         _reset_peak(self.device)
         return timed(lambda: take(steps), finish=wait).per(steps * trials), _peak(self.device) - self.idle_bytes
+
+
+def _targets(trials: Sequence[TrialSpec]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each.hyper.target for each in trials))
 
 
 def measure(cell: Cell, rounds: int) -> dict[str, Any]:
@@ -227,17 +267,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--target", default="all-linear")
     options.add_argument("--rank", type=int, default=16)
     options.add_argument("--dropout", type=float, default=0.0)
-    options.add_argument("--cpu-smoke", action="store_true", help="a tiny model on the CPU: shows that it runs")
+    options.add_argument("--causes", action="store_true", help="also without graphs, and slot by slot")
     args = options.parse_args(arguments)
-    if not args.cpu_smoke and not torch.cuda.is_available():
-        print("gpu_packed needs a CUDA device and torch sees none; --cpu-smoke runs a tiny model on the CPU")
+    if not args.quick and not torch.cuda.is_available():
+        print("gpu_packed needs a CUDA device and torch sees none; --quick runs a tiny model on the CPU")
         return 2
-    if args.cpu_smoke or args.quick:
+    if args.quick:
         args.models, args.tokens, args.slots = ("tiny-llama",), (16,), (1, 4)
         args.rounds, args.seconds = 2, 0.02
         print("a tiny model: this shows that the benchmark runs, its figures mean nothing")
     with _exact_products():
-        return _run(args, "cpu" if args.cpu_smoke else "cuda")
+        return _run(args, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _run(args: argparse.Namespace, device: str) -> int:
@@ -257,6 +297,7 @@ def _run(args: argparse.Namespace, device: str) -> int:
                 precision=args.precision,
                 seconds=args.seconds,
                 hyper={"target": args.target, "rank": args.rank, "dropout": args.dropout},
+                causes=tuple(CAUSES) if args.causes else ("packed",),
             )
             result = measure(cell, args.rounds)
             report.append("results", result)

@@ -23,6 +23,7 @@ from transformers import (
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed import PackedTrainer, Workload
+from automl.packed.bank import BankSize
 from automl.tasks.batches import batch_rows, evaluation_batches
 from automl.trial import TrialSpec
 
@@ -145,18 +146,27 @@ class Exactness:
 
 
 def exactness(
-    model: nn.Module, load: Workload, trials: Sequence[TrialSpec], *, precision: str = "fp32", steps: int = 8
+    model: nn.Module,
+    load: Workload,
+    trials: Sequence[TrialSpec],
+    *,
+    precision: str = "fp32",
+    steps: int = 8,
+    packed: nn.Module | None = None,
+    bank: BankSize | None = None,
 ) -> Exactness:
     """Train these trials packed and one after the other with PEFT, on the same model, and compare every loss.
 
-    The model is in float32 and is given back as it was. Raises RuntimeError if a packed trial fails.
+    The model is in float32 and is given back as it was. packed: the same model in another type, for the pack. bank: as
+    in `PackedTrainer`; its dropout masks are not PEFT's, so trials must have none then. Raises RuntimeError if a packed
+    trial fails.
     """
     alone = {trial.number: _losses_alone(model, load, trial, steps) for trial in trials}
-    packed, kernel = _losses_packed(model, load, trials, precision, steps)
+    found, kernel = _losses_packed(packed or model, load, trials, precision, steps, bank)
     differences = [
         abs(ours - theirs) / abs(theirs)
         for number in alone
-        for ours, theirs in zip(packed[number], alone[number], strict=True)
+        for ours, theirs in zip(found[number], alone[number], strict=True)
     ]
     device = next(model.parameters()).device.type
     return Exactness(
@@ -186,9 +196,14 @@ def _losses_alone(model: nn.Module, load: Workload, trial: TrialSpec, steps: int
 
 
 def _losses_packed(
-    model: nn.Module, load: Workload, trials: Sequence[TrialSpec], precision: str, steps: int
+    model: nn.Module,
+    load: Workload,
+    trials: Sequence[TrialSpec],
+    precision: str,
+    steps: int,
+    bank: BankSize | None,
 ) -> tuple[dict[int, list[float]], str]:
-    trainer = PackedTrainer(model, load, precision=precision)
+    trainer = PackedTrainer(model, load, precision=precision, bank=bank)
     try:
         for trial in trials:
             trainer.admit(trial)

@@ -99,6 +99,8 @@ def set_dropout_state(model: nn.Module, state: torch.Tensor | None) -> None:
     if (generator is None) != (state is None):
         raise CheckpointError("the slot file and the trial disagree on whether there is dropout")
     if generator is not None and state is not None:
+        if state.shape != generator.get_state().shape:
+            raise CheckpointError("the slot file's dropout masks were made in another way, or on another device")
         generator.set_state(state.cpu())
 
 

@@ -281,7 +281,8 @@ class _Recorder:
         try:
             _warm_up(compute)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads may copy slot files off the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 compute()
             static.graph = graph
         except RuntimeError as error:

@@ -81,7 +81,8 @@ class PackedTrainer:
     held in bfloat16 and computes under autocast; adapters, heads and optimizer are float32). kernel: a name of KERNELS,
     None = the fastest that works here. token_budget: of one micro-step; results do not depend on it. bank: room for
     slots that are computed together and not one by one; pays where launching kernels is what takes time. A trial that
-    does not fit into it is trained beside it. recompute: gradient checkpointing of the body's layers. importance: how
+    does not fit into it is trained beside it. recompute: gradient checkpointing of the body's layers. graphs: record
+    a bank's micro-steps as CUDA graphs, on a GPU. importance: how
     much the loss of each trial hangs on each module's update is measured on the way.
     """
 
@@ -96,6 +97,7 @@ class PackedTrainer:
         token_budget: int | None = None,
         bank: BankSize | None = None,
         recompute: bool = False,
+        graphs: bool = True,
         importance: bool = False,
     ) -> None:
         self.model = model
@@ -107,6 +109,7 @@ class PackedTrainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._precision = precision
+        self._uses_graphs = graphs and self.device.type == "cuda"
         self._importance = importance
         self._norms: dict[LinearShape, float] = {}
         self._targets = targets or {}
@@ -485,7 +488,7 @@ class PackedTrainer:
             limit=self._longest_row,
             pad_id=self.workload.tokenizer.pad_token_id,
             around=self._around,
-            uses_graphs=self.device.type == "cuda",
+            uses_graphs=self._uses_graphs,
         )
 
     @property

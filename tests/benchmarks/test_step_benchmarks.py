@@ -46,16 +46,17 @@ def test_no_time_is_measured_without_exactness(capsys: pytest.CaptureFixture[str
 
 
 def test_gpu_packed_runs_on_a_cpu_as_a_smoke_test(document: Document) -> None:
-    found = document(gpu_packed.main, ["--cpu-smoke"])
+    found = document(gpu_packed.main, ["--quick", "--causes"])
     (result,) = found["results"]
-    assert set(result["arms"]) == {"PEFT, one trial", "packed K=1", "packed K=4"}
-    assert {proof["precision"] for proof in result["exactness"]} == {"fp32", "bf16h"}
+    packs = {f"{cause} K={count}" for cause in gpu_packed.CAUSES for count in (1, 4)}
+    assert set(result["arms"]) == {"PEFT, one trial", *packs}
+    assert {proof["precision"] for proof in result["exactness"]} == {"fp32", "bf16"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_packed_refuses_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_packed.main([]) == 2
-    assert "--cpu-smoke" in capsys.readouterr().out
+    assert "--quick" in capsys.readouterr().out
 
 
 def test_the_oracle_notices_another_seed() -> None:
