@@ -119,7 +119,8 @@ class VerificationFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleShare:
-    """One adapted module. share: of the importance of all modules, mean over trials; low, high: over the trials."""
+    """One adapted module. share: of the importance of all modules, mean over trials; low, high: 90 % interval over the
+    trials, or the least and most of few. held_out: predicted rise of the held-out loss without its update."""
 
     module: str
     layer: int | None
@@ -134,11 +135,16 @@ class ModuleShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSuggestion:
-    """A suggested rank per module (0: leave it out) and what it rests on. Never more than a hypothesis by itself."""
+    """A suggested rank per module and what it rests on; without ranks, `note` says why there are none.
+
+    status: of the verification of these very ranks: not_run, passed, no_gain or worse. Unless it has passed, the ranks
+    are a hypothesis.
+    """
 
     ranks: Mapping[str, int]
-    uniform_rank: int | None
-    used_params: int | None
+    uniform_rank: int | None = None
+    used_params: int | None = None
+    status: str = "not_run"
     note: str = ""
 
 

@@ -256,7 +256,7 @@ def _modules(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     if shares:
         yield Chart("module-importance", "Share of each adapted module in the importance, mean over trials.")
         yield Table(
-            ("module", ">share", ">range over trials", ">held-out rise of the loss", ">effective rank"),
+            ("module", ">share", ">over trials", ">held-out rise of the loss", ">effective rank"),
             tuple(
                 (
                     each.module,
@@ -278,10 +278,10 @@ def _suggestion(frame: StudyFrame) -> Iterator[Block]:
     if suggestion is None:
         return
     if suggestion.ranks:
-        status = frame.verification.suggestion_status if frame.verification else "not_run"
-        label = "" if status in _SUGGESTION else "UNVERIFIED. "
+        label = "" if suggestion.status in _SUGGESTION else "UNVERIFIED. "
         yield _SUGGESTION.get(
-            status, Notice("UNVERIFIED: the ranks below are a hypothesis. Even ranks may do as well.", "caution")
+            suggestion.status,
+            Notice("UNVERIFIED: the ranks below are a hypothesis. Even ranks may do as well.", "caution"),
         )
         size = "" if suggestion.used_params is None else f"; they take {suggestion.used_params:,} parameters"
         even = "" if suggestion.uniform_rank is None else f" (rank {suggestion.uniform_rank} everywhere is the rival)"
@@ -302,6 +302,7 @@ def _verdicts(frame: StudyFrame) -> Iterator[Block]:
                 yield Text(f"{comparison_text(each, verification).capitalize()}.")
 
 
+_UNVERIFIED = Notice("UNVERIFIED: the ranks below are a hypothesis. Even ranks may do as well.", "caution")
 _SUGGESTION = {
     "passed": Notice("Verified: better than even and than random ranks of the same size.", "good"),
     "no_gain": Notice("Verified: no measurable gain over even ranks of the same size. Even ranks will do.", "caution"),

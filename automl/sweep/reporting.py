@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from automl import durable
+from automl.errors import SearchError
 from automl.report.findings import Findings
-from automl.report.frames import RankSuggestion, StudyFrame
+from automl.report.frames import ModuleShare, RankSuggestion, StudyFrame, place_of
 from automl.report.reading import read_frame
 from automl.report.render import FORMATS, Report, render
 from automl.space.spec import SweepSpec
@@ -15,6 +18,7 @@ from automl.storage.connect import Guard
 from automl.storage.sql import Database
 from automl.study.dashboard import show_in_dashboard
 from automl.sweep.record import recorded_space
+from automl.sweep.suggesting import Suggestion, suggestion_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +27,47 @@ REPORT = "report"
 _IN_DASHBOARD = ("verified", "module-importance", "suggested-ranks")
 
 
-def study_frame(database: Database, spec: SweepSpec, suggestion: RankSuggestion | None = None) -> StudyFrame:
-    """Everything about a study, read now."""
+def study_frame(database: Database, spec: SweepSpec) -> StudyFrame:
+    """Everything about a study, read now; with suggested ranks if its trials give enough evidence."""
     space = recorded_space(database.store(spec.study), spec)
-    return read_frame(database, spec, space, suggestion=suggestion)
+    frame = read_frame(database, spec, space)
+    if not frame.module_importance or frame.best is None:
+        return frame
+    try:
+        found = suggestion_of(database, spec.study)
+    except SearchError as reason:
+        return replace(frame, suggestion=RankSuggestion(ranks={}, note=f"No ranks are suggested: {reason}."))
+    return replace(frame, suggestion=_suggestion(found), module_importance=tuple(_shares(found)))
+
+
+def _suggestion(found: Suggestion) -> RankSuggestion:
+    agreement = (
+        f"Over {found.n_eff:.1f} effective trials, whose rankings of the modules correlate by {found.stability:.2f}"
+        f" (at least {found.least_stability:.2f})."
+    )
+    return RankSuggestion(
+        ranks=found.ranks,
+        uniform_rank=found.uniform_rank,
+        used_params=found.used_params,
+        status=found.status,
+        note=" ".join([agreement, *found.notes, *found.advice]),
+    )
+
+
+def _shares(found: Suggestion) -> Iterator[ModuleShare]:
+    for module in found.modules:
+        layer, kind = place_of(module.module)
+        yield ModuleShare(
+            module=module.module,
+            layer=layer,
+            kind=kind,
+            share=module.share,
+            low=module.low,
+            high=module.high,
+            held_out=module.held_out,
+            effective_rank=module.effective_rank,
+            trials=len(found.weights),
+        )
 
 
 def write_report(
@@ -34,14 +75,13 @@ def write_report(
     spec: SweepSpec,
     folder: Path,
     *,
-    suggestion: RankSuggestion | None = None,
     guard: Guard | None = None,
 ) -> Findings:
     """Write report.html, report.json and report.md into the study's folder, each atomically; called by the driver.
 
     guard: the lease's; with it the key figures are also put where Optuna's dashboard shows them.
     """
-    frame = study_frame(database, spec, suggestion)
+    frame = study_frame(database, spec)
     report = render(frame)
     for name, ending in FORMATS.items():
         durable.replace_file(folder / f"{REPORT}{ending}", report.texts[name].encode())

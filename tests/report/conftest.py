@@ -71,5 +71,7 @@ def hostile_frame(tmp_path_factory: pytest.TempPathFactory) -> StudyFrame:
     with open_database(fresh_sqlite(folder), create=False) as database:
         add_study(database, spec, trials=40, failed=3, running=1, importances=True, error=HOSTILE)
         add_verification(database, spec.study, verification_result(title=HOSTILE))
-        suggestion = RankSuggestion(ranks=suggested_ranks(), uniform_rank=4, used_params=330_000, note=HOSTILE)
-        return study_frame(database, spec, suggestion)
+        suggestion = RankSuggestion(
+            ranks=suggested_ranks(), uniform_rank=4, used_params=330_000, status="no_gain", note=HOSTILE
+        )
+        return replace(study_frame(database, spec), suggestion=suggestion)

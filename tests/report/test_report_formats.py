@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -118,9 +119,8 @@ def test_text_and_tables_need_no_script(report: Report) -> None:
 
 
 def test_a_suggestion_is_unverified_until_a_verification_has_run(hostile_frame: StudyFrame) -> None:
-    from dataclasses import replace
-
-    bare = replace(hostile_frame, verification=None)
+    assert hostile_frame.suggestion is not None
+    bare = replace(hostile_frame, suggestion=replace(hostile_frame.suggestion, status="not_run"))
     assert "UNVERIFIED" in render(bare, ("markdown",)).texts["markdown"]
     verified = render(hostile_frame, ("markdown",)).texts["markdown"]
     assert "UNVERIFIED" not in verified
