@@ -7,6 +7,7 @@ one without tables, is never a database that a crash has left half made. Creatio
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -29,7 +30,6 @@ from automl.storage.tables import Now, metadata, sweeps
 from automl.storage.url import is_sqlite, mask_url, sqlite_path
 
 _OPTUNA_TABLES = frozenset({"studies", "trials", "trial_values", "version_info", "alembic_version"})
-_HEADER = b"SQLite format 3\x00"
 _LOCK_SECONDS = 120.0
 _ADVISORY_LOCK = 0x6175746F6D6C  # "automl"
 
@@ -179,16 +179,24 @@ def _check_file(url: URL) -> None:
         raise StorageError(f"{shown}: no such database; create it with `automl db init`")
     if not path.is_file():
         raise StorageError(f"{shown}: is not a file")
-    try:
-        with path.open("rb") as file:
-            header = file.read(len(_HEADER))
-    except OSError as error:
-        raise StorageError(f"{shown}: cannot be read: {error.strerror}") from error
-    if not header:
+    # Never open the file but by SQLite: closing any descriptor of it drops the locks that this process's connections
+    # hold (POSIX), and another process may then delete the write-ahead log under them (sqlite.org/howtocorrupt, 2.2).
+    if path.stat().st_size == 0:
         raise StorageError(f"{shown}: the file is empty (0 bytes), not a database; restore a backup or delete it")
-    if header != _HEADER:
-        raise StorageError(f"{shown}: is not a SQLite database")
+    if not os.access(path, os.R_OK):
+        raise StorageError(f"{shown}: cannot be read: {os.strerror(errno.EACCES)}")
+    if not _is_sqlite_file(path):
+        raise StorageError(f"{shown}: is not a SQLite database, or a damaged one")
     _check_pages(url)
+
+
+def _is_sqlite_file(path: Path) -> bool:
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.Error as error:  # other errors are named by who reads the pages
+            return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
+    return True
 
 
 def _check_pages(url: URL) -> None:

@@ -290,3 +290,17 @@ def test_a_missing_driver_names_the_extra(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert "automl-lora[postgres]" in done.stdout
+
+
+# A descriptor of our own on the file would drop the locks of this process's connections when it is closed; the other
+# process would then believe to be the last and delete the write-ahead log, and this one go on in a deleted file.
+def test_looking_at_a_database_takes_no_lock_away_from_open_connections(sqlite_url: str) -> None:
+    write = "import sys; from automl.storage.sql import open_database as o; d = o(sys.argv[1], create=False)"
+    write += "; d.store('s').add_event('written', {}); d.close()"
+    with open_database(sqlite_url, create=False) as database:
+        database.store("s").add_event("kept", {})
+        database_status(sqlite_url)
+        open_database(sqlite_url, create=False).close()
+        subprocess.run([sys.executable, "-c", write, sqlite_url], check=True, timeout=120)
+        assert Path(sqlite_url.removeprefix("sqlite:///") + "-wal").exists()
+        assert [kind for _, kind, _ in database.store("s").events()] == ["kept", "written"]
