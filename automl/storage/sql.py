@@ -179,6 +179,7 @@ class SqlStore(ResultStore):
         self.study = study
         self._database = database
         self._guard = guard
+        self._opening: dict[int, int] = {}  # trial -> attempt whose commit has not been answered
 
     def sweep(self) -> SweepRow:
         with self._database.reading(f"read study {self.study!r}") as connection:
@@ -212,23 +213,26 @@ class SqlStore(ResultStore):
     def start_attempt(self, trial: int, *, worker: int, run: int) -> Attempt:
         mine = (attempts.c.study_name == self.study) & (attempts.c.trial == trial)
         with self._writing(f"open an attempt of trial {trial}") as connection:
-            lost = {"state": AttemptState.LOST.value, "reason": "superseded by the next attempt", "ended_at": Now()}
-            connection.execute(
-                update(attempts).where(mine, attempts.c.state == AttemptState.RUNNING.value).values(lost)
-            )
             last = connection.execute(select(func.max(attempts.c.number)).where(mine)).scalar() or 0
-            row = {
-                "study_name": self.study,
-                "trial": trial,
-                "number": last + 1,
-                "worker": worker,
-                "run": run,
-                "state": AttemptState.RUNNING.value,
-                "reason": "",
-                "started_at": Now(),
-            }
-            started = connection.execute(insert(attempts).values(row).returning(attempts.c.started_at)).scalar_one()
-        return Attempt(trial=trial, number=last + 1, worker=worker, run=run, started_at=started)
+            if self._opening.get(trial) != last:  # else it is repeated: it was committed, but the answer was lost
+                lost = {"state": AttemptState.LOST.value, "reason": "superseded by the next attempt", "ended_at": Now()}
+                running = attempts.c.state == AttemptState.RUNNING.value
+                connection.execute(update(attempts).where(mine, running).values(lost))
+                last = self._opening[trial] = last + 1
+                row = {
+                    "study_name": self.study,
+                    "trial": trial,
+                    "number": last,
+                    "worker": worker,
+                    "run": run,
+                    "state": AttemptState.RUNNING.value,
+                    "reason": "",
+                    "started_at": Now(),
+                }
+                connection.execute(insert(attempts).values(row))
+            opened = connection.execute(select(attempts).where(mine, attempts.c.number == last)).one()
+        del self._opening[trial]
+        return _attempt(opened)
 
     def end_attempt(self, trial: int, state: AttemptState, reason: str) -> None:
         if state is AttemptState.RUNNING:
