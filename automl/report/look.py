@@ -46,7 +46,7 @@ def dress(figure: go.Figure, height: int, **layout: Any) -> None:
         autosize=True,
         margin={"l": 62, "r": 14, "t": 34, "b": 58},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#1a1a1a"},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left", "traceorder": "normal"},
         hoverlabel={"align": "left"},
         dragmode=False,
         **layout,

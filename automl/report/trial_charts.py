@@ -109,7 +109,7 @@ def spent(frame: StudyFrame) -> go.Figure | None:
         return None
     names = {"COMPLETE": ("complete", BLUE), "PRUNED": ("stopped early", SKY), "FAIL": ("failed", BLACK)}
     rows = [(*names.get(state, ("not finished", GREY)), cost.steps) for state, cost in costs.by_state.items()]
-    figure = new_figure(height=150, barmode="stack", xaxis_title="optimizer steps")
+    figure = new_figure(height=230, barmode="stack", bargap=0.4, xaxis_title="optimizer steps")
     for name, colour, steps in [*rows, ("saved by stopping early", "white", costs.saved.steps)]:
         if steps:
             line = {"color": GREY if colour == "white" else colour, "width": 1}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from automl import durable
-from automl.errors import SearchError
+from automl.errors import SearchError, StorageError
 from automl.report.findings import Findings
 from automl.report.frames import ModuleShare, RankSuggestion, StudyFrame, place_of
 from automl.report.reading import read_frame
@@ -17,6 +17,7 @@ from automl.space.spec import SweepSpec
 from automl.storage.connect import Guard
 from automl.storage.sql import Database
 from automl.study.dashboard import show_in_dashboard
+from automl.sweep.folders import study_folder
 from automl.sweep.record import recorded_space
 from automl.sweep.suggesting import Suggestion, suggestion_of
 
@@ -50,8 +51,12 @@ def _suggestion(found: Suggestion) -> RankSuggestion:
         uniform_rank=found.uniform_rank,
         used_params=found.used_params,
         status=found.status,
-        note=" ".join([agreement, *found.notes, *found.advice]),
+        note=" ".join([agreement, *map(_sentence, (*found.notes, *found.advice))]),
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _shares(found: Suggestion) -> Iterator[ModuleShare]:
@@ -68,6 +73,20 @@ def _shares(found: Suggestion) -> Iterator[ModuleShare]:
             effective_rank=module.effective_rank,
             trials=len(found.weights),
         )
+
+
+def renew_report(database: Database, spec: SweepSpec, *, guard: Guard) -> None:
+    """Write the report anew after a search or a verification, which does not fail over a page that can be made again.
+
+    guard: the lease's. Raises StorageError (the lease was lost, the database is gone); all else is a line in the log.
+    """
+    try:
+        write_report(database, spec, study_folder(spec), guard=guard)
+    except StorageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the page could not bear, the results are in SQL
+        again = f"automl report {spec.study}"
+        logger.warning("no report was written: %s: %s; try: %s", type(error).__name__, error, again)
 
 
 def write_report(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automl.errors import InterruptedSearch, ResourceError, SearchError, SpaceChangedError, StorageError
+from automl.errors import InterruptedSearch, ResourceError, SearchError, SpaceChangedError
 from automl.execution import make_executor
 from automl.execution.base import Executor
 from automl.execution.dispatch import Dispatcher
@@ -31,7 +31,7 @@ from automl.sweep.packing import choose_packing, host_settings, kernel_of
 from automl.sweep.precision import settle_precision
 from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event
 from automl.sweep.replay import replay
-from automl.sweep.reporting import write_report
+from automl.sweep.reporting import renew_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import Summary, summarise, write_summary
 from automl.trial import TrialState
@@ -121,7 +121,7 @@ class _Sweep:
                 raise
             study.close()
         store.add_event("finished", {"run": run})
-        self._write_report(database, lease)
+        renew_report(database, self._spec, guard=lease.verify)
         return self._sum_up(database, store)
 
     def _stage(self, text: str) -> None:
@@ -214,16 +214,6 @@ class _Sweep:
                 f"stopped ({dispatcher.stopped}) after {ended} of {self._spec.search.trials} trials;"
                 " nothing is lost, the same command continues"
             )
-
-    def _write_report(self, database: Database, lease: StudyLease) -> None:
-        """A search that is done does not fail over a page that can be made again."""
-        try:
-            write_report(database, self._spec, self._folder, guard=lease.verify)
-        except StorageError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the page could not bear, the results are in SQL
-            again = f"automl report {self._spec.study}"
-            logger.warning("no report was written: %s: %s; try: %s", type(error).__name__, error, again)
 
     def _sum_up(self, database: Database, store: ResultStore) -> Summary:
         summary = database.patience.call(lambda: summarise(database, self._spec))

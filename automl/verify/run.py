@@ -27,6 +27,7 @@ from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings
 from automl.sweep.precision import settle_precision
 from automl.sweep.record import GROUND, last_event, recorded_space
+from automl.sweep.reporting import renew_report
 from automl.sweep.signals import signals_as_interruption
 from automl.tasks import TASKS, make_task
 from automl.tasks.classification import majority_scores
@@ -89,6 +90,7 @@ def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Opti
         stop.then(work.halt)
         scores = work.train(plan, number, store)
         store.finish(number, conclude(plan, scores))
+        renew_report(database, spec, guard=lease.verify)
         found = store.latest()
         assert found is not None
         return found

@@ -160,11 +160,11 @@ def _importances(trial: int) -> tuple[ModuleImportance, ...]:
             step=STEPS,
             fraction_done=1.0,
             samples=16,
-            sensitivity=(1 + index % 3 + index / 6) * generator.uniform(0.9, 1.1),
+            sensitivity=(size := (1 + index % 3 + index / 6) * generator.uniform(0.9, 1.1)),
             uncertainty=0.1,
             effective_rank=generator.uniform(2, 6),
             relative_update=0.02,
-            components=(1.0, 0.5),
+            components=(0.7 * size, 0.3 * size),
             held_out=generator.gauss(0, 0.01),
             held_out_error=0.01,
         )
