@@ -39,7 +39,7 @@ def test_measures_at_every_multiple_and_at_the_end(bench: Bench) -> None:
 
 
 def test_a_trial_learns(bench: Bench) -> None:
-    last = run(bench, trial_spec(steps=120, evaluate_every=120, batch_size=16))[-1]
+    last = run(bench, trial_spec(1, steps=120, evaluate_every=120, batch_size=16, learning_rate=5e-3))[-1]
     assert last.metrics["accuracy"] > 0.8
 
 
