@@ -40,7 +40,11 @@ def find_body(model: nn.Module) -> nn.Module | None:
 
 
 class Body:
-    """The body of a model, with its `forward` under our control. `close` gives it back as it was."""
+    """The body of a model, with its `forward` under our control. `close` gives it back as it was.
+
+    It keeps no keys and values for later unless it is asked to, as generating text does: in training nobody reads them,
+    and a layer that is computed twice would add its own twice.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         body = find_body(model)
@@ -50,11 +54,16 @@ class Body:
         self.module = body
         self._run: Callable[..., Any] = body.forward
         self._handler: Callable[..., Any] = self._run
+        self._cached: bool | None = getattr(body.config, "use_cache", None)
+        if self._cached is not None:
+            body.config.use_cache = False  # type: ignore[union-attr]
         body.forward = lambda *args, **kwargs: self._handler(*args, **kwargs)
 
     def close(self) -> None:
         """Undo what the constructor did."""
         del self.module.forward
+        if self._cached is not None:
+            self.module.config.use_cache = self._cached  # type: ignore[union-attr]
 
     def record(self, work: Callable[[], Any], rows: int) -> Call:
         """The call of the body that `work` makes first; `work` is left there. Raises what `work` raises before."""

@@ -9,6 +9,7 @@ import torch
 from architectures import tiny_model
 from packed_oracle import PeftRun, spec, workload
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from automl.errors import CheckpointError, OutOfMemory
 from automl.lora import Hyperparameters
@@ -278,6 +279,33 @@ def test_few_shapes_cover_a_run() -> None:
     assert isinstance(together, Together)
     assert len(together.shapes) <= 4
     assert [static_width(longest, 384) for longest in (3, 32, 33, 250, 257, 380)] == [32, 32, 64, 256, 384, 384]
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses operations that wait for a value of a tensor: a CUDA graph could not be recorded with them."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "lift_fresh")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(name in str(func) for name in self.WAITING), f"{func} waits for the device"
+        if str(func).startswith("aten.index."):
+            assert all(each is None or each.dtype != torch.bool for each in args[1]), "a mask as index waits for it"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(("name", "kind"), [*MODELS, ("llama", "classification"), ("gpt2", "classification")])
+def test_a_micro_step_waits_for_no_value(
+    name: str, kind: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_after(name, kind, TRIALS[:2], 1, bank=ROOM, recompute=recompute)
+    together = trainer._together
+    assert isinstance(together, Together)
+    # transformers leaves its own shortcuts out while a graph is recorded.
+    monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
+    with NoValues():
+        for static in together._statics.values():
+            together._compute(static)
 
 
 def test_masks_keep_the_right_share_and_do_not_depend_on_extent() -> None:
