@@ -1,0 +1,220 @@
+"""A scheduler survives whatever its sweeps do, and whatever is done to it, and loses no night."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from scheduling import ONE_TRIAL, HandClock, add_schedule, plan_values, space_of, states, tick_until
+
+from automl.schedule.daemon import Scheduler, Settings
+from automl.schedule.options import Options
+from automl.schedule.work import Place
+from automl.storage.claims import Claimant
+from automl.storage.jobs import FiringState, SubmissionState
+from automl.storage.schedules import ScheduleStore, list_firings
+from automl.storage.sql import Database
+from automl.storage.submissions import cancel, find_submission, list_schedulers, submit
+from automl.storage.url import absolute_url
+
+MakePlace = Callable[[str], Place]
+
+SLEEPER = "import time, pathlib\nprint('asleep', flush=True)\ntime.sleep(600)\n"
+
+
+@pytest.fixture
+def scheduler(database: Database, clock: HandClock) -> Iterator[Callable[[Place], Scheduler]]:
+    """Makes schedulers; their processes are gone afterwards."""
+    made: list[Scheduler] = []
+
+    def make(place: Place) -> Scheduler:
+        made.append(Scheduler(Claimant(database, clock=clock), place, Settings(poll_seconds=0.05)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        pids = each.pids
+        each.leave()
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_nights_are_compared_with_the_last_successful_one(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    plan_values(tmp_path, 0.80, 0.85, 0.855, 0.70, 0.86)
+    add_schedule(Claimant(database, clock=clock), tmp_path)
+    one = scheduler(place(ONE_TRIAL))
+    for _ in range(5):
+        clock.forward(days=1)
+        one.tick()
+        tick_until(one.tick, lambda: not one.running)
+    # 10,000 validation rows: noise is about 0.01. The regression is not what the last night is compared with.
+    assert states(database) == ["SUCCEEDED", "SUCCEEDED", "NO_IMPROVEMENT", "REGRESSION", "NO_IMPROVEMENT"]
+    regression = list_firings(database)[1]
+    assert (regression.exit_code, regression.value) == (6, 0.70)
+    assert regression.comparison is not None
+    assert regression.comparison["previous_study"] == "nightly-20260806-0200"
+    assert regression.comparison["re_evaluated"] == 0.70
+    assert "worse: accuracy 0.7000 against 0.8550 of nightly-20260806-0200" in regression.message
+    last = list_firings(database)[0]
+    assert last.comparison is not None
+    assert last.comparison["previous_study"] == "nightly-20260806-0200"
+    # Warm-started: the configuration of the night before comes first.
+    assert space_of(tmp_path / "automl-output" / "nightly-20260805-0200")["enqueue"] == [
+        {"rank": 4, "learning_rate": 0.01}
+    ]
+
+
+def test_a_failed_night_is_not_compared_with(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    add_schedule(Claimant(database, clock=clock), tmp_path)
+    one = scheduler(place("import sys\nprint('space.yaml:3: model: is missing', file=sys.stderr)\nsys.exit(2)\n"))
+    clock.forward(days=1)
+    tick_until(one.tick, lambda: states(database) == ["FAILED"])
+    (night,) = list_firings(database)
+    assert (night.exit_code, night.message, night.attempts) == (2, "space.yaml:3: model: is missing", 1)
+
+
+def test_a_sweep_that_crashes_is_tried_again_and_given_up_in_the_end(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    add_schedule(Claimant(database, clock=clock), tmp_path)
+    one = scheduler(place("import os\nprint('so far', flush=True)\nos.abort()\n"))
+    clock.forward(days=1)
+    tick_until(one.tick, lambda: states(database) == ["QUEUED"] and list_firings(database)[0].attempts == 1)
+    assert one.running == []  # it waits
+    clock.forward(seconds=40)
+    tick_until(one.tick, lambda: states(database) == ["QUEUED"] and list_firings(database)[0].attempts == 2)
+    clock.forward(seconds=80)
+    tick_until(one.tick, lambda: states(database) == ["FAILED"])
+    (night,) = list_firings(database)
+    assert (night.exit_code, night.attempts) == (-signal.SIGABRT, 3)
+    assert night.message == "ended by signal 6: so far"
+
+
+def test_a_night_is_stopped_at_its_deadline(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    add_schedule(Claimant(database, clock=clock), tmp_path, deadline_seconds=3600.0)
+    one = scheduler(place(SLEEPER))
+    clock.forward(days=1)
+    tick_until(one.tick, lambda: bool(one.pids))
+    clock.forward(hours=1, minutes=1)
+    tick_until(one.tick, lambda: states(database) == ["TIMED_OUT"])
+    assert list_firings(database)[0].message == "stopped at its deadline of 1 h"
+
+
+def test_a_scheduler_that_is_asked_to_end_gives_its_night_back(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    add_schedule(Claimant(database, clock=clock), tmp_path)
+    one = scheduler(place(SLEEPER))
+    clock.forward(days=1)
+    tick_until(one.tick, lambda: bool(one.pids))
+    one.tick()
+    assert [row.running for row in list_schedulers(database)] == [["night 2026-08-04 02:00 of nightly"]]
+    (pid,) = one.pids
+    one.leave()
+    assert not psutil.pid_exists(pid)
+    (night,) = list_firings(database)
+    assert (night.state, night.attempts, night.study) == (FiringState.QUEUED, 0, "nightly-20260804-0200")
+    assert list_schedulers(database) == []
+    # The next scheduler continues the same study.
+    plan_values(tmp_path, 0.9)
+    two = scheduler(place(ONE_TRIAL))
+    tick_until(two.tick, lambda: states(database) == ["SUCCEEDED"])
+    assert list_firings(database)[0].study == night.study
+
+
+def test_a_removed_lease_stops_the_process(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    text = "version: 1\nstudy: asked\nmodel: ./m\ntask: {type: classification, data: ./d.jsonl}\n"
+    one = scheduler(place(SLEEPER))
+    asked = submit(database, "asked", text, "somebody")
+    tick_until(one.tick, lambda: bool(one.pids))
+    (pid,) = one.pids
+    cancel(database, asked.id)
+    tick_until(one.tick, lambda: not one.running, most=6000)  # noticed when the lease is renewed next
+    assert not psutil.pid_exists(pid)
+    assert find_submission(database, asked.id).state is SubmissionState.CANCELLED
+
+
+def test_submissions_are_run(
+    database: Database, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    text = "version: 1\nstudy: asked\nmodel: ./m\ntask: {type: classification, data: ./d.jsonl}\n"
+    plan_values(tmp_path, 0.9)
+    one = scheduler(place(ONE_TRIAL))
+    good, bad = submit(database, "asked", text, "somebody"), submit(database, "bad", "version: 1\n", "somebody")
+    ends = (SubmissionState.DONE, SubmissionState.FAILED)
+    tick_until(one.tick, lambda: all(find_submission(database, each.id).state in ends for each in (good, bad)))
+    assert find_submission(database, good.id).state is SubmissionState.DONE
+    failed = find_submission(database, bad.id)
+    assert failed.state is SubmissionState.FAILED
+    assert failed.exit_code == 2
+
+
+def start_daemon(url: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "automl.cli.main", "scheduler", "--poll", "0.2", *options]
+    environment = {**os.environ, "AUTOML_DB_URL": absolute_url(url)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+# The whole command, killed as the kernel does it while a real search runs; the next one ends the night.
+def test_a_killed_scheduler_takes_its_sweep_along_and_the_night_is_continued(
+    database: Database, sqlite_url: str, tmp_path: Path
+) -> None:
+    from tests.sweep.tiny_world import make_world
+
+    space = make_world(tmp_path, trials=8, steps=40)
+    claimant = Claimant(database)
+    options = Options(warm_start=0)
+    store = add_schedule(claimant, tmp_path, space_text=space.read_text(encoding="utf-8"), options=options)
+    store.fire_by_hand("nightly")
+    daemon = start_daemon(sqlite_url)
+    try:
+        assert daemon.stderr is not None
+        pid = next(int(line.split("process ")[1].split()[0]) for line in daemon.stderr if "process " in line)
+        log = tmp_path / "automl-output" / str(list_firings(database)[0].study) / "search.log"
+        tick_until(lambda: None, lambda: log.exists() and "trial 0" in log.read_text(encoding="utf-8"), most=4000)
+    finally:
+        daemon.kill()
+        daemon.communicate()
+    tick_until(lambda: None, lambda: not psutil.pid_exists(pid))  # the sweep has ended by itself, in order
+    assert states(database) == ["RUNNING"]
+    second = start_daemon(sqlite_url)
+    try:
+        tick_until(lambda: None, lambda: states(database) == ["SUCCEEDED"], most=6000)
+    finally:
+        second.send_signal(signal.SIGTERM)
+        _, said = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    (night,) = list_firings(database)
+    assert night.attempts == 2
+    assert len(database.studies()) == 1
+    assert database.studies()[0].runs == 2
+    assert list_schedulers(database)[1:] == []  # the killed one has left its row; it is forgotten in a week
+
+
+def test_a_night_that_kills_every_scheduler_is_given_up(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    claimants = [Claimant(database, clock=clock) for _ in range(3)]
+    add_schedule(claimants[0], tmp_path)
+    clock.forward(days=1)
+    one = scheduler(place(SLEEPER))
+    one._fire()
+    for claimant in claimants:
+        assert ScheduleStore(claimant).take() is not None
+        clock.time += timedelta(seconds=61)
+    tick_until(one.tick, lambda: states(database) == ["FAILED"])
+    assert list_firings(database)[0].message == "given up: it was started 3 times and never ended"
