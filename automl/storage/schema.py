@@ -30,6 +30,8 @@ from automl.storage.tables import Now, metadata, sweeps
 from automl.storage.url import is_sqlite, mask_url, sqlite_path
 
 _OPTUNA_TABLES = frozenset({"studies", "trials", "trial_values", "version_info", "alembic_version"})
+_FIRST_TABLES = frozenset({"automl_sweeps", "automl_attempts", "automl_measurements", "automl_events"})
+"""Tables that every revision of ours has had."""
 _LOCK_SECONDS = 120.0
 _ADVISORY_LOCK = 0x6175746F6D6C  # "automl"
 
@@ -75,7 +77,10 @@ class _Schema(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        return self.revision is not None and set(metadata.tables) <= self.tables
+        if self.revision is None:
+            return False
+        wanted = metadata.tables.keys() if self.revision == migrations.revisions()[0] else _FIRST_TABLES
+        return self.tables >= set(wanted)
 
     @property
     def is_optunas(self) -> bool:

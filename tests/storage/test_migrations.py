@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
@@ -51,8 +52,6 @@ def test_only_our_tables_are_seen(database: Database) -> None:
 
 
 def test_downgrade_leaves_only_optunas_tables(url: str) -> None:
-    from alembic import command
-
     engine = make_engine(parse_url(url), pooled=False)
     with engine.connect() as connection, connection.begin():
         for view in VIEWS:
@@ -86,6 +85,22 @@ class TestUpgrade:
             assert set(inspect(connection).get_view_names()) == set(VIEWS)
             assert "trials_study_id_key" in {index["name"] for index in inspect(connection).get_indexes("trials")}
 
+    def test_our_first_revision_is_upgraded_with_what_it_holds(self, url: str) -> None:
+        with open_database(url, create=False) as database:
+            database.store("s").add_event("kept", {"number": 3})
+        _make_first(url)
+        before = database_status(url)
+        assert (before.revision, before.advice) == ("0001", "automl db upgrade")
+        for create in (False, True):
+            with (
+                pytest.raises(StorageError, match=r"is at revision 0001, .* run `automl db upgrade`"),
+                open_database(url, create=create) as database,
+            ):
+                database.optuna_storage()
+        assert upgrade_database(url).after.ready
+        with open_database(url, create=False) as database:
+            assert [(kind, detail) for _, kind, detail in database.store("s").events()] == [("kept", {"number": 3})]
+
     def test_a_sqlite_file_is_copied_before(self, sqlite_url: str) -> None:
         with open_database(sqlite_url, create=False) as database:
             database.store("s").add_event("kept", {})
@@ -115,6 +130,15 @@ def _make_older(url: str) -> None:
     with engine.connect() as connection, connection.begin():
         connection.execute(text("DROP INDEX ix_trials_study_id"))
         connection.execute(text("UPDATE alembic_version SET version_num = 'v3.0.0.d'"))
+
+
+def _make_first(url: str) -> None:
+    """Bring our tables back to the first revision."""
+    engine = make_engine(parse_url(url), pooled=False)
+    with engine.connect() as connection, connection.begin():
+        for view in VIEWS:
+            connection.execute(text(f"DROP VIEW {view}"))
+        command.downgrade(migrations._config(connection), "0001")
 
 
 def _definitions(path: Path) -> dict[str, set[str]]:
