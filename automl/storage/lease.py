@@ -44,7 +44,7 @@ from automl.storage.tables import Now, events, sweeps
 logger = logging.getLogger(__name__)
 
 _STORAGE_EXIT_CODE = StorageError.exit_code
-_AFTER_THE_DRIVER = 5.0
+_AFTER_THE_DRIVER = 10.0
 
 
 class StudyLease:

@@ -182,7 +182,7 @@ def full_disks(trial: Trial) -> Findings:
         with trial.workspace() as folder, _small_disk(folder / "small", megabytes=6) as disk:
             (folder / "url").write_text(f"sqlite:///{disk / 'search.db'}", encoding="utf-8")
             freed = number % 2 == 0
-            driver = ForkedDriver(folder, Options(step_seconds=0.01, grace_seconds=60.0 if freed else 3.0))
+            driver = ForkedDriver(folder, Options(step_seconds=0.01, grace_seconds=60.0 if freed else 6.0))
             driver.wait_until_driving()
             time.sleep(trial.chance.uniform(0.0, 0.8))
             _fill(disk / "ballast")
