@@ -8,6 +8,7 @@ AutomlError                      root; carries the exit code of the command line
 ├── MissingExtraError(ImportError)  an optional package is needed; names the extra              exit 2
 ├── StorageError(RuntimeError)   the database cannot be opened, read or written                 exit 3
 │   ├── StudyNotFoundError(LookupError)  no study of that name in the database                  exit 3
+│   ├── SubmissionNotFoundError(LookupError)  no submission of that id in the database      exit 3
 │   ├── StudyBusyError           another driver holds the study's lease; names the owner        exit 3
 │   └── LeaseLostError           this driver lost its lease and must not write any more         exit 3
 ├── SpaceChangedError(ValueError)  space.yaml is not the one the study was started with         exit 2
@@ -93,6 +94,10 @@ class StorageError(AutomlError, RuntimeError):
 
 class StudyNotFoundError(StorageError, LookupError):
     """No study of that name in the database."""
+
+
+class SubmissionNotFoundError(StorageError, LookupError):
+    """No submission of that id in the database."""
 
 
 class StudyBusyError(StorageError):

@@ -114,7 +114,8 @@ class LogHandler(logging.Handler):
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Replace the values of secret environment variables, wherever they stand in the text."""
-    for name in ("AUTOML_DB_URL", "HF_TOKEN", "AUTOML_WEBHOOK_SECRET", "AUTOML_SMTP_PASSWORD"):
+    secrets = ("AUTOML_DB_URL", "HF_TOKEN", "AUTOML_WEBHOOK_SECRET", "AUTOML_SMTP_PASSWORD", "AUTOML_DASHBOARD_TOKEN")
+    for name in secrets:
         secret = environment.get(name, "")
         if len(secret) >= 6:
             text = text.replace(secret, f"${name}")

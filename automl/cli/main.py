@@ -18,6 +18,7 @@ import automl
 from automl.cli import (
     best,
     console,
+    dashboard,
     db,
     doctor,
     export,
@@ -95,7 +96,7 @@ def options(
 
 _IN_ORDER = (
     *(init, presets, validate, plan, search, status, trials, best, verify, suggest, report, export),
-    *(inspect, schedule, scheduler, db, doctor, gc, schema),
+    *(inspect, schedule, scheduler, dashboard, db, doctor, gc, schema),
 )
 for module in _IN_ORDER:
     module.register(app)

@@ -62,6 +62,11 @@ def render_html(frame: StudyFrame, found: Findings, sections: tuple[Section, ...
     )
 
 
+def content_policy() -> str:
+    """The content security policy of every page, for whoever serves one: what its own `meta` element says."""
+    return _policy((_asset("plotly-cartesian.min.js"), _asset("report.js")))
+
+
 def _tiles(frame: StudyFrame) -> list[tuple[str, str]]:
     costs = spending(frame)
     best = frame.best

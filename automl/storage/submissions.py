@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from automl.errors import StorageError
+from automl.errors import SubmissionNotFoundError
 from automl.storage.claims import Claimant
 from automl.storage.jobs import SchedulerRow, Submission, SubmissionState
 from automl.storage.sql import Database
@@ -38,7 +38,7 @@ def submit(database: Database, study: str, space_text: str, submitted_by: str) -
 def cancel(database: Database, identity: str) -> Submission:
     """Take a submission back: a queued one is not started, a running one is stopped by its scheduler, resumable.
 
-    One that has ended stays as it is. Raises StorageError if there is none.
+    One that has ended stays as it is. Raises SubmissionNotFoundError.
     """
     open_ones = submissions.c.state.in_([SubmissionState.QUEUED.value, SubmissionState.RUNNING.value])
     free = {"owner": None, "owner_process": None, "lease_until": None}
@@ -49,11 +49,11 @@ def cancel(database: Database, identity: str) -> Submission:
 
 
 def find_submission(database: Database, identity: str) -> Submission:
-    """One submission. Raises StorageError if there is none."""
+    """One submission. Raises SubmissionNotFoundError."""
     with database.reading("read a submission") as connection:
         row = connection.execute(select(submissions).where(submissions.c.id == identity)).first()
     if row is None:
-        raise StorageError(f"no submission {identity!r}")
+        raise SubmissionNotFoundError(f"no submission {identity!r}")
     return _submission(row)
 
 

@@ -1,0 +1,303 @@
+"""What the pages and the API show, gathered from the database as plain values. Every answer may be a second old."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+
+from automl.errors import ConfigError, StudyNotFoundError
+from automl.metric import METRICS
+from automl.report.frames import ModuleShare
+from automl.report.reading import shares_of_modules
+from automl.report.render import render
+from automl.schedule.cron import next_slots
+from automl.space.load import parse_space
+from automl.space.spec import SweepSpec
+from automl.storage.invariants import Violation, check
+from automl.storage.jobs import Firing, FiringState, Schedule, SchedulerRow, Submission
+from automl.storage.overview import (
+    CurvePoint,
+    Pace,
+    Place,
+    StudyTotals,
+    TrialLine,
+    importances_of,
+    improvements,
+    list_page,
+    pace,
+    sampled_trials,
+    stop_reasons,
+    study_totals,
+    trial_curves,
+)
+from automl.storage.schedules import list_firings, list_schedules
+from automl.storage.sql import Database
+from automl.storage.submissions import find_submission, list_schedulers, list_submissions
+from automl.sweep.record import recorded_spec
+from automl.sweep.reporting import study_frame
+from dashboards.recent import Recent
+
+FRESH = 1.0
+"""Seconds for which an answer is shared."""
+_REPORT_FRESH, _DOCTOR_FRESH = 10.0, 60.0
+_SHOWN_BEST, _SHOWN_CURVES, _SHOWN_RUNNING = 10, 5, 64
+_NIGHTS, _SUBMISSIONS = 120, 20
+_MAP_TRIALS = 50
+_SILENT = 60.0
+_ENDED = (FiringState.SUCCEEDED, FiringState.NO_IMPROVEMENT, FiringState.REGRESSION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyLine:
+    """A study as one line. planned: trials asked for, 0 if its space cannot be read any more."""
+
+    totals: StudyTotals
+    planned: int
+    planned_steps: int
+
+    @property
+    def study(self) -> str:
+        """Its name."""
+        return self.totals.study
+
+    @property
+    def metric(self) -> str:
+        """The objective."""
+        return self.totals.metric
+
+    @property
+    def state(self) -> str:
+        """running, finished or stopped: with trials left, and nobody who drives it."""
+        if self.totals.driver is not None:
+            return "running"
+        return "finished" if self.planned and self.totals.ended >= self.planned else "stopped"
+
+    @property
+    def verified(self) -> str:
+        """How far the winner can be believed, in a word."""
+        found = self.totals.verification
+        if found is None:
+            return "no"
+        return "running" if not found.is_done else "yes" if found.beats_majority else "no gain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyView:
+    """A study in full. eta: when its last trial would end at the present pace, None if it is not driven or unknown."""
+
+    line: StudyLine
+    running: Sequence[TrialLine]
+    best: Sequence[TrialLine]
+    reasons: Mapping[str, int]
+    history: Sequence[Place]
+    improvements: Sequence[Place]
+    curves: Mapping[int, Sequence[CurvePoint]]
+    pace: Pace | None
+    eta: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleLine:
+    """A schedule with its nights, the latest first. due: its next slot, None while it is paused or removed."""
+
+    name: str
+    schedule: Schedule | None
+    nights: Sequence[Firing]
+    due: datetime | None
+
+    @property
+    def last(self) -> Firing | None:
+        """The latest night."""
+        return next(iter(self.nights), None)
+
+    @property
+    def ended(self) -> list[Firing]:
+        """Nights that found something, the latest first."""
+        return [night for night in self.nights if night.state in _ENDED and night.value is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Who works off nights and submissions. alive: schedulers heard of in the last minute."""
+
+    alive: Sequence[SchedulerRow]
+    silent: Sequence[SchedulerRow]
+    submissions: Sequence[Submission]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkup:
+    """What the doctor found, when."""
+
+    violations: Sequence[Violation]
+    at: datetime
+    seconds: float
+
+
+class Views:
+    """The questions of the pages to one database, which is only read."""
+
+    def __init__(self, database: Database, recent: Recent | None = None) -> None:
+        self._database = database
+        self._recent = recent or Recent()
+
+    def studies(self) -> list[StudyLine]:
+        """All studies, the one that was worked on last first."""
+        lines = self._recent.get("studies", FRESH, lambda: [_line(each) for each in study_totals(self._database)])
+        return sorted(lines, key=lambda line: (line.state != "running", -_when(line.totals).timestamp()))
+
+    def line(self, name: str) -> StudyLine:
+        """One study in a line. Raises StudyNotFoundError."""
+        return self._recent.get(("line", name), FRESH, lambda: self._read_line(name))
+
+    def study(self, name: str) -> StudyView:
+        """One study in full. Raises StudyNotFoundError."""
+        return self._recent.get(("study", name), FRESH, lambda: self._read_study(name))
+
+    def trials(
+        self, name: str, *, order: str, states: Sequence[str], limit: int, offset: int
+    ) -> tuple[StudyLine, list[TrialLine]]:
+        """A page of the trials of a study. Raises StudyNotFoundError."""
+        line = self.line(name)
+        direction = line.totals.direction
+        asked = {"order": order, "states": tuple(states), "limit": limit, "offset": offset}
+        key = ("trials", name, *asked.values())
+        read = lambda: list_page(self._database, name, direction, **asked)  # type: ignore[arg-type]  # noqa: E731
+        return line, self._recent.get(key, FRESH, read)
+
+    def layers(self, name: str) -> list[ModuleShare]:
+        """Importance of each module, from the latest trials that measured it; empty if none did."""
+        self.line(name)
+        read = lambda: list(shares_of_modules(importances_of(self._database, name, _MAP_TRIALS)))  # noqa: E731
+        return self._recent.get(("layers", name), FRESH, read)
+
+    def report(self, name: str) -> str:
+        """The report of a study as a page. Raises StudyNotFoundError; it may take seconds."""
+        self.line(name)
+        return self._recent.get("report " + name, _REPORT_FRESH, lambda: self._read_report(name))
+
+    def progress(self, name: str) -> list[Place]:
+        """The improvements of a study. Raises StudyNotFoundError."""
+        direction = self.line(name).totals.direction
+        key = ("progress", name)
+        return self._recent.get(key, FRESH, lambda: improvements(self._database, name, direction))
+
+    def schedules(self) -> list[ScheduleLine]:
+        """All schedules, and those removed of which there are nights, by name."""
+        return self._recent.get("schedules", FRESH, self._read_schedules)
+
+    def schedule(self, name: str) -> ScheduleLine:
+        """One schedule. Raises StudyNotFoundError."""
+        found = next((line for line in self.schedules() if line.name == name), None)
+        if found is None:
+            raise StudyNotFoundError(f"no schedule {name!r}")
+        return found
+
+    def service(self) -> Service:
+        """Schedulers and the latest submissions."""
+        return self._recent.get("service", FRESH, self._read_service)
+
+    def checkup(self) -> Checkup:
+        """The invariants of the whole database, without files on disk; at most a minute old, it may take seconds."""
+        return self._recent.get("doctor", _DOCTOR_FRESH, self._check)
+
+    def submissions(self, limit: int) -> list[Submission]:
+        """The latest submissions, as they are now."""
+        return list_submissions(self._database, limit=limit)
+
+    def submission(self, identity: str) -> Submission:
+        """One submission as it is now. Raises SubmissionNotFoundError."""
+        return find_submission(self._database, identity)
+
+    def _read_line(self, name: str) -> StudyLine:
+        found = study_totals(self._database, name)
+        if not found:
+            raise StudyNotFoundError(f"no study {name!r}")
+        return _line(found[0])
+
+    def _read_study(self, name: str) -> StudyView:
+        database = self._database
+        line = self._read_line(name)
+        direction = line.totals.direction
+        running = list_page(database, name, direction, states=("RUNNING",), limit=_SHOWN_RUNNING)
+        best = list_page(database, name, direction, order="best", states=("COMPLETE", "PRUNED"), limit=_SHOWN_BEST)
+        drawn = [trial.number for trial in (*best[:_SHOWN_CURVES], *running[:_SHOWN_CURVES])]
+        current = pace(database, name)
+        return StudyView(
+            line=line,
+            running=running,
+            best=best,
+            reasons=stop_reasons(database, name),
+            history=sampled_trials(database, name, sum(line.totals.counts.values())),
+            improvements=improvements(database, name, direction),
+            curves=trial_curves(database, name, drawn),
+            pace=current,
+            eta=_eta(line, current),
+        )
+
+    def _read_report(self, name: str) -> str:
+        frame = study_frame(self._database, recorded_spec(self._database, name))
+        return render(frame, ("html",)).texts["html"]
+
+    def _read_schedules(self) -> list[ScheduleLine]:
+        known = {each.name: each for each in list_schedules(self._database)}
+        nights: dict[str, list[Firing]] = {name: [] for name in known}
+        for night in list_firings(self._database, limit=_NIGHTS * max(1, len(known))):
+            nights.setdefault(night.schedule, []).append(night)
+        now = datetime.now(UTC)
+        return [
+            ScheduleLine(name=name, schedule=known.get(name), nights=found, due=_due(known.get(name), now))
+            for name, found in sorted(nights.items())
+        ]
+
+    def _read_service(self) -> Service:
+        schedulers = list_schedulers(self._database)
+        return Service(
+            alive=[each for each in schedulers if each.seconds_silent <= _SILENT],
+            silent=[each for each in schedulers if each.seconds_silent > _SILENT],
+            submissions=list_submissions(self._database, limit=_SUBMISSIONS),
+        )
+
+    def _check(self) -> Checkup:
+        began = datetime.now(UTC)
+        violations = check(self._database, None, finished=False, files=False)
+        return Checkup(violations=violations, at=began, seconds=(datetime.now(UTC) - began).total_seconds())
+
+
+def _line(totals: StudyTotals) -> StudyLine:
+    spec = _recorded(totals.space_text)
+    if spec is None:
+        return StudyLine(totals=totals, planned=0, planned_steps=0)
+    if not totals.metric:  # Optuna has not been told yet
+        metric = spec.task.metric
+        totals = replace(totals, metric=metric, direction=METRICS[metric].direction)
+    return StudyLine(totals=totals, planned=spec.search.trials, planned_steps=spec.search.steps)
+
+
+@lru_cache(maxsize=1024)
+def _recorded(space_text: str) -> SweepSpec | None:
+    """The space file as the search stored it; None if this version cannot read it."""
+    try:
+        return parse_space(space_text, "the recorded space", Path("/"))
+    except ConfigError:
+        return None
+
+
+def _when(totals: StudyTotals) -> datetime:
+    return totals.last_at or totals.started_at or totals.created_at
+
+
+def _eta(line: StudyLine, current: Pace | None) -> datetime | None:
+    left = line.planned - line.totals.ended
+    if line.state != "running" or left <= 0 or current is None or current.seconds <= 0:
+        return None
+    return current.now + timedelta(seconds=left * current.seconds / current.trials)
+
+
+def _due(schedule: Schedule | None, now: datetime) -> datetime | None:
+    if schedule is None or schedule.is_paused:
+        return None
+    return next(iter(next_slots(schedule.cron, schedule.timezone, max(schedule.fired_until, now), 1)), None)
