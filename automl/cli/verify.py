@@ -24,11 +24,14 @@ def register(app: typer.Typer) -> None:
         study: StudyArgument = None,
         url: DatabaseOption = None,
         seeds: Annotated[
-            int, typer.Option("--seeds", "-n", min=2, max=1000, help="Trainings of each configuration, fresh seeds.")
+            int, typer.Option("--seeds", "-n", min=3, max=1000, help="Trainings of each configuration, fresh seeds.")
         ] = _SEEDS,
         finalists: Annotated[
             int, typer.Option("--finalists", "-k", min=1, max=20, help="Best trials of the search to verify.")
         ] = 2,
+        patterns: Annotated[
+            bool, typer.Option("--patterns/--no-patterns", help="Verify suggested ranks too (from 8 seeds on).")
+        ] = True,
         as_json: JsonOption = False,
     ) -> None:
         """Train the best configurations again on fresh seeds and compare them on the untouched test rows.
@@ -36,9 +39,10 @@ def register(app: typer.Typer) -> None:
         Run the same command again to continue an interrupted one.
         """
         from automl.sweep.folders import cache_folder
+        from automl.sweep.suggesting import suggested_ranks
         from automl.verify.run import Options, verify_study
 
-        options = Options(seeds=seeds, finalists=finalists)
+        options = Options(seeds=seeds, finalists=finalists, suggest=suggested_ranks if patterns else None)
         with opened(study, url) as (database, name):
             found = verify_study(database, recorded_spec(database, name), cache_folder(), options)
         assert found.result is not None
@@ -52,9 +56,10 @@ def verify_after_search(spec: SweepSpec) -> Mapping[str, Any] | None:
     """What `verify:` asks for, done as soon as the search is complete; None, with a note, if it cannot be done."""
     from automl.storage.sql import open_database
     from automl.sweep.folders import cache_folder
+    from automl.sweep.suggesting import suggested_ranks
     from automl.verify.run import Options, obstacle, verify_study
 
-    options = Options(seeds=spec.verify.seeds, finalists=spec.verify.finalists)
+    options = Options(seeds=spec.verify.seeds, finalists=spec.verify.finalists, suggest=suggested_ranks)
     with open_database(spec.storage_url, create=False, grace_seconds=spec.storage_grace_seconds) as database:
         if hindrance := obstacle(database, spec):
             console.note(f"not verified: {hindrance}")

@@ -94,11 +94,12 @@ class Candidates:
         return (high - low) * math.sqrt(share * (1.0 - share) / self._rows)
 
     def pattern_arms(self, ranks: Mapping[str, int], *, seed: int) -> list[Arm]:
-        """The winner with suggested ranks, with even ones and with random ones: equal parameters, equal alpha / rank.
+        """The best LoRA trial of these modules with suggested, with even and with random ranks.
 
-        Every arm gets the same choice of learning rates, since a pattern may want another one than the winner's.
+        All have equal parameters and equal alpha / rank. Every arm gets the same choice of learning rates, since a
+        pattern may want another one than the trial's. Raises SearchError if no complete trial has these modules.
         """
-        winner = self._arm(self._ranked[0], "finalist")
+        winner = self._with_modules(set(ranks))
         layers = self._derive.layers(winner.hyper.target)
         budget = spent(layers, ranks)
         even = even_ranks(layers, budget)
@@ -112,6 +113,14 @@ class Candidates:
         )
         rates = tuple(factor * winner.hyper.learning_rate for factor in GRID)
         return [self._patterned(winner, kind, title, pattern, rates) for kind, title, pattern in patterns]
+
+    def _with_modules(self, modules: set[str]) -> Arm:
+        for trial in self._ranked:
+            arm = self._arm(trial, "finalist")
+            paths = {layer.path for layer in self._derive.layers(arm.hyper.target)}
+            if arm.hyper.method == "lora" and paths == modules:
+                return arm
+        raise SearchError(f"ranks for {len(modules)} modules are suggested, but no complete trial has adapted these")
 
     def _patterned(
         self, winner: Arm, kind: ArmKind, title: str, ranks: Mapping[str, int], rates: tuple[float, ...]

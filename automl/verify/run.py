@@ -59,7 +59,7 @@ Suggest = Callable[[Database, str], Mapping[str, int] | None]
 class Options:
     """What the user may choose.
 
-    seeds: trainings of each arm, at least 2. finalists: best trials of the search that are verified. suggest: asked for
+    seeds: trainings of each arm, at least 3. finalists: best trials of the search that are verified. suggest: asked for
     a rank pattern to verify too; None asks for none.
     """
 
@@ -102,7 +102,7 @@ def obstacle(database: Database, spec: SweepSpec) -> str:
         return f"there is nothing to train in a task of type {spec.task.type}"
     recorded = last_event(database.store(spec.study), GROUND) or {}
     if not recorded.get("rows", {}).get("test"):
-        return "the data has no test rows (task.split.test is 0); only validation values are known"
+        return "the data has no test rows; give it a test file, or task.split a larger test share"
     return ""
 
 

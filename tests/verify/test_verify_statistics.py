@@ -1,0 +1,87 @@
+"""The numbers behind a verdict, against scipy and against their own definitions."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from scipy import stats
+
+from automl.verify.statistics import (
+    LEVEL,
+    POWER,
+    is_settled,
+    joint_level,
+    paired,
+    spread,
+    t_distribution,
+    t_quantile,
+    verdict,
+)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 8, 31, 100])
+def test_student_t_is_that_of_scipy(freedom: int) -> None:
+    for probability in (0.01, 0.5001, 0.8, 0.975, 0.9999):
+        assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9)
+    for t in (-3.0, 0.0, 0.5, 12.0):
+        assert t_distribution(t, freedom) == pytest.approx(stats.t.cdf(t, freedom), abs=1e-13)
+
+
+@pytest.mark.parametrize(("probability", "freedom"), [(0.0, 3), (1.0, 3), (0.5, 0)])
+def test_a_quantile_that_does_not_exist_is_refused(probability: float, freedom: int) -> None:
+    with pytest.raises(ValueError, match="no t quantile"):
+        t_quantile(probability, freedom)
+
+
+def test_the_interval_is_that_of_the_paired_t_test() -> None:
+    draw = random.Random(3)
+    ours, theirs = ([draw.gauss(0.8, 0.02) for _ in range(8)] for _ in range(2))
+    found = paired([a - b for a, b in zip(ours, theirs, strict=True)], level=0.9)
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+
+
+def test_an_interval_needs_two_differences() -> None:
+    with pytest.raises(ValueError, match="1 differences"):
+        paired([0.1])
+
+
+def test_a_detectable_difference_is_seen_as_often_as_said() -> None:
+    # 4,000 draws of 8 differences with exactly the spread the estimate assumes; a fixed seed.
+    draw, number, sd = random.Random(5), 8, 0.02
+    reach = (t_quantile((1.0 + LEVEL) / 2.0, number - 1) + t_quantile(POWER, number - 1)) * sd / number**0.5
+    seen = sum(paired([draw.gauss(reach, sd) for _ in range(number)]).low > 0 for _ in range(4000)) / 4000
+    assert seen == pytest.approx(POWER, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("differences", "direction", "expected"),
+    [
+        ([0.02, 0.03, 0.025, 0.022], "maximize", "better"),
+        ([0.02, 0.03, 0.025, 0.022], "minimize", "worse"),
+        ([-0.02, -0.03, -0.025, -0.022], "minimize", "better"),
+        ([0.02, -0.03, 0.025, -0.022], "maximize", "no clear difference"),
+        ([0.0, 0.0, 0.0, 0.0], "maximize", "no clear difference"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(differences: list[float], direction: str, expected: str) -> None:
+    assert verdict(paired(differences), direction) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("differences", "settled"),
+    [
+        ([0.001, -0.001, 0.002, -0.001], True),
+        ([0.03, -0.02, 0.02, -0.01], False),  # wide
+        ([0.003, 0.0031, 0.0029, 0.003], False),  # small, but not zero: a gain may be claimed after all seeds
+    ],
+)
+def test_an_early_look_ends_only_what_is_plainly_equal(differences: list[float], settled: bool) -> None:
+    assert is_settled(paired(differences), 0.01) is settled
+
+
+def test_several_comparisons_share_the_false_alarms() -> None:
+    assert joint_level(1) == pytest.approx(LEVEL)
+    assert joint_level(4) == pytest.approx(1.0 - (1.0 - LEVEL) / 4)
+    assert spread([3.0]) == 0.0
