@@ -143,7 +143,7 @@ def test_a_removed_lease_stops_the_process(
     tick_until(one.tick, lambda: bool(one.pids))
     (pid,) = one.pids
     cancel(database, asked.id)
-    tick_until(one.tick, lambda: not one.running, most=6000)  # noticed when the lease is renewed next
+    tick_until(one.tick, lambda: not one.running, most=20_000)  # noticed when the lease is renewed next
     assert not psutil.pid_exists(pid)
     assert find_submission(database, asked.id).state is SubmissionState.CANCELLED
 
@@ -170,6 +170,8 @@ def start_daemon(url: str, *options: str) -> subprocess.Popen[str]:
 
 
 # The whole command, killed as the kernel does it while a real search runs; the next one ends the night.
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_killed_scheduler_takes_its_sweep_along_and_the_night_is_continued(
     database: Database, sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -185,7 +187,7 @@ def test_a_killed_scheduler_takes_its_sweep_along_and_the_night_is_continued(
         assert daemon.stderr is not None
         pid = next(int(line.split("process ")[1].split()[0]) for line in daemon.stderr if "process " in line)
         log = tmp_path / "automl-output" / str(list_firings(database)[0].study) / "search.log"
-        tick_until(lambda: None, lambda: log.exists() and "trial 0" in log.read_text(encoding="utf-8"), most=4000)
+        tick_until(lambda: None, lambda: log.exists() and "trial 0" in log.read_text(encoding="utf-8"), most=20_000)
     finally:
         daemon.kill()
         daemon.communicate()
@@ -193,7 +195,7 @@ def test_a_killed_scheduler_takes_its_sweep_along_and_the_night_is_continued(
     assert states(database) == ["RUNNING"]
     second = start_daemon(sqlite_url)
     try:
-        tick_until(lambda: None, lambda: states(database) == ["SUCCEEDED"], most=6000)
+        tick_until(lambda: None, lambda: states(database) == ["SUCCEEDED"], most=20_000)
     finally:
         second.send_signal(signal.SIGTERM)
         _, said = second.communicate(timeout=60)
