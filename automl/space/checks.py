@@ -16,6 +16,7 @@ from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.ranges import build_parameters, described
+from automl.space.schema_search import SearchSection
 from automl.space.schema_task import TableTask
 from automl.space.sections import Sections
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
@@ -87,6 +88,8 @@ def check_settings(sections: Sections, problems: Problems) -> None:
             problems.at_value(("search", "evaluate_every"), message)
         if len(sections.enqueue) > search.trials:
             problems.at_value(("enqueue",), f"has {len(sections.enqueue)} entries, more than trials {search.trials}")
+        if search.also_minimize is not None:
+            _check_two_objectives(search, problems, is_table=isinstance(task, TableTask))
         missing = missing_package(search.sampler.name, lambda package: find_spec(package) is not None)
         if missing:
             problems.at_value(("search", "sampler"), missing)
@@ -94,6 +97,17 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         mistake = url_mistake(sections.storage.url)
         if mistake:
             problems.at_value(("storage", "url"), mistake)
+
+
+def _check_two_objectives(search: SearchSection, problems: Problems, *, is_table: bool) -> None:
+    if search.pruner.name != "none":
+        message = f"{search.pruner.name!r} judges by one objective; with also_minimize leave it out or write none"
+        problems.at_value(("search", "pruner"), message)
+    if search.sampler.name == "cmaes":
+        message = "'cmaes' knows one objective only; with also_minimize use tpe, nsga2, gp, qmc, random or grid"
+        problems.at_value(("search", "sampler"), message)
+    if is_table:
+        problems.at_value(("search", "also_minimize"), "a table of curves tells neither parameters nor time")
 
 
 def missing_package(sampler: str, is_installed: Callable[[str], bool]) -> str:

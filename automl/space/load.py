@@ -164,6 +164,7 @@ def _search(section: SearchSection) -> SearchSettings:
         importance=section.importance,
         warm_start=section.warm_start,
         patience=section.patience,
+        also_minimize=section.also_minimize,
     )
 
 
@@ -195,7 +196,7 @@ def _fingerprint(
     space: SearchSpace,
 ) -> str:
     """sha256 over all that gives a study its meaning; paths as written, so that the files may move together."""
-    meaning = {
+    meaning: dict[str, object] = {
         "study": study,
         "model": model.model_dump(exclude_none=True) if model else None,
         "task": task.model_dump(exclude_none=True),
@@ -208,4 +209,6 @@ def _fingerprint(
         "evaluate_every": search.evaluate_every,
         "seed": search.seed,
     }
+    if search.also_minimize is not None:
+        meaning["also_minimize"] = search.also_minimize
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()

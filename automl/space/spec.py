@@ -139,7 +139,7 @@ class SearchSettings:
     trial is measured and judged. max_seconds, max_steps: further budgets (None = none); max_steps counts training
     steps of all trials. keep: adapters that stay on disk. importance: of modules is measured while trials train.
     warm_start: another study of the database, whose best configurations are tried first. patience: trials without a
-    better value after which no new one starts (None = no limit).
+    better value after which no new one starts (None = no limit). also_minimize: the second objective, if there are two.
     """
 
     sampler: str = "tpe"
@@ -157,6 +157,7 @@ class SearchSettings:
     importance: bool = True
     warm_start: str | None = None
     patience: int | None = None
+    also_minimize: Literal["trainable_params", "seconds"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

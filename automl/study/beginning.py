@@ -32,9 +32,9 @@ def best_of_earlier(storage: BaseStorage, name: str, space: SearchSpace) -> list
     except KeyError:
         known = ", ".join(sorted(study.study_name for study in storage.get_all_studies())) or "none"
         raise refuse("warm_start", f"there is no study {name!r} in the database; there is: {known}") from None
-    sign = -1.0 if earlier.direction is StudyDirection.MAXIMIZE else 1.0
+    sign = -1.0 if earlier.directions[0] is StudyDirection.MAXIMIZE else 1.0
     complete = earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+    ranked = sorted(complete, key=lambda trial: (sign * trial.values[0], *trial.values[1:], trial.number))
     fitting = (dict(_fitting(trial, space)) for trial in ranked)
     distinct: list[Mapping[str, Scalar]] = []
     for params in fitting:
@@ -50,9 +50,9 @@ def _fitting(trial: FrozenTrial, space: SearchSpace) -> Iterator[tuple[str, Scal
             yield parameter.name, value
 
 
-def is_stalled(trials: Sequence[FrozenTrial], direction: StudyDirection, patience: int) -> bool:
+def is_stalled(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], patience: int) -> bool:
     """Whether the last `patience` trials that have a value brought none better than the trials before them."""
-    sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
+    sign = -1.0 if directions[0] is StudyDirection.MAXIMIZE else 1.0
     best = [
         (min(sign * value for value in trial.intermediate_values.values()), trial.number)
         for trial in trials

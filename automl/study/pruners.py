@@ -39,6 +39,8 @@ class PrunerEntry(NamedTuple):
 def make_pruner(settings: SearchSettings) -> BasePruner:
     """The pruner that `search:` names. Raises ConfigError for an unknown name, an unknown or an impossible option."""
     entry = lookup("pruner", settings.pruner, PRUNERS)
+    if settings.pruner != "none" and settings.also_minimize is not None:
+        raise refuse("pruner", f"{settings.pruner!r} judges by one objective; with also_minimize it must be none")
     options = merge_options("pruner", settings.pruner_options, entry.defaults(settings))
     try:
         with warnings.catch_warnings():

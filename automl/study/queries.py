@@ -23,7 +23,8 @@ from automl.trial import Scalar, TrialState
 class TrialRow:
     """One trial as it is now.
 
-    value: objective at the last measurement of an ended trial, None otherwise. steps, seconds: trained so far, up to
+    value: objective at the last measurement of an ended trial, None otherwise. size: of a complete trial, what is
+    minimised beside it (`search.also_minimize`), else None. steps, seconds: trained so far, up to
     the last measurement. adapter: folder of its adapter, if that is still kept. trainable_params: LoRA and head, None
     if unknown. error: what a failed trial said last, empty otherwise.
     """
@@ -38,6 +39,7 @@ class TrialRow:
     adapter: str | None
     trainable_params: int | None = None
     error: str = ""
+    size: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +67,16 @@ def list_trials(storage: BaseStorage, study_name: str, store: ResultStore | None
 def summary(storage: BaseStorage, study_name: str, store: ResultStore | None = None) -> StudySummary:
     """Totals and the best COMPLETE trial. Raises StudyNotFoundError."""
     rows = list_trials(storage, study_name, store)
-    sign = -1.0 if _load(storage, study_name).direction is StudyDirection.MAXIMIZE else 1.0
+    sign = -1.0 if _load(storage, study_name).directions[0] is StudyDirection.MAXIMIZE else 1.0
     complete = [
-        (sign * row.value, row.number, row)
+        (sign * row.value, row.size or 0.0, row.number, row)
         for row in rows
         if row.state is TrialState.COMPLETE and row.value is not None
     ]
     counted = Counter(row.state for row in rows)
     return StudySummary(
         counts={state: counted[state] for state in TrialState},
-        best=min(complete)[2] if complete else None,
+        best=min(complete)[3] if complete else None,
         steps=sum(row.steps for row in rows),
         seconds=sum(row.seconds for row in rows),
     )
@@ -93,7 +95,7 @@ def _row(trial: FrozenTrial, seconds: float, adapters: Mapping[int, str] | None)
     return TrialRow(
         number=trial.number,
         state=TrialState(trial.state.name),
-        value=trial.value if trial.state.is_finished() else None,
+        value=_value(trial),
         params=trial.params,
         steps=trial.last_step or 0,
         seconds=attributes.get("seconds", seconds),
@@ -101,4 +103,12 @@ def _row(trial: FrozenTrial, seconds: float, adapters: Mapping[int, str] | None)
         adapter=attributes.get("adapter") if adapters is None else adapters.get(trial.number),
         trainable_params=int(attributes["trainable_params"]) if "trainable_params" in attributes else None,
         error=str(attributes.get("error", "")),
+        size=trial.values[1] if trial.state is OptunaState.COMPLETE and len(trial.values) > 1 else None,
     )
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The first objective; of a pruned trial its last value, which Optuna takes over only if there is no second."""
+    if trial.state is OptunaState.PRUNED and trial.last_step is not None:
+        return trial.intermediate_values[trial.last_step]
+    return trial.values[0] if trial.state.is_finished() and trial.values else None

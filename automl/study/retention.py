@@ -1,4 +1,4 @@
-"""Which adapters stay on disk: those of the best COMPLETE trials of the whole study."""
+"""Which adapters stay on disk: those of the best COMPLETE trials of the whole study, and of its Pareto front."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from bisect import insort
 from collections.abc import Callable
 
 from automl.storage.base import Artifact, ResultStore
+from automl.study.front import Point, pareto_front
 
 ADAPTER = "adapter"
 
 
 class Retention:
-    """Ranks COMPLETE trials and gives up the adapters that fall out of the best `keep` (at least one stays).
+    """Ranks COMPLETE trials and gives up the adapters of those that are neither among the best `keep` (at least one
+    stays) nor on the Pareto front. With one objective the front is the best trial.
 
     A row is marked deleted before its files go, so a crash in between leaves files without a row, never the reverse;
     `tidy` asks for their deletion again.
@@ -24,18 +26,19 @@ class Retention:
         self._keep = max(1, keep)
         self._retire = retire
         self._digest = digest
-        self._ranking: list[tuple[float, int]] = []
+        self._ranking: list[Point] = []
 
     @property
     def best(self) -> int | None:
-        """Number of the best trial; the lower number of equals."""
-        return self._ranking[0][1] if self._ranking else None
+        """Number of the best trial by the metric; of equals the smallest one, then the lower number."""
+        return self._ranking[0].trial if self._ranking else None
 
-    def rank(self, trial: int, loss: float) -> list[int]:
-        """Take a COMPLETE trial into the ranking; returns the trials that fall out of it."""
-        insort(self._ranking, (loss, trial))
-        dropped = [number for _, number in self._ranking[self._keep :]]
-        del self._ranking[self._keep :]
+    def rank(self, point: Point) -> list[int]:
+        """Take a COMPLETE trial into the ranking; returns the trials that fall out of it, for good."""
+        insort(self._ranking, point)
+        kept = {*self._ranking[: self._keep], *pareto_front(self._ranking)}
+        dropped = [placed.trial for placed in self._ranking if placed not in kept]
+        self._ranking = [placed for placed in self._ranking if placed in kept]
         return dropped
 
     def record(self, trial: int, folder: str, metric: float) -> None:
@@ -52,7 +55,7 @@ class Retention:
 
     def tidy(self) -> None:
         """Finish what a driver that died in between had begun."""
-        kept = {number for _, number in self._ranking}
+        kept = {placed.trial for placed in self._ranking}
         for artifact in self._store.artifacts(include_deleted=True):
             if artifact.kind != ADAPTER or artifact.trial in kept:
                 continue

@@ -54,6 +54,10 @@ def make_sampler(settings: SearchSettings, space: SearchSpace, feasibility: Feas
     missing.
     """
     entry = lookup("sampler", settings.sampler, SAMPLERS)
+    if settings.sampler == "cmaes" and settings.also_minimize is not None:
+        raise refuse(
+            "sampler", "cmaes knows one objective only; with also_minimize use tpe, nsga2, gp, qmc, random or grid"
+        )
     require(settings.sampler, entry.packages)
     options = merge_options("sampler", settings.sampler_options, entry.defaults)
     context = SamplerContext(

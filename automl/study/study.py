@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
@@ -30,6 +31,7 @@ from automl.study.beginning import best_of_earlier, is_stalled
 from automl.study.budget import Budget, last_line
 from automl.study.distributions import check_compatible, suggest
 from automl.study.feasibility import Derive, Feasibility
+from automl.study.front import Point, has_front_stalled
 from automl.study.grid import GridSampler
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, BestTrial, StudyEvent
 from automl.study.parking import ParkedAsPruned, ParkingPruner
@@ -83,6 +85,9 @@ class _Open:
 
 class Study:
     """All trials for one objective over one space, in one process that holds the study's lease.
+
+    With `settings.also_minimize` there are two objectives: `metric`, which all that speaks of one objective means, and
+    the other, which a trial is given at its end.
 
     Trials in progress are *live* (with a worker), *queued* (interrupted, to be handed out again) or *parked* (paused by
     a ParkingPruner). Not thread-safe: one thread calls it. Raises StorageError when the database fails.
@@ -148,12 +153,13 @@ class Study:
         self._sampler = make_sampler(settings, space, self._feasibility, run=run)
         self._pruner = make_pruner(settings)
         self._parking = self._pruner if isinstance(self._pruner, ParkingPruner) else None
+        self._directions = [self.direction] if settings.also_minimize is None else [self.direction, "minimize"]
         self._optuna = optuna.create_study(
             study_name=name,
             storage=self._storage,
             sampler=ParkedAsPruned(self._sampler, self._parked.keys) if self._parking else self._sampler,
             pruner=self._pruner,
-            direction=self.direction,
+            directions=self._directions,
             load_if_exists=True,
         )
         self._describe(space_sha256)
@@ -196,7 +202,7 @@ class Study:
         return {**{state: self._budget.states[state] for state in TrialState}, TrialState.RUNNING: self._in_progress}
 
     def best(self) -> BestTrial | None:
-        """The best COMPLETE trial, None if there is none yet."""
+        """The best COMPLETE trial by the metric, None if there is none yet."""
         return self._best
 
     # --- what executors call ----------------------------------------------------------------------------------------
@@ -318,7 +324,9 @@ class Study:
         patience = self._settings.patience
         if patience is None or self._is_stalled:
             return self._is_stalled
-        self._is_stalled = is_stalled(self._optuna.get_trials(deepcopy=False), self._optuna.direction, patience)
+        trials, directions = self._optuna.get_trials(deepcopy=False), self._optuna.directions
+        has_ended = has_front_stalled if len(directions) > 1 else is_stalled
+        self._is_stalled = has_ended(trials, directions, patience)
         if self._is_stalled:
             self._store.add_event(STALLED, {"patience": patience, "run": self._run})
             logger.info("no new trials: the last %d brought nothing better (search.patience)", patience)
@@ -376,7 +384,11 @@ class Study:
 
     def _record(self, opened: _Open, measurement: Measurement) -> None:
         reached = opened.reached
-        opened.trial.report(measurement.metrics[self.metric], measurement.step)
+        step, value = measurement.step, measurement.metrics[self.metric]
+        if self._settings.also_minimize is None:
+            opened.trial.report(value, step)
+        else:  # report refuses studies of two objectives (Optuna 5.0), though the tables have a place for their curves
+            self._storage.set_trial_intermediate_value(opened.trial._trial_id, step, value)
         opened.seen.add(measurement.step)
         if measurement.step > reached:
             opened.last = measurement
@@ -401,6 +413,8 @@ class Study:
             return self._parking.decide(self._storage.get_trial(opened.trial._trial_id))
         if isinstance(self._pruner, PeerPruner) and self._pruner.is_rung(step):
             verdict = self._pruner.judge(peers[number], list(peers.values()), self._optuna.direction)
+        elif isinstance(self._pruner, NopPruner):  # not asked: should_prune refuses studies of two objectives
+            verdict = Verdict(False, "none pruner")
         else:
             verdict = Verdict(opened.trial.should_prune(), f"{self._settings.pruner} pruner")
         action = Action.PRUNE if verdict.prune else Action.CONTINUE
@@ -435,9 +449,9 @@ class Study:
         constraint = CONSTRAINT_OF.get(reason)
         if constraint is not None and constraint not in opened.trial.constraints:
             opened.trial.set_constraint(constraint, 1.0)
-        final = last.metrics[self.metric] if state is TrialState.COMPLETE and last is not None else None
+        final = self._values(opened.hyper, last) if state is TrialState.COMPLETE and last is not None else None
         if final is not None and last is not None and last.adapter is not None:
-            self._retention.record(number, last.adapter, final)
+            self._retention.record(number, last.adapter, final[0])
         attempt = AttemptState.FAILED if state is TrialState.FAIL else AttemptState.SUCCEEDED
         self._store.end_attempt(number, attempt, reason)
         self._optuna.tell(opened.trial, final, state=OptunaState[state])
@@ -452,7 +466,20 @@ class Study:
     def _state_for(self, opened: _Open, reason: StopReason) -> TrialState:
         if reason is StopReason.BUDGET and (not opened.seen or self._budget.trials_left(0) <= 0):
             return TrialState.FAIL
+        if reason is StopReason.BUDGET and self._settings.also_minimize is not None:
+            return TrialState.FAIL  # TPE (Optuna 5.0) cannot rank a PRUNED trial that is feasible among two objectives
         return STATE_OF[reason]
+
+    def _values(self, hyper: Hyperparameters, last: Measurement) -> list[float]:
+        """The objectives of a trial that was trained to its end: the metric, and what is minimised beside it."""
+        metric = last.metrics[self.metric]
+        match self._settings.also_minimize:
+            case None:
+                return [metric]
+            case "seconds":
+                return [metric, last.seconds]
+            case name:
+                return [metric, float(self._derive(hyper)[name])]
 
     def _attributes(self, opened: _Open, reason: StopReason, error: str) -> dict[str, Any]:
         """User attributes of an ended trial, the reason last: a trial that has it is ended by whoever adopts it."""
@@ -469,9 +496,10 @@ class Study:
             attributes["error"] = error[-_ERROR_CHARACTERS:]
         return {**attributes, _STOP_REASON: str(reason)}
 
-    def _rank(self, number: int, value: float, params: Mapping[str, Scalar]) -> list[int]:
+    def _rank(self, number: int, values: Sequence[float], params: Mapping[str, Scalar]) -> list[int]:
         """Take a COMPLETE trial into the ranking; returns the trials whose adapters need not stay."""
-        dropped = self._retention.rank(number, -value if self.direction == "maximize" else value)
+        value, size = values[0], sum(values[1:])
+        dropped = self._retention.rank(Point(-value if self.direction == "maximize" else value, size, number))
         if self._retention.best == number:
             self._best = BestTrial(number=number, value=value, params=params)
         return dropped
@@ -489,20 +517,26 @@ class Study:
 
     def _describe(self, space_sha256: str) -> None:
         """Say in Optuna's tables what the study is about, where its dashboard shows it."""
-        if self._optuna.direction.name.lower() != self.direction:
-            stored = self._optuna.direction.name.lower()
+        stored = [direction.name.lower() for direction in self._optuna.directions]
+        if len(stored) != len(self._directions):
             raise SpaceChangedError(
-                f"study {self.name!r} is there to {stored} its objective, not to {self.direction} it"
+                f"study {self.name!r} has {len(stored)} objectives, not {len(self._directions)} (search.also_minimize);"
+                " choose another study name"
+            )
+        if stored != self._directions:
+            raise SpaceChangedError(
+                f"study {self.name!r} is there to {stored[0]} its objective, not to {self.direction} it"
             )
         told = self._optuna.user_attrs
         about = {"objective": self.metric, "direction": self.direction, "space_sha256": space_sha256}
         for key, value in about.items():
             if told.get(key) != value:
                 self._optuna.set_user_attr(key, value)
-        if self._optuna.metric_names != [self.metric]:
+        names = [self.metric, *filter(None, [self._settings.also_minimize])]
+        if self._optuna.metric_names != names:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self._optuna.set_metric_names([self.metric])
+                self._optuna.set_metric_names(names)
 
     def _adopt(self, trials: Sequence[FrozenTrial]) -> None:
         """Take over what the study holds: count what has ended, complete or queue what has not, enqueue what is new."""
@@ -526,8 +560,8 @@ class Study:
         error = trial.user_attrs.get("error", "")
         self._budget.ended(trial.number, TrialState(trial.state.name), StopReason(reason) if reason else None, error)
         self._budget.steps += trial.last_step or 0
-        if trial.state is OptunaState.COMPLETE and trial.value is not None:
-            self._rank(trial.number, trial.value, trial.params)
+        if trial.state is OptunaState.COMPLETE:
+            self._rank(trial.number, trial.values, trial.params)
 
     def _reopen(self, frozen: FrozenTrial) -> _Open:
         """A RUNNING trial with all values the store has; Optuna gets those it missed."""
