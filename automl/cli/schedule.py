@@ -73,9 +73,9 @@ def _register_changes(group: typer.Typer) -> None:
             str | None, typer.Option("--deadline", help="Stop a night after this time, for example 6h.")
         ] = None,
         warm_start: Annotated[
-            int,
-            typer.Option("--warm-start", min=0, max=100, help="Configurations of the last good night to try first."),
-        ] = 3,
+            bool,
+            typer.Option("--warm-start/--no-warm-start", help="Try the best of the last successful night first."),
+        ] = True,
         verify: Annotated[bool, typer.Option("--verify", help="Verify each night's winner on test rows.")] = False,
         noise: Annotated[
             float | None,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from automl.errors import StudyNotFoundError
-from automl.metric import METRICS
 from automl.schedule.comparison import Comparison, Night, compare_nights, read_night
 from automl.schedule.options import read_options
 from automl.schedule.work import (
@@ -26,15 +23,11 @@ from automl.schedule.work import (
 )
 from automl.space.derive import derived_text
 from automl.space.load import parse_space
-from automl.space.spec import SweepSpec
 from automl.storage.claims import Claimant
 from automl.storage.jobs import Cause, Firing, FiringState, Schedule
 from automl.storage.schedules import ScheduleStore, last_successful
 from automl.storage.sql import Database, open_database
 from automl.sweep.folders import study_folder
-from automl.trial import Scalar, TrialState
-
-logger = logging.getLogger(__name__)
 
 
 class NightWork(Work):
@@ -108,17 +101,18 @@ class NightWork(Work):
                 pass  # named, but never begun
         source = f"space of schedule {self.schedule.name}"
         spec = parse_space(self.schedule.space_text, source, Path(self.schedule.folder))
+        taken = {row.study for row in database.studies()}
         if self.study is None:
-            taken = {row.study for row in database.studies()}
             self.study = _free(study_name(self.schedule, self.firing.slot, self.firing.cause), taken)
             self._store.name_study(self.firing, self.study)
         before = last_successful(database, self.schedule.name, before=self.firing.slot)
-        first: list[Mapping[str, Scalar]] = []
-        if before is not None and before.study is not None and self.options.warm_start:
-            first = _best_configurations(database, spec, before.study, self.options.warm_start)
-            logger.info("%s starts from %d configurations of %s", self.name, len(first), before.study)
+        earlier = before.study if before is not None and self.options.warm_start else None
+        if earlier is not None and earlier not in taken:
+            earlier = None  # somebody has removed it
         heading = f"The {self.name}; made by automl from the schedule's space file."
-        return derived_text(spec, study=self.study, heading=heading, folder=Path(self.schedule.folder), first=first)
+        return derived_text(
+            spec, study=self.study, heading=heading, folder=Path(self.schedule.folder), warm_start=earlier
+        )
 
     def _judge(self, database: Database) -> None:
         """Read what was found, and compare it with the last successful night's."""
@@ -156,19 +150,6 @@ def _free(name: str, taken: set[str]) -> str:
     """The name, or the name with a letter: when clocks go back, and where a person was here before."""
     candidates = (name, *(f"{name}-{letter}" for letter in "bcdefghijklmnopqrstuvwxyz"))
     return next((candidate for candidate in candidates if candidate not in taken), name)
-
-
-def _best_configurations(database: Database, spec: SweepSpec, study: str, count: int) -> list[Mapping[str, Scalar]]:
-    """Of complete trials, the best first, each once."""
-    metric = spec.task.metric
-    night = _night(database, study, metric)
-    sign = -1.0 if METRICS[metric].direction == "maximize" else 1.0
-    rows = [row for row in (night.rows if night else ()) if row.state is TrialState.COMPLETE and row.value is not None]
-    found: list[Mapping[str, Scalar]] = []
-    for row in sorted(rows, key=lambda row: (sign * (row.value or 0.0), row.number)):
-        if row.params not in found:
-            found.append(row.params)
-    return found[:count]
 
 
 def _night(database: Database, study: str | None, metric: str) -> Night | None:

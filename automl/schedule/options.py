@@ -17,12 +17,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """warm_start: how many of the last successful night's best configurations are tried first. verify: verify each
-    night's winner. noise: least gain that counts (None: a rule by metric and rows). keep_nights: nights whose studies
-    stay in the database; keep_artifacts: nights whose files stay on disk. notify: targets as on the command line.
+    """warm_start: whether the last successful night's best configurations are tried first. verify: verify each night's
+    winner. noise: least gain that counts (None: a rule by metric and rows). keep_nights: nights whose studies stay in
+    the database; keep_artifacts: nights whose files stay on disk. notify: targets as on the command line.
     """
 
-    warm_start: int = 3
+    warm_start: bool = True
     verify: bool = False
     noise: float | None = None
     keep_nights: int = 60

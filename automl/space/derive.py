@@ -1,4 +1,4 @@
-"""A space file made from another one: for another study, readable from any folder, with first configurations.
+"""A space file made from another one: for another study, readable from any folder, started from an earlier study.
 
 The result is written as JSON, which is YAML, so that every value is read back as exactly what it was.
 """
@@ -6,25 +6,20 @@ The result is written as JSON, which is YAML, so that every value is read back a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from automl.errors import ConfigError
-from automl.space.load import parse_space
 from automl.space.spec import DataSettings, ModelSettings, SweepSpec
 from automl.space.yaml_nodes import read_document
-from automl.trial import Scalar
 
 
-def derived_text(
-    spec: SweepSpec, *, study: str, heading: str, folder: Path, first: Sequence[Mapping[str, Scalar]] = ()
-) -> str:
+def derived_text(spec: SweepSpec, *, study: str, heading: str, folder: Path, warm_start: str | None = None) -> str:
     """Text of a space file for `study` that means otherwise the same as the one `spec` was loaded from.
 
     Paths are absolute; a relative `run.output` begins at `folder`. `storage.url` is left out, so that AUTOML_DB_URL
-    decides. first: configurations to be tried before all others; those the space does not allow are left out.
-    heading: what the first line says, as a comment.
+    decides. warm_start: takes the place of the file's own `search.warm_start`. heading: what the first line says, as a
+    comment.
     """
     document: dict[str, Any] = dict(_written(spec))
     document["study"] = study
@@ -37,13 +32,10 @@ def derived_text(
     output = folder / spec.run.output.expanduser()
     document["run"] = {**(document.get("run") or {}), "output": str(output)}
     document["storage"] = {key: value for key, value in (document.get("storage") or {}).items() if key != "url"}
-    plain = _text(heading, document)
-    allowed = [values for values in first if _is_allowed(document, values, folder)]
-    if not allowed:
-        return plain
-    known = list(document.get("enqueue") or [])
-    fresh = [dict(values) for values in allowed if dict(values) not in known]
-    return _text(heading, {**document, "enqueue": [*fresh, *known]})
+    if warm_start is not None:
+        document["search"] = {**(document.get("search") or {}), "warm_start": warm_start}
+    body = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    return f"# {' '.join(heading.split())}\n{body}\n"
 
 
 def _written(spec: SweepSpec) -> Mapping[str, Any]:
@@ -68,16 +60,3 @@ def _data(data: DataSettings) -> dict[str, Any] | None:
     if data.kind == "folder":
         return {"folder": data.location}
     return None
-
-
-def _is_allowed(document: Mapping[str, Any], values: Mapping[str, Scalar], folder: Path) -> bool:
-    try:
-        parse_space(_text("", {**document, "enqueue": [dict(values)]}), "first configurations", folder)
-    except ConfigError:
-        return False
-    return True
-
-
-def _text(heading: str, document: Mapping[str, Any]) -> str:
-    body = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return f"# {' '.join(heading.split())}\n{body}" if heading else body

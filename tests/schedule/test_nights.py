@@ -100,6 +100,6 @@ def test_four_nights(sqlite_url: str, database: Database, world: str, told: Path
     best = max((first, second, third), key=lambda night: night.value or 0.0)
     kept = {str(night.study) for night in (third, last, best)}
     assert {path.name for path in output.iterdir()} == kept
-    assert len(space_of(output / str(last.study))["enqueue"]) == 2  # type: ignore[arg-type]
+    assert space_of(output / str(last.study))["search"]["warm_start"] == third.study  # type: ignore[index]
     with open_database(sqlite_url, create=False) as fresh:
         assert [check(fresh, study, finished=True) for study in sorted(kept)] == [[], [], []][: len(kept)]

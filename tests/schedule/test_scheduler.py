@@ -66,9 +66,14 @@ def test_nights_are_compared_with_the_last_successful_one(
     last = list_firings(database)[0]
     assert last.comparison is not None
     assert last.comparison["previous_study"] == "nightly-20260806-0200"
-    # Warm-started: the configuration of the night before comes first.
-    assert space_of(tmp_path / "automl-output" / "nightly-20260805-0200")["enqueue"] == [
-        {"rank": 4, "learning_rate": 0.01}
+    # Warm-started from the night before, and after the regression from the last good one.
+    begun = [space_of(tmp_path / "automl-output" / str(night.study))["search"] for night in list_firings(database)]
+    assert [search.get("warm_start") for search in reversed(begun)] == [  # type: ignore[attr-defined]
+        None,
+        "nightly-20260804-0200",
+        "nightly-20260805-0200",
+        "nightly-20260806-0200",
+        "nightly-20260806-0200",
     ]
 
 
@@ -179,7 +184,7 @@ def test_a_killed_scheduler_takes_its_sweep_along_and_the_night_is_continued(
 
     space = make_world(tmp_path, trials=8, steps=40)
     claimant = Claimant(database)
-    options = Options(warm_start=0)
+    options = Options(warm_start=False)
     store = add_schedule(claimant, tmp_path, space_text=space.read_text(encoding="utf-8"), options=options)
     store.fire_by_hand("nightly")
     daemon = start_daemon(sqlite_url)
