@@ -14,8 +14,8 @@ def register(app: typer.Typer) -> None:
 
     @app.command(epilog="Example: automl best bbc-topics --json")
     def best(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
-        """Show the best complete trial: its value, its whole configuration and its adapter."""
-        from automl.sweep.summary import headline, summarise
+        """Show the best complete trial: value, configuration, adapter; with two objectives also the Pareto front."""
+        from automl.sweep.summary import configuration_text, headline, size_text, summarise
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
@@ -32,4 +32,14 @@ def register(app: typer.Typer) -> None:
             ((name, value) for name, value in summary.configuration.items() if value != ()),
         )
         console.result(f"adapter: {summary.best.adapter}")
+        if summary.also_minimize is not None:
+            objective = summary.also_minimize
+            console.table(
+                f"Pareto front; any of these: automl export {name} --trial N --output my-adapter",
+                (">trial", f">{objective}", f">{summary.metric}", "configuration"),
+                (
+                    (row.number, size_text(objective, row.size), f"{row.value:.4f}", configuration_text(row.params))
+                    for row in summary.front
+                ),
+            )
         console.result(f"next: automl export {name} --output my-adapter")

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """List the trials of a study, best first, with their parameters and why they ended."""
-        from automl.sweep.summary import configuration_text, ranking, summarise
+        from automl.sweep.summary import configuration_text, ranking, size_text, summarise
 
         with opened(study, url) as (database, name):
             summary = summarise(database, recorded_spec(database, name))
@@ -31,14 +31,24 @@ def register(app: typer.Typer) -> None:
         if as_json:
             console.result_json([asdict(row) for row in rows])
             return
+        second = [summary.also_minimize] if summary.also_minimize else []
         console.table(
             "",
-            (">trial", "state", f">{summary.metric}", ">steps", "reason", "configuration"),
+            (
+                ">trial",
+                "state",
+                f">{summary.metric}",
+                *(f">{name}" for name in second),
+                ">steps",
+                "reason",
+                "configuration",
+            ),
             (
                 (
                     row.number,
                     row.state,
                     "" if row.value is None else f"{row.value:.4f}",
+                    *(size_text(name, row.size) for name in second),
                     row.steps,
                     row.stop_reason or "",
                     configuration_text(row.params),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from automl.report.frames import StudyFrame, TrialFrame
+from automl.study.front import Point, pareto_front
 from automl.trial import TrialState
 
 LINES = 60
@@ -112,13 +113,10 @@ def sizes_by_target(frame: StudyFrame) -> tuple[SizeClass, ...]:
 
 
 def pareto(frame: StudyFrame) -> tuple[TrialFrame, ...]:
-    """Complete trials that no other beats with as few trainable parameters, smallest first."""
-    front: list[TrialFrame] = []
-    sized = [trial for trial in frame.complete if trial.trainable_params is not None]
-    for trial in sorted(sized, key=lambda t: (t.trainable_params or 0, frame.cost(t), t.number)):
-        if not front or frame.cost(trial) < frame.cost(front[-1]):
-            front.append(trial)
-    return tuple(front)
+    """Complete trials that no other beats with as small a size (`StudyFrame.size`), smallest first."""
+    sized = {trial.number: (trial, size) for trial in frame.complete if (size := frame.size(trial)) is not None}
+    points = (Point(frame.cost(trial), size, trial.number) for trial, size in sized.values())
+    return tuple(sized[point.trial][0] for point in pareto_front(points))
 
 
 def failures(frame: StudyFrame) -> Mapping[str, tuple[TrialFrame, ...]]:

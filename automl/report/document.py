@@ -62,6 +62,7 @@ def _search(frame: StudyFrame) -> dict[str, Any]:
     return {
         "metric": frame.metric,
         "direction": frame.direction,
+        "also_minimize": frame.also_minimize or None,
         "model": frame.model,
         "task": frame.task,
         "data": frame.data,

@@ -153,6 +153,7 @@ class StudyFrame:
     """A study as it is in the database now.
 
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
+    also_minimize: the second objective, trainable_params or seconds, empty if there is one only.
     """
 
     study: str
@@ -180,6 +181,7 @@ class StudyFrame:
     module_importance: tuple[ModuleShare, ...] = ()
     verification: VerificationFrame | None = None
     suggestion: RankSuggestion | None = None
+    also_minimize: str = ""
 
     @property
     def maximize(self) -> bool:
@@ -194,9 +196,11 @@ class StudyFrame:
 
     @property
     def complete(self) -> list[TrialFrame]:
-        """Complete trials with a value, best first, the earlier one of equals."""
+        """Complete trials with a value, best first; of equals the smaller if size is an objective, then the earlier."""
         valued = [trial for trial in self.trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-        return sorted(valued, key=lambda trial: (self.cost(trial), trial.number))
+        if not self.also_minimize:
+            return sorted(valued, key=lambda trial: (self.cost(trial), trial.number))
+        return sorted(valued, key=lambda trial: (self.cost(trial), self.size(trial) or 0.0, trial.number))
 
     @property
     def best(self) -> TrialFrame | None:
@@ -208,6 +212,10 @@ class StudyFrame:
         if trial.value is None:
             return float("inf")
         return -trial.value if self.maximize else trial.value
+
+    def size(self, trial: TrialFrame) -> float | None:
+        """What quality is held against: trainable parameters, or training seconds if these are the second objective."""
+        return trial.seconds if self.also_minimize == "seconds" else trial.trainable_params
 
 
 def place_of(module: str) -> tuple[int | None, str]:

@@ -65,6 +65,7 @@ def read_frame(
         module_importance=shares_of_modules(database.importances(spec.study)),
         verification=read_verification(database, spec.study),
         suggestion=suggestion,
+        also_minimize=spec.search.also_minimize or "",
     )
 
 

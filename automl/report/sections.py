@@ -241,10 +241,14 @@ def _pareto(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     front = pareto(frame)
     if not front:
         return
-    yield Chart("pareto", f"Complete trials: {frame.metric} against size. On the line, no smaller adapter is as good.")
+    is_time = frame.also_minimize == "seconds"
+    against, text = ("training time", "quicker trial") if is_time else ("size", "smaller adapter")
+    if frame.also_minimize:
+        yield Text(f"The search had two objectives: {frame.metric}, and as little {against} as possible.")
+    yield Chart("pareto", f"Complete trials: {frame.metric} against {against}. On the line, no {text} is as good.")
     yield Table(
-        (">trainable", f">{frame.metric}", ">trial", "configuration"),
-        tuple((number(t.trainable_params), score(t.value), str(t.number), configuration(t.params)) for t in front),
+        (">training seconds" if is_time else ">trainable", f">{frame.metric}", ">trial", "configuration"),
+        tuple((number(frame.size(t)), score(t.value), str(t.number), configuration(t.params)) for t in front),
         "Validation rows, one seed per trial: neighbours on the line may differ by luck.",
     )
 

@@ -130,14 +130,22 @@ def spent(frame: StudyFrame) -> go.Figure | None:
 def front(frame: StudyFrame) -> go.Figure | None:
     """Complete trials by size and value, and those that no smaller one beats."""
     best = pareto(frame)
-    sized = [trial for trial in frame.complete if trial.trainable_params]
+    sized = [trial for trial in frame.complete if frame.size(trial)]
     if not best or not sized:
         return None
-    figure = new_figure(xaxis_title="trainable parameters, head included", yaxis_title=frame.metric)
+    is_time = frame.also_minimize == "seconds"
+    title = "training seconds, as measured" if is_time else "trainable parameters, head included"
+    figure = new_figure(xaxis_title=title, yaxis_title=frame.metric)
     others = [trial for trial in sized if trial not in best]
-    figure.add_trace(points(frame, others, [t.trainable_params for t in others], "complete", {"color": SKY}))
-    trace = points(frame, best, [t.trainable_params for t in best], "no smaller one is better", {"color": VERMILLION})
+    figure.add_trace(points(frame, others, [frame.size(t) for t in others], "complete", {"color": SKY}))
+    trace = points(
+        frame,
+        best,
+        [frame.size(t) for t in best],
+        f"no {'quicker' if is_time else 'smaller'} one is better",
+        {"color": VERMILLION},
+    )
     trace.update(mode="lines+markers", line={"color": VERMILLION, "width": 2, "shape": "hv"}, marker_symbol="diamond")
     figure.add_trace(trace)
-    log_axis(figure, [float(trial.trainable_params or 1) for trial in sized])
+    log_axis(figure, [float(frame.size(trial) or 1) for trial in sized])
     return figure

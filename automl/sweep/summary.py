@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from automl.metric import METRICS
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.sql import Database, mask_url
+from automl.study.front import Point, pareto_front
 from automl.study.queries import TrialRow, list_trials
 from automl.study.study import STALLED
 from automl.sweep.folders import study_folder
@@ -31,7 +32,8 @@ class Summary:
 
     value, baseline: the objective on validation rows, of the best trial and without training. spent_steps: optimizer
     steps of all trials; full_steps: what the same trials would have taken without pruning. patience: trials without a
-    better value after which the search ended before its budget was spent, None if it did not.
+    better value after which the search ended before its budget was spent, None if it did not. also_minimize: the second
+    objective, if there are two; front: then the complete trials that no other one beats in both, smallest first.
     """
 
     study: str
@@ -47,6 +49,8 @@ class Summary:
     database: str
     folder: str
     patience: int | None = None
+    also_minimize: str | None = None
+    front: tuple[TrialRow, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -84,6 +88,8 @@ class Summary:
             "database": self.database,
             "folder": self.folder,
             "ended_by_patience": self.patience,
+            "also_minimize": self.also_minimize,
+            "front": [asdict(row) for row in self.front],
         }
 
 
@@ -107,6 +113,8 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         database=mask_url(spec.storage_url),
         folder=str(study_folder(spec)),
         patience=(last_event(store, STALLED) or {}).get("patience"),
+        also_minimize=spec.search.also_minimize,
+        front=front_of(rows, direction),
     )
 
 
@@ -116,19 +124,37 @@ def _configuration(space: SearchSpace, params: Mapping[str, Scalar]) -> dict[str
 
 
 def best_trial(rows: tuple[TrialRow, ...], direction: str) -> TrialRow | None:
-    """The complete trial with the best value; the earlier one of equals."""
+    """The complete trial with the best value; of equals the smallest where size is an objective, then the earlier."""
     complete = [row for row in rows if row.state == TrialState.COMPLETE and row.value is not None]
     if not complete:
         return None
     sign = -1.0 if direction == "maximize" else 1.0
-    return min(complete, key=lambda row: (sign * (row.value or 0.0), row.number))
+    return min(complete, key=lambda row: (sign * (row.value or 0.0), row.size or 0.0, row.number))
+
+
+def front_of(rows: tuple[TrialRow, ...], direction: str) -> tuple[TrialRow, ...]:
+    """The Pareto front of a study with two objectives, smallest first; empty where there is only one."""
+    sign = -1.0 if direction == "maximize" else 1.0
+    both = {row.number: row for row in rows if row.value is not None and row.size is not None}
+    points = (Point(sign * (row.value or 0.0), row.size or 0.0, number) for number, row in both.items())
+    return tuple(both[point.trial] for point in pareto_front(points))
+
+
+def size_text(name: str, size: float | None) -> str:
+    """The second objective as it is shown: `12,288` parameters, `3.42` seconds; empty without one."""
+    if size is None:
+        return ""
+    return f"{size:,.0f}" if name == "trainable_params" else f"{size:.2f}"
 
 
 def ranking(summary: Summary) -> list[TrialRow]:
     """Trials with a value, best first: complete ones, then pruned ones."""
     sign = -1.0 if summary.direction == "maximize" else 1.0
     valued = [row for row in summary.trials if row.value is not None]
-    return sorted(valued, key=lambda row: (row.state != TrialState.COMPLETE, sign * (row.value or 0.0), row.number))
+    return sorted(
+        valued,
+        key=lambda row: (row.state != TrialState.COMPLETE, sign * (row.value or 0.0), row.size or 0.0, row.number),
+    )
 
 
 def configuration_text(params: Mapping[str, Scalar]) -> str:
@@ -150,9 +176,21 @@ def headline(summary: Summary) -> str:
         text += f" ({summary.baseline:.4f} without training)"
     if summary.at_baseline:
         text += ". No trial is better than the untrained model: widen the learning-rate range or train longer"
+    if summary.also_minimize is not None:
+        text += f". {_front_text(summary, summary.also_minimize)}"
     if summary.patience is not None:
         text += f". The search ended early: {summary.patience} trials in a row brought nothing better"
     return text + "."
+
+
+def _front_text(summary: Summary, name: str) -> str:
+    front = summary.front
+    if len(front) == 1:
+        return (
+            f"No complete trial with less {name} comes without a worse {summary.metric}, and none with more is better"
+        )
+    ends = (f"{row.value:.4f} with {size_text(name, row.size)}" for row in (front[0], front[-1]))
+    return f"The Pareto front of {summary.metric} and {name} holds {len(front)} trials, from {' to '.join(ends)}"
 
 
 def markdown(summary: Summary) -> str:
@@ -178,7 +216,16 @@ def markdown(summary: Summary) -> str:
         f"| {row.number} | {row.state} | {row.value:.4f} | {row.steps} | {configuration_text(row.params)} |"
         for row in ranking(summary)[:_SHOWN]
     ]
+    if summary.also_minimize is not None:
+        lines += _front_lines(summary, summary.also_minimize)
     return "\n".join(lines) + "\n"
+
+
+def _front_lines(summary: Summary, name: str) -> Iterator[str]:
+    yield from ("", f"Pareto front of {summary.metric} and {name}:", "")
+    yield from (f"| trial | {name} | {summary.metric} | configuration |", "|--:|--:|--:|---|")
+    for row in summary.front:
+        yield f"| {row.number} | {size_text(name, row.size)} | {row.value:.4f} | {configuration_text(row.params)} |"
 
 
 def write_summary(summary: Summary, folder: Path) -> None:

@@ -42,7 +42,9 @@ class Candidates:
         self._rows = rows
         sign = -1.0 if self._metric.direction == "maximize" else 1.0
         complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.value is not None]
-        self._ranked = sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+        self._ranked = sorted(
+            complete, key=lambda trial: (sign * (trial.value or 0.0), trial.size or 0.0, trial.number)
+        )
         if not self._ranked:
             raise SearchError("no trial is complete, so there is nothing to verify")
 

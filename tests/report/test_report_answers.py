@@ -61,6 +61,14 @@ def test_the_front_holds_what_no_smaller_trial_beats(
     assert [each.number for each in pareto(frame)] == front
 
 
+def test_time_is_the_size_where_it_is_the_second_objective(with_trials: Callable[..., StudyFrame]) -> None:
+    rows = [trial(0, 0.9, params=100), trial(1, 0.8, params=400), trial(2, 0.9, params=400)]
+    rows = [replace(row, seconds=seconds) for row, seconds in zip(rows, (30.0, 10.0, 20.0), strict=True)]
+    frame = replace(with_trials(rows), also_minimize="seconds")
+    assert [each.number for each in pareto(frame)] == [1, 2]
+    assert frame.best == rows[2], "of equals the one that took less"
+
+
 def test_ranks_are_grouped_by_powers_of_two_where_there_are_many(with_trials: Callable[..., StudyFrame]) -> None:
     few = with_trials([trial(0, 0.9, rank=3), trial(1, 0.8, rank=5)])
     many = with_trials([trial(n, 0.5 + n / 100, rank=rank) for n, rank in enumerate((2, 3, 4, 7, 8, 15))])

@@ -259,6 +259,18 @@ BODIES = {
         "search: {pruner: {name: percentile, percentile: 101}}",
         "5:49: search.pruner.percentile: 101 is above 100",
     ),
+    "pruner of two objectives": (
+        "search: {also_minimize: seconds, pruner: halving}",
+        "5:43: search.pruner: 'halving' judges by one objective; with also_minimize leave it out or write none",
+    ),
+    "sampler of two objectives": (
+        "search: {also_minimize: seconds, sampler: cmaes}",
+        "5:44: search.sampler: 'cmaes' knows one objective only",
+    ),
+    "unknown second objective": (
+        "search: {also_minimize: rank}",
+        "5:25: search.also_minimize: 'rank' is not known; known: trainable_params, seconds",
+    ),
     "no trials": ("search: {trials: 0}", "5:18: search.trials: 0 is below 1"),
     "too many trials": ("search: {trials: 100001}", "5:18: search.trials: 100001 is above 100,000"),
     "never evaluated": ("search: {steps: 5, evaluate_every: 10}", "5:36: search.evaluate_every: 10 is above steps 5"),

@@ -246,11 +246,18 @@ def test_what_leaves_the_study_the_same(rest: str) -> None:
         BASE + "search: {steps: 60}",
         BASE + "search: {seed: 1}",
         BASE + "search: {sampler: random}",
+        BASE + "search: {also_minimize: seconds}",
         BASE + "search: {pruner: {name: peer, guard: 0.1}}",
     ],
 )
 def test_what_makes_it_another_study(rest: str) -> None:
     assert parse(rest).sha256 != parse(BASE).sha256
+
+
+def test_two_objectives_are_not_pruned() -> None:
+    search = parse(BASE + "search: {also_minimize: trainable_params}").search
+    assert (search.also_minimize, search.pruner) == ("trainable_params", "none")
+    assert parse(BASE + "search: {also_minimize: null}").search.pruner == "halving"
 
 
 def test_a_study_keeps_its_identity_when_its_folder_moves() -> None:
