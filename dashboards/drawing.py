@@ -86,7 +86,7 @@ def nights(line: ScheduleLine) -> Chart | None:
         Series(label="best of the night", points=points, colour=0),
         Series(label="regression", points=worse, kind="marks", colour=4),
     ]
-    return chart("Best value of each night", series, x_label="nights back", y_label="value")
+    return chart("Best value of each night", series, x_label="night (0: the latest)", y_label="value")
 
 
 def heat_map(shares: Sequence[ModuleShare]) -> HeatMap | None:

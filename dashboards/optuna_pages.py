@@ -7,12 +7,16 @@ prefix; /optuna leads there. What it may answer is listed; artifacts, language m
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
+from typing import Any
 
 from a2wsgi import WSGIMiddleware
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from automl.storage.sql import Database
+from dashboards.guard import refusal_body
 
 _ANSWERED = re.compile(
     r"/dashboard(/.*)?|/api/(meta|studies)|/api/studies/\d{1,9}(/param_importances|/plot/[a-z_]{1,40})?"
@@ -35,7 +39,7 @@ class OptunaPages:
 
         if not database.read_only:
             raise ValueError("Optuna's dashboard is given a database that is only read")
-        self._optuna = WSGIMiddleware(wsgi(database.optuna_storage()), workers=4)
+        self._optuna: Any = WSGIMiddleware(wsgi(database.optuna_storage()), workers=4)
         self._otherwise = otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,9 +48,25 @@ class OptunaPages:
             await self._otherwise(scope, receive, send)
             return
 
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["content-security-policy"] = _POLICY
-            await send(message)
+        failed = False
 
-        await self._optuna({**scope, "root_path": ""}, receive, answer)
+        async def answer(message: Message) -> None:
+            nonlocal failed
+            if message["type"] == "http.response.start":
+                failed = failed or message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+                if failed:  # theirs is a page that holds parts of a traceback
+                    await _one_line(scope, receive, send)
+                MutableHeaders(scope=message)["content-security-policy"] = _POLICY
+            if not failed:
+                await send(message)
+
+        headers = Headers(scope=scope)
+        given = scope["headers"]
+        if "accept-encoding" not in headers:  # optuna-dashboard 0.21 takes it for granted
+            given = [*given, (b"accept-encoding", b"identity")]
+        await self._optuna({**scope, "root_path": "", "headers": given}, receive, answer)
+
+
+async def _one_line(scope: Scope, receive: Receive, send: Send) -> None:
+    body, kind = refusal_body(scope["path"], 500, "Optuna's dashboard failed; the log of the server says more")
+    await Response(body, status_code=500, media_type=kind.decode())(scope, receive, send)

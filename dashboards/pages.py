@@ -24,13 +24,17 @@ from dashboards import drawing
 from dashboards.guard import HEALTH
 from dashboards.views import Views
 
-_EVERY_RUNNING, _EVERY_REST = 2, 15
+_EVERY_RUNNING, _EVERY_REST = 2, 5
 """Seconds between two looks of an open page, while something runs and otherwise."""
 _PAGE = 50
 _COMPARED = 6
 _ORDERS = ("number", "best")
 _STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING")
-_ASSETS: Mapping[str, str] = {"dashboard.css": "text/css", "dashboard.js": "text/javascript"}
+_ASSETS: Mapping[str, str] = {
+    "dashboard.css": "text/css",
+    "dashboard.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 # The report's scripts run in an origin of their own: they could not even read this application.
 _REPORT_POLICY = "; frame-ancestors 'none'; sandbox allow-scripts allow-downloads allow-modals allow-popups"
 

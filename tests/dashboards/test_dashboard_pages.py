@@ -1,0 +1,159 @@
+"""The pages as text: nothing that comes from a database becomes an element, and the parts are where they belong."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from databases import fresh_sqlite
+from serving import Site, site
+
+from automl.storage.lease import StudyLease
+from automl.storage.sql import open_database
+from dashboards.charts import Series, Spot, chart
+from dashboards.recent import Recent
+from tests.report.studies import HOSTILE
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg onload=alert(1)>",
+    "javascript:alert(1)",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "{{ 7 * 7 }}{% raw %}",
+    "</textarea><a href=javascript:alert(1)>x</a>",
+    "<!--<img src=x onerror=alert(1)>-->",
+    "&lt;script&gt;",
+    "\u202e<b>",
+    "a/../b?x=1#y",
+    '" autofocus onfocus=alert(1) x="',
+    "<style>*{display:none}</style>",
+    "<base href=//evil.example>",
+    "<meta http-equiv=refresh content=0;url=//evil.example>",
+)
+_ACTIVE = ("script", "iframe", "object", "embed", "img", "style", "base")
+
+
+class Elements(HTMLParser):
+    """Counts elements, and collects what could act."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self.acting: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found[tag] += 1
+        for name, value in attrs:
+            if name.startswith("on") or name == "style" or (name in ("href", "src") and ":" in (value or "")):
+                self.acting.append(f"{tag} {name}={value}")
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    url = fresh_sqlite(tmp_path)
+    with open_database(url, create=False) as database:
+        for payload in PAYLOADS:
+            with StudyLease(database, payload) as lease:
+                lease.take(f"# {payload}", "0" * 64, {"folder": "."})
+    with site(url) as running:
+        pages = ["/", "/live", "/compare", "/doctor"]
+        for payload in PAYLOADS:
+            named = quote(payload, safe="")
+            pages += [f"/studies/{named}", f"/studies/{named}/trials", f"/studies/{named}/layers"]
+            pages += [f"/compare?study={named}"]
+        for page in pages:
+            answer = running.ask(page)
+            elements = Elements(answer.text)
+            assert answer.status == 200, page
+            assert elements.acting == [], page
+            expected = 0 if page == "/live" else 1
+            assert {tag: elements.found[tag] for tag in _ACTIVE if elements.found[tag]} == (
+                {"script": 1} if expected else {}
+            ), page
+
+
+def test_everything_from_a_study_is_escaped(served: Site) -> None:
+    named = quote(HOSTILE, safe="")
+    for page in ("/", f"/studies/{named}", f"/studies/{named}/trials", "/schedules/nightly", f"/compare?study={named}"):
+        answer = served.ask(page)
+        elements = Elements(answer.text)
+        assert (answer.status, elements.acting, elements.found["script"], elements.found["img"]) == (200, [], 1, 0), (
+            page
+        )
+        assert "alert" in answer.text, page  # it is shown
+
+
+def test_the_overview_says_what_matters(served: Site) -> None:
+    text = served.ask("/").text
+    for expected in (
+        "topics",
+        "24 of 24",
+        "verified",
+        "nightly",
+        "regression",
+        "0.700",
+        "0.850",
+        "No scheduler is at work",
+    ):
+        assert expected in text, expected
+
+
+def test_an_unchanged_fragment_is_not_sent_again(served: Site) -> None:
+    first = served.ask("/studies/topics/live")
+    again = served.ask("/studies/topics/live", If_None_Match=first.headers["etag"])
+    assert (again.status, again.text) == (304, "")
+
+
+def test_the_report_is_sandboxed_under_its_own_policy(served: Site) -> None:
+    answer = served.ask("/studies/topics/report")
+    policy = answer.headers["content-security-policy"]
+    assert answer.status == 200
+    assert "sandbox allow-scripts" in policy
+    assert "allow-same-origin" not in policy
+    assert "sha256-" in policy
+    assert "connect-src" not in policy  # default-src 'none'
+    assert "LoRA search report" in answer.text
+
+
+def test_simultaneous_askers_share_one_answer() -> None:
+    recent = Recent(lambda: 0.0)
+    asked: list[int] = []
+    start = threading.Barrier(4)
+
+    def ask() -> None:
+        start.wait()
+        recent.get("question", 1.0, lambda: asked.append(1))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked == [1]
+
+
+def test_an_answer_grows_old_and_a_failure_is_not_kept() -> None:
+    now = [0.0]
+    recent = Recent(lambda: now[0])
+    assert recent.get("x", 1.0, lambda: 1) == 1
+    assert recent.get("x", 1.0, lambda: 2) == 1
+    now[0] = 1.0
+    with pytest.raises(ZeroDivisionError):
+        recent.get("x", 1.0, lambda: 1 // 0)
+    assert recent.get("x", 1.0, lambda: 3) == 3
+
+
+def test_a_chart_stays_within_its_frame_and_names_round_numbers() -> None:
+    spots = [Spot(number, 1 / (1 + number)) for number in range(200)]
+    drawn = chart("t", [Series(label="a", points=[*spots, Spot(200, 1e6)], kind="marks")], x_label="x", y_label="y")
+    assert drawn is not None
+    (series,) = drawn.series
+    assert all(drawn.left <= x <= drawn.right and drawn.top <= y <= drawn.bottom for x, y in series.marks)
+    assert [tick.label for tick in drawn.x_ticks] == ["0", "50", "100", "150", "200"]
+    assert chart("t", [Series(label="a", points=[])], x_label="x", y_label="y") is None
