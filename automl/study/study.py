@@ -519,9 +519,9 @@ class Study:
         """Say in Optuna's tables what the study is about, where its dashboard shows it."""
         stored = [direction.name.lower() for direction in self._optuna.directions]
         if len(stored) != len(self._directions):
+            here, wanted = ("one objective", "two") if len(stored) == 1 else ("two objectives", "one")
             raise SpaceChangedError(
-                f"study {self.name!r} has {len(stored)} objectives, not {len(self._directions)} (search.also_minimize);"
-                " choose another study name"
+                f"study {self.name!r} has {here}, not {wanted} (search.also_minimize); choose another study name"
             )
         if stored != self._directions:
             raise SpaceChangedError(

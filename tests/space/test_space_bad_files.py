@@ -246,7 +246,10 @@ BODIES = {
         "search: {sampler: {name: cmaes, with_margin: true, lr_adapt: true}}",
         "5:19: search.sampler: with_margin and lr_adapt exclude each other",
     ),
-    "unknown pruner": ("search: {pruner: medain}", "5:18: search.pruner: 'medain' is not known; known: peer, median"),
+    "unknown pruner": (
+        "search: {pruner: medain}",
+        "5:18: search.pruner: 'medain' is not known; known: halving, peer, median",
+    ),
     "threshold without bounds": (
         "search: {pruner: threshold}",
         "5:18: search.pruner: threshold needs lower, upper, or both",
@@ -261,11 +264,11 @@ BODIES = {
     ),
     "pruner of two objectives": (
         "search: {also_minimize: seconds, pruner: halving}",
-        "5:43: search.pruner: 'halving' judges by one objective; with also_minimize leave it out or write none",
+        "5:42: search.pruner: 'halving' judges by one objective; with also_minimize leave it out or write none",
     ),
     "sampler of two objectives": (
         "search: {also_minimize: seconds, sampler: cmaes}",
-        "5:44: search.sampler: 'cmaes' knows one objective only",
+        "5:43: search.sampler: 'cmaes' knows one objective only",
     ),
     "unknown second objective": (
         "search: {also_minimize: rank}",

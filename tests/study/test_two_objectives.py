@@ -158,7 +158,7 @@ def test_an_earlier_study_of_two_objectives_lends_its_best(database: Database) -
 
 def test_a_study_keeps_its_number_of_objectives(database: Database) -> None:
     open_study(database, settings=settings(pruner="none"))
-    with pytest.raises(SpaceChangedError, match=r"study 'study' has 1 objectives, not 2 \(search\.also_minimize\)"):
+    with pytest.raises(SpaceChangedError, match=r"study 'study' has one objective, not two \(search\.also_minimize\)"):
         open_study(database, settings=two())
 
 

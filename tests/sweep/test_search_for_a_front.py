@@ -66,8 +66,9 @@ def test_the_outcome_is_the_front(searched: tuple[Path, Summary]) -> None:
     assert summary.counts["COMPLETE"] == TRIALS
     front = summary.front
     assert all(row.size == row.trainable_params for row in summary.trials)
-    assert [row.size for row in front] == sorted({row.size for row in front})
-    assert [row.value for row in front] == sorted({row.value for row in front})
+    both = [(row.size or 0.0, row.value or 0.0) for row in front]
+    assert both == sorted(both)
+    assert [value for _, value in both] == sorted({value for _, value in both}), "the larger, the better"
     assert summary.best == front[-1]
     for row in summary.trials:
         assert any((mine.value or 0) >= (row.value or 0) and (mine.size or 0) <= (row.size or 0) for mine in front)
