@@ -166,5 +166,4 @@ def _advice(plan: Plan, scores: Scores, arm: Arm | None) -> str:
         f"{_subject(arm, inside=True)}: {arm.trainable_params:,} trainable parameters,"
         f" {plan.metric} {mean_score(plan, scores, arm):.4f} on the test rows"
     )
-    rivals = len(plan.arms) - 1
-    return f"{text}; none of the {rivals} others is both cheaper and not worse" if rivals else text
+    return f"{text}; the fewest of all that are not worse than the best" if len(plan.arms) > 1 else text
