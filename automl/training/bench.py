@@ -58,8 +58,8 @@ class Bench:
     """The frozen backbone on its device with the data that trials are trained on and judged by.
 
     evaluation_rows: the fixed part of the validation split that every evaluation uses, or in a verification all test
-    rows. evaluation_tokens: of one
-    forward pass, padding included. importance: as in the settings. The model carries at most one adapter at a time.
+    rows. evaluation_tokens: of one forward pass, padding included. importance: as in the settings. The model carries at
+    most one adapter at a time.
     """
 
     model: nn.Module

@@ -127,12 +127,13 @@ class _Work:
 
     def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
+        suggested = self._suggested(options)
         if before is not None:
-            same = self._plan(before.number, options)
+            same = self._plan(before.number, options, suggested)
             if same.as_dict() == before.plan:
                 return before.number, same, before
         number = before.number + 1 if before is not None else 1
-        return number, self._plan(number, options), None
+        return number, self._plan(number, options, suggested), None
 
     def train(self, plan: Plan, number: int, store: VerificationStore) -> Scores:
         """Train all that the rules ask for; every score is stored before the next one is waited for."""
@@ -148,7 +149,7 @@ class _Work:
         shutil.rmtree(self._folder, ignore_errors=True)
         return scores
 
-    def _plan(self, number: int, options: Options) -> Plan:
+    def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None) -> Plan:
         spec, ground = self._spec, self._ground
         rows = list_trials(self._database.optuna_storage(), spec.study, self._store)
         candidates = Candidates(
@@ -163,7 +164,7 @@ class _Work:
         arms = choose_arms(
             candidates,
             finalists=options.finalists,
-            suggested=self._suggested(options),
+            suggested=suggested,
             seed=derive_seed("random-ranks", spec.search.seed, number),
         )
         task = make_task(spec.task)
