@@ -75,6 +75,6 @@ def _show(summary: Summary) -> None:
 
 def _show_next(summary: Summary, space: Path) -> None:
     console.result("next:")
-    console.result(f"  automl trials {space}")
+    console.result(f"  automl {'trials' if summary.also_minimize is None else 'best'} {space}")
     console.result(f"  automl export {space} --output my-adapter")
     console.result(f"  optuna-dashboard {summary.database}")
