@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
@@ -23,12 +24,17 @@ T = TypeVar("T")
 
 
 class PatientStorage(BaseStorage):
-    """The storage `inner` (cached as Optuna does it), patient. For the one driver of a study."""
+    """The storage `inner` (cached as Optuna does it), patient. For the one driver of a study.
 
-    def __init__(self, inner: RDBStorage, patience: Patience) -> None:
+    verify: raises LeaseLostError if the lease was taken over. Asked when a trial was ended by somebody else, which is
+    how a driver that was stopped for long may learn of it before its first commit is refused.
+    """
+
+    def __init__(self, inner: RDBStorage, patience: Patience, verify: Callable[[], None]) -> None:
         self._inner = inner
         self._cached = get_storage(inner)
         self._patience = patience
+        self._verify = verify
 
     def __reduce__(self) -> Any:
         raise TypeError("the driver's storage is not pickled: only the driver writes")
@@ -152,4 +158,8 @@ class PatientStorage(BaseStorage):
                 self._cached.set_trial_state_values(trial_id, TrialState.FAIL)
 
     def _call(self, work: Callable[[], T]) -> T:
-        return self._patience.call(work, self._inner.remove_session)
+        try:
+            return self._patience.call(work, self._inner.remove_session)
+        except UpdateFinishedTrialError:
+            self._verify()
+            raise

@@ -114,7 +114,11 @@ class Database:
         """Optuna's storage for the holder of a study's lease, who waits while the database is away."""
         from automl.storage.optuna_patience import PatientStorage
 
-        return PatientStorage(self.optuna_storage(guard), self.patience)
+        def verify() -> None:
+            with self.reading("verify the lease") as connection:
+                guard(connection)
+
+        return PatientStorage(self.optuna_storage(guard), self.patience, verify)
 
     def studies(self) -> list[SweepRow]:
         """All studies that a sweep was started for, by name."""

@@ -200,7 +200,7 @@ class TestLostAnswers:
 @pytest.mark.postgres
 def test_a_connection_lost_in_the_midst_of_a_transaction(database: Database, proxy: Proxy) -> None:
     inner = database.optuna_storage(lambda connection: None)
-    study = optuna.create_study(study_name="s", storage=PatientStorage(inner, database.patience))
+    study = optuna.create_study(study_name="s", storage=PatientStorage(inner, database.patience, lambda: None))
     left = [0]
 
     def cut(*_: object) -> None:

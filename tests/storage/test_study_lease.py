@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
+import optuna
 import pytest
 from sqlalchemy import select, update
 
@@ -115,6 +116,17 @@ class TestHolding:
                 storage.create_new_study([], "late")
         assert holder_of(database) == "elsewhere:17:cafe0123"
         assert "late" not in [kind for _, kind, _ in database.store("topics").events()]
+
+    # A driver that was stopped for long finds its trial ended before any commit of its own is refused.
+    def test_finding_a_trial_ended_by_the_next_driver_says_so(self, database: Database) -> None:
+        with StudyLease(database, "topics", 30.0, lambda message: None) as lease:
+            lease.take("text", OLD, {})
+            mine = optuna.create_study(study_name="topics", storage=database.driver_storage(lease.verify))
+            trial = mine.ask()
+            _take_over(database, "elsewhere:17:cafe0123")
+            optuna.load_study(study_name="topics", storage=database.optuna_storage()).tell(trial.number, 1.0)
+            with pytest.raises(LeaseLostError, match="process 17 on elsewhere"):
+                trial.report(0.5, 1)
 
     def test_reading_needs_no_lease(self, database: Database, lease: StudyLease) -> None:
         lease.take("text", OLD, {})
