@@ -25,7 +25,9 @@ def derived_text(spec: SweepSpec, *, study: str, heading: str, folder: Path, war
     document["study"] = study
     if (model := _model(spec.model)) is not None:
         document["model"] = model
-    if (data := _data(spec.task.data)) is not None:
+    if spec.task.type == "table":
+        document["task"] = {**document["task"], "file": spec.task.data.files["table"]}
+    elif (data := _data(spec.task.data)) is not None:
         written = document["task"]["data"]
         columns = written.get("columns") if isinstance(written, Mapping) else None
         document["task"] = {**document["task"], "data": {**data, **({"columns": columns} if columns else {})}}
