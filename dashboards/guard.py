@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboards.access import Token, sent_token
@@ -140,8 +141,14 @@ def _too_large() -> Refusal:
     return Refusal(413, f"this body is larger than {MOST_BYTES:,} bytes")
 
 
-class _TooLargeError(Exception):
-    """A body without a length, or with a wrong one, has grown beyond the limit."""
+class _TooLargeError(HTTPException):
+    """A body without a length, or with a wrong one, has grown beyond the limit.
+
+    An HTTPException, because FastAPI takes any other error that reading a body raises for malformed JSON.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(*_too_large()[:2])
 
 
 class _Limited:

@@ -307,7 +307,7 @@ def list_page(
     """Some trials of a study. order: of `ORDERS`; states: all if empty; limit: at most 200."""
     value = "v.value DESC" if direction == "maximize" else "v.value"
     query = text(_LINES.format(order=ORDERS[order].replace("{value}", value)))
-    asked = {"study": study, "every_state": not states, "states": list(states)}
+    asked = {"study": study, "every_state": not states, "states": list(states) or [""]}
     with database.reading("list trials") as connection:
         rows = connection.execute(
             query.bindparams(bindparam("states", expanding=True)),

@@ -1,0 +1,96 @@
+"""Totals, pages, improvements and curves are what Optuna says, on both databases; one query answers for many trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from databases import fresh_postgres, fresh_sqlite
+
+from automl.storage import overview
+from automl.storage.sql import Database, open_database
+from tests.report.studies import add_study, add_verification, space_of, verification_result
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A study of 34 trials in every state, and one of which nothing is known but its space."""
+    url = fresh_sqlite(tmp_path) if request.param == "sqlite" else fresh_postgres()
+    with open_database(url, create=False) as opened:
+        add_study(opened, space_of(tmp_path), trials=30, failed=2, running=2, importances=True)
+        add_verification(opened, "topics", verification_result())
+    with open_database(url, create=False, read_only=True) as reading:
+        yield reading
+
+
+def test_totals_are_what_optuna_says(database: Database) -> None:
+    study = optuna.load_study(study_name="topics", storage=database.optuna_storage())
+    (totals,) = overview.study_totals(database)
+    states = [trial.state.name for trial in study.trials]
+    assert totals.counts == {state: states.count(state) for state in set(states)}
+    assert totals.best == study.best_value
+    assert totals.steps == sum(trial.last_step or 0 for trial in study.trials)
+    assert totals.seconds == pytest.approx(0.25 * totals.steps)
+    assert (totals.direction, totals.driver, totals.runs) == ("maximize", None, 1)
+    assert totals.verification is not None
+    assert (totals.verification.is_done, totals.verification.seeds) == (True, 5)
+    assert overview.study_totals(database, "topics") == [totals]
+    assert overview.study_totals(database, "absent") == []
+
+
+def test_improvements_are_those_of_the_running_best(database: Database) -> None:
+    study = optuna.load_study(study_name="topics", storage=database.optuna_storage())
+    expected, best = [], float("-inf")
+    for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+        if trial.value is not None and trial.value > best:
+            best = trial.value
+            expected.append((trial.number, trial.value, "COMPLETE"))
+    assert overview.improvements(database, "topics", "maximize") == expected
+    worst = overview.improvements(database, "topics", "minimize")
+    assert worst[-1].value == min(trial.value or 1.0 for trial in study.trials if trial.state.name == "COMPLETE")
+
+
+def test_pages_hold_every_trial_once_with_its_parameters(database: Database) -> None:
+    study = optuna.load_study(study_name="topics", storage=database.optuna_storage())
+    listed = [
+        trial
+        for offset in range(0, 40, 10)
+        for trial in overview.list_page(database, "topics", "maximize", limit=10, offset=offset)
+    ]
+    assert [trial.number for trial in listed] == list(range(33, -1, -1))
+    for line in listed:
+        trial = study.trials[line.number]
+        assert (line.state, dict(line.params), line.step) == (trial.state.name, trial.params, trial.last_step or 0)
+        assert line.stop_reason == trial.user_attrs.get("stop_reason", "")
+        if trial.state.name == "COMPLETE":
+            assert line.value == trial.value
+    assert overview.stop_reasons(database, "topics").keys() == {"finished", "pruned", "error"}
+
+
+def test_pages_can_be_ordered_and_narrowed(database: Database) -> None:
+    best = overview.list_page(database, "topics", "maximize", order="best", limit=200)
+    complete = [line.value for line in best if line.state == "COMPLETE"]
+    assert [line.state for line in best[: len(complete)]] == ["COMPLETE"] * len(complete)
+    assert complete == sorted(complete, reverse=True)  # type: ignore[type-var]
+    running = overview.list_page(database, "topics", "maximize", states=("RUNNING",))
+    assert [line.number for line in running] == [33, 32]
+    two = overview.list_page(database, "topics", "maximize", states=("RUNNING", "FAIL"))
+    assert {line.state for line in two} == {"RUNNING", "FAIL"}
+
+
+def test_curves_sample_pace_and_importances(database: Database) -> None:
+    study = optuna.load_study(study_name="topics", storage=database.optuna_storage())
+    curves = overview.trial_curves(database, "topics", [0, 3, 99])
+    assert {n: dict(points) for n, points in curves.items()} == {n: study.trials[n].intermediate_values for n in (0, 3)}
+    every = overview.sampled_trials(database, "topics", 30)
+    thinned = overview.sampled_trials(database, "topics", 1000)
+    assert set(thinned) == {place for place in every if place.number % 2 == 0}
+    found = overview.pace(database, "topics")
+    assert found is not None
+    assert found.trials == 29
+    measured = overview.importances_of(database, "topics", 2)
+    assert len(measured) == 2
+    for number, modules in measured.items():
+        assert set(modules) == set(database.importances("topics")[number])
