@@ -103,12 +103,12 @@ def _write(connection: Connection, trials: int, generator: random.Random) -> Non
     first = (connection.execute(text("SELECT MAX(trial_id) FROM trials")).scalar() or 0) + 1
     rows: dict[str, list[dict[str, Any]]] = {}
     for number in range(trials):
-        for table, made in _trial(generator, number, first + number, study, trials).items():
-            rows.setdefault(table, []).extend(made)
-    for table, made in rows.items():
+        for name, made in _trial(generator, number, first + number, study, trials).items():
+            rows.setdefault(name, []).extend(made)
+    for name, made in rows.items():
         names = list(made[0])
-        marks = ", ".join(f":{name}" for name in names)
-        statement = text(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})")
+        marks = ", ".join(f":{column}" for column in names)
+        statement = text(f"INSERT INTO {name} ({', '.join(names)}) VALUES ({marks})")
         for start in range(0, len(made), _BATCH):
             connection.execute(statement, made[start : start + _BATCH])
 
