@@ -46,6 +46,8 @@ STEPS = 5
 class InstantHost:
     """Trains nothing: every trial goes one step at each call, its loss a function of its learning rate and seed."""
 
+    busy_seconds = 0.0
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._residents: dict[int, tuple[TrialSpec, int]] = {}
