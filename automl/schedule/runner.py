@@ -7,6 +7,7 @@ may succeed later (database away, killed from outside) is given back a few times
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -132,5 +133,13 @@ class Run:
         if self._child is None:
             return "never started"
         lines = [line.strip() for line in self._child.tail() if line.strip()]
-        said = lines[-1][:500] if lines else "no output"
+        said = _message(lines[-1])[:500] if lines else "no output"
         return f"ended by signal {-self._code}: {said}" if self._code < 0 else said
+
+
+def _message(line: str) -> str:
+    """What a line of output says, also one of a process that logs JSON."""
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, KeyError, TypeError):
+        return line

@@ -27,6 +27,8 @@ STORAGE = StorageError.exit_code
 INTERRUPTED = InterruptedSearch.exit_code
 REGRESSION = 6
 
+_NOTIFIERS = ("AUTOML_WEBHOOK_", "AUTOML_SMTP_")
+
 AUTOML = (sys.executable, "-m", "automl.cli.main")
 
 
@@ -42,8 +44,9 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the processes: the database's address is there and nowhere else."""
-        return {**os.environ, DATABASE_VARIABLE: self.url}
+        """Of the processes: the database's address is there and nowhere else; secrets of notifiers stay here."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOTIFIERS)}
+        return {**kept, DATABASE_VARIABLE: self.url}
 
 
 class Step(NamedTuple):

@@ -81,7 +81,8 @@ def test_a_failed_night_is_not_compared_with(
     database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
 ) -> None:
     add_schedule(Claimant(database, clock=clock), tmp_path)
-    one = scheduler(place("import sys\nprint('space.yaml:3: model: is missing', file=sys.stderr)\nsys.exit(2)\n"))
+    text = '{"level": "ERROR", "message": "space.yaml:3: model: is missing"}'  # as with --log-format json
+    one = scheduler(place(f"import sys\nprint({text!r}, file=sys.stderr)\nsys.exit(2)\n"))
     clock.forward(days=1)
     tick_until(one.tick, lambda: states(database) == ["FAILED"])
     (night,) = list_firings(database)
