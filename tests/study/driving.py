@@ -47,7 +47,8 @@ def derive(hyper: Hyperparameters) -> dict[str, float]:
 
 
 def settings(**changes: Any) -> SearchSettings:
-    return SearchSettings(**{"trials": 8, "steps": 80, "evaluate_every": 10, "sampler": "random", **changes})
+    base: dict[str, Any] = {"trials": 8, "steps": 80, "evaluate_every": 10, "sampler": "random", "pruner": "peer"}
+    return SearchSettings(**{**base, **changes})
 
 
 def bowl(spec: TrialSpec, step: int) -> float:
