@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -14,12 +16,15 @@ from automl.errors import StorageError
 _SECRET_KEY = re.compile(r"pass|secret|token|key|credential", re.IGNORECASE)
 _HIDDEN = "***"
 
+PASSWORD_FILE_VARIABLE = "AUTOML_DB_PASSWORD_FILE"  # noqa: S105 - the name of a variable
 
-def parse_url(text: str) -> URL:
+
+def parse_url(text: str, environment: Mapping[str, str] = os.environ) -> URL:
     """The URL with an explicit driver (and an absolute path for SQLite).
 
-    Supported: `sqlite:///relative.db`, `sqlite:////absolute.db` and `postgresql://user:password@host/database`.
-    Raises StorageError for anything else; the message never contains a password.
+    Supported: `sqlite:///relative.db`, `sqlite:////absolute.db` and `postgresql://user:password@host/database`. A
+    PostgreSQL URL that names a user but no password gets that of the file that AUTOML_DB_PASSWORD_FILE names.
+    Raises StorageError for anything else and for a file that cannot be read; the message never contains a password.
     """
     try:
         url = make_url(text)
@@ -29,7 +34,7 @@ def parse_url(text: str) -> URL:
     if backend == "sqlite":
         return _sqlite_url(url)
     if backend in ("postgresql", "postgres"):
-        return url.set(drivername="postgresql+psycopg")
+        return _with_password(url.set(drivername="postgresql+psycopg"), environment)
     raise StorageError(f"database {backend!r} is not supported; use sqlite:///FILE or postgresql://…")
 
 
@@ -75,6 +80,20 @@ def _sqlite_url(url: URL) -> URL:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise StorageError(f"{mask_url(url)!r}: a study needs a database file, as in sqlite:///automl.db")
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute()), query={})
+
+
+def _with_password(url: URL, environment: Mapping[str, str]) -> URL:
+    path = environment.get(PASSWORD_FILE_VARIABLE)
+    if not path or not url.username or url.password is not None or "password" in url.query:
+        return url
+    try:
+        password = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise StorageError(f"{PASSWORD_FILE_VARIABLE}: cannot read {path}: {reason}") from None
+    if not password:
+        raise StorageError(f"{PASSWORD_FILE_VARIABLE}: {path} is empty; write the password of {url.username} into it")
+    return url.set(password=password)
 
 
 def _secrets(url: URL) -> set[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from automl.storage.url import mask_url, parse_url, redact
+from automl.errors import StorageError
+from automl.storage.url import PASSWORD_FILE_VARIABLE, mask_url, parse_url, redact
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,24 @@ def test_drivers_messages_lose_every_form_of_the_password() -> None:
     url = parse_url("postgresql://u:p%40ss%20word@h/d?sslpassword=sec%2Fret")
     message = "failed for 'p@ss word' or p%40ss%20word or p%40ss+word, sslpassword=sec/ret"
     assert redact(message, url) == "failed for '***' or *** or ***, sslpassword=***"
+
+
+def test_a_missing_password_comes_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/word\n")
+    named = {PASSWORD_FILE_VARIABLE: str(file)}
+    assert parse_url("postgresql://u@h/d", named).password == "p@ss/word"
+    assert mask_url(parse_url("postgresql://u@h/d", named)) == "postgresql+psycopg://u:***@h/d"
+    assert parse_url("postgresql://u:own@h/d", named).password == "own"
+    assert parse_url("postgresql://h/d", named).password is None
+    assert parse_url("postgresql://u@h/d", {}).password is None
+    assert parse_url("sqlite:///x.db", named).password is None
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "cannot read"), ("\n", "is empty"), (b"\xff", "not UTF-8")])
+def test_a_password_file_that_is_of_no_use(tmp_path: Path, content: str | bytes | None, reason: str) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(StorageError, match=reason):
+        parse_url("postgresql://u@h/d", {PASSWORD_FILE_VARIABLE: str(file)})
