@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,3 +24,36 @@ os.environ.pop("AUTOML_DB_URL", None)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cache folder for models and data, shared by the whole test run."""
     return tmp_path_factory.mktemp("automl-cache")
+
+
+@contextmanager
+def _logging_as_before() -> Iterator[None]:
+    """Put handlers, levels and the hook for warnings back."""
+    root = logging.getLogger()
+    handlers, show = root.handlers[:], warnings.showwarning
+    levels = {each: each.level for each in _loggers()}
+    yield
+    logging.captureWarnings(False)
+    warnings.showwarning = show
+    root.handlers[:] = handlers
+    for each in _loggers():
+        each.setLevel(levels.get(each, logging.NOTSET))
+
+
+def _loggers() -> list[logging.Logger]:
+    root = logging.getLogger()
+    return [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_before_the_module() -> Iterator[None]:
+    """Commands set up the process's logging, also in fixtures of a module; other tests must not see it."""
+    with _logging_as_before():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The same for each test."""
+    with _logging_as_before():
+        yield
