@@ -24,8 +24,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends postgresql-client-15 \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 automl \
-    && useradd --uid 10001 --gid automl --home-dir /work --no-create-home --shell /usr/sbin/nologin automl \
-    && install --directory --owner=automl --group=automl --mode=0750 /work /cache /backups
+    && useradd --uid 10001 --gid automl --home-dir /srv/automl --no-create-home --shell /usr/sbin/nologin automl \
+    && install --directory --owner=automl --group=automl --mode=0750 /srv/automl /cache /backups
 COPY --from=build /opt/automl /opt/automl
 ENV PATH=/opt/automl/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -35,5 +35,5 @@ ENV PATH=/opt/automl/bin:$PATH \
     HF_HOME=/cache/huggingface \
     RAY_USAGE_STATS_ENABLED=0
 USER 10001:10001
-WORKDIR /work
+WORKDIR /srv/automl
 CMD ["automl", "--help"]
