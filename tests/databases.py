@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -81,27 +82,22 @@ class PostgresServer:
     def kill(self) -> None:
         """SIGKILL to the postmaster, as the kernel does it; its children follow by themselves or are helped."""
         family = self.processes()
-        for process in family:
-            process.kill()
+        _signal(family, signal.SIGKILL)
         psutil.wait_procs(family, timeout=30)
 
     def freeze(self) -> None:
         """SIGSTOP to every process of the server."""
-        self._signal(signal.SIGSTOP)
+        _signal(self.processes(), signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let the server go on."""
-        self._signal(signal.SIGCONT)
+        _signal(self.processes(), signal.SIGCONT)
 
     def end(self) -> None:
         """Stop it for good and remove its files; harmless if it has gone."""
         self.thaw()
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for process in self.processes():
-            process.send_signal(number)
 
     def url(self, database: str, *, port: int | None = None) -> str:
         """URL of one of its databases, password included; by the given port of 127.0.0.1, or the socket."""
@@ -160,6 +156,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """To each of them that still lives: the others of a server may go by themselves meanwhile."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import re
@@ -113,7 +114,8 @@ def test_it_prints_nothing_and_warns_in_one_line(
         workers = [process for process in family() if " ".join(command_of(process)).startswith(WORKER_TITLES)]
         if workers and not killed:
             killed.append(workers[0].pid)
-            workers[0].kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                workers[0].kill()
 
     executor.run(Dispatcher(ScriptedStudy(4), on_exchange=kill_one), functools.partial(FormulaHost, str(tmp_path)))
     assert killed

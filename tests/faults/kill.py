@@ -9,6 +9,7 @@ prints one JSON object. Each run is one study: its driver (or, under Ray, one of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -170,7 +171,8 @@ def _kill(driver: Driver, chance: random.Random, executor: str, outcome: Outcome
         driver.process.kill()
         driver.process.wait()
     elif workers := driver.workers():
-        chance.choice(sorted(workers, key=lambda process: process.pid)).kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            chance.choice(sorted(workers, key=lambda process: process.pid)).kill()
     else:
         return
     phase = "start" if starting else "first worker" if executor == "ray" else "start"
