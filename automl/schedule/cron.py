@@ -86,7 +86,8 @@ def _instants(nominal: datetime, zone: ZoneInfo, *, by_elapsed_time: bool) -> It
             yield late
     elif not by_elapsed_time:
         jump = _end_of_gap(late, early, zone)
-        if jump.astimezone(zone).date() == nominal.date():
+        around = (moment.astimezone(zone).date() for moment in (jump - timedelta(seconds=1), jump))
+        if nominal.date() in around:
             yield jump
 
 

@@ -82,6 +82,13 @@ def test_every_day_that_exists_has_one_night(zone: str, cron: str) -> None:
             id="midnight skipped",
         ),
         pytest.param(
+            "30 23 * * *",
+            "America/Nuuk",
+            datetime(2026, 3, 27, 12, tzinfo=UTC),
+            ["2026-03-27T23:30-02:00", "2026-03-29T00:00-01:00", "2026-03-29T23:30-01:00"],
+            id="skipped until midnight",
+        ),
+        pytest.param(
             "0 2 * * *",
             "Pacific/Apia",
             datetime(2011, 12, 29, 13, tzinfo=UTC),
