@@ -102,6 +102,19 @@ def test_a_webhook_that_refuses_is_named_without_its_secret(status: int) -> None
     assert len(told) == 1  # a redirection is not followed
 
 
+def test_a_server_that_speaks_something_else_is_one_line() -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert send(parse_target(f"webhook:http://127.0.0.1:{server.server_address[1]}/"), MESSAGE, {}) is not None
+        thread.join()
+
+
 def test_a_mail_is_sent() -> None:
     with mail_server() as (port, lines):
         environment = {"AUTOML_SMTP_HOST": "127.0.0.1", "AUTOML_SMTP_PORT": str(port), "AUTOML_SMTP_SECURITY": "none"}
@@ -134,6 +147,7 @@ def test_a_command_gets_json_and_no_secret(tmp_path: Path) -> None:
         ("webhook:@/no/such/file", {}, "notify: /no/such/file: cannot be read: No such file or directory"),
         ("mail:a@b.org", {}, "notify: mail: the environment variable AUTOML_SMTP_HOST is not set"),
         ("mail:a@b.org", {"AUTOML_SMTP_HOST": "127.0.0.1", "AUTOML_SMTP_PORT": "1"}, "mail: Connection refused"),
+        ("webhook:$HOOK", {"HOOK": f"http://127.0.0.1:1/{SECRET} x"}, "webhook: InvalidURL"),
         ("command:/bin/false", {}, "command: ended with exit code 1"),
         ("command:/no/such/program", {}, "command: No such file or directory"),
     ],
