@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -115,10 +115,15 @@ class Dispatcher:
         return orders
 
     def lost(self, worker: int, why: str) -> None:
-        """A worker's process died and is being started again; after 3 starts without a word the sweep gives up."""
+        """A worker's process died and is started again, as soon as there is a place for it.
+
+        After 3 starts without a word the sweep gives up. Until it is back, idle workers may go on with its trials.
+        """
         known = self._workers.get(worker)
-        trials = ", ".join(str(trial) for trial in sorted({**known.open, **known.held})) if known else ""
-        then = f"continues trials {trials}" if trials else "is started again"
+        if known is not None:
+            self._mourn(known)
+        trials = ", ".join(map(str, known.waiting)) if known else ""
+        then = f"is started again; trials {trials} go on" if trials else "is started again"
         logger.warning("worker %d died and %s: %s", worker, then, why)
         self._present.discard(worker)
         self._unheard[worker] = self._unheard.get(worker, 0) + 1
@@ -171,10 +176,11 @@ class Dispatcher:
             logger.info("worker %d is ready after %.0f s, with room for %d trials", index, waited, cohort.capacity)
             worker = self._workers[index] = _Worker(index=index, epoch=cohort.epoch, capacity=cohort.capacity)
             return list(self._occupy(worker))
+        self._mourn(worker)
         worker.epoch = cohort.epoch
         worker.capacity = cohort.capacity
         if self._stopped is None:
-            return [*self._reopen(worker), *self._occupy(worker)]
+            return [*self._resume(worker, worker, worker.orphans), *self._release(worker), *self._occupy(worker)]
         return [_STOP]
 
     def _judge(self, cohort: Cohort) -> list[Order]:
@@ -219,22 +225,41 @@ class Dispatcher:
             if spec is None:
                 break
             yield worker.take(spec)
+        if not worker.held:
+            yield from self._inherit(worker)
         if not worker.open and not worker.held and self._study.finished:
             yield _STOP
 
-    def _reopen(self, worker: _Worker) -> Iterator[Order]:
-        """Give a restarted worker its trials back; if some may have killed it, one suspect alone."""
-        lost = sorted(worker.open)
-        for trial in lost:
-            self._record(trial).died(alone=len(lost) == 1)
-        for trial in lost:
-            del worker.open[trial]
+    def _mourn(self, worker: _Worker) -> None:
+        """What a worker trained when it died waits for it to come back, or for an heir."""
+        for trial in worker.open:
+            self._record(trial).died(alone=len(worker.open) == 1)
+        worker.orphans |= set(worker.open)
+        worker.open.clear()
+
+    def _inherit(self, worker: _Worker) -> Iterator[Order]:
+        """Go on with trials of workers that died and are not back, if nothing else is left to do.
+
+        The machine they were on may be gone, and there may be no other place for them.
+        """
+        for dead in self._workers.values():
+            if dead.index not in self._present:
+                free = worker.capacity - len(worker.open) - len(worker.held)
+                yield from self._resume(worker, dead, dead.waiting[:free])
+        yield from self._release(worker)
+
+    def _resume(self, worker: _Worker, dead: _Worker, trials: Iterable[int]) -> Iterator[Order]:
+        """Give a worker trials that were lost or held when `dead` died, or end those that have killed too often."""
+        for trial in sorted(trials):
+            dead.orphans.discard(trial)
+            dead.held.pop(trial, None)
             if self._record(trial).alone >= _DEATHS_ALONE:
                 self._study.fail(self._crash_of(trial))
                 yield Order(kind=OrderKind.CLOSE, trial=trial)
             else:
                 worker.held[trial] = self._study.restart(trial, worker.index)
-        yield from self._release(worker)
+                if worker is not dead:
+                    logger.info("worker %d goes on with trial %d of worker %d", worker.index, trial, dead.index)
 
     def _release(self, worker: _Worker) -> Iterator[Order]:
         """Open what a worker was given but does not train yet. A suspect trains alone until it has made progress."""
@@ -269,13 +294,22 @@ class Dispatcher:
 
 @dataclass(slots=True, kw_only=True)
 class _Worker:
-    """A worker as the driver sees it. `open`: trials it trains; `held`: trials it was given, which wait."""
+    """A worker as the driver sees it.
+
+    open: trials it trains; held: trials it was given, which wait; orphans: trials it trained when it died.
+    """
 
     index: int
     epoch: int
     capacity: int
     open: dict[int, TrialSpec] = field(default_factory=dict)
     held: dict[int, TrialSpec] = field(default_factory=dict)
+    orphans: set[int] = field(default_factory=set)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Trials that wait for it, or for another worker, while it is dead."""
+        return sorted({*self.held, *self.orphans})
 
     def take(self, spec: TrialSpec) -> Order:
         self.open[spec.number] = spec

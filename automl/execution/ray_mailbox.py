@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from automl.trial import Order, OrderKind
 
@@ -53,5 +54,9 @@ class Mailbox:
 
 
 def open_mailbox() -> ray.actor.ActorHandle:
-    """Start a mailbox; it ends when the last handle is gone, and with the driver."""
-    return ray.remote(num_cpus=0)(Mailbox).remote()
+    """Start a mailbox on the driver's machine; it ends when the last handle is gone, and with the driver.
+
+    On another node it would be lost with that, and the search with it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()

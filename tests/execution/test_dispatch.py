@@ -174,6 +174,53 @@ def test_with_one_slot_a_trial_is_always_alone_and_fails_at_the_third_death() ->
     assert talk.hello() == ["close 0", "open 1.1"]
 
 
+def test_an_idle_worker_goes_on_with_the_trials_of_one_that_died_and_is_not_back() -> None:
+    study = ScriptedStudy(3)
+    dispatcher = Dispatcher(study)
+    gone, heir = Talk(dispatcher, worker=0, capacity=2), Talk(dispatcher, worker=1)
+    gone.hello()
+    gone.say((0, 2))
+    heir.hello()
+    dispatcher.lost(0, "its node is dead")
+    # What it was given first goes first.
+    assert heir.say((2, 2)) == []
+    assert heir.say((2, 4)) == ["close 2", "open 0.2"]
+    # The worker is back in time for the other one.
+    assert gone.hello() == ["open 1.2"]
+    assert heir.say((0, 2), (0, 4)) == ["close 0"]
+    assert gone.say((1, 2), (1, 4)) == ["close 1", "stop"]
+    assert heir.say() == ["stop"]
+    assert dispatcher.over
+    assert study.log.count("report 0@2") == 1
+
+
+def test_a_search_ends_although_a_dead_worker_never_comes_back() -> None:
+    dispatcher = Dispatcher(ScriptedStudy(2))
+    gone, heir = Talk(dispatcher, worker=0), Talk(dispatcher, worker=1)
+    gone.hello()
+    heir.hello()
+    dispatcher.lost(0, "its node is dead")
+    assert heir.say((1, 4)) == ["close 1", "open 0.2"]
+    assert heir.say((0, 4)) == ["close 0", "stop"]
+    assert dispatcher.over
+
+
+def test_a_trial_that_kills_one_worker_after_the_other_fails_at_the_third_death() -> None:
+    study = ScriptedStudy(1)
+    dispatcher = Dispatcher(study)
+    first, second = Talk(dispatcher, worker=0), Talk(dispatcher, worker=1)
+    first.hello()
+    second.hello()
+    dispatcher.lost(0, "killed")
+    assert second.say() == ["open 0.2"]
+    assert first.hello() == []
+    dispatcher.lost(1, "killed")
+    assert first.say() == ["open 0.3"]
+    dispatcher.lost(0, "killed")
+    assert second.hello() == ["close 0", "stop"]
+    assert "fail 0 host_crash" in study.log
+
+
 def test_stop_takes_what_has_come_and_sends_every_worker_home() -> None:
     study = ScriptedStudy(4)
     dispatcher = Dispatcher(study)
