@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
 
+from automl.durable import disk_errors_named
 from automl.errors import AutomlError, StorageError
 from automl.schedule.child import Child
 from automl.schedule.work import Outcome, Place, Step, Work, is_worth_retrying
@@ -67,8 +68,7 @@ class Run:
                 return False, None
             self._code = code
             if code == 0 and self._stop is None and self._steps:
-                self._start_next()
-                return False, None
+                return self._started(self._start_next)
         return True, self._conclude()
 
     def leave(self) -> None:
@@ -78,19 +78,28 @@ class Run:
     def _begin(self) -> tuple[bool, Outcome | None]:
         if self.work.attempts > MOST_ATTEMPTS:
             return True, self.work.fail(None, f"given up: it was started {MOST_ATTEMPTS} times and never ended")
+        return self._started(self._start_first)
+
+    def _started(self, start: Callable[[], None]) -> tuple[bool, Outcome | None]:
+        """Start a process; a work whose process cannot be started has failed."""
         try:
-            self._steps = self.work.begin()
-            self._start_next()
+            start()
         except StorageError:
             raise
         except AutomlError as error:
             return True, self.work.fail(error.exit_code, str(error).splitlines()[0])
-        self._has_begun = True
         return False, None
 
+    def _start_first(self) -> None:
+        self._steps = self.work.begin()
+        self._start_next()
+        self._has_begun = True
+
     def _start_next(self) -> None:
-        step = self._steps.pop(0)
-        self._child = Child(step.command, step.log, self._place.environment)
+        step = self._steps[0]
+        with disk_errors_named(step.log):
+            self._child = Child(step.command, step.log, self._place.environment)
+        self._steps.pop(0)
         logger.info("%s: process %d started; its output is in %s", self.work.name, self._child.pid, step.log)
 
     def _look_after(self, child: Child) -> None:

@@ -106,6 +106,18 @@ def test_a_sweep_that_crashes_is_tried_again_and_given_up_in_the_end(
     assert night.message == "ended by signal 6: so far"
 
 
+def test_a_night_whose_output_cannot_be_written_fails_and_the_scheduler_goes_on(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    (tmp_path / "automl-output/nightly-20260804-0200/search.log").mkdir(parents=True)
+    add_schedule(Claimant(database, clock=clock), tmp_path)
+    one = scheduler(place(SLEEPER))
+    clock.forward(days=1)
+    tick_until(one.tick, lambda: states(database) == ["FAILED"])
+    assert list_firings(database)[0].message.endswith("search.log: cannot write: Is a directory")
+    assert list_firings(database)[0].exit_code == 5
+
+
 def test_a_night_is_stopped_at_its_deadline(
     database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
 ) -> None:
