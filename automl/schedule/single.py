@@ -55,8 +55,10 @@ def run_due(claimant: Claimant, name: str, place: Place, stop: threading.Event) 
         waiting = store.unfinished(name)
         if not waiting:
             return Done(night=None, text="nothing is due", exit_code=0)
-        if not _wait_for_silence(claimant, waiting[-1], stop):
-            return Done(night=None, text=f"a night is being run by {waiting[-1].owner}", exit_code=0)
+        # A night that runs keeps all others waiting; without one, the oldest is what may be taken next.
+        first = next((night for night in waiting if night.state is FiringState.RUNNING), waiting[-1])
+        if not _wait_for_silence(claimant, first, stop):
+            return Done(night=None, text=f"a night is being run by {first.owner}", exit_code=0)
 
 
 def run_now(claimant: Claimant, name: str, place: Place, stop: threading.Event) -> Done:

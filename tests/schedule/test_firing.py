@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,8 @@ from test_cron_times import ZONES
 from automl.errors import StorageError
 from automl.schedule.cron import due_slots
 from automl.schedule.due import fire_due, settle
+from automl.schedule.single import run_due
+from automl.schedule.work import Place
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, Schedule, SubmissionState
 from automl.storage.schedules import ScheduleStore, find_schedule, list_firings, list_schedules
@@ -131,6 +134,33 @@ class TestOverlap:
         assert store.take() is None  # one night at a time
         store.end(night, FiringState.SUCCEEDED, "done")
         assert store.take() is not None
+
+    def test_a_night_behind_a_running_one_is_not_waited_for(
+        self, database: Database, clock: HandClock, tmp_path: Path
+    ) -> None:
+        claimant = Claimant(database, clock=clock)
+        store = add_schedule(claimant, tmp_path, overlap="queue")
+        clock.forward(days=1)
+        fire_due(claimant)
+        older = store.take()
+        assert older is not None
+        store.requeue(older, "killed", wait_seconds=100_000.0)
+        clock.forward(days=1)
+        fire_due(claimant)
+        running = store.take()
+        assert running is not None
+        clock.forward(seconds=50_000)
+        assert store.renew(running)
+        assert states(database) == ["QUEUED", "RUNNING"]
+
+        class Renewing(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                clock.forward(seconds=1)
+                return not store.renew(running)
+
+        place = Place(url="sqlite:///none.db")
+        done = run_due(Claimant(database, clock=clock), "nightly", place, Renewing())
+        assert (done.text, done.exit_code) == (f"a night is being run by {claimant.owner}", 0)
 
     def test_the_database_itself_refuses_two_nights_at_once(
         self, database: Database, clock: HandClock, tmp_path: Path
