@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "automl"
+WEB = ROOT / "dashboards"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "trial", "lora", "metric", "provenance", "durable"),
@@ -41,6 +42,12 @@ FENCES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("schedule/",),
 }
 
+WEB_UNITS = ("", "errors", "metric", "report", "schedule", "space", "storage", "sweep")
+"""What the web application may use of automl: nothing that trains, nothing of the command line. "": the version."""
+
+WEB_PACKAGES = ("a2wsgi", "fastapi", "jinja2", "optuna_dashboard", "pydantic", "starlette", "uvicorn")
+OF_THE_WEB_ALONE = ("a2wsgi", "fastapi", "optuna_dashboard", "starlette", "uvicorn")
+
 FORBIDDEN_TEXT = ("pickle.load", "yaml.load(", "torch.load(", "trust_remote_code=True", "shell=True", "0.0.0.0")
 
 Import = tuple[Path, int, str]
@@ -50,11 +57,15 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def web_modules() -> list[Path]:
+    return sorted(WEB.rglob("*.py"))
+
+
 def dotted(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {dotted(path) for path in modules()}
+MODULES = {dotted(path) for path in (*modules(), *web_modules())}
 
 
 def imports_of(path: Path) -> Iterator[Import]:
@@ -111,7 +122,7 @@ def test_imports_go_down_and_units_of_a_layer_do_not_meet() -> None:
 def test_no_cycle_between_modules() -> None:
     graph = {
         dotted(path): {target for _, _, target in imports_of(path) if target in MODULES} - {dotted(path)}
-        for path in modules()
+        for path in (*modules(), *web_modules())
     }
     done: set[str] = set()
 
@@ -139,11 +150,44 @@ def test_third_party_package_stays_behind_its_fence(package: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_web_application_is_started_by_its_command_alone() -> None:
+    wanting = [place(item) for path in modules() for item in imports_of(path) if item[2].split(".")[0] == "dashboards"]
+    assert {each.partition(":")[0] for each in wanting} == {"automl/cli/dashboard.py"}
+    command = ast.parse((PACKAGE / "cli" / "dashboard.py").read_text(encoding="utf-8"))
+    assert not [node for node in command.body if "dashboards" in ast.unparse(node) and not is_definition(node)]
+
+
+def is_definition(node: ast.stmt) -> bool:
+    """A function, whose imports happen when it is called; or the module's docstring."""
+    return isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def test_the_web_application_trains_nothing_and_asks_sql_through_storage() -> None:
+    wrong = []
+    for path in web_modules():
+        for item in imports_of(path):
+            package = item[2].split(".")[0]
+            if package == "automl":
+                allowed = unit_of(item[2]) in WEB_UNITS
+            else:
+                allowed = package in (*WEB_PACKAGES, "dashboards", "__future__") or package in sys.stdlib_module_names
+            if not allowed:
+                wrong.append(place(item))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_web_packages_stay_in_the_web_application() -> None:
+    wrong = [
+        place(item) for path in modules() for item in imports_of(path) if item[2].split(".")[0] in OF_THE_WEB_ALONE
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_nothing_but_the_console_prints() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in modules()
-        if path.relative_to(PACKAGE).as_posix() != "cli/console.py"
+        for path in (*modules(), *web_modules())
+        if path != PACKAGE / "cli" / "console.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
@@ -153,7 +197,7 @@ def test_nothing_but_the_console_prints() -> None:
 def test_no_unsafe_loading() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}: {text}"
-        for path in modules()
+        for path in (*modules(), *web_modules())
         for text in FORBIDDEN_TEXT
         if text in path.read_text(encoding="utf-8").replace(" = ", "=")
     ]
@@ -161,7 +205,9 @@ def test_no_unsafe_loading() -> None:
 
 
 def test_no_module_is_called_utils() -> None:
-    assert not [path for path in modules() if path.stem in {"utils", "common", "misc", "helpers", "manager"}]
+    assert not [
+        path for path in (*modules(), *web_modules()) if path.stem in {"utils", "common", "misc", "helpers", "manager"}
+    ]
 
 
 HEAVY = ("torch", "ray", "peft", "transformers", "datasets", "optuna", "sqlalchemy")
@@ -173,8 +219,9 @@ HEAVY = ("torch", "ray", "peft", "transformers", "datasets", "optuna", "sqlalche
         (["--help"], HEAVY),
         (["validate", "search_spaces/bbc-topics.yaml"], ("torch", "ray", "peft", "transformers")),
         (["schema"], ("torch", "ray", "peft", "transformers")),
+        (["dashboard", "--help"], (*HEAVY, *OF_THE_WEB_ALONE)),
     ],
-    ids=["help", "validate", "schema"],
+    ids=["help", "validate", "schema", "dashboard"],
 )
 def test_light_commands_load_no_heavy_package(command: list[str], heavy: tuple[str, ...]) -> None:
     script = (
@@ -192,6 +239,15 @@ def test_packed_training_starts_without_peft_ray_optuna_and_sql() -> None:
     script = (
         "import sys\nimport automl.packed.host\n"
         "print([name for name in ('peft', 'ray', 'optuna', 'sqlalchemy') if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_the_web_application_starts_without_what_trains() -> None:
+    script = (
+        "import sys\nimport dashboards.serve\n"
+        "print([name for name in ('torch', 'ray', 'peft', 'transformers', 'datasets') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
