@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
-from automl.verify.plan import Arm, Plan
+from automl.verify.plan import PATTERN_KINDS, Arm, Plan
 from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, values
 from automl.verify.statistics import joint_level, paired, spread, verdict
 
@@ -18,7 +18,8 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
     """The result of a verification whose trainings are all made; keys as in docs/verification.md."""
     found = [each for comparison in plan.comparisons if (each := compare(plan, scores, comparison)) is not None]
     above = beats_baseline(plan, scores)
-    recommended = _recommended(plan, scores) if above else None
+    suggestion = _suggestion(found)
+    recommended = _recommended(plan, scores, suggestion) if above else None
     return {
         "metric": {"name": plan.metric, "direction": plan.direction},
         "majority": plan.majority.get(plan.metric),
@@ -33,7 +34,7 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
             "arm": recommended.name if recommended else None,
             "text": _advice(plan, scores, recommended),
         },
-        "suggestion": {"status": _suggestion(found)},
+        "suggestion": {"status": suggestion},
     }
 
 
@@ -88,19 +89,24 @@ def _optimism(plan: Plan, scores: Scores) -> dict[str, Any]:
     }
 
 
-def _recommended(plan: Plan, scores: Scores) -> Arm:
-    """The arm with the fewest parameters that is not worse than the best one; of equals the better one."""
+def _recommended(plan: Plan, scores: Scores, suggestion: str) -> Arm:
+    """The arm with the fewest parameters that is not worse than the best one; of equals the better one.
+
+    Even and random ranks are there to be compared with, and suggested ones are worth nothing unless they have passed.
+    """
+    kinds = {kind for kind in PATTERN_KINDS if kind != "suggested" or suggestion != PASSED}
+    candidates = [arm for arm in plan.arms if arm.kind not in kinds]
     sign = -1.0 if plan.direction == "maximize" else 1.0
-    ranked = sorted(plan.arms, key=lambda arm: sign * mean_score(plan, scores, arm))
-    good = [arm for arm in ranked if arm is ranked[0] or not _is_worse(plan, scores, arm, ranked[0])]
-    return min(good, key=lambda arm: arm.trainable_params)
+    best = min(candidates, key=lambda arm: sign * mean_score(plan, scores, arm))
+    level = joint_level(len(candidates) - 1)
+    good = [arm for arm in candidates if arm is best or not _is_worse(plan, scores, arm, best, level)]
+    return min(good, key=lambda arm: (arm.trainable_params, sign * mean_score(plan, scores, arm)))
 
 
-def _is_worse(plan: Plan, scores: Scores, arm: Arm, best: Arm) -> bool:
+def _is_worse(plan: Plan, scores: Scores, arm: Arm, best: Arm, level: float) -> bool:
     ours, theirs = values(plan, scores, arm), values(plan, scores, best)
     differences = [ours[seed] - theirs[seed] for seed in plan.seeds if seed in ours and seed in theirs]
-    estimate = paired(differences, joint_level(len(plan.arms) - 1))
-    return verdict(estimate, plan.direction) == "worse"
+    return verdict(paired(differences, level), plan.direction) == "worse"
 
 
 def _suggestion(found: list[Compared]) -> str:

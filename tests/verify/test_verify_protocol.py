@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_a_pattern_passes_by_chance_in_at_most_5_percent() -> None:
         scores, _ = run(plan, noisy({}, sd=0.02, study=study))
         passed += conclude(plan, scores)["suggestion"]["status"] == "passed"
     assert passed / 200 <= 0.05
+
+
+def test_ranks_are_recommended_only_if_they_have_passed() -> None:
+    winner, suggested, uniform, drawn = TWO[0], *pattern_arms()
+    arms = [winner, replace(suggested, trainable_params=990), uniform, replace(drawn, trainable_params=980)]
+    for gain, status, name in ((0.0, "no_gain", "trial-3"), (0.1, "passed", "suggested")):
+        plan = make_plan(arms)
+        scores, _ = run(plan, noisy({"suggested": gain}, sd=0.005, study=6))
+        found = conclude(plan, scores)
+        assert (found["suggestion"]["status"], found["recommendation"]["arm"]) == (status, name)
 
 
 def test_a_large_difference_is_found_with_few_seeds() -> None:
