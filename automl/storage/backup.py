@@ -98,12 +98,13 @@ def _restore_sqlite(source: Path, url: URL, *, overwrite: bool) -> None:
 def _set_aside(url: URL, path: Path) -> None:
     """Keep a copy of the database that is replaced; a damaged one is kept byte for byte, its log too."""
     kept = path.with_name(f"{path.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-    kept.touch(mode=0o600)
     try:
         schema.refuse_driven(url)
+        kept.touch(mode=0o600)
         _copy_sqlite(path, kept)
     except StorageError:
         if _is_readable(url):
+            kept.unlink(missing_ok=True)
             raise
         for suffix in ("", "-wal"):
             if (part := path.with_name(path.name + suffix)).exists():

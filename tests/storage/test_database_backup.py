@@ -79,6 +79,7 @@ def test_a_driven_database_is_not_replaced(filled: Database, tmp_path: Path) -> 
         lease.take("text", "a" * 64, {})
         with pytest.raises(StorageError, match="study 'driven' is being driven"):
             restore(tmp_path / "copy", address_of(filled), overwrite=True)
+    assert list(tmp_path.glob("*.before-restore-*")) == []
 
 
 def test_a_damaged_backup_is_refused_and_replaces_nothing(filled: Database, tmp_path: Path) -> None:
