@@ -119,8 +119,9 @@ class VerificationFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleShare:
-    """One adapted module. share: of the importance of all modules, mean over trials; low, high: 90 % interval over the
-    trials, or the least and most of few. held_out: predicted rise of the held-out loss without its update."""
+    """One adapted module. share: of the importance of all modules; low, high: its 90 % interval when trials are drawn
+    anew, or without a rank suggestion the least and most of the trials. held_out: predicted rise of the held-out loss
+    without its update."""
 
     module: str
     layer: int | None

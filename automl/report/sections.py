@@ -283,10 +283,7 @@ def _suggestion(frame: StudyFrame) -> Iterator[Block]:
         return
     if suggestion.ranks:
         label = "" if suggestion.status in _SUGGESTION else "UNVERIFIED. "
-        yield _SUGGESTION.get(
-            suggestion.status,
-            Notice("UNVERIFIED: the ranks below are a hypothesis. Even ranks may do as well.", "caution"),
-        )
+        yield _SUGGESTION.get(suggestion.status, _UNVERIFIED)
         size = "" if suggestion.used_params is None else f"; they take {suggestion.used_params:,} parameters"
         even = "" if suggestion.uniform_rank is None else f" (rank {suggestion.uniform_rank} everywhere is the rival)"
         yield Chart("suggested-ranks", f"{label}Suggested rank of each module{size}{even}.")
