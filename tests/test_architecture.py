@@ -32,6 +32,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "ray": ("execution/ray_",),
     "sqlalchemy": ("storage/",),
     "alembic": ("storage/",),
+    "fsspec": ("storage/depot.py",),
     "plotly": ("report/",),
     "peft": ("methods/", "training/export.py"),
     "pydantic": ("space/",),
@@ -40,13 +41,14 @@ FENCES: dict[str, tuple[str, ...]] = {
     "rich": ("cli/",),
     "cronsim": ("schedule/",),
     "prometheus_client": ("schedule/",),
+    "optuna_dashboard": ("study/dashboard.py",),
 }
 
 WEB_UNITS = ("", "errors", "metric", "report", "schedule", "space", "storage", "sweep")
 """What the web application may use of automl: nothing that trains, nothing of the command line. "": the version."""
 
 WEB_PACKAGES = ("a2wsgi", "fastapi", "jinja2", "optuna_dashboard", "pydantic", "starlette", "uvicorn")
-OF_THE_WEB_ALONE = ("a2wsgi", "fastapi", "optuna_dashboard", "starlette", "uvicorn")
+OF_THE_WEB_ALONE = ("a2wsgi", "fastapi", "starlette", "uvicorn")
 
 FORBIDDEN_TEXT = ("pickle.load", "yaml.load(", "torch.load(", "trust_remote_code=True", "shell=True", "0.0.0.0")
 
