@@ -27,6 +27,7 @@ import psutil
 
 from automl.trial import TrialState
 from tests.faults.drive import CAPACITY, SETTINGS
+from tests.faults.scenario import stretch
 from tests.faults.search import NAME, open_database, undisturbed, url, violations
 
 WORKER_TITLES = ("ray::ResourceTrainable", "ray::TuneWorker")
@@ -87,7 +88,7 @@ class Driver:
 
     def orphans(self) -> list[str]:
         """What is left of the family once the driver is gone and everything had time to follow it."""
-        deadline = time.monotonic() + _ORPHAN_SECONDS
+        deadline = time.monotonic() + _ORPHAN_SECONDS * stretch()
         while (left := self.family()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return [f"{process.pid} {title(process)[:80]}" for process in left]

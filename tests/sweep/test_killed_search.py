@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -82,7 +83,8 @@ def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(
     await_measurements(killed, 20, process)
     workers = [each for each in marked(tag) if title(each).startswith(WORKER_TITLES)]
     assert workers
-    workers[0].send_signal(signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        workers[0].send_signal(signal.SIGKILL)
     await_measurements(killed, len(rows(killed, "SELECT 1 FROM automl_measurements")) + 20, process)
     process.kill()
     process.communicate()
