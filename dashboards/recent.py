@@ -31,7 +31,13 @@ class Recent:
             if kept is not None and self._clock() - kept[0] < seconds:
                 value: T = kept[1]
                 return value
-            value = compute()
+            try:
+                value = compute()
+            except BaseException:
+                if kept is None:  # nothing is kept of questions that have no answer, however many are asked
+                    with self._lock:
+                        self._locks.pop(key, None)
+                raise
             with self._lock:
                 self._kept[key] = (self._clock(), value)
                 self._kept.move_to_end(key)
