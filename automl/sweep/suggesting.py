@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from automl.errors import NotEnoughEvidence
 from automl.importance.aggregate import Aggregate, Evidence, aggregate, is_eligible
@@ -121,8 +121,8 @@ def suggestion_of(database: Database, study: str, *, budget: int | None = None, 
         raise NotEnoughEvidence(f"study {study!r}: not enough evidence for a rank suggestion: {why}")
     costs = [_cost(module) for module in modules]
     given = sum(module.rank * cost for module, cost in zip(modules, costs, strict=True)) if budget is None else budget
-    ranks, notes = _ranks(together, costs, given, study)
-    low, high = _rank_intervals(together, costs, given, ranks)
+    ranks, ceilings, notes = _allocated(together, costs, given, study)
+    low, high = _rank_intervals(together, costs, given, ranks=ranks, ceilings=ceilings)
     suggested = dict(zip(names, ranks, strict=True))
     configuration = patterned(hyper, suggested)
     assert together.stability is not None
@@ -234,8 +234,16 @@ def _cost(module: ModuleImportance) -> int:
     return module.in_features + module.out_features
 
 
-def _ranks(together: Aggregate, costs: Sequence[int], budget: int, study: str) -> tuple[list[int], tuple[str, ...]]:
-    """Ranks, and what limits them. Raises NotEnoughEvidence if the budget is rank 1 everywhere or less."""
+class _Allocated(NamedTuple):
+    """Ranks, the largest that each could have been, and what limits them."""
+
+    ranks: Sequence[int]
+    ceilings: Sequence[int]
+    notes: tuple[str, ...]
+
+
+def _allocated(together: Aggregate, costs: Sequence[int], budget: int, study: str) -> _Allocated:
+    """The budget given out. Raises NotEnoughEvidence if it is rank 1 everywhere or less."""
     mean = budget / sum(costs)
     if mean < 1 or budget - sum(costs) < min(costs):
         raise NotEnoughEvidence(
@@ -250,25 +258,27 @@ def _ranks(together: Aggregate, costs: Sequence[int], budget: int, study: str) -
     ranks = allocate(scores, costs, budget, floors=floors, ceilings=ceilings)
     against = supported.count(False)
     if not against:
-        return ranks, ()
+        return _Allocated(ranks, ceilings, ())
     if budget - sum(rank * cost for rank, cost in zip(ranks, costs, strict=True)) >= max(costs):
         note = (
             f"held-out rows speak against {against} of {len(costs)} modules: too many to follow, so this was left aside"
         )
-        return allocate(scores, costs, budget, floors=floors, ceilings=[ceiling] * len(costs)), (note,)
-    return ranks, (f"held-out rows speak against {against} modules; they keep the least rank, {floor}",)
+        ceilings = [ceiling] * len(costs)
+        return _Allocated(allocate(scores, costs, budget, floors=floors, ceilings=ceilings), ceilings, (note,))
+    note = f"held-out rows speak against {against} of {len(costs)} modules, which keep the least rank, {floor}"
+    return _Allocated(ranks, ceilings, (note,))
 
 
 def _rank_intervals(
-    together: Aggregate, costs: Sequence[int], budget: int, ranks: Sequence[int]
+    together: Aggregate, costs: Sequence[int], budget: int, *, ranks: Sequence[int], ceilings: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """5 % and 95 % quantiles of each rank over the draws of trials."""
+    """5 % and 95 % quantiles of each rank over the draws of trials; what held-out rows say is not drawn anew."""
     floor, ceiling = bounds(budget / sum(costs))
     drawn: list[list[int]] = []
     for shares in together.resampled:
         moved = [replace(module, share=share) for module, share in zip(together.modules, shares, strict=True)]
         scores = [[module.component(number) for number in range(ceiling)] for module in moved]
-        drawn.append(allocate(scores, costs, budget, floors=[floor] * len(costs), ceilings=[ceiling] * len(costs)))
+        drawn.append(allocate(scores, costs, budget, floors=[floor] * len(costs), ceilings=ceilings))
     columns = [sorted(column) for column in zip(*drawn, strict=True)]
     last = len(drawn) - 1
     low = [min(rank, column[round(0.05 * last)]) for rank, column in zip(ranks, columns, strict=True)]
