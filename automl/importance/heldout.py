@@ -9,18 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from automl.importance.sensitivity import Factors, gradient
 from automl.trial import ModuleImportance
 
+RowT = TypeVar("RowT")
+
 HELD_OUT_ROWS = 256
-"""Evaluation rows that are looked at, the first ones."""
+"""Most evaluation rows that are looked at, the first ones."""
 
 HELD_OUT_BATCH = 16
-"""Rows of one batch; the error is estimated from the spread over batches."""
+"""Most rows of one batch; the error is estimated from the spread over batches."""
+
+SHARE_OF_TRAINING = 0.01
+"""Rows that are looked at for each row a trial has trained on: what it costs, as both go forward and backward."""
+
+_FEWEST_BATCHES = 4
 
 
 class Estimate(NamedTuple):
@@ -28,6 +35,18 @@ class Estimate(NamedTuple):
 
     mean: float
     error: float | None
+
+
+def affordable_rows(trained: int) -> int:
+    """How many evaluation rows are looked at for a trial that has trained on so many; 0 if too few for an error."""
+    rows = min(HELD_OUT_ROWS, int(SHARE_OF_TRAINING * trained))
+    return rows if rows >= _FEWEST_BATCHES else 0
+
+
+def in_batches(rows: Sequence[RowT]) -> list[Sequence[RowT]]:
+    """Batches of HELD_OUT_BATCH rows, or of fewer if that would make less than four of them."""
+    size = max(1, min(HELD_OUT_BATCH, len(rows) // _FEWEST_BATCHES))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def removal_effects(factors: Sequence[Factors]) -> list[float]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from automl.errors import CheckpointError
+from automl.importance.heldout import affordable_rows
 from automl.packed.ahead import TrainingThread
 from automl.packed.member import Member
 from automl.packed.pace import Pace
@@ -161,9 +162,14 @@ class PackedHost:
             pass
 
     def _tick(self) -> bool:
+        with self._busy():
+            return self._pace.tick()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            return self._pace.tick()
+            yield
         finally:
             self.busy_seconds += time.perf_counter() - began
 
@@ -177,7 +183,9 @@ class PackedHost:
             return _Draft(event, None)
         if event.step >= self._residents[event.trial].spec.steps:
             if self._is_finalist(event.metrics):
-                event = self.trainer.measure_held_out(event)
+                spec = self._residents[event.trial].spec
+                with self._busy():
+                    event = self.trainer.measure_held_out(event, affordable_rows(spec.steps * spec.hyper.batch_size))
             event = replace(event, adapter=self._export(self._residents[event.trial].spec, event))
         return _Draft(event, self.trainer.snapshot(event.trial))
 

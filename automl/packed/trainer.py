@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import Diverged, OutOfMemory, TargetError
-from automl.importance.heldout import HELD_OUT_BATCH, HELD_OUT_ROWS, removal_effects, with_held_out
+from automl.importance.heldout import HELD_OUT_ROWS, in_batches, removal_effects, with_held_out
 from automl.importance.sensitivity import Sensitivity, weight_norms
 from automl.lora import Hyperparameters, LinearShape, check_pattern
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
@@ -257,21 +257,18 @@ class PackedTrainer:
             importances=member.importances(),
         )
 
-    def measure_held_out(self, measurement: Measurement) -> Measurement:
-        """The same with what removing each module's update would do to the loss on evaluation rows, if there is room.
+    def measure_held_out(self, measurement: Measurement, rows: int = HELD_OUT_ROWS) -> Measurement:
+        """The same with what removing each module's update would do to the loss on the first evaluation rows.
 
-        One forward and one backward pass over at most HELD_OUT_ROWS rows, without dropout, for this trial alone. Nobody
-        changes by it. Between two steps of the trial only.
+        One forward and one backward pass over so many rows, without dropout, for this trial alone, if there is room.
+        Nobody changes by it. Between two steps of the trial only.
         """
-        if not measurement.importances:
+        if not (measurement.importances and rows):
             return measurement
         adapter = self.members[measurement.trial].adapter
-        rows = self.workload.evaluation_rows[:HELD_OUT_ROWS]
+        batches = in_batches(self.workload.evaluation_rows[:rows])
         try:
-            effects = [
-                self._removal_effects(adapter, rows[start : start + HELD_OUT_BATCH])
-                for start in range(0, len(rows), HELD_OUT_BATCH)
-            ]
+            effects = [self._removal_effects(adapter, batch) for batch in batches]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from automl import durable
 from automl.errors import CheckpointError, Diverged, OutOfMemory, ResourceError
+from automl.importance.heldout import affordable_rows
 from automl.training.adapter import adapter_folder, adapter_meta
 from automl.training.bench import Bench, HostSettings, load_bench
 from automl.training.checkpoint import SlotFolder, slot_files, slot_folder
@@ -185,7 +186,8 @@ class SoloHost:
             return measurement
         assert resident.trial is not None
         if self._finalists.admit(measurement.metrics):
-            measurement = resident.trial.measure_held_out(measurement)
+            trained = resident.spec.steps * resident.spec.hyper.batch_size
+            measurement = resident.trial.measure_held_out(measurement, affordable_rows(trained))
         folder = adapter_folder(Path(self.settings.output).absolute(), resident.spec.number)
         meta = adapter_meta(self.settings, self.bench.task, resident.spec, measurement)
         export_adapter(resident.trial.model, folder, meta, tokenizer=self.bench.tokenizer)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from automl.errors import DataError, Diverged, OutOfMemory
-from automl.importance.heldout import HELD_OUT_BATCH, HELD_OUT_ROWS, removal_effects, with_held_out
+from automl.importance.heldout import HELD_OUT_ROWS, in_batches, removal_effects, with_held_out
 from automl.importance.sensitivity import Factors, Sensitivity, is_sample, weight_norms
 from automl.lora import LinearShape
 from automl.methods.registry import METHODS
@@ -156,16 +156,15 @@ class SoloTrial:
             importances=self._importances(),
         )
 
-    def measure_held_out(self, measurement: Measurement) -> Measurement:
-        """The same with what the removal of each module's update would do to the loss on evaluation rows.
+    def measure_held_out(self, measurement: Measurement, rows: int = HELD_OUT_ROWS) -> Measurement:
+        """The same with what the removal of each module's update would do to the loss on the first evaluation rows.
 
-        One forward and one backward pass over at most HELD_OUT_ROWS rows, without dropout. The trial does not change.
-        Unchanged too if there is no room in memory.
+        One forward and one backward pass over so many rows, without dropout. The trial does not change. Unchanged too
+        if there is no room in memory.
         """
-        if not measurement.importances:
+        if not (measurement.importances and rows):
             return measurement
-        rows = self.bench.evaluation_rows[:HELD_OUT_ROWS]
-        batches = [rows[start : start + HELD_OUT_BATCH] for start in range(0, len(rows), HELD_OUT_BATCH)]
+        batches = in_batches(self.bench.evaluation_rows[:rows])
         try:
             effects = [self._removal_effects(batch) for batch in batches]
         except (RuntimeError, MemoryError) as error:

@@ -12,7 +12,7 @@ from architectures import tiny_model
 from packed_oracle import spec, workload
 from torch import nn
 
-from automl.importance.heldout import HELD_OUT_BATCH
+from automl.importance.heldout import in_batches
 from automl.models.inventory import resolve_targets
 from automl.packed.trainer import PackedTrainer
 from automl.training.bench import Bench
@@ -167,7 +167,7 @@ def test_what_removal_would_do_is_what_the_gradient_says() -> None:
     for measurement in train(alone):
         found = alone.measure_held_out(measurement).importances
         rows = alone.bench.evaluation_rows
-        batches = [rows[start : start + HELD_OUT_BATCH] for start in range(0, len(rows), HELD_OUT_BATCH)]
+        batches = in_batches(rows)
         effects = []
         alone.model.eval()
         weights = [(name, tensor) for name, tensor in alone.model.named_parameters() if "lora_B" in name]

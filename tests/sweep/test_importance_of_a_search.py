@@ -42,7 +42,9 @@ def searched(
 def test_a_packed_search_leaves_importances(
     searched: Callable[[dict[str, str]], tuple[str, Importances]],
 ) -> None:
-    url, found = searched({"low: 1, high: 8": "low: 4, high: 8", "target: qv": "target: all-linear"})
+    url, found = searched(
+        {"low: 1, high: 8": "low: 4, high: 8", "target: qv, batch_size: 8": "target: all-linear, batch_size: 16"}
+    )
     assert set(found) == {0, 1, 2, 3}
     for modules in found.values():
         assert len(modules) == 12

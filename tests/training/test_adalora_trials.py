@@ -76,7 +76,7 @@ def test_a_resumed_trial_is_the_same_to_the_bit(bench: Bench) -> None:
 def test_the_exported_adapter_reproduces_its_metric_and_holds_its_ranks(bert: HostSettings, output: str) -> None:
     settings = replace(bert, output=output)
     host = build_solo_host(settings)
-    host.open(TRIAL)
+    host.open(replace(TRIAL, steps=100, evaluate_every=100))  # long enough to look at held-out rows
     while found := host.advance():
         (last,) = found
     assert isinstance(last, Measurement)
