@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sqlite3
 import subprocess
@@ -22,7 +23,6 @@ from automl.storage.sql import Database, open_database
 from automl.storage.tables import Now, sweeps
 
 OLD, NEW = "a" * 64, "b" * 64
-TTL = 1.5
 LOST = "the lease was taken over by process 17 on elsewhere; nothing more is written"
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -58,7 +58,7 @@ class TestTaking:
         began = time.monotonic()
         with StudyLease(database, "topics") as second, pytest.raises(StudyBusyError, match=f"process {pid} on {host}"):
             second.take("text", OLD, {})
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20  # the lease lasts 30 s
         assert holder_of(database) == lease.owner
 
     def test_another_study_is_free(self, database: Database, lease: StudyLease) -> None:
@@ -144,19 +144,19 @@ class TestOtherMachines:
     def test_a_silent_one_is_replaced_when_its_lease_expires(
         self, database: Database, caplog: pytest.LogCaptureFixture
     ) -> None:
-        _held_by(database, "elsewhere:17:cafe0123", seconds=1.0)
         began = time.monotonic()
-        with StudyLease(database, "topics", TTL) as lease:
+        _held_by(database, "elsewhere:17:cafe0123", seconds=2.0)
+        with StudyLease(database, "topics", 4.0) as lease:
             assert lease.take("text", OLD, {}) == 2
-        assert 0.5 < time.monotonic() - began < 10
-        assert "driver process 17 on elsewhere cannot be seen from here; taking over in 1 s" in caplog.text
+        assert 1.9 < time.monotonic() - began < 60
+        assert re.search(r"driver process 17 on elsewhere cannot be seen from here; taking over in [012] s", caplog.text)
 
     def test_one_that_renews_is_left_alone(self, database: Database) -> None:
-        _held_by(database, "elsewhere:17:cafe0123", seconds=TTL)
-        renewal = threading.Timer(0.5, _held_by, (database, "elsewhere:17:cafe0123", TTL))
+        _held_by(database, "elsewhere:17:cafe0123", seconds=20.0)
+        renewal = threading.Timer(0.5, _held_by, (database, "elsewhere:17:cafe0123", 20.0))
         renewal.start()
         with (
-            StudyLease(database, "topics", TTL) as lease,
+            StudyLease(database, "topics", 20.0) as lease,
             pytest.raises(StudyBusyError, match="process 17 on elsewhere"),
         ):
             lease.take("text", OLD, {})
@@ -182,7 +182,7 @@ class TestProcesses:
         with open_database(url, create=False) as database, StudyLease(database, "topics", 30) as lease:
             assert lease.take("space", OLD, {}) == 2
             assert database.store("topics").attempts()[0].state is AttemptState.LOST
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20  # the lease lasts 30 s
 
     # A stopped driver is alive, but its lease is not: when it goes on, it must not write a single row.
     def test_a_stopped_holder_ends_itself_when_it_goes_on(self, url: str, start_process: Start) -> None:
