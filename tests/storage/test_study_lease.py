@@ -149,7 +149,7 @@ class TestOtherMachines:
         with StudyLease(database, "topics", 4.0) as lease:
             assert lease.take("text", OLD, {}) == 2
         assert 1.9 < time.monotonic() - began < 60
-        assert re.search(r"driver process 17 on elsewhere cannot be seen from here; taking over in [012] s", caplog.text)
+        assert re.search(r"process 17 on elsewhere cannot be seen from here; taking over in [012] s", caplog.text)
 
     def test_one_that_renews_is_left_alone(self, database: Database) -> None:
         _held_by(database, "elsewhere:17:cafe0123", seconds=20.0)
