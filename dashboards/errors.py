@@ -15,6 +15,9 @@ from automl.errors import AutomlError, ConfigError
 
 logger = logging.getLogger(__name__)
 
+_MOST_PROBLEMS = 20
+_LONGEST = 2_000
+
 
 def error_page(status: int, reason: str) -> str:
     """A page of one line."""
@@ -29,7 +32,9 @@ def error_page(status: int, reason: str) -> str:
 
 
 def answer_error(request: Request, status: int, reason: str) -> Response:
-    """The answer to a request that failed."""
+    """The answer to a request that failed, in one line of bounded length whatever was sent."""
+    reason = " ".join(reason.split())
+    reason = reason if len(reason) <= _LONGEST else reason[:_LONGEST] + "…"
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": reason}, status_code=status)
     return HTMLResponse(error_page(status, reason), status_code=status)
@@ -46,8 +51,10 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 async def on_invalid(request: Request, error: Exception) -> Response:
     """A parameter or a body that is not as documented: all problems on one line."""
     assert isinstance(error, RequestValidationError)
-    problems = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
-    return answer_error(request, 422, "; ".join(problems))
+    found = error.errors()
+    problems = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in found[:_MOST_PROBLEMS]]
+    more = [f"and {len(found) - _MOST_PROBLEMS} more"] if len(found) > _MOST_PROBLEMS else []
+    return answer_error(request, 422, "; ".join([*problems, *more]))
 
 
 async def on_our_error(request: Request, error: Exception) -> Response:
@@ -56,7 +63,7 @@ async def on_our_error(request: Request, error: Exception) -> Response:
     if isinstance(error, LookupError):
         return answer_error(request, 404, str(error))
     if isinstance(error, ConfigError):
-        return answer_error(request, 422, str(error))
+        return answer_error(request, 422, "; ".join(str(error).splitlines()))
     logger.warning("%s %s: %s", request.method, request.url.path, error)
     return answer_error(request, 503, str(error))
 

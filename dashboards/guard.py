@@ -99,12 +99,12 @@ def _unsafe(headers: Headers, method: str) -> Refusal | None:
     """Reasons against a post that another web site made this browser send."""
     if method in _READING:
         return None
-    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if origin is not None and origin.partition("://")[2] != headers["host"]:
+    origins, sites, kinds = (headers.getlist(name) for name in ("origin", "sec-fetch-site", "content-type"))
+    if any(origin.partition("://")[2] != headers["host"] for origin in origins):
         return Refusal(403, "this request comes from another origin")
-    if site is not None and site not in ("same-origin", "none"):
+    if any(site not in ("same-origin", "none") for site in sites):
         return Refusal(403, "this request comes from another site")
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if [kind.partition(";")[0].strip().lower() for kind in kinds] != ["application/json"]:
         return Refusal(415, "send JSON, with Content-Type: application/json")
     return None
 

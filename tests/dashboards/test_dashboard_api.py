@@ -14,7 +14,7 @@ from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.work import Place
 from automl.storage.claims import Claimant
 from automl.storage.sql import open_database
-from automl.storage.submissions import find_submission
+from automl.storage.submissions import find_submission, submit
 from tests.schedule.scheduling import tick_until
 
 SUBMIT = "/api/v1/submissions"
@@ -120,6 +120,14 @@ def test_a_queued_sweep_can_be_taken_back(fresh: Site) -> None:
     assert fresh.post(f"{SUBMIT}/{identity}/cancel", {}).json["state"] == "CANCELLED"
     assert fresh.post(SUBMIT, {"space": SPACE.replace("TRIALS", "6")}).status == 201
     assert fresh.post(f"{SUBMIT}/{'f' * 32}/cancel", {}).status == 404
+
+
+def test_a_full_queue_takes_no_more(fresh: Site, url: str) -> None:
+    with open_database(url, create=False) as database:
+        for number in range(100):
+            submit(database, f"queued-{number}", "study: x", "a test")
+    answer = fresh.post(SUBMIT, {"space": SPACE.replace("TRIALS", "6")})
+    assert (answer.status, "100 sweeps are queued already" in answer.json["error"]) == (429, True)
 
 
 _REFUSED = {

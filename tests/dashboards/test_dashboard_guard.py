@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from serving import TOKEN, Site, site
 
+from automl.cli.main import main
 from automl.errors import ConfigError
 from automl.storage.sql import open_database
 from dashboards.access import Token, read_token, sent_token
@@ -191,6 +192,22 @@ def test_beyond_this_machine_a_token_is_demanded() -> None:
         assert rules.demands_token
     for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
         assert not rules_for(Address(host=host), None, {}).demands_token
+
+
+def test_the_command_ends_with_code_2_without_a_token(
+    filled: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AUTOML_DASHBOARD_TOKEN", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["dashboard", "--host", "0.0.0.0", "--port", "0", "--db", filled])
+    assert ended.value.code == 2
+    assert "others can connect to 0.0.0.0" in capsys.readouterr().err
+
+
+def test_no_artifact_is_served(served: Site) -> None:
+    for path in ("/artifacts/1/0/x", "/api/artifacts/1/x", "/api/studies/1/artifacts", "/csv/1", "/api/artifacts/1/0"):
+        assert served.ask(path).status == 404, path
+        assert served.post(path, {}).status in (404, 405), path
 
 
 def test_a_writable_database_is_not_served_without_a_token(filled: str) -> None:

@@ -52,7 +52,9 @@ def test_workers_see_an_allow_list_and_never_a_secret() -> None:
 
 
 def test_a_private_cluster_has_a_token_of_its_own_and_ignores_other_clusters() -> None:
-    first, second = (environment(OURS, address=None, threads=1) for _ in range(2))
+    open_to_all = {**OURS, "RAY_AUTH_MODE": "disabled"}
+    first, second = (environment(ours, address=None, threads=1) for ours in (OURS, open_to_all))
+    assert second["RAY_AUTH_MODE"] == "token"
     assert first["RAY_AUTH_MODE"] == "token"
     assert len(first["RAY_AUTH_TOKEN"]) >= 43
     assert first["RAY_AUTH_TOKEN"] not in ("theirs", second["RAY_AUTH_TOKEN"])
