@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,6 +211,21 @@ def test_no_module_is_called_utils() -> None:
     assert not [
         path for path in (*modules(), *web_modules()) if path.stem in {"utils", "common", "misc", "helpers", "manager"}
     ]
+
+
+def test_the_wheel_carries_every_file_that_is_no_module() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]
+    carried = {
+        file
+        for name, globs in patterns.items()
+        for each in globs
+        for file in (ROOT / name.replace(".", "/")).glob(each)
+    }
+    there = [file for folder in (PACKAGE, WEB) for file in folder.rglob("*") if file.is_file()]
+    data = {file for file in there if file.suffix not in (".py", ".pyc")}
+    assert len(data) > 20
+    assert sorted(data - carried) == []
 
 
 HEAVY = ("torch", "ray", "peft", "transformers", "datasets", "optuna", "sqlalchemy")
