@@ -75,6 +75,8 @@ class PostgresServer:
         try:
             lines = (self._folder / "data" / "postmaster.pid").read_text(encoding="utf-8").split()
             postmaster = psutil.Process(int(lines[0]))
+            if str(self._folder) not in " ".join(postmaster.cmdline()):
+                return []  # the file is of a server that was killed, its number another process's by now
             return [postmaster, *postmaster.children()]
         except (OSError, IndexError, ValueError, psutil.NoSuchProcess):
             return []
