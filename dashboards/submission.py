@@ -38,6 +38,8 @@ def _forbidden(spec: SweepSpec) -> Iterator[tuple[str, str]]:
         yield "run.output", f"{_shown(str(output))} is not a relative path below the scheduler's folder"
     if spec.run.address is not None:
         yield "run.address", "a submitted sweep runs where the scheduler does; leave it out"
+    if spec.artifacts is not None:
+        yield "storage.artifacts", "a submitted sweep leaves its results where the scheduler does; leave it out"
     document = read_document(spec.text, SOURCE).value
     storage = document.get("storage") if isinstance(document, dict) else None
     if isinstance(storage, dict) and storage.get("url") is not None:

@@ -27,6 +27,7 @@ MAX_PATTERN_LENGTH = 200
 MAX_REPEATS = 3
 _PACKAGES = {"gp": "scipy", "qmc": "scipy", "cmaes": "cmaes"}
 _SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
+_PLACES = ("s3", "gs", "az", "file", "memory")
 _SECRET_KEYS = {"password", "sslpassword", "token", "key", "passfile"}
 
 
@@ -97,6 +98,10 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         mistake = url_mistake(sections.storage.url)
         if mistake:
             problems.at_value(("storage", "url"), mistake)
+    if sections.storage and sections.storage.artifacts is not None:
+        mistake = place_mistake(sections.storage.artifacts)
+        if mistake:
+            problems.at_value(("storage", "artifacts"), mistake)
 
 
 def _check_two_objectives(search: SearchSection, problems: Problems, *, is_table: bool) -> None:
@@ -151,6 +156,20 @@ def url_mistake(url: str) -> str:
     if "://" not in url or parts.scheme not in _SCHEMES:
         scheme = parts.scheme if "://" in url else url
         return f"{shown(scheme)} is not known; {nearest(scheme, _SCHEMES)}, as in sqlite:///automl.db"
+    return ""
+
+
+def place_mistake(url: str) -> str:
+    """What is wrong with a URL for artifacts, or ''. Never quotes credentials."""
+    if set(url) & set("@?#"):
+        return "may hold a bucket and a prefix, no credentials and no options; those are found in the environment"
+    scheme, _, rest = url.partition("://")
+    if not rest:
+        return f"{shown(url)} is not a URL, such as s3://bucket/prefix or file:///folder"
+    if scheme not in _PLACES:
+        return f"{shown(scheme)} is not known; {nearest(scheme, _PLACES)}, as in s3://bucket/prefix"
+    if scheme == "file" and not rest.startswith("/"):
+        return "is not absolute; write file:///folder"
     return ""
 
 

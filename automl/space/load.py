@@ -89,6 +89,7 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
         verify=VerifySettings(**verify.model_dump()),
         storage_url=storage.url or os.environ.get(DATABASE_VARIABLE) or DEFAULT_STORAGE_URL,
         storage_grace_seconds=storage.grace,
+        artifacts=storage.artifacts,
         source=source,
         text=text,
         sha256=_fingerprint(study, model, task, fixed, search, space=space),

@@ -54,6 +54,8 @@ class StorageSection(Section):
     sqlite:///automl.db in the folder where the command is started."""
     grace: Seconds = 300.0
     """Longest outage of the database that the search waits out, in seconds or as 5m, 1h."""
+    artifacts: Text | None = None
+    """URL such as s3://bucket/prefix, without credentials, where kept adapters and reports are copied to."""
 
 
 StudyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,21 @@ def digest_folder(path: str | Path) -> Digest:
     Equal folders have equal digests wherever they lie; a renamed, added, lost or changed file changes it. Empty
     folders do not count. Raises FileNotFoundError if there is no such folder.
     """
+    return digest_files(files_below(path))
+
+
+def files_below(path: str | Path) -> dict[str, Path]:
+    """All files below a folder by their relative paths. Raises FileNotFoundError if there is no such folder."""
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
+    return {file.relative_to(root).as_posix(): file for file in root.rglob("*") if file.is_file()}
+
+
+def digest_files(files: Mapping[str, Path]) -> Digest:
+    """What `digest_folder` says of a folder that holds these files under these relative paths."""
     digest, total = hashlib.sha256(), 0
-    files = sorted((file.relative_to(root).as_posix(), file) for file in root.rglob("*") if file.is_file())
-    for name, file in files:
+    for name, file in sorted(files.items()):
         content, size = _digest_file(file)
         digest.update(f"{name}\0{size}\0{content}\n".encode())
         total += size
