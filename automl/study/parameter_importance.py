@@ -14,14 +14,19 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
+
+if TYPE_CHECKING:  # at run time only when a report is made: it loads scikit-learn, and workers wait for the driver
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
+
+    _Evaluator = PedAnovaImportanceEvaluator | FanovaImportanceEvaluator
 
 FEWEST_TRIALS = 10
 """With fewer trials at one step nothing is said."""
@@ -53,9 +58,6 @@ class ParameterImportance:
     repeats: int
     shares: Mapping[str, Mapping[str, Share]]
     note: str = ""
-
-
-_Evaluator = PedAnovaImportanceEvaluator | FanovaImportanceEvaluator
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ def parameter_importance(
 
 
 def _estimators() -> dict[str, Callable[[int], _Evaluator]]:
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
+
     made: dict[str, Callable[[int], _Evaluator]] = {
         "PED-ANOVA": lambda seed: PedAnovaImportanceEvaluator(target_quantile=_QUANTILE)
     }
@@ -143,7 +147,7 @@ def _shares(samples: Sequence[_Sample], evaluator: _Evaluator, *, maximize: bool
         study.add_trials([_completed(sample) for sample in samples])
         if len({sample.value for sample in samples}) == 1:
             return {}
-        return get_param_importances(study, evaluator=evaluator)
+        return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def _completed(sample: _Sample) -> FrozenTrial:
