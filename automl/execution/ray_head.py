@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -56,12 +57,15 @@ def _follow_driver(cluster: Cluster) -> None:
 
 
 def _connect(cluster: Cluster) -> None:
+    here = str(Path(cluster.folder) / "ray")
     if cluster.address is not None:
+        _bring_a_node(cluster.address, here)
         ray.init(
             address=cluster.address,
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"env_vars": {**_OFFLINE, "OMP_NUM_THREADS": str(cluster.threads)}},
+            _temp_dir=here,
         )
     else:
         ray.init(
@@ -71,8 +75,22 @@ def _connect(cluster: Cluster) -> None:
             logging_level="ERROR",
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
-            _temp_dir=str(Path(cluster.folder) / "ray"),
+            _temp_dir=here,
         )
+
+
+def _bring_a_node(address: str, folder: str) -> None:
+    """Join the cluster with a node of our own that offers nothing, and ends with this session.
+
+    Ray lets drivers in from its nodes only (ray 2.60, _private/services.py, get_node_to_connect_for_driver), and the
+    driver may be on a machine that is none; or on one with a node that belongs to another search and ends with it.
+    """
+    start = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", f"--temp-dir={folder}"),
+        *("--num-cpus=0", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats"),
+        *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
+    ]
+    subprocess.run(start, stdin=subprocess.DEVNULL, check=True)  # noqa: S603 - Ray in our own interpreter
 
 
 def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
@@ -85,7 +103,7 @@ def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
         )
     mailbox = open_mailbox()
     ending = _Ending()
-    trainable = tune.with_parameters(TuneWorker, host=fleet.host, mailbox=mailbox)
+    trainable = tune.with_parameters(TuneWorker, host=fleet.host, mailbox=mailbox, folder=fleet.folder)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": fleet.cpus, "gpu": fleet.gpus}),
         param_space={"worker": tune.grid_search(list(range(fleet.workers)))},

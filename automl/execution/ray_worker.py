@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,11 +23,15 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
     would take it for a lost worker and start it again. A dead process is what Tune does restart.
     """
 
-    def setup(self, config: dict[str, Any], *, host: bytes, mailbox: ray.actor.ActorHandle) -> None:
-        """Keep what the first step needs. `host` comes from our own driver; it is opened here and nowhere else."""
+    def setup(self, config: dict[str, Any], *, host: bytes, mailbox: ray.actor.ActorHandle, folder: str) -> None:
+        """Keep what the first step needs. `host` comes from our own driver; it is opened here and nowhere else.
+
+        folder: made by the driver for this run, in the folder of the study.
+        """
         self._index: int = config["worker"]
         self._mailbox = mailbox
         self._factory = host
+        self._folder = Path(folder)
         self._host: Host | None = None
         self._worker: Worker | None = None
         self._epoch = 0
@@ -46,6 +52,7 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
 
     def _greet(self) -> dict[str, Any]:
         self._epoch = ray.get(self._mailbox.enlist.remote(self._index))
+        self._require_shared_folder()
         factory: HostFactory = ForkingPickler.loads(self._factory)
         self._host = factory()
         self._worker = Worker(self._host, self._index, epoch=self._epoch)
@@ -58,6 +65,14 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
         if worker.stopped:
             return {"done": True}
         return {"cohort": cohort}
+
+    def _require_shared_folder(self) -> None:
+        """Slot files that only this machine can read would be lost with it, and adapters never reach the driver."""
+        if not self._folder.is_dir():
+            raise ResourceError(
+                f"run.output: node {socket.gethostname()} does not see {self._folder.parent}; it must lie on storage"
+                " that the driver and all nodes share, under the same path"
+            )
 
     def _nameable(self, error: Exception) -> AutomlError:
         """An error the driver can raise without the packages that only workers load."""
