@@ -8,11 +8,13 @@ import functools
 import importlib.util
 import itertools
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,10 +46,11 @@ def fresh_postgres(*, tables: bool = True) -> str:
 class PostgresServer:
     """A server of our own, on a Unix socket: scram passwords, no durability. Never runs as root.
 
-    exposed: it also listens on a free port of 127.0.0.1, for a proxy in between, and is durable, to be killed.
+    exposed: it also listens on a free port of 127.0.0.1, for a proxy in between, and is durable, to be killed. options:
+    further words of its command line.
     """
 
-    def __init__(self, programs: Path, *, exposed: bool = False) -> None:
+    def __init__(self, programs: Path, *, exposed: bool = False, options: Sequence[str] = ()) -> None:
         self._programs = programs
         self.port = free_port() if exposed else None
         self._folder = Path(tempfile.mkdtemp(prefix="automl-pg-", dir="/tmp"))
@@ -57,11 +60,11 @@ class PostgresServer:
             for path in (self._folder, password):
                 os.chown(path, _NOBODY, _NOBODY)
         data = str(self._folder / "data")
-        options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--username=postgres"]
-        self._run("initdb", "-D", data, f"--pwfile={password}", *options)
+        how = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--username=postgres"]
+        self._run("initdb", "-D", data, f"--pwfile={password}", *how)
         listen = f"-c listen_addresses=127.0.0.1 -c port={self.port}" if exposed else "-c listen_addresses=''"
         durable = "on" if exposed else "off"
-        self._settings = f"{listen} -c unix_socket_directories={self._folder} -c fsync={durable}"
+        self._settings = f"{shlex.join(options)} {listen} -c unix_socket_directories={self._folder} -c fsync={durable}"
         self.start()
         atexit.register(self.end)
 
@@ -143,13 +146,13 @@ def why_no_postgres() -> str | None:
     return None
 
 
-def exposed_server() -> PostgresServer:
+def exposed_server(options: Sequence[str] = ()) -> PostgresServer:
     """A server of its own, to be killed and cut off; skips the test where PostgreSQL is not installed."""
     if (reason := why_no_postgres()) is not None:
         pytest.skip(reason)
     programs = postgres_programs()
     assert programs is not None
-    return PostgresServer(programs, exposed=True)
+    return PostgresServer(programs, exposed=True, options=options)
 
 
 def free_port() -> int:

@@ -25,6 +25,14 @@ def register(app: typer.Typer) -> None:
         submissions: Annotated[
             bool, typer.Option("--submissions/--no-submissions", help="Also run sweeps submitted through the API.")
         ] = True,
+        address: Annotated[
+            str | None,
+            typer.Option(
+                "--address",
+                help="Ray cluster that submitted sweeps join, as in run.address. Default: each starts a private one.",
+                metavar="HOST:PORT",
+            ),
+        ] = None,
         metrics_port: Annotated[
             int | None,
             typer.Option(
@@ -50,6 +58,6 @@ def register(app: typer.Typer) -> None:
                 port = stack.enter_context(serving(database, metrics_port))
                 console.note(f"metrics: http://{HOST}:{port}/metrics")
             settings = Settings(capacity=at_once, poll_seconds=poll, takes_submissions=submissions)
-            one = Scheduler(Claimant(database), Place(url=absolute_url(given)), settings)
+            one = Scheduler(Claimant(database), Place(url=absolute_url(given), address=address), settings)
             request.then(lambda _reason: stop.set())
             one.run(stop)

@@ -30,7 +30,8 @@ class SubmissionWork(Work):
         given, folder = self.submission, self._place.folder
         spec = parse_space(given.space_text, f"submission {given.id}", folder)
         heading = f"Submitted by {given.submitted_by} as {given.id}."
-        text = derived_text(spec, study=given.study, heading=heading, folder=folder)
+        address = self._place.address
+        text = derived_text(spec, study=given.study, heading=heading, folder=folder, address=address)
         own = study_folder(parse_space(text, f"submission {given.id}", folder))
         write_space(own, text)
         return [Step([*self._place.program, "search", str(own / SPACE_FILE)], own / LOG_FILE)]

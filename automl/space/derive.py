@@ -14,12 +14,20 @@ from automl.space.spec import DataSettings, ModelSettings, SweepSpec
 from automl.space.yaml_nodes import read_document
 
 
-def derived_text(spec: SweepSpec, *, study: str, heading: str, folder: Path, warm_start: str | None = None) -> str:
+def derived_text(
+    spec: SweepSpec,
+    *,
+    study: str,
+    heading: str,
+    folder: Path,
+    warm_start: str | None = None,
+    address: str | None = None,
+) -> str:
     """Text of a space file for `study` that means otherwise the same as the one `spec` was loaded from.
 
     Paths are absolute; a relative `run.output` begins at `folder`. `storage.url` is left out, so that AUTOML_DB_URL
-    decides. warm_start: takes the place of the file's own `search.warm_start`. heading: what the first line says, as a
-    comment.
+    decides. warm_start, address: take the place of the file's own `search.warm_start` and `run.address`. heading: what
+    the first line says, as a comment.
     """
     document: dict[str, Any] = dict(_written(spec))
     document["study"] = study
@@ -32,7 +40,11 @@ def derived_text(spec: SweepSpec, *, study: str, heading: str, folder: Path, war
         columns = written.get("columns") if isinstance(written, Mapping) else None
         document["task"] = {**document["task"], "data": {**data, **({"columns": columns} if columns else {})}}
     output = folder / spec.run.output.expanduser()
-    document["run"] = {**(document.get("run") or {}), "output": str(output)}
+    document["run"] = {
+        **(document.get("run") or {}),
+        "output": str(output),
+        **({"address": address} if address else {}),
+    }
     document["storage"] = {key: value for key, value in (document.get("storage") or {}).items() if key != "url"}
     if warm_start is not None:
         document["search"] = {**(document.get("search") or {}), "warm_start": warm_start}

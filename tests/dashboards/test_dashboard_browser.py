@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from browsing import CHROMIUM, chromium, watch
 from databases import fresh_sqlite
 from serving import Site, site
 from test_dashboard_api import SPACE, write_table
+from test_dashboard_pages import PAYLOADS, fill_with_payloads
 
 from automl.space.load import parse_space
 from automl.sweep.run import run_sweep
 from tests.report.studies import HOSTILE
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
-_CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), "")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 PAGES = ("/", "/studies/topics", "/studies/topics/trials", "/studies/topics/layers", "/schedules/nightly", "/doctor")
 PAGES += (f"/studies/{quote(HOSTILE, safe='')}", f"/compare?study=topics&study={quote(HOSTILE, safe='')}")
 
-pytestmark = pytest.mark.skipif(not _CHROMIUM, reason="no Chromium on this machine: apt-get install chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: apt-get install chromium")
 
 # WCAG 2: relative luminance and contrast of every text with the nearest background that is not transparent.
 _CONTRAST = """() => {
@@ -47,22 +46,26 @@ _CONTRAST = """() => {
 }"""
 
 
+# Elements that our templates never make, and attributes that run or fetch something.
+_FOREIGN = """() => [...document.querySelectorAll("*")].filter((each) =>
+  ["IFRAME", "OBJECT", "EMBED", "IMG", "STYLE", "BASE", "VIDEO", "TEMPLATE", "MATH", "ANIMATE"].includes(
+    each.tagName.toUpperCase()) ||
+  (each.tagName === "SCRIPT" && !each.src.startsWith(location.origin + "/assets/")) ||
+  (each.tagName === "META" && each.httpEquiv) ||
+  [...each.attributes].some((given) => given.name.startsWith("on") || given.name === "style" ||
+    (["href", "src", "action"].includes(given.name) && new URL(given.value, location).origin !== location.origin))
+).map((each) => each.outerHTML.slice(0, 200))"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 def opened(browser: Any, width: int = 1280, height: int = 900) -> tuple[Any, list[str]]:
     """A page, and what it complains about: errors, dialogs, breaches of the policy."""
-    page = browser.new_page(viewport={"width": width, "height": height})
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    return page, said
+    return watch(browser.new_page(viewport={"width": width, "height": height}))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desk", "phone"])
@@ -81,6 +84,22 @@ def test_pages_fit_and_are_legible_and_nothing_is_run_from_data(
     assert said == []
     assert [url for url in asked if not url.startswith(served.url)] == []
     page.close()
+
+
+def test_no_payload_becomes_an_element_or_runs(browser: Any, tmp_path: Path) -> None:
+    url = fresh_sqlite(tmp_path)
+    fill_with_payloads(url, tmp_path)
+    with site(url) as running:
+        page, said = opened(browser)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        named = [quote(payload, safe="") for payload in PAYLOADS]
+        for path in ("/?all=1", "/compare", *(f"/studies/{each}" for each in named[:20])):
+            page.goto(running.url + path)
+            assert page.evaluate(_FOREIGN) == [], path
+        assert said == []
+        assert [each for each in asked if not each.startswith(running.url)] == []
+        page.close()
 
 
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Any, served: Site) -> None:
