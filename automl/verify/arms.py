@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
@@ -21,6 +22,7 @@ from automl.verify.statistics import LEVEL, joint_level
 
 DEFAULT = "default"
 SUGGESTED, UNIFORM, RANDOM = "suggested", "uniform", "random"
+EQUAL = "equal-lora"
 
 _NOISE_RELATIVE = 0.05
 """Noise of one value of a metric without an upper end, as a share of it: seeds differ by 3 to 10 % of a loss."""
@@ -29,17 +31,26 @@ _NOISE_RELATIVE = 0.05
 class Candidates:
     """The complete trials of a search and what they cost.
 
-    space: as the search saw it. rows: validation rows that one evaluation of the search has used.
+    space: as the search saw it. rows: validation rows that one evaluation of the search has used. final_ranks: by
+    trial and module, what AdaLoRA has left; a module that is not named has no rank.
     """
 
     def __init__(
-        self, trials: Sequence[TrialRow], space: SearchSpace, derive: Derivation, *, metric: str, rows: int
+        self,
+        trials: Sequence[TrialRow],
+        space: SearchSpace,
+        derive: Derivation,
+        *,
+        metric: str,
+        rows: int,
+        final_ranks: Mapping[int, Mapping[str, int]] = MappingProxyType({}),
     ) -> None:
         """Raises SearchError if no trial is complete."""
         self._space = space
         self._derive = derive
         self._metric = METRICS[metric]
         self._rows = rows
+        self._final_ranks = final_ranks
         sign = -1.0 if self._metric.direction == "maximize" else 1.0
         complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.value is not None]
         self._ranked = sorted(
@@ -116,6 +127,26 @@ class Candidates:
         rates = tuple(factor * winner.hyper.learning_rate for factor in GRID)
         return [self._patterned(winner, kind, title, pattern, rates) for kind, title, pattern in patterns]
 
+    def equal_lora(self, arms: Sequence[Arm]) -> Arm | None:
+        """LoRA with the parameters that the first AdaLoRA trial among `arms` ended with, spread evenly; None without.
+
+        AdaLoRA's budget counts ranks, whatever they cost, so the same `rank` is no comparison of the methods.
+        """
+        for arm in arms:
+            layers = self._derive.layers(arm.hyper.target)
+            kept = self._final_ranks.get(arm.trial, {}) if arm.trial is not None else {}
+            budget = spent(layers, {layer.path: kept.get(layer.path, 0) for layer in layers})
+            if arm.hyper.method == "adalora" and budget >= sum(map(cost, layers)):
+                base = replace(arm, hyper=replace(arm.hyper, method="lora"))
+                rates = tuple(factor * arm.hyper.learning_rate for factor in GRID)
+                title = "as LoRA, even ranks, equal parameters"
+                return replace(
+                    self._patterned(base, "equal", title, even_ranks(layers, budget), rates),
+                    name=EQUAL,
+                    title=f"trial {arm.trial} {title}",
+                )
+        return None
+
     def _with_modules(self, modules: set[str]) -> Arm:
         for trial in self._ranked:
             arm = self._arm(trial, "finalist")
@@ -147,9 +178,17 @@ class Candidates:
             trial=trial.number,
             params=dict(trial.params),
             hyper=hyper,
-            trainable_params=self._parameters(hyper),
+            trainable_params=self._parameters(hyper) + self._shift(trial.number, hyper),
             learning_rates=(hyper.learning_rate,),
         )
+
+    def _shift(self, trial: int, hyper: Hyperparameters) -> int:
+        """By how many parameters AdaLoRA's final ranks differ from `rank` everywhere."""
+        kept = self._final_ranks.get(trial)
+        if hyper.method != "adalora" or kept is None:
+            return 0
+        layers = self._derive.layers(hyper.target)
+        return sum((kept.get(layer.path, 0) - hyper.rank) * cost(layer) for layer in layers)
 
     def _is_within(self, trial: TrialRow, bound: float) -> bool:
         return trial.value is not None and abs(trial.value - self.best_value) <= bound
@@ -169,18 +208,21 @@ def choose_arms(
     for other in (candidates.default(), candidates.smallest()):
         if other is not None and all(other.hyper != arm.hyper for arm in arms):
             arms.append(other)
+    if (equal := candidates.equal_lora(arms)) is not None:
+        arms.append(equal)
     if suggested is not None:
         arms += candidates.pattern_arms(suggested, seed=seed)
     return arms
 
 
 def choose_comparisons(arms: Sequence[Arm]) -> list[Comparison]:
-    """What is tested, named before any training: two questions, each with a false-alarm rate of 5 %.
+    """What is tested, named before any training: three questions, each with a false-alarm rate of 5 %.
 
     Is the search's best trial better than the default, and than the other finalists? Those comparisons hold jointly.
     Is the suggested pattern better than even ranks *and* than random ones? Both must hold, so each is tested in full.
+    Is AdaLoRA better than LoRA with as many parameters?
     """
-    return [*_of_winner(arms), *_of_pattern(arms)]
+    return [*_of_winner(arms), *_of_method(arms), *_of_pattern(arms)]
 
 
 def _of_winner(arms: Sequence[Arm]) -> Iterator[Comparison]:
@@ -192,6 +234,12 @@ def _of_winner(arms: Sequence[Arm]) -> Iterator[Comparison]:
             yield Comparison(arm=winner, against=arm.name, level=level)
         else:
             yield Comparison(arm=arm.name, against=winner, level=level)
+
+
+def _of_method(arms: Sequence[Arm]) -> Iterator[Comparison]:
+    for equal in (arm for arm in arms if arm.kind == "equal"):
+        adaptive = next(arm for arm in arms if arm.trial == equal.trial and arm.hyper.method == "adalora")
+        yield Comparison(arm=adaptive.name, against=equal.name, level=LEVEL)
 
 
 def _of_pattern(arms: Sequence[Arm]) -> Iterator[Comparison]:

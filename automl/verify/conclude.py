@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
-from automl.verify.plan import PATTERN_KINDS, Arm, Plan
+from automl.verify.plan import PATTERN_KINDS, Arm, ArmKind, Plan
 from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, values
 from automl.verify.statistics import joint_level, paired, spread, verdict
 
@@ -156,8 +156,14 @@ def in_words(plan: Plan, found: Compared) -> str:
 
 
 def _subject(arm: Arm, *, inside: bool = False) -> str:
-    names = {"default": "the default configuration", "uniform": "even ranks", "random": "random ranks"}
-    name = names.get(arm.kind) or ("the suggested ranks" if arm.kind == "suggested" else f"trial {arm.trial}")
+    names: dict[ArmKind, str] = {
+        "default": "the default configuration",
+        "suggested": "the suggested ranks",
+        "uniform": "even ranks",
+        "random": "random ranks",
+        "equal": "LoRA with as many parameters",
+    }
+    name = names.get(arm.kind, f"trial {arm.trial}")
     return name if inside else name[0].upper() + name[1:]
 
 

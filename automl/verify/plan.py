@@ -14,7 +14,7 @@ from automl.storage.verification import ScoredSplit
 from automl.study.seeding import derive_seed
 from automl.trial import Scalar, TrialSpec
 
-ArmKind = Literal["finalist", "default", "smallest", "suggested", "uniform", "random"]
+ArmKind = Literal["finalist", "default", "smallest", "suggested", "uniform", "random", "equal"]
 PATTERN_KINDS: tuple[ArmKind, ...] = ("suggested", "uniform", "random")
 
 LOOK = 4

@@ -158,6 +158,10 @@ class _Work:
             ground.derive,
             metric=spec.task.metric,
             rows=min(spec.task.evaluate_rows or sys.maxsize, ground.prepared.rows["validation"]),
+            final_ranks={
+                trial: {module.module: module.rank for module in modules}
+                for trial, modules in self._database.importances(spec.study).items()
+            },
         )
         used = {trial_seed(spec.search.seed, row.number) for row in rows} | {data_seed(spec.search.seed)}
         seeds = fresh_seeds(spec.search.seed, number, options.seeds + TUNING_SEEDS, used)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from architectures import tiny_model
@@ -28,6 +29,7 @@ SPACE = SearchSpace(
     ),
     fixed={"alpha_ratio": 2},
 )
+ADALORA = replace(SPACE, fixed={**SPACE.fixed, "method": "adalora"})
 DERIVE = Derivation(tiny_model("bert", kind="classification"), {})
 
 
@@ -129,6 +131,29 @@ def uneven(layers: list[LinearShape], rank: int, seed: int) -> Mapping[str, int]
     """Some pattern of at most the parameters of that rank everywhere."""
     budget = rank * sum(map(cost, layers))
     return random_ranks(layers, budget, seed=seed + 1, low=max(1, rank // 2), high=4 * rank)
+
+
+def test_adalora_is_held_against_lora_with_the_parameters_it_ended_with() -> None:
+    layers = DERIVE.layers("all-linear")
+    kept = {layer.path: 1 if number % 2 else 6 for number, layer in enumerate(layers[1:])}  # the first one has lost all
+    rows, space = [trial(0, 0.7, rank=2), trial(4, 0.9, rank=3)], ADALORA
+    arms = choose_arms(Candidates(rows, space, DERIVE, metric="accuracy", rows=100, final_ranks={4: kept}), finalists=2)
+    (equal,) = (arm for arm in arms if arm.kind == "equal")
+    budget = sum(kept.get(layer.path, 0) * cost(layer) for layer in layers)
+    assert arms[0].hyper.method == "adalora"
+    assert arms[0].trainable_params - equal.trainable_params < max(map(cost, layers))
+    assert arms[0].trainable_params >= equal.trainable_params
+    assert spent(layers, {layer.path: equal.hyper.rank_of(layer.path) for layer in layers}) <= budget
+    assert (equal.name, equal.trial, equal.hyper.method) == ("equal-lora", 4, "lora")
+    assert equal.hyper.scaling == arms[0].hyper.scaling
+    assert len(equal.learning_rates) == len(GRID)
+    assert [(each.arm, each.against) for each in choose_comparisons(arms)][-1] == ("trial-4", "equal-lora")
+
+
+def test_lora_needs_no_comparison_with_lora() -> None:
+    ranks = {layer.path: 8 for layer in DERIVE.layers("all-linear")}
+    found = Candidates([trial(0, 0.9)], SPACE, DERIVE, metric="accuracy", rows=100, final_ranks={0: ranks})
+    assert found.equal_lora(found.finalists(1)) is None
 
 
 def test_ranks_for_modules_that_no_trial_has_are_refused() -> None:
