@@ -72,7 +72,8 @@ class BackboneRef:
 
     path: folder with config.json, safetensors and tokenizer. fingerprint: sha256 (hex) over the contents of these, the
     same wherever the folder lies. architecture: transformers' model_type. parameters, bytes: number and size of the
-    floating-point tensors in the files (tied weights count once).
+    floating-point tensors in the files (tied weights count once). copy: where another machine has the same files, empty
+    if they are at `path` there too.
     """
 
     path: str
@@ -80,6 +81,12 @@ class BackboneRef:
     architecture: str
     parameters: int
     bytes: int
+    copy: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Where the files are on this machine."""
+        return self.copy or self.path
 
 
 def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
@@ -95,7 +102,7 @@ def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
             folder = _folder_or_gguf(_inside_package(settings.location, settings.path), cache)
         case _:
             folder = _folder_or_gguf(Path(settings.location), cache)
-    return _reference(folder, cache)
+    return reference(folder, cache)
 
 
 def load_backbone(
@@ -118,7 +125,7 @@ def load_backbone(
     with quietly(f"{ref.path}: cannot load the weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = auto.from_pretrained(
-            ref.path,
+            ref.folder,
             config=config,
             dtype=DTYPES[dtype],
             use_safetensors=True,
@@ -137,7 +144,7 @@ def load_backbone(
 def load_tokenizer(ref: BackboneRef) -> Any:
     """The tokenizer, with a pad token: its own, else its end-of-text token. Raises ModelError if it has neither."""
     with quietly(f"{ref.path}: cannot load the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(ref.folder, trust_remote_code=False, local_files_only=True)
     # Without its vocabulary file transformers 5.23 makes a tokenizer that knows the special tokens and nothing else.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(f"{ref.path}: the tokenizer has no vocabulary; tokenizer.json (or vocab.txt …) is missing")
@@ -205,7 +212,8 @@ def _folder_or_gguf(path: Path, cache: Path) -> Path:
     return converted_gguf(path, cache)
 
 
-def _reference(folder: Path, cache: Path) -> BackboneRef:
+def reference(folder: Path, cache: Path) -> BackboneRef:
+    """What a model folder holds. Raises ModelError if it is none, is not safetensors, or brings its own code."""
     config = _read_json(folder / "config.json")
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).exists() and "auto_map" in _read_json(folder / name):
@@ -216,17 +224,25 @@ def _reference(folder: Path, cache: Path) -> BackboneRef:
     architecture = config.get("model_type")
     if not isinstance(architecture, str):
         raise ModelError(f"{folder / 'config.json'}: model_type is missing; it should name the architecture")
-    weights = _weight_files(folder)
-    shapes = [shape for file in weights for shape in _float_tensors(file)]
-    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    identity = [folder / "config.json", *weights, *tokenizer]
+    shapes = [shape for file in _weight_files(folder) for shape in _float_tensors(file)]
     return BackboneRef(
         path=str(folder),
-        fingerprint=combined_digest({file.name: file_digest(file, cache) for file in identity}),
+        fingerprint=combined_digest({file.name: file_digest(file, cache) for file in _identity(folder)}),
         architecture=architecture,
         parameters=sum(parameters for parameters, _ in shapes),
         bytes=sum(size for _, size in shapes),
     )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """All files of a model folder that loading it may read."""
+    others = [folder / name for name in ("generation_config.json", "model.safetensors.index.json")]
+    return [*_identity(folder), *(file for file in others if file.is_file())]
+
+
+def _identity(folder: Path) -> list[Path]:
+    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return [folder / "config.json", *_weight_files(folder), *tokenizer]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -282,7 +298,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
     """transformers' configuration for this kind of head, without dropout."""
     with quietly(f"{ref.path}: transformers cannot read config.json"):
-        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(ref.folder, trust_remote_code=False, local_files_only=True)
     _check_head(config, kind)
     without_dropout(config)
     if kind == "classification":

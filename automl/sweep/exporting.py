@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from automl.storage.sql import Database
 from automl.study.queries import TrialRow, list_trials
 from automl.sweep.folders import cache_folder
 from automl.sweep.ground import Ground, prepare
+from automl.sweep.keeping import fetch_adapter
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import Packing, host_settings
 from automl.sweep.precision import settle_precision
@@ -69,14 +72,34 @@ def export_trial(
 ) -> Exported:
     """Copy (or merge) a complete trial's adapter to `output` and, if asked, measure it again on validation rows.
 
-    Raises SearchError if there is no such trial or its adapter is no longer kept; CheckpointError if its files are
-    damaged or do not reproduce the recorded metric (1e-6 relative; 1e-4 for a merged model).
+    An adapter that is not on this machine is fetched from where the study stores its artifacts. Raises SearchError if
+    there is no such trial or its adapter is not to be found; CheckpointError if its files are damaged or do not
+    reproduce the recorded metric (1e-6 relative; 1e-4 for a merged model).
     """
     if output.exists():
         raise ConfigError([Problem(str(output), 0, 0, "--output", "exists already; choose a new folder")])
     row = _complete_trial(database, spec, trial)
-    adapter = Path(row.adapter or "")
-    verify_manifest(adapter)
+    with _adapter_of(database, spec, row) as adapter:
+        verify_manifest(adapter)
+        return _export(database, spec, row, adapter, output, merged=merged, check=check)
+
+
+@contextmanager
+def _adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[Path]:
+    """The folder of the trial's adapter; fetched from where the study stores its artifacts if it is not here."""
+    folder = Path(row.adapter or "")
+    if row.adapter and folder.is_dir():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="automl-") as place:
+        fetched = Path(place) / folder.name
+        fetch_adapter(database.store(spec.study), row.number, fetched)
+        yield fetched
+
+
+def _export(
+    database: Database, spec: SweepSpec, row: TrialRow, adapter: Path, output: Path, *, merged: bool, check: bool
+) -> Exported:
     layout = choose_layout(spec.run, trials=1)
     ground = prepare(spec, cache_folder())
     settled = settle_precision(spec, ground, layout, last_event(database.store(spec.study), GROUND))
@@ -110,7 +133,7 @@ def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> T
     if found is None or found.state != TrialState.COMPLETE:
         state = "does not exist" if found is None else f"is {found.state}"
         raise SearchError(f"trial {trial} of study {spec.study!r} {state}; only complete trials can be exported")
-    if not found.adapter or not Path(found.adapter).is_dir():
+    if not found.adapter:
         raise SearchError(
             f"the adapter of trial {trial} is no longer kept (search.keep: {spec.search.keep}); export one of the best"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from automl.execution.base import Host
+from automl.sweep.folders import cache_folder
 from automl.training.bench import HostSettings
 
 
@@ -15,3 +16,10 @@ def build_host(settings: HostSettings) -> Host:
     from automl.training.host import build_solo_host
 
     return build_solo_host(settings)
+
+
+def build_host_anywhere(settings: HostSettings, artifacts: str | None) -> Host:
+    """The same on a machine that may lack the model and the data: they are fetched from `artifacts`, a URL."""
+    from automl.sweep.reach import at_hand
+
+    return build_host(at_hand(settings, artifacts, cache_folder()))

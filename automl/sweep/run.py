@@ -14,26 +14,30 @@ from typing import Any
 
 from automl.errors import InterruptedSearch, ResourceError, SearchError, SpaceChangedError
 from automl.execution import make_executor
-from automl.execution.base import Executor
+from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
 from automl.provenance import provenance
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import digest_folder
 from automl.storage.base import ResultStore
+from automl.storage.depot import Depot
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
-from automl.sweep.host import build_host
+from automl.sweep.host import build_host, build_host_anywhere
+from automl.sweep.keeping import store_results
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings, kernel_of
 from automl.sweep.precision import settle_precision
+from automl.sweep.reach import publish
 from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event
 from automl.sweep.replay import replay
 from automl.sweep.reporting import renew_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import Summary, summarise, write_summary
+from automl.training.bench import HostSettings
 from automl.trial import TrialState
 
 logger = logging.getLogger(__name__)
@@ -90,6 +94,8 @@ class _Sweep:
         self._allow_change = allow_change
         self._folder = study_folder(spec)
         _check_disk(self._folder)
+        if spec.artifacts is not None:
+            Depot(spec.artifacts).check()
 
     def run(self, database: Database, lease: StudyLease, run: int, stop: StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
@@ -122,7 +128,9 @@ class _Sweep:
             study.close()
         store.add_event("finished", {"run": run})
         renew_report(database, self._spec, guard=lease.verify)
-        return self._sum_up(database, store)
+        summary = self._sum_up(database, store)
+        store_results(store, self._spec)
+        return summary
 
     def _stage(self, text: str) -> None:
         logger.info(text)
@@ -205,7 +213,7 @@ class _Sweep:
 
         stop.then(halt)
         settings = host_settings(self._spec, ground, self._layout, self._packing)
-        executor.run(dispatcher, partial(build_host, settings))
+        executor.run(dispatcher, self._host_factory(settings, ground))
         store.add_event(WORKERS, {"starts": [start._asdict() for start in dispatcher.occupation]})
         if dispatcher.stopped is not None:
             counts = study.counts()
@@ -214,6 +222,15 @@ class _Sweep:
                 f"stopped ({dispatcher.stopped}) after {ended} of {self._spec.search.trials} trials;"
                 " nothing is lost, the same command continues"
             )
+
+    def _host_factory(self, settings: HostSettings, ground: Ground) -> HostFactory:
+        """What builds a worker's host; workers of a cluster to join may be on machines that lack model and data."""
+        if self._spec.run.executor == "inline" or self._spec.run.address is None:
+            return partial(build_host, settings)
+        if self._spec.artifacts is not None:
+            self._stage(f"putting model and data where the nodes find them, {self._spec.artifacts}")
+            publish(ground, self._spec.artifacts)
+        return partial(build_host_anywhere, settings, self._spec.artifacts)
 
     def _sum_up(self, database: Database, store: ResultStore) -> Summary:
         summary = database.patience.call(lambda: summarise(database, self._spec))

@@ -23,6 +23,7 @@ from automl.study.queries import list_trials
 from automl.study.seeding import data_seed, derive_seed, trial_seed
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
+from automl.sweep.keeping import store_results
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings
 from automl.sweep.precision import settle_precision
@@ -91,6 +92,7 @@ def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Opti
         scores = work.train(plan, number, store)
         store.finish(number, conclude(plan, scores))
         renew_report(database, spec, guard=lease.verify)
+        store_results(database.store(spec.study, guard=lease.verify), spec)
         found = store.latest()
         assert found is not None
         return found

@@ -141,7 +141,7 @@ def test_files_are_replaced(url: str, tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match=r"^storage.artifacts: file://\S+: cannot write: NotADirectoryError: .*$"):
+    with pytest.raises(ResourceError, match=r"^storage.artifacts: file://\S+: cannot write: FileExistsError: .*$"):
         Depot(f"file://{tmp_path / 'file' / 'below'}").check()
 
 
