@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
@@ -23,19 +24,22 @@ from automl.training.bench import Bench, HostSettings, load_bench
 Split = Literal["validation", "test"]
 
 
-def export_adapter(model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: Any) -> None:
+def export_adapter(
+    model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: Any, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the PEFT model's adapter and head as a folder for `PeftModel.from_pretrained`; all of it or nothing.
 
     adapter_model.safetensors, adapter_config.json (its base model is the backbone's folder), the tokenizer unless it is
     large, manifest.json; for classification also config.json, whose id2label names the classes. An older folder is
-    replaced. Raises ResourceError if the disk refuses.
+    replaced. tensors: of adapter and head, by parameter name, where those of the model are parts only. Raises
+    ResourceError if the disk refuses.
     """
     with adapter_draft(folder, meta, config=model.config, tokenizer=tokenizer) as draft:
         with warnings.catch_warnings():
             # peft 0.21 (utils/save_and_load.py) takes a layer that AdaLoRA has left without ranks for a lost shard.
             warnings.filterwarnings("ignore", message=r"(?s).*LoRA tensor\(s\) have invalid shape")
-            tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            saved = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()}
         durable.write_file(draft / "adapter_model.safetensors", save(contiguous, metadata={"format": "pt"}))
         _write_adapter_config(model, meta.backbone, draft)
 
