@@ -62,7 +62,7 @@ class Arm:
     def called(self) -> str:
         """What it is called in a few words."""
         names = {"default": "the default", "suggested": "suggested ranks", "uniform": "even ranks"}
-        names["random"] = "random ranks"
+        names |= {"random": "random ranks", "equal": "LoRA of equal size"}
         return names.get(self.kind) or (f"trial {self.trial}" if self.trial is not None else self.title)
 
 
