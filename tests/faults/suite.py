@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults import database_faults, driver_faults, input_faults, stock_control
+from tests.faults import dashboard_faults, database_faults, driver_faults, input_faults, stock_control
 from tests.faults.pytest_cases import pytest_cases
 from tests.faults.scenario import Findings, Scenario, SkipScenario, Tier, Trial, sizes
 
@@ -154,6 +154,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         injected="backups",
         sizes=sizes(2, 30),
         run=database_faults.backups,
+    ),
+    Scenario(
+        id="dashboards",
+        title="both dashboards looked at during searches on SQLite at full speed",
+        injected="requests",
+        sizes={"ci": 15, "full": 600, "soak": 3600},  # seconds
+        run=dashboard_faults.looked_at,
     ),
     Scenario(
         id="control: checker",
