@@ -142,25 +142,6 @@ def test_it_prints_nothing_and_warns_in_one_line(
     assert [record.getMessage().count("\n") for record in caplog.records if "died" in record.getMessage()] == [0]
 
 
-def test_another_driver_joins_a_cluster_it_has_the_token_of(
-    executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raylet = next(process for process in family() if "".join(command_of(process)[:1]).endswith("raylet"))
-    address = next(part.split("=")[1] for part in raylet.cmdline() if part.startswith("--gcs-address="))
-    for name, value in raylet.environ().items():
-        if name.startswith("RAY_"):
-            monkeypatch.setenv(name, value)
-    study, build_host = ScriptedStudy(3), functools.partial(FormulaHost, str(tmp_path / "slots"))
-    with RayExecutor(workers=1, gpus_per_worker=64, address=address, folder=tmp_path / "tune") as joined:
-        # What the cluster can never offer is refused, not waited for.
-        with pytest.raises(ResourceError, match=r"a worker needs 1 CPUs and 64 GPUs; the whole cluster has 2 and 0"):
-            joined.run(Dispatcher(study), build_host)
-        joined.gpus_per_worker = 0
-        joined.run(Dispatcher(study), build_host)
-    assert study.finished
-    assert raylet.is_running()
-
-
 def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     refused = r"run.address: no Ray cluster answers at 127.0.0.1:1: Connection refused"
     with pytest.raises(ResourceError, match=refused), RayExecutor(workers=1, address="127.0.0.1:1", folder=tmp_path):

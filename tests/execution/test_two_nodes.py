@@ -96,6 +96,12 @@ def test_killing_a_node_loses_nothing(cluster: RayCluster, tmp_path: Path, caplo
     assert any("died and is started again" in record.getMessage() for record in caplog.records)
 
 
+def test_what_the_cluster_can_never_offer_is_refused_not_waited_for(cluster: RayCluster, tmp_path: Path) -> None:
+    refused = pytest.raises(ResourceError, match=r"a worker needs 1 CPUs and 64 GPUs; the whole cluster has \d and 0")
+    with RayExecutor(workers=1, gpus_per_worker=64, address=cluster.address, folder=tmp_path) as executor, refused:
+        executor.run(Dispatcher(ScriptedStudy(1)), functools.partial(FormulaHost, str(tmp_path)))
+
+
 def test_a_node_that_does_not_see_the_folder_is_one_clear_error(cluster: RayCluster, tmp_path: Path) -> None:
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("hiding a folder from a process takes root and unshare")

@@ -42,8 +42,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--executor", default="inline")
     parser.add_argument("--step-seconds", type=float, default=0.01)
+    parser.add_argument("--address", help="of a Ray cluster to join")
     options = parser.parse_args()
-    return drive_and_report(options.folder, options.executor, step_seconds=options.step_seconds)
+    return drive_and_report(
+        options.folder, options.executor, step_seconds=options.step_seconds, address=options.address
+    )
 
 
 def drive_and_report(
@@ -54,6 +57,7 @@ def drive_and_report(
     grace_seconds: float = 0.0,
     ttl_seconds: float = 6.0,
     disturbance: Disturbance | None = None,
+    address: str | None = None,
 ) -> int:
     """One run; an error becomes one line on stderr and its exit code."""
     if disturbance is not None and disturbance.point != "commit":
@@ -65,7 +69,7 @@ def drive_and_report(
         before_commit=disturbance.count if disturbance and disturbance.point == "commit" else lambda: None,
     )
     try:
-        return drive(folder, executor_name, step_seconds, searching)
+        return drive(folder, executor_name, step_seconds, searching, address=address)
     except AutomlError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return error.exit_code
@@ -97,8 +101,15 @@ class Disturbance:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def drive(folder: Path, executor_name: str, step_seconds: float, searching: Callable[..., Any] = open_search) -> int:
-    executor = make_executor(executor_name, workers=2, folder=folder / "tune")
+def drive(
+    folder: Path,
+    executor_name: str,
+    step_seconds: float,
+    searching: Callable[..., Any] = open_search,
+    *,
+    address: str | None = None,
+) -> int:
+    executor = make_executor(executor_name, workers=2, address=address, folder=folder / "tune")
     host = functools.partial(
         FormulaHost,
         str(folder / "slots"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sqlite3
@@ -11,9 +12,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.databases import PostgresServer, exposed_server, why_no_postgres
+from tests.faults.cluster import RayCluster
 from tests.faults.drive import Disturbance
 from tests.faults.forked import ForkedDriver, Options
-from tests.faults.kill import Outcome, check
+from tests.faults.kill import Driver, Outcome, check
 from tests.faults.kill import run as run_under_ray
 from tests.faults.scenario import Findings, SkipScenario, Trial
 from tests.faults.search import NAME, open_database, url
@@ -21,6 +23,7 @@ from tests.faults.search import NAME, open_database, url
 KILLS_OF_A_STUDY = 8
 _RECOVERY_SECONDS = 10.0
 _PROGRESS_SECONDS = 30.0
+_START_SECONDS = 120.0
 
 
 def ledger_lines(folder: Path) -> int:
@@ -270,6 +273,35 @@ def kill_under_ray(trial: Trial) -> Findings:
             if not outcome.kills:
                 break
     return findings
+
+
+def kill_nodes(trial: Trial) -> Findings:
+    """R-04: of a cluster of two machines one dies while both train; the search goes on with what is left."""
+    findings = Findings()
+    for number in range(trial.size):
+        with trial.workspace() as folder, RayCluster() as cluster:
+            driver = Driver(folder, "ray", step_seconds=0.04, cluster=cluster)
+            driver.wait_until_driving()
+            victim = cluster.nodes[1]
+            deadline = time.monotonic() + _START_SECONDS
+            while not (_trained_on(folder) & victim.pids()) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(trial.chance.uniform(0.0, 2.0))
+            victim.kill()
+            code, errors = driver.finish()
+            findings.expect(code == 0, f"node {number}: driver ended with {code}: {errors[-800:]}")
+            findings.expect("Traceback" not in errors, f"node {number}: traceback: {errors[-800:]}")
+            findings.violations += [f"node {number}: left over: {left}" for left in driver.orphans()]
+            checked(folder, findings, kills=1, seed=f"node {number}")
+            findings.count += 1
+    return findings
+
+
+def _trained_on(folder: Path) -> set[int]:
+    """Processes that the driver has acknowledged a measurement to."""
+    path = folder / "ledger"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return {json.loads(line)[-1] for line in lines}
 
 
 def check_can_fail(trial: Trial) -> Findings:

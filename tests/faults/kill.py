@@ -26,6 +26,7 @@ import optuna
 import psutil
 
 from automl.trial import TrialState
+from tests.faults.cluster import RayCluster
 from tests.faults.drive import CAPACITY, SETTINGS
 from tests.faults.scenario import stretch
 from tests.faults.search import NAME, open_database, undisturbed, url, violations
@@ -55,13 +56,15 @@ class Outcome:
 class Driver:
     """A `tests.faults.drive` process and everything it starts, marked by an environment variable."""
 
-    def __init__(self, folder: Path, executor: str, *, step_seconds: float) -> None:
+    def __init__(self, folder: Path, executor: str, *, step_seconds: float, cluster: RayCluster | None = None) -> None:
         self.tag = uuid.uuid4().hex
         command = [sys.executable, "-m", "tests.faults.drive", str(folder), "--executor", executor]
+        if cluster is not None:
+            command += ["--address", cluster.address]
         self.process = subprocess.Popen(
             [*command, "--step-seconds", str(step_seconds)],
             cwd=ROOT,
-            env={**os.environ, "AUTOML_RUN_ID": self.tag},
+            env={**os.environ, **(cluster.variables if cluster else {}), "AUTOML_RUN_ID": self.tag},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

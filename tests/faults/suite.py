@@ -58,6 +58,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         run=driver_faults.kill_under_ray,
     ),
     Scenario(
+        id="R-04 node",
+        title="one of the two machines of a Ray cluster killed",
+        injected="kills",
+        sizes=sizes(0, 5),
+        run=driver_faults.kill_nodes,
+    ),
+    Scenario(
         id="R-05",
         title="database server killed, back after seconds",
         injected="kills",

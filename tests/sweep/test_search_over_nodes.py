@@ -1,0 +1,61 @@
+"""A whole search, with a real model, over two machines of which one has neither model nor data of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from automl.space.load import load_space
+from automl.storage.base import Attempt
+from automl.storage.sql import open_database
+from automl.sweep.run import run_sweep
+from tests.faults.cluster import RayCluster
+from tests.sweep.tiny_world import make_world
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.mark.skipif(
+    bool(os.geteuid()) or not shutil.which("unshare"), reason="hiding a folder from a process takes root and unshare"
+)
+def test_a_node_without_model_and_data_trains_the_same_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, shared = tmp_path / "private", tmp_path / "shared"
+    private.mkdir()
+    spec = load_space(make_world(private, trials=3, steps=10, executor="ray", workers=2, slots=1))
+    with RayCluster(nodes=1) as cluster:
+        for name, value in cluster.variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AUTOML_CACHE", str(tmp_path / "cache-of-the-node"))
+        cluster.add(blind=private)
+        monkeypatch.delenv("AUTOML_CACHE")
+        over_nodes = replace(
+            spec,
+            storage_url=f"sqlite:///{tmp_path / 'nodes.db'}",
+            artifacts=f"file://{shared / 'depot'}",
+            run=replace(spec.run, address=cluster.address, output=shared / "nodes"),
+        )
+        run_sweep(over_nodes, private / "cache")
+    here = replace(
+        spec,
+        storage_url=f"sqlite:///{tmp_path / 'here.db'}",
+        run=replace(spec.run, executor="inline", workers=1, output=shared / "here"),
+    )
+    run_sweep(here, private / "cache")
+
+    assert {attempt.worker for attempt in attempts(over_nodes.storage_url)} == {0, 1}
+    assert list((tmp_path / "cache-of-the-node" / "models").iterdir()), "the node has fetched the model"
+    assert curves(over_nodes.storage_url) == curves(here.storage_url)
+
+
+def attempts(url: str) -> list[Attempt]:
+    with open_database(url, create=False) as database:
+        return database.store("tiny").attempts()
+
+
+def curves(url: str) -> dict[tuple[int, int], dict[str, float]]:
+    with open_database(url, create=False) as database:
+        return {(item.trial, item.step): dict(item.metrics) for item in database.store("tiny").measurements()}
