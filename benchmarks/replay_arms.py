@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -193,7 +193,7 @@ def by_optuna(
     """Plain ask, report, should_prune and tell; with several workers all report before any is judged."""
     length, cube = world.table.evaluations, world.table.scaled()
     names = [f"x{column}" for column in range(cube.shape[1])]
-    space = {name: FloatDistribution(0.0, 1.0) for name in names}
+    space: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in names}
     score = Score(world=world, budgets=budgets)
     fates: dict[int, str] = {}
     running: list[tuple[optuna.Trial, int]] = []
