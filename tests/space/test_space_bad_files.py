@@ -299,8 +299,11 @@ BODIES = {
     "unknown database": ("storage: {url: 'mysql://host/db'}", "5:16: storage.url: 'mysql' is not known; known: sqlite"),
     "not a url": ("storage: {url: automl.db}", "5:16: storage.url: 'automl.db' is not known; known: sqlite"),
     "keys of a bucket": ("storage: {artifacts: 's3://me:s3cret@bucket'}", "5:22: storage.artifacts: may hold a bucket"),
-    "not a place": ("storage: {artifacts: bucket/x}", "5:22: storage.artifacts: 'bucket/x' is not a URL, such as s3://"),
-    "unknown place": ("storage: {artifacts: 'ftp://x/y'}", "5:22: storage.artifacts: 'ftp' is not known; known: s3, gs"),
+    "not a place": (
+        "storage: {artifacts: bucket/x}",
+        "5:22: storage.artifacts: 'bucket/x' is not a URL, such as s3://",
+    ),
+    "unknown place": ("storage: {artifacts: 'ftp://x/y'}", "5:22: storage.artifacts: 'ftp' is not known; known: s3,"),
     "relative place": ("storage: {artifacts: 'file://x'}", "5:22: storage.artifacts: is not absolute; write file:///"),
     "key twice": ("search: {trials: 3, trials: 4}", "5:21: search.trials: is given twice; first in line 5"),
     "section is a list": ("search: [3]", "5:9: search: a list is not a mapping {key: value}"),
