@@ -1,7 +1,7 @@
 """What held-out data says of each module's update: the sign that sensitivity on training data does not have.
 
 To first order the loss on held-out rows rises by -<ΔW, G> = -trace(Bᵀ ∂L/∂B) if a module's update is removed. A value
-that is not above 0 by more than its error is no evidence that the module is of use.
+that is not above 0 is no evidence that the module is of use, and one within its error of 0 is weak evidence.
 """
 
 from __future__ import annotations

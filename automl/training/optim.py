@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters
+from automl.training.schedule import lr_multiplier
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter, under torch's names."""
@@ -40,6 +41,19 @@ def adamw(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.AdamW:
             "exp_avg_sq": torch.zeros_like(parameter),
         }
     return optimizer
+
+
+def take_step(
+    optimizer: torch.optim.AdamW, parameters: Parameters, hyper: Hyperparameters, *, step: int, steps: int
+) -> None:
+    """Clip the gradients that are there and step at the learning rate of step `step` (from 0) of `steps`."""
+    if hyper.clip > 0:
+        nn.utils.clip_grad_norm_(parameters.values(), hyper.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = hyper.learning_rate * lr_multiplier(
+            step, steps=steps, warmup=hyper.warmup, schedule=hyper.schedule
+        )
+    optimizer.step()
 
 
 def moments(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str, Tensor]:

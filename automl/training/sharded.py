@@ -28,7 +28,6 @@ from automl.training import optim
 from automl.training.adapter import adapter_folder, adapter_meta
 from automl.training.bench import HostSettings, choose_device, load_bench
 from automl.training.export import export_adapter
-from automl.training.schedule import lr_multiplier
 from automl.trial import Measurement, TrialSpec
 
 
@@ -70,13 +69,7 @@ class ShardedTrial:
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
         self._backward([rows[index] for index in chosen])
-        if hyper.clip > 0:
-            nn.utils.clip_grad_norm_(self._parameters.values(), hyper.clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = hyper.learning_rate * lr_multiplier(
-                self.step, steps=self.spec.steps, warmup=hyper.warmup, schedule=hyper.schedule
-            )
-        self._optimizer.step()
+        optim.take_step(self._optimizer, self._parameters, hyper, step=self.step, steps=self.spec.steps)
         self.step += 1
 
     def _backward(self, rows: list[Row]) -> None:

@@ -29,7 +29,6 @@ from automl.tasks.batches import batch_rows
 from automl.training import optim
 from automl.training.bench import Bench
 from automl.training.memory import halving, is_out_of_memory
-from automl.training.schedule import lr_multiplier
 from automl.training.state import TrainState
 from automl.trial import Measurement, ModuleImportance, TrialSpec
 
@@ -129,13 +128,7 @@ class SoloTrial:
                 seat.sensitivity.add(self._factors(seat.model))
             if (penalty := self._method.penalty(seat.model)) is not None:
                 torch.autograd.backward(penalty)
-            if hyper.clip > 0:
-                nn.utils.clip_grad_norm_(seat.parameters.values(), hyper.clip)
-            for group in seat.optimizer.param_groups:
-                group["lr"] = hyper.learning_rate * lr_multiplier(
-                    self.step, steps=self.spec.steps, warmup=hyper.warmup, schedule=hyper.schedule
-                )
-            seat.optimizer.step()
+            optim.take_step(seat.optimizer, seat.parameters, hyper, step=self.step, steps=self.spec.steps)
             self._method.after_step(seat.model, self.step)
             self.step += 1
 
