@@ -32,6 +32,25 @@ class Answer(NamedTuple):
         return json.loads(self.text)
 
 
+class _AtOnce(http.client.HTTPConnection):
+    """Sends head and body of a request in one piece.
+
+    A server closes the connection after a head that is no HTTP. A body still on its way would then reset the
+    connection, and with it the answer.
+    """
+
+    def __init__(self, port: int) -> None:
+        super().__init__("127.0.0.1", port, timeout=60)
+        self._pieces = bytearray()
+
+    def send(self, data: Any) -> None:
+        self._pieces += data
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        super().send(bytes(self._pieces))
+        return super().getresponse()
+
+
 class Site:
     """A running dashboard, asked byte by byte: nothing is normalised on the way."""
 
@@ -45,7 +64,7 @@ class Site:
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             given.setdefault("Content-Length", str(len(body)))
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = _AtOnce(self.port)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for name, value in given.items():
