@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
 
         options = Options(seeds=seeds, finalists=finalists, suggest=suggested_ranks if patterns else None)
         with opened(study, url) as (database, name):
-            found = verify_study(database, recorded_spec(database, name), cache_folder(), options)
+            spec = recorded_spec(database, name)
+            database.patience.seconds = spec.storage_grace_seconds
+            found = verify_study(database, spec, cache_folder(), options)
         assert found.result is not None
         if as_json:
             console.result_json(found.result)

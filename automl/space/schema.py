@@ -53,7 +53,7 @@ class StorageSection(Section):
     """Database URL without a password. If left out: the environment variable AUTOML_DB_URL, else
     sqlite:///automl.db in the folder where the command is started."""
     grace: Seconds = 300.0
-    """Longest outage of the database that the search waits out, in seconds or as 5m, 1h."""
+    """Longest outage of the database that is waited out, in seconds or as 5m, 1h."""
     artifacts: Text | None = None
     """URL such as s3://bucket/prefix, without credentials, where kept adapters and reports are copied to."""
 

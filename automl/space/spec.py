@@ -192,7 +192,7 @@ class VerifySettings:
 class SweepSpec:
     """A whole space file. `text` is the file verbatim; `sha256` covers what changes a study's meaning.
 
-    storage_grace_seconds: longest outage of the database that a search waits out. artifacts: URL to which kept adapters
+    storage_grace_seconds: longest outage of the database that is waited out. artifacts: URL to which kept adapters
     and reports are copied, None = nowhere.
 
     Budgets, storage and `run:` are left out of `sha256`: a study may be continued with more trials or other workers.

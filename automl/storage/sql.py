@@ -41,10 +41,11 @@ __all__ = [
     "database_status",
     "mask_url",
     "open_database",
+    "patient",
     "upgrade_database",
 ]
 
-C = TypeVar("C", bound="type[SqlStore]")
+C = TypeVar("C", bound=type[Any])
 
 _WRITES: CoreExecuteOptionsParameter = {WRITES: True}
 
@@ -159,8 +160,11 @@ class Database:
             yield connection
 
 
-def _patient(store: C) -> C:
-    """Repeat every public method while the database is away: each is one transaction that may be repeated."""
+def patient(store: C) -> C:
+    """Repeat every public method of a store while its database (`_database`) is away.
+
+    Each must be one transaction that may be repeated.
+    """
     for name, method in list(vars(store).items()):
         if inspect.isfunction(method) and not name.startswith("_"):
             setattr(store, name, _repeated(method))
@@ -169,13 +173,13 @@ def _patient(store: C) -> C:
 
 def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
-    def call(self: SqlStore, *arguments: Any, **named: Any) -> Any:
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
         return self._database.patience.call(partial(method, self, *arguments, **named))
 
     return call
 
 
-@_patient
+@patient
 class SqlStore(ResultStore):
     """Results of one study in a `Database`. Each method is one transaction, repeated while the database is away."""
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from automl.storage.connect import Guard
-from automl.storage.sql import Database
+from automl.storage.sql import Database, patient
 from automl.storage.tables import Now, verification_scores, verifications
 
 ScoredSplit = Literal["validation", "test"]
@@ -55,13 +55,18 @@ def latest(database: Database, study: str, *, done: bool = False) -> Verificatio
     return VerificationStore(database, study).latest(done=done)
 
 
+@patient
 class VerificationStore:
-    """The verifications of one study in a `Database`; `guard` (`StudyLease.verify`) is called before each commit."""
+    """The verifications of one study in a `Database`; `guard` (`StudyLease.verify`) is called before each commit.
+
+    Each method is one transaction, repeated while the database is away.
+    """
 
     def __init__(self, database: Database, study: str, guard: Guard | None = None) -> None:
         self.study = study
         self._database = database
         self._guard = guard
+        self._beginning: int | None = None  # verification whose commit has not been answered
 
     def latest(self, *, done: bool = False) -> Verification | None:
         """As the module's `latest`."""
@@ -83,7 +88,10 @@ class VerificationStore:
             "started_at": Now(),
         }
         with self._writing(f"begin verification {number}") as connection:
-            connection.execute(insert(verifications).values(row))
+            if not (self._beginning == number and self._is_there(connection, number)):  # else its answer was lost
+                connection.execute(insert(verifications).values(row))
+                self._beginning = number
+        self._beginning = None
 
     def add_scores(self, number: int, scores: Sequence[Score]) -> None:
         """Store scores in one transaction; one that is stored already is kept as it is."""
@@ -119,6 +127,10 @@ class VerificationStore:
         mine = (verifications.c.study_name == self.study) & (verifications.c.number == number)
         with self._writing(f"finish verification {number}") as connection:
             connection.execute(update(verifications).where(mine).values(done))
+
+    def _is_there(self, connection: Connection, number: int) -> bool:
+        mine = (verifications.c.study_name == self.study) & (verifications.c.number == number)
+        return connection.execute(select(verifications.c.number).where(mine)).first() is not None
 
     @contextmanager
     def _writing(self, doing: str) -> Iterator[Connection]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from automl import durable
-from automl.errors import SearchError, StorageError
+from automl.errors import InterruptedSearch, ResourceError, SearchError, StorageError
 from automl.report.findings import Findings
 from automl.report.frames import ModuleShare, RankSuggestion, StudyFrame, place_of
 from automl.report.reading import read_frame
@@ -78,11 +78,12 @@ def _shares(found: Suggestion) -> Iterator[ModuleShare]:
 def renew_report(database: Database, spec: SweepSpec, *, guard: Guard) -> None:
     """Write the report anew after a search or a verification, which does not fail over a page that can be made again.
 
-    guard: the lease's. Raises StorageError (the lease was lost, the database is gone); all else is a line in the log.
+    guard: the lease's. Made again while the database is away. Raises StorageError or ResourceError (the lease was lost,
+    the database is away for too long), InterruptedSearch (stopped meanwhile); all else is a line in the log.
     """
     try:
-        write_report(database, spec, study_folder(spec), guard=guard)
-    except StorageError:
+        database.patience.call(lambda: write_report(database, spec, study_folder(spec), guard=guard))
+    except (StorageError, ResourceError, InterruptedSearch):
         raise
     except Exception as error:  # noqa: BLE001 - whatever the page could not bear, the results are in SQL
         again = f"automl report {spec.study}"

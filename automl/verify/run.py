@@ -74,16 +74,17 @@ def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Opti
 
     spec: as the study was recorded. Raises DataError if there are no test rows, SearchError if no trial is complete or
     a training fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if another driver
-    holds the study, InterruptedSearch if a signal stopped it (resumable), ResourceError if memory is short.
+    holds the study, ResourceError if memory is short; resumable: InterruptedSearch if a signal stopped it, StorageError
+    if the database was away for longer than its grace.
     """
-    if hindrance := obstacle(database, spec):
-        raise DataError(f"study {spec.study!r} cannot be verified: {hindrance}")
     with signals_as_interruption("anything was verified") as stop, StudyLease(database, spec.study) as lease:
+        if hindrance := obstacle(database, spec):
+            raise DataError(f"study {spec.study!r} cannot be verified: {hindrance}")
         row = database.store(spec.study).sweep()
         lease.take(row.space_text, row.space_sha256, row.provenance)
         store = VerificationStore(database, spec.study, guard=lease.verify)
         work = _Work(database, spec, cache)
-        number, plan, known = work.plan(store.latest(), options)
+        number, plan, known = database.patience.call(lambda: work.plan(store.latest(), options))
         if known is not None and known.is_done:
             return known
         if known is None:
@@ -124,8 +125,9 @@ class _Work:
         self._stopped: str | None = None
 
     def halt(self, reason: str) -> None:
-        """Stop as soon as may be; called from a signal handler."""
+        """Stop as soon as may be, also while the database is away; called from a signal handler."""
         self._stopped = reason
+        self._database.patience.interrupt(reason)
 
     def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""

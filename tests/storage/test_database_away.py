@@ -21,6 +21,7 @@ from automl.storage.connect import PostgresConnect
 from automl.storage.optuna_patience import PatientStorage
 from automl.storage.patience import Patience
 from automl.storage.sql import Database, SqlStore, open_database
+from automl.storage.verification import Score, VerificationStore
 from automl.trial import Measurement
 from tests.faults.proxy import Proxy
 
@@ -196,6 +197,22 @@ class TestLostAnswers:
         assert attempt.number == 1
         assert store.start_attempt(0, worker=0, run=1).number == 2
 
+    def test_a_verification_is_there_once(self, database: Database, cut: CutAtCommit) -> None:
+        store = VerificationStore(database, "s", cut)
+        score = Score(arm="best", seed=4, learning_rate=1e-3, split="test", metric="loss", value=0.5)
+        cut.left = 1
+        store.begin(1, {"seeds": [4]})
+        cut.left = 1
+        store.add_scores(1, [score])
+        cut.left = 1
+        store.finish(1, {"headline": "done"})
+        assert store.scores(1) == [score]
+        found = store.latest(done=True)
+        assert found is not None
+        assert (found.number, found.plan, found.result) == (1, {"seeds": [4]}, {"headline": "done"})
+        with pytest.raises(StorageError, match="begin verification 1 of study 's'"):
+            store.begin(1, {"seeds": [4]})
+
 
 @pytest.mark.postgres
 def test_a_connection_lost_in_the_midst_of_a_transaction(database: Database, proxy: Proxy) -> None:
@@ -249,7 +266,8 @@ def test_a_silent_server_is_given_up_and_found_again(server: PostgresServer) -> 
         assert database.studies() == []
 
 
-def test_every_public_method_of_the_store_is_patient() -> None:
-    methods = [value for name, value in vars(SqlStore).items() if callable(value) and not name.startswith("_")]
-    assert len(methods) >= 11
+@pytest.mark.parametrize(("store", "least"), [(SqlStore, 11), (VerificationStore, 5)])
+def test_every_public_method_of_a_store_is_patient(store: type, least: int) -> None:
+    methods = [value for name, value in vars(store).items() if callable(value) and not name.startswith("_")]
+    assert len(methods) >= least
     assert all(hasattr(method, "__wrapped__") for method in methods)
