@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -59,7 +59,7 @@ def _layers(
         go.Heatmap(
             z=grid,
             x=["–" if layer < 0 else str(layer) for layer in layers],
-            y=[escaped(_short(kind)) for kind in kinds],
+            y=[escaped(shortened(kind, kinds)) for kind in kinds],
             text=texts if len(layers) <= 16 else None,
             texttemplate="%{text}" if len(layers) <= 16 else None,
             customdata=hover,
@@ -75,9 +75,12 @@ def _layers(
     return figure
 
 
-def _short(kind: str) -> str:
-    """The last two parts of a module's name."""
-    return ".".join(kind.split(".")[-2:])
+def shortened(kind: str, kinds: Sequence[str]) -> str:
+    """The last two parts of a kind of module, or as many more as no other kind ends in: rows need names of their own."""
+    parts = kind.split(".")
+    ends = [".".join(parts[-count:]) for count in range(2, len(parts) + 1)]
+    others = [f".{other}" for other in kinds if other != kind]
+    return next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), kind)
 
 
 def verified(frame: StudyFrame) -> go.Figure | None:
