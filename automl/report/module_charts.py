@@ -76,7 +76,7 @@ def _layers(
 
 
 def shortened(kind: str, kinds: Sequence[str]) -> str:
-    """The last two parts of a kind of module, or as many more as no other kind ends in: rows need names of their own."""
+    """The last two parts of a kind of module, or more where another kind ends alike: rows need names of their own."""
     parts = kind.split(".")
     ends = [".".join(parts[-count:]) for count in range(2, len(parts) + 1)]
     others = [f".{other}" for other in kinds if other != kind]
