@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from automl.report.answers import spending
 from automl.report.frames import Comparison, StudyFrame, TrialFrame, VerificationFrame
-from automl.report.wording import command, counted, number, percent, score, signed
+from automl.report.wording import command, confidence, counted, number, percent, score, signed
 from automl.trial import TrialState
 
 
@@ -64,10 +64,10 @@ def main_comparison(verification: VerificationFrame) -> Comparison | None:
 
 
 def comparison_text(each: Comparison, verification: VerificationFrame) -> str:
-    """`trial 4 against the default: better, difference +0.031 [+0.012, +0.050] over 5 seeds`."""
+    """`trial 4 against the default: better, difference +0.031 [+0.012, +0.050] at 98 % over 5 seeds`."""
     return (
         f"{pair_text(each, verification)}: {each.verdict}, difference {signed(each.difference)}"
-        f" [{signed(each.low)}, {signed(each.high)}] over {counted(each.seeds, 'seed')}"
+        f" [{signed(each.low)}, {signed(each.high)}] at {confidence(each.level)} over {counted(each.seeds, 'seed')}"
     )
 
 

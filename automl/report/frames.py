@@ -68,13 +68,14 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A paired difference between two arms, `arm` minus `against`, with its 95 % interval."""
+    """A paired difference between two arms, `arm` minus `against`, with its interval at the confidence `level`."""
 
     arm: str
     against: str
     difference: float
     low: float
     high: float
+    level: float
     seeds: int
     wins: int | None
     verdict: str

@@ -16,7 +16,7 @@ from automl.report.look import (
     escaped,
     new_figure,
 )
-from automl.report.wording import signed
+from automl.report.wording import confidence, signed
 
 
 def module_shares(frame: StudyFrame) -> go.Figure | None:
@@ -84,7 +84,7 @@ def shortened(kind: str, kinds: Sequence[str]) -> str:
 
 
 def verified(frame: StudyFrame) -> go.Figure | None:
-    """Differences of the verification with their 95 % intervals."""
+    """Differences of the verification with their intervals."""
     verification = frame.verification
     if verification is None or not verification.comparisons:
         return None
@@ -113,8 +113,8 @@ def verified(frame: StudyFrame) -> go.Figure | None:
                 "symbol": [shapes.get(each.verdict, "circle") for each in rows],
             },
             text=[f"{each.verdict}: {signed(each.difference)}" for each in rows],
-            hovertemplate="%{text} [%{customdata}]<extra></extra>",
-            customdata=[f"{signed(each.low)}, {signed(each.high)}" for each in rows],
+            hovertemplate="%{text} %{customdata}<extra></extra>",
+            customdata=[f"[{signed(each.low)}, {signed(each.high)}] at {confidence(each.level)}" for each in rows],
         )
     )
     figure.add_vline(x=0, line={"color": BLACK, "width": 1, "dash": "dot"})

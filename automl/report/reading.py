@@ -152,7 +152,7 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
         seeds=len(result["seeds"]),
         planned_seeds=result["planned_seeds"],
         arms=tuple(_arm(arm) for arm in result["arms"]),
-        comparisons=tuple(Comparison(**each) for each in result["comparisons"]),
+        comparisons=tuple(_comparison(each, row.plan) for each in result["comparisons"]),
         optimism=(result["selection_optimism"] or {}).get("optimism"),
         recommendation=result["recommendation"]["arm"] or "",
         advice=result["recommendation"]["text"],
@@ -163,6 +163,15 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
 def _arm(arm: Mapping[str, Any]) -> Arm:
     known = {name: arm[name] for name in Arm.__slots__ if name != "scores"}
     return Arm(**known, scores=tuple(arm["scores"].values()))
+
+
+def _comparison(found: Mapping[str, Any], plan: Mapping[str, Any]) -> Comparison:
+    """Results of before 2026-11-23 have no level; their plans have always had it."""
+    if "level" in found:
+        return Comparison(**found)
+    pair = found["arm"], found["against"]
+    level = next(each["level"] for each in plan["comparisons"] if (each["arm"], each["against"]) == pair)
+    return Comparison(**found, level=level)
 
 
 def _last(events: Sequence[tuple[datetime, str, Mapping[str, Any]]], kind: str) -> Mapping[str, Any]:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
 from automl.report.findings import Evidence, Findings, comparison_text, pair_text
-from automl.report.frames import StudyFrame, TrialFrame
+from automl.report.frames import StudyFrame, TrialFrame, VerificationFrame
 from automl.report.recipe import recipe
 from automl.report.wording import (
     command,
+    confidence,
     configuration,
     counted,
     duration,
@@ -41,7 +42,7 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
             yield Notice(f"Not verified. Run `{command('verify', frame.study)}`.", "caution")
             yield Text(
                 "It trains the best configurations, the default one and a smaller one again, with fresh seeds, scores"
-                " them on the test rows that the search never read, and reports paired differences with 95 % intervals."
+                " them on the test rows that the search never read, and reports paired differences with intervals."
             )
         return
     if not verification.done:
@@ -55,24 +56,26 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     if verification.comparisons:
         yield Chart(
             "verified",
-            "Paired differences on test rows with 95 % intervals; an interval that crosses zero shows no clear"
-            " difference.",
+            f"Paired differences on test rows with intervals at {_levels(verification)}; an interval that crosses zero"
+            " shows no clear difference.",
         )
         yield Table(
-            ("comparison", "verdict", ">difference", ">95 % interval", ">seeds", ">wins", ">could have seen"),
+            ("comparison", "verdict", ">difference", ">interval", ">level", ">seeds", ">wins", ">could have seen"),
             tuple(
                 (
                     pair_text(each, verification),
                     each.verdict,
                     signed(each.difference),
                     f"{signed(each.low)} to {signed(each.high)}",
+                    confidence(each.level),
                     str(each.seeds),
                     "–" if each.wins is None else str(each.wins),
                     "–" if each.detectable is None else f"±{score(each.detectable)}",
                 )
                 for each in verification.comparisons
             ),
-            "`could have seen`: the difference that so many seeds would have found in 80 % of such verifications.",
+            "`level`: confidence of this interval alone; comparisons of one question share a chance of error."
+            " `could have seen`: the difference that so many seeds would have found in 80 % of such verifications.",
         )
     yield Table(
         ("configuration", f">{verification.metric}", ">s.d.", ">seeds", ">trainable", ">learning rate", "parameters"),
@@ -96,6 +99,11 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
             f"Selection optimism {signed(verification.optimism)}: by so much the winner's value on validation rows,"
             " where it was chosen, looked better than its verified score."
         )
+
+
+def _levels(verification: VerificationFrame) -> str:
+    """`98 %`, or `96 % and 98.7 %`."""
+    return " and ".join(map(confidence, sorted({each.level for each in verification.comparisons})))
 
 
 def _history(frame: StudyFrame, found: Findings) -> Iterator[Block]:

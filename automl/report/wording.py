@@ -39,6 +39,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
+def confidence(level: float) -> str:
+    """The level of an interval: `98 %`, `98.7 %`."""
+    return f"{100 * level:.3g} %"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that suits them."""
     for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (math.inf, 3600, "h")):

@@ -21,7 +21,7 @@ from automl.sweep.record import GROUND, last_event
 from automl.sweep.summary import best_trial
 from automl.trial import Scalar, TrialState
 from automl.verify.plan import practical_margin
-from automl.verify.statistics import LEVEL, Verdict, paired, spread, t_quantile
+from automl.verify.statistics import LEVEL, Verdict, in_percent, paired, spread, t_quantile
 
 Basis = Literal["verification", "validation"]
 
@@ -172,11 +172,12 @@ def _verified(metric: str, tonight: Night, before: Night, noise: float | None) -
         estimate = paired([ours[seed] - theirs[seed] for seed in shared])
         value = math.fsum(ours[seed] for seed in shared) / len(shared)
         previous = math.fsum(theirs[seed] for seed in shared) / len(shared)
-        half, rule = estimate.high - estimate.mean, f"95 % interval of {len(shared)} differences paired by seed"
+        half = estimate.high - estimate.mean
+        rule = f"{in_percent(LEVEL)} interval of {len(shared)} differences paired by seed"
     else:
         error = math.hypot(*(spread(list(found.values())) / math.sqrt(len(found)) for found in (ours, theirs)))
         half = t_quantile((1.0 + LEVEL) / 2.0, min(len(ours), len(theirs)) - 1) * error
-        rule = "95 % interval of a difference of two means over seeds"
+        rule = f"{in_percent(LEVEL)} interval of a difference of two means over seeds"
         if not same_rows and math.isfinite(METRICS[metric].high):
             counts = [night.verification.plan["test_rows"] for night in (tonight, before) if night.verification]
             errors = (

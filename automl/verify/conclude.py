@@ -9,7 +9,7 @@ from typing import Any
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
 from automl.verify.plan import PATTERN_KINDS, Arm, ArmKind, Plan
 from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, values
-from automl.verify.statistics import joint_level, paired, spread, verdict
+from automl.verify.statistics import in_percent, joint_level, paired, spread, verdict
 
 NOT_RUN, PASSED, NO_GAIN, WORSE = "not_run", "passed", "no_gain", "worse"
 
@@ -70,6 +70,7 @@ def _comparison(found: Compared) -> dict[str, Any]:
         "difference": found.estimate.mean,
         "low": found.estimate.low,
         "high": found.estimate.high,
+        "level": found.comparison.level,
         "seeds": found.seeds,
         "wins": found.wins,
         "verdict": found.verdict,
@@ -144,11 +145,11 @@ def _findings(plan: Plan, found: list[Compared]) -> Iterator[str]:
 
 
 def in_words(plan: Plan, found: Compared) -> str:
-    """`better, accuracy +0.0210 [+0.0100, +0.0320], ahead in 8 of 8 seeds`; without one: what had been seen."""
+    """`better, accuracy +0.0210 [+0.0100, +0.0320] at 98 %, ahead in 8 of 8 seeds`; without one: what had been seen."""
     estimate = found.estimate
     text = (
-        f"{found.verdict}, {plan.metric} {estimate.mean:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}],"
-        f" ahead in {found.wins} of {found.seeds} seeds"
+        f"{found.verdict}, {plan.metric} {estimate.mean:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+        f" at {in_percent(found.comparison.level)}, ahead in {found.wins} of {found.seeds} seeds"
     )
     if found.verdict == "no clear difference":
         text += f" (could have seen a difference of {estimate.detectable:.4f})"

@@ -67,6 +67,11 @@ def joint_level(comparisons: int) -> float:
     return 1.0 - (1.0 - LEVEL) / max(1, comparisons)
 
 
+def in_percent(level: float) -> str:
+    """A confidence level for people: `98 %`, `98.7 %`."""
+    return f"{100 * level:.3g} %"
+
+
 def verdict(estimate: Estimate, direction: Direction) -> Verdict:
     """What the interval says: `better` or `worse` only if it excludes zero."""
     if estimate.low <= 0.0 <= estimate.high:

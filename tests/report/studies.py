@@ -228,6 +228,7 @@ def verification_result(*, beats: bool = True, title: str = "trial 3", suggestio
             "difference": difference,
             "low": difference - half,
             "high": difference + half,
+            "level": 0.96 if name == "suggested" else 0.98,
             "seeds": 5,
             "wins": 5 if verdict == "better" else 3,
             "verdict": verdict,
@@ -261,9 +262,16 @@ def verification_result(*, beats: bool = True, title: str = "trial 3", suggestio
     }
 
 
-def add_verification(database: Database, study: str, result: Mapping[str, Any] | None) -> None:
-    """A finished verification, or (None) one that has begun."""
+def add_verification(
+    database: Database,
+    study: str,
+    result: Mapping[str, Any] | None,
+    *,
+    levels: Mapping[tuple[str, str], float] | None = None,
+) -> None:
+    """A finished verification, or (None) one that has begun. levels: those of the plan, by arm and against."""
     store = VerificationStore(database, study)
-    store.begin(1, {"seeds": [11, 12]})
+    comparisons = [{"arm": arm, "against": against, "level": level} for (arm, against), level in (levels or {}).items()]
+    store.begin(1, {"seeds": [11, 12], "comparisons": comparisons})
     if result is not None:
         store.finish(1, result)

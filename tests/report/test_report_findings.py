@@ -9,8 +9,10 @@ import pytest
 
 from automl.report.findings import Evidence, findings
 from automl.report.frames import StudyFrame
+from automl.report.reading import read_verification
 from automl.report.render import render
-from tests.report.studies import verification_result
+from automl.storage.sql import Database
+from tests.report.studies import add_verification, verification_result
 
 Make = Callable[..., StudyFrame]
 
@@ -26,8 +28,19 @@ def test_an_unverified_winner_is_called_so_with_the_command_to_run(plain_frame: 
 def test_a_verified_winner_is_given_with_its_interval_and_seeds(verified_frame: Make) -> None:
     found = findings(verified_frame(verification_result()))
     assert found.evidence is Evidence.VERIFIED
-    assert "trial 3 against the default: better, difference +0.360 [+0.330, +0.390] over 5 seeds" in found.believed
+    assert (
+        "trial 3 against the default: better, difference +0.360 [+0.330, +0.390] at 98 % over 5 seeds" in found.believed
+    )
     assert found.next_command is None
+
+
+def test_a_result_of_before_levels_were_kept_has_those_of_its_plan(plain_frame: StudyFrame, database: Database) -> None:
+    result = verification_result()
+    levels = {(each["arm"], each["against"]): each.pop("level") for each in result["comparisons"]}
+    add_verification(database, plain_frame.study, result, levels=levels)
+    found = read_verification(database, plain_frame.study)
+    assert found is not None
+    assert {(each.arm, each.against): each.level for each in found.comparisons} == levels
 
 
 def test_no_better_than_the_majority_class_is_said_first_of_all(verified_frame: Make) -> None:

@@ -12,6 +12,7 @@ from automl.storage.verification import Score
 from automl.verify.conclude import conclude
 from automl.verify.plan import LOOK, TUNING_SEEDS, Plan, Training, all_trainings, fresh_seeds, trial_spec
 from automl.verify.protocol import DIVERGED, SECONDS, Scores, chosen_rate, compare, next_trainings, values
+from automl.verify.statistics import in_percent, joint_level
 from tests.verify.verify_cases import MAJORITY, arm, make_plan, noisy, pattern_arms, run
 
 TWO = (arm("trial-3", "finalist"), arm("trial-5", "finalist"))
@@ -169,6 +170,25 @@ def test_stopped_anywhere_it_goes_on_as_if_it_had_not_been() -> None:
     assert next_trainings(plan, Scores(kept)) == []
     assert conclude(plan, Scores(kept)) == undisturbed
     assert len(kept) == 2 * len(made)  # nothing was trained twice
+
+
+def test_every_interval_is_named_with_its_own_level() -> None:
+    """Two comparisons of the winner share 4 %; suggested ranks against even and random ones have 4 % each."""
+    plan = make_plan([*TWO, arm("default", "default"), *pattern_arms()])
+    scores, _ = run(plan, noisy({"trial-3": 0.1}, sd=0.02, study=9))
+    result = conclude(plan, scores)
+    assert [(each["against"], each["level"]) for each in result["comparisons"]] == [
+        ("trial-3", pytest.approx(0.98)),
+        ("default", pytest.approx(0.98)),
+        ("uniform", 0.96),
+        ("random", 0.96),
+    ]
+    assert [result["headline"].count(f"] at {level} %, ahead in") for level in (95, 96, 98)] == [0, 2, 2]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, "96 %"), (2, "98 %"), (3, "98.7 %"), (5, "99.2 %")])
+def test_levels_in_words(count: int, expected: str) -> None:
+    assert in_percent(joint_level(count)) == expected
 
 
 def test_every_training_has_a_number_of_its_own() -> None:
