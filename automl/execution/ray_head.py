@@ -24,7 +24,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from automl.execution.ray_link import Cluster, Ended, Failed, Fleet, Lost, Ready, Reply, kill_session
 from automl.execution.ray_mailbox import open_mailbox
-from automl.execution.ray_worker import TuneWorker
+from automl.execution.ray_worker import TuneWorker, traces_of
+from automl.pulse import where_it_hung
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Cohorts are small; Ray refuses less than 75 MiB."""
@@ -103,11 +104,15 @@ def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
         )
     mailbox = open_mailbox()
     ending = _Ending()
-    trainable = tune.with_parameters(TuneWorker, host=fleet.host, mailbox=mailbox, folder=fleet.folder)
+    trainable = tune.with_parameters(
+        TuneWorker, host=fleet.host, mailbox=mailbox, folder=fleet.folder, silence=fleet.silence
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": fleet.cpus, "gpu": fleet.gpus}),
         param_space={"worker": tune.grid_search(list(range(fleet.workers)))},
-        tune_config=tune.TuneConfig(scheduler=_Relay(connection, mailbox, ending), max_concurrent_trials=fleet.workers),
+        tune_config=tune.TuneConfig(
+            scheduler=_Relay(connection, mailbox, ending, fleet), max_concurrent_trials=fleet.workers
+        ),
         run_config=tune.RunConfig(
             name="workers",
             storage_path=fleet.folder,
@@ -141,8 +146,11 @@ class _Ending(tune.Stopper):  # type: ignore[misc]  # Ray's types are not follow
 class _Relay(FIFOScheduler):  # type: ignore[misc]  # Ray's types are not followed (pyproject.toml)
     """Hands every cohort to the driver and its orders to the mailbox; Tune itself always hears CONTINUE."""
 
-    def __init__(self, connection: Connection[Any, Any], mailbox: ray.actor.ActorHandle, ending: _Ending) -> None:
+    def __init__(
+        self, connection: Connection[Any, Any], mailbox: ray.actor.ActorHandle, ending: _Ending, fleet: Fleet
+    ) -> None:
         super().__init__()
+        self._fleet = fleet
         self._connection = connection
         self._mailbox = mailbox
         self._ending = ending
@@ -163,13 +171,22 @@ class _Relay(FIFOScheduler):  # type: ignore[misc]  # Ray's types are not follow
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A worker's process has died; Tune starts it again, in its place or on another node."""
-        self._ask(Lost(trial.config["worker"], _cause(trial)))
+        worker = trial.config["worker"]
+        self._ask(Lost(worker, _hung(self._fleet, worker) or _cause(trial)))
 
     def _ask(self, message: object) -> Reply:
         self._connection.send(message)
         reply: Reply = self._connection.recv()
         self._ending.over = reply.over
         return reply
+
+
+def _hung(fleet: Fleet, worker: int) -> str:
+    """One line on a worker that was ended because nothing moved any more; empty if that was not so."""
+    traces = traces_of(Path(fleet.folder), worker)
+    place = where_it_hung(traces)
+    traces.unlink(missing_ok=True)
+    return place and f"it asked for no batch in {fleet.silence:g} s and hung at {place}"
 
 
 def _cause(trial: Any) -> str:

@@ -27,13 +27,17 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """The workers of one run. `host` is the pickled factory of their hosts, which only they open."""
+    """The workers of one run. `host` is the pickled factory of their hosts, which only they open.
+
+    silence: seconds without a batch after which a worker counts as hung.
+    """
 
     workers: int
     cpus: float
     gpus: float
     host: bytes
     folder: str
+    silence: float
 
 
 @dataclass(frozen=True, slots=True)

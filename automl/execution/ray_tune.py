@@ -26,6 +26,8 @@ from automl.trial import Cohort
 
 logger = logging.getLogger(__name__)
 
+SILENCE_SECONDS = 1800.0
+"""No single batch takes half an hour."""
 _START_SECONDS = 180.0
 _GRACE_SECONDS = 15.0
 """How long workers may take to reach their next cohort once they are to stop; then they are ended by force."""
@@ -82,7 +84,8 @@ class RayExecutor(Executor):
 
     address: a running cluster to join ("auto" or host:port), None = a private one on this machine, reachable only from
     it and only with a token made for this run. `folder` must be one that the driver may write to; Tune's records lie
-    there while a run lasts.
+    there while a run lasts. silence: a worker that asks for no batch for so many seconds, to train on or to evaluate,
+    counts as hung; it is ended, and started again.
     """
 
     def __init__(
@@ -93,12 +96,14 @@ class RayExecutor(Executor):
         gpus_per_worker: float = 0,
         address: str | None = None,
         folder: Path,
+        silence: float = SILENCE_SECONDS,
     ) -> None:
         self.workers = workers
         self.cpus_per_worker = cpus_per_worker
         self.gpus_per_worker = gpus_per_worker
         self._address = address
         self._folder = folder
+        self._silence = silence
         self._head: _Head | None = None
 
     def start(self) -> None:
@@ -137,6 +142,7 @@ class RayExecutor(Executor):
                     gpus=self.gpus_per_worker,
                     host=bytes(ForkingPickler.dumps(build_host)),
                     folder=records,
+                    silence=self._silence,
                 )
             )
             while not isinstance(message := _next(connection, dispatcher), Ended):

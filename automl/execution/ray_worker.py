@@ -14,6 +14,7 @@ from ray import tune
 from automl.errors import AutomlError, ResourceError
 from automl.execution.base import Host, HostFactory
 from automl.execution.worker import Worker
+from automl.pulse import watched
 
 
 class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not followed (pyproject.toml)
@@ -23,15 +24,19 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
     would take it for a lost worker and start it again. A dead process is what Tune does restart.
     """
 
-    def setup(self, config: dict[str, Any], *, host: bytes, mailbox: ray.actor.ActorHandle, folder: str) -> None:
+    def setup(
+        self, config: dict[str, Any], *, host: bytes, mailbox: ray.actor.ActorHandle, folder: str, silence: float
+    ) -> None:
         """Keep what the first step needs. `host` comes from our own driver; it is opened here and nowhere else.
 
-        folder: made by the driver for this run, in the folder of the study.
+        folder: made by the driver for this run, in the folder of the study. silence: seconds without a batch after
+        which this process counts as hung and is ended.
         """
         self._index: int = config["worker"]
         self._mailbox = mailbox
         self._factory = host
         self._folder = Path(folder)
+        self._silence = silence
         self._host: Host | None = None
         self._worker: Worker | None = None
         self._epoch = 0
@@ -60,7 +65,8 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
 
     def _train(self, worker: Worker) -> dict[str, Any]:
         orders = ray.get(self._mailbox.take.remote(self._index, self._epoch, self._seq))
-        cohort = worker.step(orders)
+        with watched(self._silence, traces_of(self._folder, self._index)):
+            cohort = worker.step(orders)
         self._seq = cohort.seq
         if worker.stopped:
             return {"done": True}
@@ -81,3 +87,8 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
         if isinstance(error, AutomlError):
             return error
         return AutomlError(f"worker {self._index}: {type(error).__name__}: {error}")
+
+
+def traces_of(folder: Path, worker: int) -> Path:
+    """Where a worker that hung says in which call."""
+    return folder / f"worker-{worker}.hung"

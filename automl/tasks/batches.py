@@ -1,4 +1,7 @@
-"""Which rows a step trains on, and in which batches rows are evaluated. Pure functions of seed and step."""
+"""Which rows a step trains on, and in which batches rows are evaluated: answers that depend on seed and step alone.
+
+To ask for a batch is a sign of life (`automl.pulse`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from automl.pulse import beat
 from automl.tasks.base import Batch, Row, Task
 
 
@@ -18,6 +22,7 @@ def batch_rows(seed: int, step: int, batch_size: int, rows: int) -> list[int]:
     """
     if rows < 1 or batch_size < 1 or step < 0:
         raise ValueError(f"step {step}, batch size {batch_size}, {rows} rows; 0, 1 and 1 are the least")
+    beat()
     places = range(step * batch_size, (step + 1) * batch_size)
     return [_order(seed, place // rows, rows)[place % rows] for place in places]
 
@@ -47,6 +52,7 @@ def evaluation_batches(
     picked = sorted((rows[index] for index in indices), key=lambda row: len(row["input_ids"]), reverse=True)
     start = 0
     while start < len(picked):
+        beat()
         size = max(1, max_tokens // len(picked[start]["input_ids"]))
         yield task.collate(picked[start : start + size], pad_id)
         start += size

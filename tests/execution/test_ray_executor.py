@@ -9,8 +9,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ import pytest
 from automl.errors import ResourceError
 from automl.execution.dispatch import Dispatcher
 from automl.execution.ray_tune import RayExecutor
+from automl.trial import Measurement, TrialFailure
 from tests.execution.scripted import ScriptedStudy
 from tests.faults.kill import WORKER_TITLES
 from tests.faults.scenario import stretch
@@ -142,6 +144,29 @@ def test_it_prints_nothing_and_warns_in_one_line(
     assert [record.getMessage().count("\n") for record in caplog.records if "died" in record.getMessage()] == [0]
 
 
+class HangsOnce(FormulaHost):
+    """Waits for a lock that nobody frees, the first time any worker trains."""
+
+    def advance(self) -> Sequence[Measurement | TrialFailure]:
+        try:
+            (self._folder / "hung").touch(exist_ok=False)
+        except FileExistsError:
+            return super().advance()
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+        raise AssertionError("unreachable")
+
+
+def test_a_worker_that_hangs_is_ended_and_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study = ScriptedStudy(2)
+    with RayExecutor(workers=1, folder=tmp_path / "study", silence=10.0) as executor:
+        executor.run(Dispatcher(study), functools.partial(HangsOnce, str(tmp_path / "slots")))
+    assert study.finished
+    warning, *_ = [record.getMessage() for record in caplog.records if "died" in record.getMessage()]
+    assert re.search(r"it asked for no batch in 10 s and hung at File \".*\", line \d+ in advance$", warning), warning
+
+
 def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     refused = r"run.address: no Ray cluster answers at 127.0.0.1:1: Connection refused"
     with pytest.raises(ResourceError, match=refused), RayExecutor(workers=1, address="127.0.0.1:1", folder=tmp_path):
@@ -168,6 +193,7 @@ import functools, sys
 from pathlib import Path
 from automl.execution.dispatch import Dispatcher
 from automl.execution.ray_tune import RayExecutor
+from automl.trial import Measurement, TrialFailure
 from tests.execution.scripted import ScriptedStudy
 from tests.formula import FormulaHost
 folder, = map(Path, sys.argv[1:])
