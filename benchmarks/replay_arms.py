@@ -197,6 +197,7 @@ def by_optuna(
     score = Score(world=world, budgets=budgets)
     fates: dict[int, str] = {}
     running: list[tuple[optuna.Trial, int]] = []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     at: dict[int, int] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
