@@ -16,6 +16,7 @@ AutomlError                      root; carries the exit code of the command line
 │   └── NotEnoughEvidence        trials are too few, or disagree, for a conclusion                exit 1
 ├── InterruptedSearch            stopped by a signal or by the wall clock; resumable            exit 4
 ├── ResourceError(OSError)       disk, memory or device is not enough                           exit 5
+│   └── PeerLost                 a process that trains a trial together with others is gone     exit 5
 ├── CheckpointError(ValueError)  a slot file or an adapter is damaged
 ├── Diverged(ArithmeticError)    a trial's loss or metric is not finite (data, not a bug)
 └── OutOfMemory(MemoryError)     a trial does not fit, even with the smallest micro-batch
@@ -132,6 +133,10 @@ class ResourceError(AutomlError, OSError):
     """Disk, memory or device is not enough to go on."""
 
     exit_code = 5
+
+
+class PeerLost(ResourceError):
+    """One of the processes that train a trial together is gone, and the others cannot go on without it."""
 
 
 class CheckpointError(AutomlError, ValueError):

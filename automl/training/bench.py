@@ -32,7 +32,8 @@ class HostSettings:
     largest, tokens: the costliest trial there may be, and the tokens of its largest batch; choices: the target sets
     that trials may have; workers: how many there are. From these a packed worker finds out how it trains, and whether
     it has the memory for `capacity` trials.
-    importance: how much the loss hangs on each module's update is measured on the way.
+    importance: how much the loss hangs on each module's update is measured on the way. shards: processes that hold one
+    trial together.
     """
 
     backbone: BackboneRef
@@ -51,6 +52,7 @@ class HostSettings:
     tokens: int = 0
     workers: int = 1
     importance: bool = True
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +102,8 @@ def load_bench(settings: HostSettings) -> Bench:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     task = make_task(settings.task)
-    head = task.head(settings.prepared)
-    model = load_backbone(settings.backbone, head.kind, head.labels, stored_dtype(settings.precision))
     return Bench(
-        model=model.to(device),
+        model=load_model(settings).to(device),
         tokenizer=load_tokenizer(settings.backbone),
         task=task,
         train_rows=task.rows(settings.prepared, "train"),
@@ -114,6 +114,12 @@ def load_bench(settings: HostSettings) -> Bench:
         evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
         importance=settings.importance,
     )
+
+
+def load_model(settings: HostSettings) -> nn.Module:
+    """The frozen backbone with the head of the task, on the CPU, read from disk."""
+    head = make_task(settings.task).head(settings.prepared)
+    return load_backbone(settings.backbone, head.kind, head.labels, stored_dtype(settings.precision))
 
 
 def stored_dtype(precision: str) -> Dtype:

@@ -52,6 +52,7 @@ def slot_files(settings: HostSettings, spec: TrialSpec) -> SlotFolder:
             data=settings.prepared.fingerprint,
             precision=settings.precision,
             targets=settings.targets,
+            shards=settings.shards,
         ),
     )
 

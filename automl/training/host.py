@@ -13,10 +13,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from automl import durable
 from automl.errors import CheckpointError, Diverged, OutOfMemory, ResourceError
 from automl.importance.heldout import affordable_rows
-from automl.training.adapter import adapter_folder, adapter_meta
+from automl.training.adapter import AdapterMeta, adapter_folder, adapter_meta
 from automl.training.bench import Bench, HostSettings, load_bench
 from automl.training.checkpoint import SlotFolder, slot_files, slot_folder
 from automl.training.export import export_adapter
@@ -36,7 +38,7 @@ def build_solo_host(settings: HostSettings) -> SoloHost:
     return SoloHost(settings, load_bench(settings))
 
 
-class _Resident:
+class Resident:
     """A trial in the house. generator: while it sits at the backbone. state: where its slot file stands."""
 
     def __init__(self, spec: TrialSpec, slot: SlotFolder) -> None:
@@ -84,7 +86,7 @@ class SoloHost:
         self.bench = bench
         self._finalists = Finalists(settings.task.metric)
         self.busy_seconds = 0.0
-        self._residents: dict[int, _Resident] = {}
+        self._residents: dict[int, Resident] = {}
         self._slots: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
 
     @property
@@ -103,8 +105,8 @@ class SoloHost:
             raise ValueError(f"cannot open trial {spec.number}: all {self.capacity} slots of the host are taken")
         slot = slot_files(self.settings, spec)
         self._slots[spec.number] = slot
-        slot.claim()
-        resident = _Resident(spec, slot)
+        self._claim(slot)
+        resident = Resident(spec, slot)
         resident.restore()
         self._residents[spec.number] = resident
         return tuple(resident.measurements)
@@ -146,20 +148,18 @@ class SoloHost:
             return self.settings.prepared.baseline
         for resident in self._residents.values():
             resident.rise()
-        return self.bench.evaluate(self.bench.model, self.bench.evaluation_rows, self.bench.evaluation_tokens)
+        return self.bench.evaluate(self._untrained(), self.bench.evaluation_rows, self.bench.evaluation_tokens)
 
     def shutdown(self) -> None:
         """Take every trial off the backbone. Slot files stay."""
         for trial in list(self._residents):
             self.park(trial)
 
-    def _advance(self, resident: _Resident) -> Measurement | TrialFailure:
+    def _advance(self, resident: Resident) -> Measurement | TrialFailure:
         if resident.damage is not None:
             return self._fail(resident, StopReason.ERROR, str(resident.damage))
         try:
-            measurement = self._finish(resident, next(self._seat(resident)))
-            self._save(resident, measurement)
-            return measurement
+            return self._stretch(resident)
         except (CheckpointError, ResourceError, KeyboardInterrupt, SystemExit):
             resident.rise()  # should the host go on, the trial starts from its slot file
             raise
@@ -171,16 +171,22 @@ class SoloHost:
             text = "".join(traceback.format_exception(error))
             return self._fail(resident, StopReason.ERROR, text[-LONGEST_TRACEBACK:])
 
-    def _seat(self, resident: _Resident) -> Generator[Measurement, None, None]:
+    def _stretch(self, resident: Resident) -> Measurement:
+        """Up to the next measurement, which is in the slot file then."""
+        measurement = self._finish(resident, next(self._seat(resident)))
+        self._save(resident, measurement)
+        return measurement
+
+    def _seat(self, resident: Resident) -> Generator[Measurement, None, None]:
         """Let the trial sit at the backbone; whoever sat there rises."""
         if resident.generator is None:
             for other in self._residents.values():
                 other.rise()
-            resident.trial = SoloTrial(resident.spec, self.bench, resident.state)
+            resident.trial = self._trial(resident.spec, resident.state)
             resident.generator = train(resident.trial)
         return resident.generator
 
-    def _finish(self, resident: _Resident, measurement: Measurement) -> Measurement:
+    def _finish(self, resident: Resident, measurement: Measurement) -> Measurement:
         """After the last step: look at held-out rows, export the adapter and name it in the measurement."""
         if measurement.step < resident.spec.steps:
             return measurement
@@ -189,21 +195,36 @@ class SoloHost:
             trained = resident.spec.steps * resident.spec.hyper.batch_size
             measurement = resident.trial.measure_held_out(measurement, affordable_rows(trained))
         folder = adapter_folder(Path(self.settings.output).absolute(), resident.spec.number)
-        meta = adapter_meta(self.settings, self.bench.task, resident.spec, measurement)
-        export_adapter(resident.trial.model, folder, meta, tokenizer=self.bench.tokenizer)
+        self._export(resident.trial, folder, adapter_meta(self.settings, self.bench.task, resident.spec, measurement))
         return replace(measurement, adapter=str(folder))
 
-    def _save(self, resident: _Resident, measurement: Measurement) -> None:
+    def _save(self, resident: Resident, measurement: Measurement) -> None:
         """The slot file first: a measurement that has left the host is never lost."""
         assert resident.trial is not None
         state = resident.trial.snapshot()
         measurements = [*resident.measurements, measurement]
-        resident.slot.save(SlotRecord(state=state, measurements=tuple(measurements)))
+        self._write(resident.slot, SlotRecord(state=state, measurements=tuple(measurements)))
         resident.state, resident.measurements = state, measurements
         if resident.is_finished:
             resident.rise()
 
-    def _fail(self, resident: _Resident, reason: StopReason, message: str) -> TrialFailure:
+    def _trial(self, spec: TrialSpec, state: TrainState | None) -> SoloTrial:
+        return SoloTrial(spec, self.bench, state)
+
+    def _untrained(self) -> nn.Module:
+        """The backbone without an adapter, ready to be evaluated."""
+        return self.bench.model
+
+    def _claim(self, slot: SlotFolder) -> None:
+        slot.claim()
+
+    def _write(self, slot: SlotFolder, record: SlotRecord) -> None:
+        slot.save(record)
+
+    def _export(self, trial: SoloTrial, folder: Path, meta: AdapterMeta) -> None:
+        export_adapter(trial.model, folder, meta, tokenizer=self.bench.tokenizer)
+
+    def _fail(self, resident: Resident, reason: StopReason, message: str) -> TrialFailure:
         step = resident.trial.step if resident.trial is not None else resident.step
         self.close(resident.spec.number)
         logger.info("trial %d failed at step %d: %s", resident.spec.number, step, reason)

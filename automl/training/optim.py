@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +56,17 @@ def take_step(
     optimizer.step()
 
 
-def moments(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str, Tensor]:
-    """Copies of all moments on the CPU, keyed `exp_avg/<parameter name>` and so on."""
+def copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def moments(
+    optimizer: torch.optim.AdamW, parameters: Parameters, copy: Callable[[Tensor], Tensor] = copied
+) -> dict[str, Tensor]:
+    """Copies of all moments on the CPU, keyed `exp_avg/<parameter name>` and so on. copy: makes them."""
     return {
-        f"{key}/{name}": optimizer.state[parameter][key].detach().to("cpu", copy=True)
+        f"{key}/{name}": copy(optimizer.state[parameter][key])
         for name, parameter in parameters.items()
         for key in MOMENTS
     }

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -33,6 +33,8 @@ from automl.training.state import TrainState
 from automl.trial import Measurement, ModuleImportance, TrialSpec
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +79,7 @@ class SoloTrial:
         parameters = optim.trainable(model)
         optimizer = optim.adamw(parameters, self.spec.hyper)
         if self._start is not None:
-            self._method.load_state(model, dict(self._start.params))
-            self._method.load_memory(model, self._start.method)
-            optim.load_moments(optimizer, parameters, self._start.moments)
-            set_dropout_state(model, self._start.dropout)
+            self._put_back(self._start, model, parameters, optimizer)
         sensitivity = self._sensitivity(model)
         self._start = None  # the model holds it now
         self._attached = _Attached(model=model, parameters=parameters, optimizer=optimizer, sensitivity=sensitivity)
@@ -97,12 +96,9 @@ class SoloTrial:
         seat = self._seat
         return TrainState(
             step=self.step,
-            params={
-                name: tensor.detach().to("cpu", copy=True).contiguous()
-                for name, tensor in self._method.state(seat.model).items()
-            },
-            moments=optim.moments(seat.optimizer, seat.parameters),
-            dropout=dropout_state(seat.model),
+            params={name: self._copied(tensor) for name, tensor in self._method.state(seat.model).items()},
+            moments=optim.moments(seat.optimizer, seat.parameters, self._copied),
+            dropout=self._dropout(seat.model),
             micro_batch=self.micro_batch,
             evaluation_tokens=self.evaluation_tokens,
             seconds=self.seconds,
@@ -118,7 +114,7 @@ class SoloTrial:
             seat.model.train()
             rows = self._rows()
             masks = dropout_state(seat.model)
-            loss, self.micro_batch = halving(
+            loss, self.micro_batch = self._within_memory(
                 self.micro_batch,
                 lambda at_once: self._accumulate(rows, at_once, masks),
                 what=f"trial {self.spec.number} (rank {hyper.rank}, target {hyper.target})",
@@ -134,7 +130,7 @@ class SoloTrial:
 
     def measure(self) -> Measurement:
         """Metrics on the bench's evaluation rows after the steps so far. Raises Diverged or OutOfMemory."""
-        metrics, self.evaluation_tokens = halving(
+        metrics, self.evaluation_tokens = self._within_memory(
             self.evaluation_tokens,
             lambda at_once: self.bench.evaluate(self._seat.model, self.bench.evaluation_rows, at_once),
             what=f"the evaluation of trial {self.spec.number}",
@@ -187,6 +183,24 @@ class SoloTrial:
         paths = [layer.path for layer in self._layers]
         heads = head_modules(bench.model)
         return self._method.attach(bench.model, hyper, paths, heads, self.spec.seed, steps=self.spec.steps)
+
+    def _put_back(
+        self, start: TrainState, model: Any, parameters: optim.Parameters, optimizer: torch.optim.AdamW
+    ) -> None:
+        """What `snapshot` took, into a fresh adapter. Raises CheckpointError if it is of another trial."""
+        self._method.load_state(model, dict(start.params))
+        self._method.load_memory(model, start.method)
+        optim.load_moments(optimizer, parameters, start.moments)
+        set_dropout_state(model, start.dropout)
+
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        return optim.copied(tensor)
+
+    def _dropout(self, model: Any) -> torch.Tensor | None:
+        return dropout_state(model)
+
+    def _within_memory(self, size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
+        return halving(size, work, what=what)
 
     def _sensitivity(self, model: Any) -> Sensitivity | None:
         """As new or as it was left; None if it is not wanted or the method has no low-rank updates."""

@@ -1,95 +1,158 @@
-"""A trial over two processes follows the same curve as in one, and leaves the same adapter, which PEFT loads."""
+"""A host over two processes gives the curves of one process, the same adapters and importances, and goes on exactly."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
-from training_cases import bench_with, host_settings, run, trial_spec
+from training_cases import host_settings, trial_spec
 
-from automl.training.bench import HostSettings
+from automl.training.bench import HostSettings, load_model
+from automl.training.checkpoint import slot_files
 from automl.training.export import evaluate_export
-from automl.training.sharded import ShardedTrial
-from automl.training.solo import SoloTrial, train
-from automl.trial import TrialSpec
+from automl.training.host import SoloHost, build_solo_host
+from automl.training.sharded import ShardedHost, build_sharded_host, shard
+from automl.trial import Measurement, TrialFailure, TrialSpec
 from tests.databases import free_port
 
 pytestmark = pytest.mark.slow
 
-SPECS = {
-    "completion": trial_spec(1, steps=6, evaluate_every=2, dropout=0.0, target="all-linear", batch_size=5, clip=0.05),
-    "classification": trial_spec(2, steps=6, evaluate_every=2, dropout=0.0, batch_size=1),
-}
+PLAIN = trial_spec(1, steps=12, evaluate_every=4, dropout=0.0, target="all-linear", batch_size=5, clip=0.05)
+FEW_ROWS = trial_spec(2, steps=6, evaluate_every=2, dropout=0.0, batch_size=1)
+WITH_DROPOUT = trial_spec(3, steps=6, evaluate_every=2)
+WILD = trial_spec(4, steps=6, evaluate_every=2, dropout=0.0, learning_rate=1e30)
+
+KINDS = ("completion", "classification")
+
+
+def train(host: SoloHost, spec: TrialSpec, *, interrupted: bool = False) -> list[Measurement | TrialFailure]:
+    """To the end, or parked and opened again after the first measurement."""
+    news: list[Measurement | TrialFailure] = [*host.open(spec), *host.advance()]
+    if interrupted:
+        host.park(spec.number)
+        assert [item.step for item in host.open(spec)] == [news[-1].step]
+    while isinstance(news[-1], Measurement) and news[-1].step < spec.steps:
+        news += host.advance()
+    host.park(spec.number)
+    return news
 
 
 def peer(rank: int, port: int, settings: dict[str, HostSettings], results: Path) -> None:
-    """One process of two: the curves of all trials, written down."""
+    """One process of two: what it says of every case."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    curves = {}
-    for name, each in settings.items():
-        trial = ShardedTrial(SPECS[name], each)
-        share = sum(parameter.to_local().numel() for parameter in trial.model.parameters())
-        whole = sum(parameter.numel() for parameter in trial.model.parameters())
-        curves[name] = {"share": share / whole, "curve": [asdict(item) for item in trial.train()]}
-    torch.save(curves, results / f"{rank}.pt")
+    said: dict[str, Any] = {}
+    for kind, each in settings.items():
+        host = build_sharded_host(each)
+        said[f"{kind} baseline"] = dict(host.baseline())
+        said[f"{kind} share"] = share_of(each, host)
+        said[kind] = [asdict(item) for item in train(host, PLAIN)]
+    said["few rows"] = [asdict(item) for item in train(host, FEW_ROWS)]
+    said["wild"] = [asdict(item) for item in train(host, WILD)]
+    said["with dropout"] = [asdict(item) for item in train(host, WITH_DROPOUT)]
+    host.close(WITH_DROPOUT.number)
+    distributed.barrier()
+    said["interrupted"] = [asdict(item) for item in train(host, WITH_DROPOUT, interrupted=True)]
+    (results / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
     distributed.destroy_process_group()
+
+
+def share_of(settings: HostSettings, host: ShardedHost) -> float:
+    model = load_model(settings)
+    shard(model, host.mesh)
+    parameters = list(model.parameters())
+    return sum(each.to_local().numel() for each in parameters) / sum(each.numel() for each in parameters)
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HostSettings]:
-    places = {name: tmp_path_factory.mktemp(name) for name in SPECS}
+    places = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     return {
-        "completion": host_settings(places["completion"], architecture="llama", kind="causal-lm"),
-        "classification": host_settings(places["classification"]),
+        "completion": host_settings(places["completion"], architecture="llama", kind="causal-lm", shards=2),
+        "classification": host_settings(places["classification"], shards=2),
     }
 
 
 @pytest.fixture(scope="module")
-def sharded(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
+def sharded(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes says."""
     results = tmp_path_factory.mktemp("results")
     multiprocessing.spawn(peer, (free_port(), settings, results), nprocs=2)
-    return [torch.load(results / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return [json.loads((results / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_losses_are_those_of_one_process(
-    settings: dict[str, HostSettings], sharded: list[dict[str, dict]], name: str
+@pytest.fixture(scope="module")
+def alone(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SoloHost]]:
+    """Hosts of one process, over the same models and data."""
+    yield {
+        kind: build_solo_host(replace(each, shards=1, output=str(tmp_path_factory.mktemp(kind))))
+        for kind, each in settings.items()
+    }
+
+
+def assert_same_curve(said: list[dict[str, Any]], expected: list[Measurement | TrialFailure]) -> None:
+    assert [(item["step"], item["tokens"]) for item in said] == [(item.step, item.tokens) for item in expected]
+    for item, other in zip(said, expected, strict=True):
+        assert item["metrics"]["loss"] == pytest.approx(other.metrics["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_curves_and_importances_are_those_of_one_process(
+    alone: dict[str, SoloHost], sharded: list[dict[str, Any]], kind: str
 ) -> None:
-    alone = run(bench_with(settings[name]), SPECS[name])
+    expected = train(alone[kind], PLAIN)
     for process in sharded:
-        assert process[name]["share"] == pytest.approx(0.5, abs=0.05)
-        curve = process[name]["curve"]
-        assert [(item["step"], item["tokens"]) for item in curve] == [(item.step, item.tokens) for item in alone]
-        for item, expected in zip(curve, alone, strict=True):
-            assert item["metrics"]["loss"] == pytest.approx(expected.metrics["loss"], rel=1e-5)
-    assert sharded[0][name]["curve"] == sharded[1][name]["curve"]
+        assert process[f"{kind} share"] == pytest.approx(0.5, abs=0.05)
+        assert process[f"{kind} baseline"] == pytest.approx(alone[kind].baseline(), rel=1e-5)
+        assert_same_curve(process[kind], expected)
+    found, known = sharded[0][kind][-1]["importances"], expected[-1].importances
+    assert [item["module"] for item in found] == [item.module for item in known]
+    for item, other in zip(found, known, strict=True):
+        assert item["sensitivity"] == pytest.approx(other.sensitivity, rel=1e-3)
+        assert item["relative_update"] == pytest.approx(other.relative_update, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_the_adapter_is_whole_and_reproduces_the_loss(
-    settings: dict[str, HostSettings], sharded: list[dict[str, dict]], name: str
+def test_a_batch_with_fewer_rows_than_processes(alone: dict[str, SoloHost], sharded: list[dict[str, Any]]) -> None:
+    expected = train(alone["classification"], FEW_ROWS)
+    for process in sharded:
+        assert_same_curve(process["few rows"], expected)
+
+
+def test_all_processes_see_a_trial_diverge_and_go_on(sharded: list[dict[str, Any]]) -> None:
+    for process in sharded:
+        assert [item.get("reason") for item in process["wild"]][-1] == "diverged"
+        assert process["with dropout"][-1]["step"] == WITH_DROPOUT.steps
+
+
+def test_a_trial_goes_on_from_its_slot_file_as_if_nothing_had_been(
+    settings: dict[str, HostSettings], sharded: list[dict[str, Any]]
 ) -> None:
-    last = sharded[0][name]["curve"][-1]
+    for process in sharded:
+        losses = [[item["metrics"]["loss"] for item in process[name]] for name in ("with dropout", "interrupted")]
+        assert losses[1] == losses[0]
+    kept = slot_files(settings["classification"], WITH_DROPOUT).load()
+    assert kept is not None
+    assert len(kept.measurements) == 3
+    assert kept.state.params.keys() == {key.split("/")[1] for key in kept.state.moments}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_adapter_is_whole_and_reproduces_the_loss(
+    settings: dict[str, HostSettings], alone: dict[str, SoloHost], sharded: list[dict[str, Any]], kind: str
+) -> None:
+    last = sharded[0][kind][-1]
     folder = Path(last["adapter"])
-    tensors = load_file(folder / "adapter_model.safetensors")
-    expected = trained_alone(settings[name], SPECS[name])
-    assert sorted(map(torch.Tensor.numel, tensors.values())) == sorted(map(torch.Tensor.numel, expected.values()))
-    measured = evaluate_export(folder, replace(settings[name], output=str(folder)))
+    mine = load_file(folder / "adapter_model.safetensors")
+    theirs = load_file(Path(alone[kind].settings.output) / "adapters" / folder.name / "adapter_model.safetensors")
+    assert {name: each.shape for name, each in mine.items()} == {name: each.shape for name, each in theirs.items()}
+    measured = evaluate_export(folder, replace(settings[kind], output=str(folder)))
     assert measured["loss"] == pytest.approx(last["metrics"]["loss"], rel=1e-5)
-
-
-def trained_alone(settings: HostSettings, spec: TrialSpec) -> dict[str, torch.Tensor]:
-    trial = SoloTrial(replace(spec, steps=spec.evaluate_every), bench_with(settings))
-    generator = train(trial)
-    next(generator)
-    tensors = dict(trial.snapshot().params)
-    generator.close()
-    return tensors
