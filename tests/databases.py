@@ -8,12 +8,14 @@ import functools
 import importlib.util
 import itertools
 import os
+import random
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -24,6 +26,9 @@ import pytest
 from automl.storage.sql import open_database
 
 _NOBODY = 65534
+_PORTS = range(20_000, 32_768)
+"""Below what Linux hands out by itself (net.ipv4.ip_local_port_range), above what Ray's workers take."""
+_PATIENCE_SECONDS = 240
 _PASSWORD = "p@ss{word}%:w"  # needs percent-encoding in a URL and doubling in `str.format`
 _serial = itertools.count()
 
@@ -71,7 +76,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start the server; returns when it answers, after recovery."""
         arguments = ["-D", str(self._folder / "data"), "-o", self._settings, "-l", str(self._folder / "log")]
-        self._run("pg_ctl", "start", "-w", *arguments)
+        self._run("pg_ctl", "start", "-w", "-t", str(_PATIENCE_SECONDS), *arguments)
 
     def processes(self) -> list[psutil.Process]:
         """The postmaster, then its children; empty if it does not run."""
@@ -85,10 +90,18 @@ class PostgresServer:
             return []
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster, as the kernel does it; its children follow by themselves or are helped."""
+        """SIGKILL to the postmaster, as the kernel does it; its children follow by themselves or are helped.
+
+        It is stopped first: a child that it forks while its children are looked up would outlive it, and hold on to the
+        shared memory, which keeps the next server from starting.
+        """
+        postmaster = self.processes()[:1]
+        _signal(postmaster, signal.SIGSTOP)
+        while any(map(_runs, postmaster)):
+            time.sleep(0.001)
         family = self.processes()
         _signal(family, signal.SIGKILL)
-        psutil.wait_procs(family, timeout=30)
+        psutil.wait_procs(family, timeout=_PATIENCE_SECONDS)
 
     def freeze(self) -> None:
         """SIGSTOP to every process of the server."""
@@ -132,7 +145,7 @@ class PostgresServer:
         as_nobody = f"setpriv --reuid={_NOBODY} --regid={_NOBODY} --clear-groups".split() if os.geteuid() == 0 else []
         command = [*as_nobody, str(self._programs / program), *arguments]
         with (self._folder / "output").open("ab") as output:
-            subprocess.run(command, stdout=output, stderr=output, cwd="/", check=True, timeout=60)
+            subprocess.run(command, stdout=output, stderr=output, cwd="/", check=True, timeout=2 * _PATIENCE_SECONDS)
 
 
 def why_no_postgres() -> str | None:
@@ -156,11 +169,16 @@ def exposed_server(options: Sequence[str] = ()) -> PostgresServer:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody uses on this machine, for somebody who will bind it later, or again.
+
+    Not one of those that the system itself gives to connections and to whoever asks for any port: it would give it away
+    again, to a client of another test for instance, before it is bound.
+    """
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise RuntimeError("no free port")
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
@@ -168,6 +186,13 @@ def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it is there and not stopped."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
+    return False
 
 
 @functools.cache

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import uvicorn
-from databases import free_port
 
 from automl.storage.sql import open_database
 from dashboards.app import build_app
@@ -40,7 +39,7 @@ class _AtOnce(http.client.HTTPConnection):
     """
 
     def __init__(self, port: int) -> None:
-        super().__init__("127.0.0.1", port, timeout=60)
+        super().__init__("127.0.0.1", port, timeout=240)
         self._pieces = bytearray()
 
     def send(self, data: Any) -> None:
@@ -92,11 +91,11 @@ def site(url: str, *, token: str | None = TOKEN, demands_token: bool = False) ->
         database = stack.enter_context(open_database(url, create=False, read_only=True))
         writable = stack.enter_context(open_database(url, create=False)) if token else None
         server = uvicorn.Server(server_config(build_app(database, rules, writable=writable)))
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", free_port())))
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             yield Site(listener.getsockname()[1])
         finally:
             server.should_exit = True
-            thread.join(timeout=30)
+            thread.join(timeout=240)

@@ -139,7 +139,7 @@ def test_a_study_page_follows_a_search_without_being_loaded_again(
         page.evaluate("window.notLoadedAgain = true")
         page.focus("#scroll-best")
         search(12)
-        page.locator("#ended", has_text="of 12").wait_for(timeout=60_000)
+        page.locator("#ended", has_text="of 12").wait_for()
         assert page.evaluate("window.notLoadedAgain")
         assert page.evaluate("document.activeElement.id") == "scroll-best"
         page.check("#live-pause")
@@ -153,7 +153,7 @@ def test_a_page_says_when_its_server_has_gone(browser: Any, filled: str) -> None
         page, _ = opened(browser)
         page.goto(f"{running.url}/studies/topics")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    page.locator("#live-status.problem").wait_for(timeout=60_000)
+    page.locator("#live-status.problem").wait_for()
     page.close()
 
 
@@ -174,7 +174,7 @@ def test_optunas_dashboard_opens_behind_the_same_guard(browser: Any, served: Sit
     pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
     page, said = opened(browser)
     page.goto(f"{served.url}/optuna")
-    page.wait_for_selector("text=topics", timeout=60_000)
+    page.wait_for_selector("text=topics")
     assert said == []
     page.close()
 
@@ -182,7 +182,7 @@ def test_optunas_dashboard_opens_behind_the_same_guard(browser: Any, served: Sit
 def test_the_report_draws_in_its_sandbox(browser: Any, served: Site) -> None:
     page, said = opened(browser)
     page.goto(f"{served.url}/studies/topics/report")
-    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+    page.wait_for_selector(".js-plotly-plot .main-svg")
     assert said == []
     assert page.evaluate("self.origin") == "null"
     page.close()

@@ -27,14 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _MARK = "AUTOML_TEST_NODE"
 _QUICKLY = {
-    # A dead node is noticed after 2 s instead of about 20.
+    # A dead node, which refuses connections, is noticed after some seconds instead of about 20. One that lives, but is
+    # silent for 10 s on a busy machine, is not taken for dead.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1500",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "8",
 }
-_START_SECONDS = 120.0
-_END_SECONDS = 15.0
+_START_SECONDS = 400.0
+_END_SECONDS = 120.0
 
 
 class Node:

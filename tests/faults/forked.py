@@ -57,7 +57,7 @@ class ForkedDriver:
     def alive(self) -> bool:
         return self.process.is_alive()
 
-    def wait_until_driving(self, seconds: float = 60.0) -> float:
+    def wait_until_driving(self, seconds: float = 240.0) -> float:
         """Seconds from its start until the study was open. Raises RuntimeError if it ended before."""
         deadline = time.monotonic() + seconds
         while "driving\n" not in self.log:

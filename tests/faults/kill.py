@@ -36,7 +36,7 @@ WORKER_TITLES = ("ray::ResourceTrainable", "ray::TuneWorker")
 
 ROOT = Path(__file__).resolve().parents[2]
 _ORPHAN_SECONDS = 15.0
-_RUN_SECONDS = 240.0
+_RUN_SECONDS = 600.0
 
 
 @dataclass
@@ -184,7 +184,7 @@ def _kill(driver: Driver, chance: random.Random, executor: str, outcome: Outcome
 
 
 def _await_worker(driver: Driver) -> bool:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 240.0
     while time.monotonic() < deadline and driver.process.poll() is None:
         if driver.workers():
             return True

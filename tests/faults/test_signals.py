@@ -19,13 +19,13 @@ ENOUGH = 4
 
 
 def wait_for_measurements(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 90.0
+    deadline = time.monotonic() + 240.0
     while time.monotonic() < deadline:
         path = folder / "ledger"
         if path.exists() and path.read_text(encoding="utf-8").count("\n") >= count:
             return
         time.sleep(0.05)
-    raise AssertionError(f"no {count} measurements within 90 s")
+    raise AssertionError(f"no {count} measurements within 240 s")
 
 
 def attempts(folder: Path) -> list[str]:
@@ -58,16 +58,16 @@ def test_a_signal_ends_the_driver_in_order_and_the_next_one_finishes(executor: s
 def test_a_second_signal_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     driver = Driver(tmp_path, "ray", step_seconds=60.0)
     driver.wait_until_driving()
-    deadline = time.monotonic() + 90.0
+    deadline = time.monotonic() + 240.0
     while not driver.workers() and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(3.0)  # they are in the middle of a step, for whose end the orderly stop waits 15 s
-    driver.process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
     sent = time.monotonic()
-    driver.process.send_signal(signal.SIGINT)
+    while driver.process.poll() is None and time.monotonic() - sent < 10.0 * stretch():
+        driver.process.send_signal(signal.SIGINT)  # two that come before the first is handled are one
+        time.sleep(0.2)
+    assert driver.process.poll() is not None
     assert driver.finish() == (4, "")
-    assert time.monotonic() - sent < 10.0
     assert driver.orphans() == []
 
 

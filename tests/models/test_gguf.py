@@ -163,7 +163,7 @@ def test_processes_that_convert_at_once_end_with_one_folder(tmp_path: Path) -> N
         racer.stdin.write("\n")
         racer.stdin.flush()
     for racer in racers:
-        results.append(racer.communicate(timeout=120)[0].strip())
+        results.append(racer.communicate(timeout=600)[0].strip())
 
     assert [racer.returncode for racer in racers] == [0, 0]
     assert len(set(results)) == 1

@@ -34,7 +34,7 @@ Said = tuple[int, int, Mapping[str, float] | StopReason]
 
 
 def await_that(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 240.0
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.005)

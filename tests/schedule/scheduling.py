@@ -68,7 +68,7 @@ def program(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(path)]
 
 
-def tick_until(tick: Callable[[], object], done: Callable[[], bool], *, most: int = 2000) -> None:
+def tick_until(tick: Callable[[], object], done: Callable[[], bool], *, most: int = 10_000) -> None:
     """Tick until something is so; it must become so."""
     pause = threading.Event()
     for _ in range(most):

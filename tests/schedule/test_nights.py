@@ -88,7 +88,7 @@ class Nights:
         if self.process is None:
             return None
         (self.process.kill if kill else self.process.terminate)()
-        code: int = self.process.wait(timeout=60)
+        code: int = self.process.wait(timeout=240)
         self.process = None
         return code
 

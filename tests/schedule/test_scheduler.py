@@ -224,7 +224,7 @@ def test_a_killed_scheduler_takes_its_sweep_along_and_the_night_is_continued(
         tick_until(lambda: None, lambda: states(database) == ["SUCCEEDED"], most=20_000)
     finally:
         second.send_signal(signal.SIGTERM)
-        _, said = second.communicate(timeout=60)
+        _, said = second.communicate(timeout=240)
     assert second.returncode == 0, said
     (night,) = list_firings(database)
     assert night.attempts == 2

@@ -23,7 +23,7 @@ from databases import exposed_server, free_port, postgres_programs
 from sqlalchemy.engine import make_url
 
 PATIENCE_SECONDS = 240.0
-_LEAVING_SECONDS = 60.0
+_LEAVING_SECONDS = 240.0
 
 
 class Deployment:
@@ -93,7 +93,8 @@ class Deployment:
         try:
             yield process
         finally:
-            process.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself; `healthy` says so
+                process.terminate()
             try:
                 process.wait(timeout=_LEAVING_SECONDS)
             finally:
@@ -128,7 +129,7 @@ class Deployment:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=30)
+        psutil.wait_procs(left, timeout=240)
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
     def _here(self, words: list[str]) -> list[str]:

@@ -90,7 +90,7 @@ def _submit_and_watch(here: Deployment, space: str, worker: psutil.Popen) -> Non
             page, said = watch(context.new_page())
             page.goto(site.url)
             page.evaluate("window.notLoadedAgain = true")
-            page.locator("#scroll-studies a", has_text="tiny").wait_for(timeout=240_000)
+            page.locator("#scroll-studies a", has_text="tiny").wait_for()
             assert page.evaluate("window.notLoadedAgain")
             page.goto(f"{site.url}/studies/tiny")
             page.evaluate("window.notLoadedAgain = true")
@@ -103,11 +103,11 @@ def _submit_and_watch(here: Deployment, space: str, worker: psutil.Popen) -> Non
         report = site.ask("/studies/tiny/report", Authorization=bearer)
         assert (report.status, "LoRA search report" in report.text) == (200, True)
         if page is not None:
-            page.locator("#ended", has_text=re.compile(rf"{TRIALS}\s*of {TRIALS}")).wait_for(timeout=60_000)
-            page.locator("text=finished").first.wait_for(timeout=60_000)
+            page.locator("#ended", has_text=re.compile(rf"{TRIALS}\s*of {TRIALS}")).wait_for()
+            page.locator("text=finished").first.wait_for()
             assert page.evaluate("window.notLoadedAgain")
             page.goto(f"{site.url}/studies/tiny/report")
-            page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+            page.wait_for_selector(".js-plotly-plot .main-svg")
             assert said == []
 
 

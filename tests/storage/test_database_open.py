@@ -216,7 +216,7 @@ def test_twelve_processes_create_it_at_once(
     kind: str, tmp_path: Path, start_process: Callable[..., subprocess.Popen[str]]
 ) -> None:
     url = f"sqlite:///{tmp_path}/automl.db" if kind == "sqlite" else fresh_postgres(tables=False)
-    output, errors = start_process("create", url, 12).communicate(timeout=120)
+    output, errors = start_process("create", url, 12).communicate(timeout=600)
     assert output.splitlines() == ["ok True"] * 12, errors
     if kind == "sqlite":
         assert not list(tmp_path.glob(".*"))
@@ -288,7 +288,7 @@ def test_a_missing_driver_names_the_extra(tmp_path: Path) -> None:
         "try: open_database('postgresql://u:p@h/d', create=False)\n"
         "except MissingExtraError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
     assert "automl-lora[postgres]" in done.stdout
 
 
@@ -301,6 +301,6 @@ def test_looking_at_a_database_takes_no_lock_away_from_open_connections(sqlite_u
         database.store("s").add_event("kept", {})
         database_status(sqlite_url)
         open_database(sqlite_url, create=False).close()
-        subprocess.run([sys.executable, "-c", write, sqlite_url], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", write, sqlite_url], check=True, timeout=240)
         assert Path(sqlite_url.removeprefix("sqlite:///") + "-wal").exists()
         assert [kind for _, kind, _ in database.store("s").events()] == ["kept", "written"]

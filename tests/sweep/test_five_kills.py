@@ -22,7 +22,7 @@ ATTEMPTS = "SELECT trial, state FROM automl_attempts ORDER BY trial"
 
 def kill_worker(tag: str, before: set[int]) -> int:
     """SIGKILL the worker that is not one of `before`; its process id."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         for process in marked(tag):
             if process.pid not in before and title(process).startswith(WORKER_TITLES):
@@ -48,7 +48,8 @@ def test_five_kills_of_a_live_worker_change_no_curve_and_blame_no_trial(tmp_path
     process = start(killed, shared_cache, tag)
     victims: set[int] = set()
     for kill in range(KILLS):
-        await_measurements(killed, 3 + kill * (MEASUREMENTS - 12) // KILLS, process)
+        # In the first half: who kills may be slow, and the search must not end before.
+        await_measurements(killed, 3 + kill * (MEASUREMENTS // 2) // KILLS, process)
         victims.add(kill_worker(tag, victims))
     outcome = finish(process)
     assert len(victims) == KILLS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.databases import free_port
 from tests.sweep.tiny_world import make_world
 
 
@@ -28,7 +28,7 @@ def automl(folder: Path, *arguments: str, cache: Path) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
 
 
@@ -174,14 +174,16 @@ def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, shared_cac
     command = [sys.executable, "-m", "automl.cli.main", "search", "space.yaml"]
     environment = {**os.environ, "AUTOML_CACHE": str(shared_cache)}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     measured = 0
-    while measured < 10 and time.monotonic() < deadline:
+    while measured < 10:
         time.sleep(0.2)
-        if (tmp_path / "automl.db").exists() and process.poll() is None:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"only {measured} measurements"
+        if (tmp_path / "automl.db").exists():
             measured = query(tmp_path, "SELECT COUNT(*) FROM automl_measurements")[0][0]
     process.send_signal(signal.SIGTERM)
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=240)
     assert process.returncode == 4, message
     assert "the same command continues" in message
     before = query(tmp_path, "SELECT trial, step, seconds FROM automl_measurements ORDER BY trial, step")
@@ -195,19 +197,17 @@ def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, shared_cac
 
 def test_the_optuna_dashboard_shows_states_curves_and_the_metric(world: tuple[Path, Any], shared_cache: Path) -> None:
     folder, _ = world
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "optuna_dashboard._cli", "sqlite:///automl.db", "--port", str(port)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         page = f"http://127.0.0.1:{port}/api/studies"
-        listed = fetch(page, patience=60)["study_summaries"]
+        listed = fetch(page)["study_summaries"]
         assert [study["study_name"] for study in listed] == ["tiny"]
         shown = fetch(f"{page}/{listed[0]['study_id']}?after=0")
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=240)
     assert shown["objective_names"] == ["accuracy"]
     assert [trial["state"] for trial in shown["trials"]] == ["Complete"] * 4
     assert [[point["step"] for point in trial["intermediate_values"]] for trial in shown["trials"]] == [
@@ -217,12 +217,12 @@ def test_the_optuna_dashboard_shows_states_curves_and_the_metric(world: tuple[Pa
     assert answer(automl(folder, "doctor", "--json", cache=shared_cache))["violations"] == []
 
 
-def fetch(url: str, *, patience: float = 20.0) -> Any:
+def fetch(url: str, *, patience: float = 240.0) -> Any:
     """JSON from a server that may still be starting."""
     deadline = time.monotonic() + patience
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=10) as response:
+            with urllib.request.urlopen(url, timeout=60) as response:
                 return json.load(response)
         except OSError:  # not there yet, or slow
             if time.monotonic() > deadline:

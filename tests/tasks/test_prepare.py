@@ -176,7 +176,7 @@ class Stuck:
 
     def __call__(self, *texts: Any, **options: Any) -> Any:
         self._stuck.set()
-        time.sleep(60)
+        time.sleep(600)
 
 
 def prepare_there(folder: Path, stuck: Event | None, answers: Queue[Any]) -> None:
@@ -207,17 +207,18 @@ def test_one_of_many_processes_builds_although_the_first_is_killed(
     others = [processes.Process(target=prepare_there, args=(tmp_path, None, answers)) for _ in range(6)]
     try:
         victim.start()
-        assert stuck.wait(60)
+        assert stuck.wait(240)
         for process in others:
             process.start()
         with pytest.raises(Empty):  # all wait for the holder of the lock
             answers.get(timeout=0.5)
         victim.kill()
-        found = [answers.get(timeout=60) for _ in others]
+        found = [answers.get(timeout=240) for _ in others]
     finally:
         for process in (victim, *others):
             process.join(10)
             process.kill()
+            process.join()
             process.close()
     # One fingerprint, one folder (built once, never replaced), one number of rows.
     fingerprint, inode, rows = found[0]
