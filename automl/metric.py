@@ -30,3 +30,6 @@ METRICS: dict[str, Metric] = {
     "rouge_l": Metric("maximize", 0.0, 1.0, _TEXT),
 }
 """Every metric the objective may be. `loss` is the mean per row (classification) or target token (text), in nats."""
+
+GENERATION_METRICS = frozenset({"exact_match", "rouge_l"})
+"""Those for which a model has to write answers."""

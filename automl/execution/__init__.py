@@ -15,11 +15,18 @@ def _inline(**_: object) -> Executor:
     return InlineExecutor()
 
 
-def _ray(*, workers: int, threads: int, gpus_per_worker: float, address: str | None, folder: Path) -> Executor:
+def _ray(
+    *, workers: int, threads: int, gpus_per_worker: float, shards: int, address: str | None, folder: Path
+) -> Executor:
     from automl.execution.ray_tune import RayExecutor
 
     return RayExecutor(
-        workers=workers, cpus_per_worker=threads, gpus_per_worker=gpus_per_worker, address=address, folder=folder
+        workers=workers,
+        cpus_per_worker=threads,
+        gpus_per_worker=gpus_per_worker,
+        shards=shards,
+        address=address,
+        folder=folder,
     )
 
 
@@ -33,12 +40,14 @@ def make_executor(
     workers: int = 1,
     threads: int = 1,
     gpus_per_worker: float = 0,
+    shards: int = 1,
     address: str | None = None,
     folder: Path = Path("automl-output"),
 ) -> Executor:
     """The executor of that name.
 
     workers: processes that train, each with `threads` CPUs and `gpus_per_worker` GPUs (inline has one, this process).
+    shards: with more than one, each worker is a group of so many such processes, which hold one trial together.
     address: a running Ray cluster to join, None = a private one on this machine. folder: for short-lived files of Ray.
     Raises ValueError for an unknown name.
     """
@@ -47,5 +56,10 @@ def make_executor(
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"executor: unknown name {name!r}; known: {', '.join(EXECUTORS)}{hint}")
     return EXECUTORS[name](
-        workers=workers, threads=threads, gpus_per_worker=gpus_per_worker, address=address, folder=folder
+        workers=workers,
+        threads=threads,
+        gpus_per_worker=gpus_per_worker,
+        shards=shards,
+        address=address,
+        folder=folder,
     )

@@ -22,6 +22,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from automl.execution.ray_crew import Crew
 from automl.execution.ray_link import Cluster, Ended, Failed, Fleet, Lost, Ready, Reply, kill_session
 from automl.execution.ray_mailbox import open_mailbox
 from automl.execution.ray_worker import TuneWorker, traces_of
@@ -97,18 +98,22 @@ def _bring_a_node(address: str, folder: str) -> None:
 def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
     """Let Tune run the fleet; returns why it could not, or an empty text. `Tuner.restore` is never used."""
     have = ray.cluster_resources()
-    if have.get("CPU", 0.0) < fleet.cpus or have.get("GPU", 0.0) < fleet.gpus:
+    cpus, gpus = fleet.shards * fleet.cpus, fleet.shards * fleet.gpus
+    if have.get("CPU", 0.0) < cpus or have.get("GPU", 0.0) < gpus:
         return (
-            f"a worker needs {fleet.cpus:g} CPUs and {fleet.gpus:g} GPUs; "
+            f"a worker needs {cpus:g} CPUs and {gpus:g} GPUs; "
             f"the whole cluster has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}"
         )
     mailbox = open_mailbox()
     ending = _Ending()
+    crew = _crew(fleet)
     trainable = tune.with_parameters(
-        TuneWorker, host=fleet.host, mailbox=mailbox, folder=fleet.folder, silence=fleet.silence
+        TuneWorker, host=fleet.host, mailbox=mailbox, folder=fleet.folder, silence=fleet.silence, crew=crew
     )
+    # Ray Train reserves the devices of a crew. Its worker needs none: a byte, since Ray refuses to reserve nothing.
+    needed = {"cpu": fleet.cpus, "gpu": fleet.gpus} if crew is None else {"memory": 1}
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": fleet.cpus, "gpu": fleet.gpus}),
+        tune.with_resources(trainable, needed),
         param_space={"worker": tune.grid_search(list(range(fleet.workers)))},
         tune_config=tune.TuneConfig(
             scheduler=_Relay(connection, mailbox, ending, fleet), max_concurrent_trials=fleet.workers
@@ -128,6 +133,19 @@ def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
         ray.kill(mailbox)
         shutil.rmtree(fleet.folder, ignore_errors=True)
     return ""
+
+
+def _crew(fleet: Fleet) -> Crew | None:
+    if fleet.shards == 1:
+        return None
+    return Crew(
+        processes=fleet.shards,
+        cpus=fleet.cpus,
+        gpus=fleet.gpus,
+        folder=fleet.folder,
+        private=fleet.private,
+        silence=fleet.silence,
+    )
 
 
 class _Ending(tune.Stopper):  # type: ignore[misc]  # Ray's types are not followed (pyproject.toml)
@@ -195,6 +213,8 @@ def _cause(trial: Any) -> str:
     if not path.is_file():
         return "no reason given"
     text = " ".join(path.read_text(encoding="utf-8").rsplit("Failure #", 1)[-1].split())
+    if "PeerLost: " in text:
+        return text.rsplit("PeerLost: ", 1)[-1][:200]
     return text.split("exit detail:")[-1].strip().split(". ")[0][:200]
 
 

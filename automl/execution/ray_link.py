@@ -29,7 +29,8 @@ class Cluster:
 class Fleet:
     """The workers of one run. `host` is the pickled factory of their hosts, which only they open.
 
-    silence: seconds without a batch after which a worker counts as hung.
+    silence: seconds without a batch after which a worker counts as hung. shards: with more than one, a worker's host is
+    a group of so many processes; cpus, gpus: of each process. private: the cluster is our own, on this machine.
     """
 
     workers: int
@@ -38,6 +39,8 @@ class Fleet:
     host: bytes
     folder: str
     silence: float
+    shards: int = 1
+    private: bool = True
 
 
 @dataclass(frozen=True, slots=True)

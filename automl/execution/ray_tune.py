@@ -82,6 +82,7 @@ _PRIVATE = {
 class RayExecutor(Executor):
     """`workers` processes under Ray Tune, each with `cpus_per_worker` CPUs and `gpus_per_worker` GPUs.
 
+    shards: with more than one, each worker is a group of so many processes with as many CPUs and GPUs each.
     address: a running cluster to join ("auto" or host:port), None = a private one on this machine, reachable only from
     it and only with a token made for this run. `folder` must be one that the driver may write to; Tune's records lie
     there while a run lasts. silence: a worker that asks for no batch for so many seconds, to train on or to evaluate,
@@ -94,6 +95,7 @@ class RayExecutor(Executor):
         workers: int,
         cpus_per_worker: int = 1,
         gpus_per_worker: float = 0,
+        shards: int = 1,
         address: str | None = None,
         folder: Path,
         silence: float = SILENCE_SECONDS,
@@ -101,6 +103,7 @@ class RayExecutor(Executor):
         self.workers = workers
         self.cpus_per_worker = cpus_per_worker
         self.gpus_per_worker = gpus_per_worker
+        self.shards = shards
         self._address = address
         self._folder = folder
         self._silence = silence
@@ -113,7 +116,8 @@ class RayExecutor(Executor):
         """
         if self._head is None:
             _check_address(self._address)
-            self._head = _Head(self._address, cpus=self.workers * self.cpus_per_worker, threads=self.cpus_per_worker)
+            cpus = self.workers * self.shards * self.cpus_per_worker
+            self._head = _Head(self._address, cpus=cpus, threads=self.cpus_per_worker)
 
     def run(self, dispatcher: Dispatcher, build_host: HostFactory) -> None:
         """See `Executor.run`. May be called again; the cluster is kept until `close`."""
@@ -143,6 +147,8 @@ class RayExecutor(Executor):
                     host=bytes(ForkingPickler.dumps(build_host)),
                     folder=records,
                     silence=self._silence,
+                    shards=self.shards,
+                    private=self._address is None,
                 )
             )
             while not isinstance(message := _next(connection, dispatcher), Ended):

@@ -11,8 +11,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from automl.errors import AutomlError, ResourceError
+from automl.errors import AutomlError, PeerLost, ResourceError
 from automl.execution.base import Host, HostFactory
+from automl.execution.ray_crew import Crew
 from automl.execution.worker import Worker
 from automl.pulse import watched
 
@@ -25,18 +26,27 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
     """
 
     def setup(
-        self, config: dict[str, Any], *, host: bytes, mailbox: ray.actor.ActorHandle, folder: str, silence: float
+        self,
+        config: dict[str, Any],
+        *,
+        host: bytes,
+        mailbox: ray.actor.ActorHandle,
+        folder: str,
+        silence: float,
+        crew: Crew | None,
     ) -> None:
         """Keep what the first step needs. `host` comes from our own driver; it is opened here and nowhere else.
 
         folder: made by the driver for this run, in the folder of the study. silence: seconds without a batch after
-        which this process counts as hung and is ended.
+        which this process counts as hung and is ended. crew: the processes that are the host together, None = it is in
+        this one.
         """
         self._index: int = config["worker"]
         self._mailbox = mailbox
         self._factory = host
         self._folder = Path(folder)
         self._silence = silence
+        self._crew = crew
         self._host: Host | None = None
         self._worker: Worker | None = None
         self._epoch = 0
@@ -46,6 +56,8 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
         """One cohort: hello at first, then orders and training."""
         try:
             return self._greet() if self._worker is None else self._train(self._worker)
+        except PeerLost:
+            raise  # to Tune, as the death of this process would be
         except Exception as error:  # noqa: BLE001 - the executor's edge: the driver ends the sweep with this error
             trace = "".join(traceback.format_exception(error))
             return {"error": self._nameable(error), "trace": trace}
@@ -59,7 +71,7 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
         self._epoch = ray.get(self._mailbox.enlist.remote(self._index))
         self._require_shared_folder()
         factory: HostFactory = ForkingPickler.loads(self._factory)
-        self._host = factory()
+        self._host = self._build(factory)
         self._worker = Worker(self._host, self._index, epoch=self._epoch)
         return {"cohort": self._worker.hello()}
 
@@ -71,6 +83,13 @@ class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not f
         if worker.stopped:
             return {"done": True}
         return {"cohort": cohort}
+
+    def _build(self, factory: HostFactory) -> Host:
+        if self._crew is None:
+            return factory()
+        from automl.execution.ray_group import GroupHost
+
+        return GroupHost(factory, self._crew)
 
     def _require_shared_folder(self) -> None:
         """Slot files that only this machine can read would be lost with it, and adapters never reach the driver."""

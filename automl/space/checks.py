@@ -9,13 +9,14 @@ from importlib.util import find_spec
 from urllib.parse import parse_qsl, urlsplit
 
 from automl.lora import TARGET_SETS
-from automl.metric import METRICS
+from automl.metric import GENERATION_METRICS, METRICS
 from automl.space import parameters as hyper
 from automl.space.assemble import assemble, constraint_values, contains
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.ranges import build_parameters, described
+from automl.space.schema import RunSection
 from automl.space.schema_search import SearchSection
 from automl.space.schema_task import TableTask
 from automl.space.sections import Sections
@@ -50,6 +51,7 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
         auto=tuple(name for name in hyper.NAMES if name in auto),
     )
     _check_targets(sections, space, problems)
+    _check_methods(sections, space, problems)
     enqueue = tuple(_entry(index, entry.values(), space, problems) for index, entry in sections.enqueue.items())
     constraints = tuple(_constraints(sections.constraints or [], space, sections.enqueue, problems))
     if sections.search and sections.search.sampler.name == "grid":
@@ -94,6 +96,8 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         missing = missing_package(search.sampler.name, lambda package: find_spec(package) is not None)
         if missing:
             problems.at_value(("search", "sampler"), missing)
+    if sections.run and sections.run.shards > 1:
+        _check_shards(sections.run, sections, problems)
     if sections.storage and sections.storage.url is not None:
         mistake = url_mistake(sections.storage.url)
         if mistake:
@@ -102,6 +106,22 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         mistake = place_mistake(sections.storage.artifacts)
         if mistake:
             problems.at_value(("storage", "artifacts"), mistake)
+
+
+def _check_shards(run: RunSection, sections: Sections, problems: Problems) -> None:
+    """Trials that several processes hold together know less than others."""
+    what = f"with shards: {run.shards}"
+    if run.executor != "ray":
+        problems.at_value(("run", "executor"), f"{run.executor!r} is one process; {what} it must be ray")
+    if run.slots is not None and run.slots > 1:
+        problems.at_value(("run", "slots"), f"{run.slots} trials cannot be packed {what}; leave it out or write 1")
+    if run.precision not in ("auto", "fp32"):
+        problems.at_value(("run", "precision"), f"{run.precision!r} is not known {what}; use fp32")
+    task = sections.task
+    if isinstance(task, TableTask):
+        problems.at_value(("run", "shards"), "a task of type table trains nothing; remove it")
+    elif task and task.metric in GENERATION_METRICS:
+        problems.at_value(("task", "metric"), f"{task.metric!r} needs generation, which is not known {what}; use loss")
 
 
 def _check_two_objectives(search: SearchSection, problems: Problems, *, is_table: bool) -> None:
@@ -216,6 +236,16 @@ def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -
     for index, entry in sections.enqueue.items():
         if entry.target is not None and "target" in space.auto:
             _check_target(entry.target, known, ("enqueue", index, "target"), problems)
+
+
+def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -> None:
+    if sections.run is None or sections.run.shards == 1:
+        return
+    searched = [parameter for parameter in space.parameters if parameter.name == "method"]
+    choices = [choice for each in searched if isinstance(each, CategoricalParameter) for choice in each.choices]
+    if "adalora" in (*choices, space.fixed.get("method")):
+        path = ("space", "method") if searched else ("fixed", "method")
+        problems.at_value(path, f"'adalora' is not known with shards: {sections.run.shards}; use lora")
 
 
 def _check_target(target: Scalar, known: list[str], path: KeyPath, problems: Problems) -> None:

@@ -25,6 +25,8 @@ class RunSection(Section):
     """Worker processes; one per device if left out."""
     slots: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Trials that a worker holds at once."""
+    shards: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes that hold one trial together, each with a device of its own: for models larger than one device."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of a worker."""
     precision: Literal["auto", "fp32", "bf16", "bf16h"] = "auto"

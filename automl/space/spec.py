@@ -165,13 +165,15 @@ class RunSettings:
     """Where the trials run.
 
     executor: ray (workers of Ray Tune) or inline (this process). workers, slots, threads: None = chosen for the
-    machine; slots is the number of trials a worker holds at once. output: folder for adapters, slot files and the
+    machine; slots is the number of trials a worker holds at once. shards: processes, each with a device of its own,
+    that hold one trial together. output: folder for adapters, slot files and the
     summary. address: a running Ray cluster, None = a private one on this machine.
     """
 
     executor: Literal["ray", "inline"] = "ray"
     workers: int | None = None
     slots: int | None = None
+    shards: int = 1
     threads: int | None = None
     precision: Literal["auto", "fp32", "bf16", "bf16h"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

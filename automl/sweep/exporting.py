@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[
 def _export(
     database: Database, spec: SweepSpec, row: TrialRow, adapter: Path, output: Path, *, merged: bool, check: bool
 ) -> Exported:
-    layout = choose_layout(spec.run, trials=1)
+    layout = choose_layout(replace(spec.run, shards=1), trials=1)
     ground = prepare(spec, cache_folder())
     settled = settle_precision(spec, ground, layout, last_event(database.store(spec.study), GROUND))
     settings = host_settings(settled, ground, layout, Packing(slots=1))

@@ -8,11 +8,18 @@ from automl.training.bench import HostSettings
 
 
 def build_host(settings: HostSettings) -> Host:
-    """Load backbone and data and return the host the settings ask for; called inside the worker."""
+    """Load backbone and data and return the host the settings ask for; called inside the worker.
+
+    A trial in several shards has a host in each process of a group, and this is called in all of them.
+    """
     if settings.packed:
         from automl.packed.build import build_packed_host
 
         return build_packed_host(settings)
+    if settings.shards > 1:
+        from automl.training.sharded import build_sharded_host
+
+        return build_sharded_host(settings)
     from automl.training.host import build_solo_host
 
     return build_solo_host(settings)

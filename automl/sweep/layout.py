@@ -18,6 +18,7 @@ _MOST_CPU_WORKERS = 4
 class Layout:
     """workers x threads on a device ("cpu" or "cuda"); with CUDA every worker owns one GPU.
 
+    shards: with more than one, a worker is a group of so many processes, each with as many threads and its own GPU.
     cores: usable on the machine of the driver. rates: products per second by "workers x threads", where that was
     measured.
     """
@@ -25,13 +26,20 @@ class Layout:
     workers: int
     threads: int
     device: str
+    shards: int = 1
     cores: int = 1
     rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gpus_per_worker(self) -> int:
-        """GPUs each worker reserves."""
+        """GPUs each worker reserves, or each process of its group."""
         return int(self.device == "cuda")
+
+    @property
+    def each(self) -> str:
+        """What a worker is, for a person."""
+        group = f"{self.shards} processes x " if self.shards > 1 else ""
+        return f"{group}{self.threads} threads"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -45,12 +53,16 @@ def choose_layout(run: RunSettings, *, trials: int, recorded: Mapping[str, Any] 
     speaks for, with the cores shared out among them. recorded: the layout of an earlier run of the study as `as_dict`
     gave it; it is kept on a machine with as many cores, since the rounding of a sum may depend on the number of
     threads. A curve depends on nothing else here; which trials run at the same time, and so what a sampler knows,
-    depends on the number of workers. Raises ResourceError if a GPU is asked for and there is none.
+    depends on the number of workers. Where trials are shared out, a worker takes as many devices, GPUs or cores, as
+    there are shards. Raises ResourceError if a GPU is asked for and there is none, or if there are too few for the
+    shards; what a cluster to join has is seen when it is joined.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = 0 if run.device == "cpu" else gpu_count()
     if run.device == "cuda" and not gpus:
         raise ResourceError("run.device: cuda was asked for, but this machine shows no CUDA device; use auto or cpu")
+    if run.shards > 1:
+        return _sharded(run, trials=trials, cores=cores, gpus=gpus)
     most = min(trials, 1 if run.executor == "inline" else gpus or min(cores, _MOST_CPU_WORKERS))
     if gpus or most == 1 or run.workers or run.threads:
         workers = min(run.workers or most, trials)
@@ -59,6 +71,20 @@ def choose_layout(run: RunSettings, *, trials: int, recorded: Mapping[str, Any] 
     if recorded and (recorded["device"], recorded["cores"]) == ("cpu", cores) and recorded["workers"] <= most:
         return Layout(**recorded)
     return _measured(cores, most)
+
+
+def _sharded(run: RunSettings, *, trials: int, cores: int, gpus: int) -> Layout:
+    """One group of processes for as many devices as there are shards, and as many groups as there is room for."""
+    devices = gpus or cores
+    workers = min(trials, run.workers or max(1, devices // run.shards))
+    if run.address is None and workers * run.shards > devices:
+        what = f"{workers} workers x {run.shards} shards" if workers > 1 else f"{run.shards}"
+        raise ResourceError(
+            f"run.shards: {what} need as many {'GPUs' if gpus else 'cores'}, and this machine has {devices};"
+            " choose fewer, or a cluster that has them (run.address)"
+        )
+    threads = run.threads or max(1, cores // (workers * run.shards))
+    return Layout(workers=workers, threads=threads, device="cuda" if gpus else "cpu", shards=run.shards, cores=cores)
 
 
 def _measured(cores: int, most: int) -> Layout:

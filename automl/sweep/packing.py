@@ -82,6 +82,7 @@ def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Pack
         choices=tuple(target_names(ground.space)),
         tokens=_most_tokens(spec, ground),
         workers=layout.workers,
+        shards=layout.shards,
     )
 
 
@@ -92,6 +93,8 @@ def kernel_of(spec: SweepSpec, layout: Layout, packing: Packing) -> str:
 
 def _why_solo(spec: SweepSpec, ground: Ground, layout: Layout) -> str:
     precision = spec.run.precision
+    if layout.shards > 1:
+        return f"shared out over {layout.shards} processes"
     if precision == "bf16h":  # there is no other way to train in it
         return ""
     if precision == "bf16" and layout.device != "cuda":
@@ -100,7 +103,10 @@ def _why_solo(spec: SweepSpec, ground: Ground, layout: Layout) -> str:
 
 
 def worker_bytes(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packing, *, target: str, rank: int) -> int:
-    """Estimated memory of a worker whose trials all have this target set and rank, and the largest batch."""
+    """Estimated memory of a worker whose trials all have this target set and rank, and the largest batch.
+
+    Of one process, where several hold a trial together.
+    """
     together = packing.slots if packing.is_packed else 1
     tokens = _most_tokens(spec, ground)
     estimate = estimate_bytes(
@@ -113,6 +119,8 @@ def worker_bytes(spec: SweepSpec, ground: Ground, layout: Layout, packing: Packi
         targets=ground.space.targets,
     )
     backbone = _BACKBONE_BYTES[layout.device] * ground.backbone.parameters if packing.is_packed else estimate.backbone
+    if layout.shards > 1:
+        return math.ceil((backbone + estimate.adapter) / layout.shards) + estimate.activations
     return backbone + together * estimate.adapter + estimate.activations
 
 

@@ -115,7 +115,8 @@ class Plan:
         yield "searched:"
         yield from (f"  {text}" for text in self.parameters)
         yield from (f"  subject to {text}" for text in self.constraints)
-        yield "trainable parameters and memory of one worker at the corners of the space:"
+        of_what = "worker" if self.layout.shards == 1 else "process"
+        yield f"trainable parameters and memory of one {of_what} at the corners of the space:"
         for corner in self.corners:
             yield (
                 f"  {corner.target:<12} rank {corner.rank:>4}: {corner.trainable_params:>13,} parameters,"
@@ -123,7 +124,7 @@ class Plan:
             )
         layout = self.layout
         yield (
-            f"runs on: {layout.workers} workers x {layout.threads} threads on {layout.device};"
+            f"runs on: {layout.workers} workers x {layout.each} on {layout.device};"
             f" {self.available_bytes / 2**30:.1f} GiB of memory available"
         )
         yield f"each worker trains {self.packing}"
@@ -149,6 +150,7 @@ class Plan:
 def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     """Prepare model and data and work out the plan; with `probe`, train a few steps in this process.
 
+    A trial in several shards is not for one process, and not probed.
     Raises what `automl.sweep.ground.prepare` raises. Touches neither database nor output folder.
     """
     ground = prepare(spec, cache)
@@ -172,7 +174,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         packing=packing,
         available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search),
-        probe=_probe(ground, host_settings(spec, ground, layout, packing)) if probe else None,
+        probe=_probe(ground, host_settings(spec, ground, layout, packing)) if probe and layout.shards == 1 else None,
         advice=(*ground.advice, *doubts(spec, ground, layout, packing)),
     )
 

@@ -20,8 +20,8 @@ def settle_precision(
     """The spec with its precision fixed; one that is named stays as it is.
 
     recorded: what the study's first run wrote down (`sweep.record.GROUND`), None if there was none: its precision holds
-    for the whole study. Otherwise `auto` is bf16 on a GPU; on a CPU fp32, or bf16h if trials are packed and a short
-    probe finds it clearly faster on this machine.
+    for the whole study. Otherwise `auto` is fp32 in shards, else bf16 on a GPU; on a CPU fp32, or bf16h if trials are
+    packed and a short probe finds it clearly faster on this machine.
     """
     if spec.run.precision != "auto":
         return spec
@@ -30,6 +30,8 @@ def settle_precision(
 
 
 def _chosen(spec: SweepSpec, ground: Ground, layout: Layout) -> str:
+    if layout.shards > 1:
+        return "fp32"
     if layout.device == "cuda":
         return "bf16"
     if ground.obstacle or spec.run.slots == 1:

@@ -143,6 +143,7 @@ class _Sweep:
             workers=self._layout.workers,
             threads=self._layout.threads,
             gpus_per_worker=self._layout.gpus_per_worker,
+            shards=self._layout.shards,
             address=self._spec.run.address,
             folder=self._folder,
         )

@@ -18,13 +18,12 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig
 
+from automl.metric import GENERATION_METRICS
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import IGNORED, Batch, LossParts, Row
 from automl.tasks.prepare import Encode, Recipe
 from automl.tasks.split import Example
-
-GENERATION_METRICS = frozenset({"exact_match", "rouge_l"})
 
 _GENERATION_BATCH = 16
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 
 from automl.errors import DataError
+from automl.metric import GENERATION_METRICS
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.causal import GENERATION_METRICS, Layout, Segment, evaluate_text, loss_parts, make_recipe
+from automl.tasks.causal import Layout, Segment, evaluate_text, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
 from automl.tasks.prepare import load_rows, prepare

@@ -46,11 +46,18 @@ class SlotRecord:
 
 
 def identity(
-    spec: TrialSpec, *, backbone: str, data: str, precision: str, targets: Mapping[str, tuple[str, ...]], shards: int = 1
+    spec: TrialSpec,
+    *,
+    backbone: str,
+    data: str,
+    precision: str,
+    targets: Mapping[str, tuple[str, ...]],
+    shards: int = 1,
 ) -> dict[str, Any]:
     """Everything a trial's curve depends on, as JSON: two attempts with the same identity are the same computation.
 
-    backbone, data: fingerprints. shards: processes that share a trial; each draws dropout masks of its own. The attempt, and whatever else may differ between attempts, is left out.
+    backbone, data: fingerprints. shards: processes that share a trial, each with dropout masks of its own. The attempt,
+    and whatever else may differ between attempts, is left out.
     """
     hyper = {name: getattr(spec.hyper, name) for name in sorted(spec.hyper.__dataclass_fields__)}
     return {

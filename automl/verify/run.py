@@ -103,6 +103,8 @@ def obstacle(database: Database, spec: SweepSpec) -> str:
     """Why the study cannot be verified, in a few words; empty if it can."""
     if spec.task.type not in TASKS:
         return f"there is nothing to train in a task of type {spec.task.type}"
+    if spec.run.shards > 1:
+        return "trials that several processes hold together (run.shards) cannot be trained again by it yet"
     recorded = last_event(database.store(spec.study), GROUND) or {}
     if not recorded.get("rows", {}).get("test"):
         return "the data has no test rows; give it a test file, or task.split a larger test share"

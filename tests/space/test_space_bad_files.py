@@ -34,6 +34,23 @@ def with_line(number: int, line: str) -> str:
 
 # What follows the head stands in line 5 and below.
 BODIES = {
+    "shards in one process": (
+        "run: {executor: inline, shards: 2}",
+        "5:17: run.executor: 'inline' is one process; with shards: 2 it must be ray",
+    ),
+    "shards and slots": ("run: {shards: 2, slots: 4}", "5:25: run.slots: 4 trials cannot be packed with shards: 2"),
+    "shards in bf16": (
+        "run: {shards: 2, precision: bf16}",
+        "5:29: run.precision: 'bf16' is not known with shards: 2; use fp32",
+    ),
+    "shards of adalora": (
+        "space: {method: {type: categorical, choices: [lora, adalora]}}\nrun: {shards: 2}",
+        "5:17: space.method: 'adalora' is not known with shards: 2; use lora",
+    ),
+    "shards of fixed adalora": (
+        "fixed: {method: adalora}\nrun: {shards: 4}",
+        "5:17: fixed.method: 'adalora' is not known with shards: 4; use lora",
+    ),
     "low above high": ("space:\n  rank: {type: int, low: 64, high: 8}", "6:26: space.rank.low: 64 is above high 8"),
     "low equals high": ("space: {rank: {type: int, low: 8, high: 8}}", "5:32: space.rank.low: 8 equals high"),
     "log from zero": (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,9 @@ def sharded(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def alone(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SoloHost]]:
+def alone(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPathFactory) -> dict[str, SoloHost]:
     """Hosts of one process, over the same models and data."""
-    yield {
+    return {
         kind: build_solo_host(replace(each, shards=1, output=str(tmp_path_factory.mktemp(kind))))
         for kind, each in settings.items()
     }
