@@ -8,10 +8,8 @@ import logging
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +20,7 @@ from automl.space.spec import SearchSettings
 from tests.execution.scripted import ScriptedStudy
 from tests.faults.cluster import RayCluster
 from tests.faults.search import open_search, undisturbed, violations
-from tests.formula import FormulaHost
+from tests.formula import FormulaHost, MeetingHost
 
 pytestmark = pytest.mark.ray
 
@@ -37,20 +35,6 @@ SETTINGS = SearchSettings(
 )
 _BEFORE = 12
 """Measurements, some from either node, after which one node is killed."""
-
-
-class TogetherHost(FormulaHost):
-    """Begins when both workers are there: a slow one may find that the other has trained all."""
-
-    def __init__(self, folder: str, **options: Any) -> None:
-        super().__init__(folder, **options)
-        met = Path(folder).parent / "met"
-        met.mkdir(exist_ok=True)
-        (met / str(os.getpid())).touch()
-        until = time.monotonic() + 240
-        while len(list(met.iterdir())) < 2:
-            assert time.monotonic() < until, "the other worker did not come"
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +67,7 @@ def test_killing_a_node_loses_nothing(cluster: RayCluster, tmp_path: Path, caplo
             second.kill()
 
     build_host = functools.partial(
-        TogetherHost, str(tmp_path / "slots"), capacity=2, step_seconds=0.05, ledger=str(tmp_path / "ledger")
+        MeetingHost, str(tmp_path / "slots"), capacity=2, step_seconds=0.05, ledger=str(tmp_path / "ledger")
     )
     with (
         RayExecutor(workers=2, address=cluster.address, folder=tmp_path / "tune") as executor,
