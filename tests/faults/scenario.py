@@ -15,6 +15,7 @@ Tier = Literal["ci", "full", "soak"]
 
 
 _SPIN_SECONDS = 0.03
+_SPINS = 20
 
 
 class SkipScenario(Exception):
@@ -37,7 +38,7 @@ class Findings:
         """Keep the worst time under a name, and note a violation if it is over the limit on this machine."""
         self.worst(name, seconds)
         if seconds > limit:
-            factor = stretch()
+            factor = max(stretch() for _ in range(_SPINS))  # one alone may fall into a quiet moment
             self.worst("machine_stretch", factor)
             self.expect(seconds <= limit * factor, f"{text}: {seconds:.1f} s, at most {limit:.0f} s x {factor:.1f}")
 

@@ -259,7 +259,7 @@ def test_a_silent_server_is_given_up_and_found_again(server: PostgresServer) -> 
         with pytest.raises(Exception, match="the server has not answered for 0 s"):
             connection.execute("SELECT 1")
         assert connection.closed
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
     finally:
         server.thaw()
     with open_database(server.url(server.template()), create=False) as database:

@@ -221,7 +221,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(world: World, tmp_path: Pa
     command = [sys.executable, "-m", "tests.verify.drive_verification", url, "tiny", str(world.cache), str(seeds)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     workers = _killed_after_the_first_score(process, url, undisturbed.number)
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=240)
     assert not alive  # they end with their driver
     kept = _stored(url, undisturbed.number)
     assert {_key(score) for score in kept} < {_key(score) for score in expected}
