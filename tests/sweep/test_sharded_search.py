@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 from pathlib import Path
 
@@ -44,30 +43,31 @@ def losses(folder: Path) -> list[tuple[int, int, float]]:
 
 
 class Killer(Observer):
-    """Kills a process of the group when the first trial has made its first measurement."""
+    """Looks at the group when the first trial has made its first measurement, and kills one of its processes."""
 
     def __init__(self) -> None:
         self.heard = 0
-        self.killed: list[int] = []
+        self.group: list[psutil.Process] = []
+        self.listening: set[str] = set()
 
     def tick(self) -> None:
         self.heard += 1
         if self.heard == 2:
-            self.killed = [each.pid for each in family("ray::RayTrainWorker")][-1:]
-            for pid in self.killed:
-                os.kill(pid, signal.SIGKILL)
+            self.group = [each for each in family() if title_of(each).startswith("ray::RayTrainWorker")]
+            ports = [port for each in self.group for port in each.net_connections("inet") if port.status == "LISTEN"]
+            self.listening = {port.laddr.ip for port in ports}
+            self.group[-1].kill()
 
 
-def family(title: str) -> list[psutil.Process]:
-    """Processes started from here whose command line begins so."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "".join(process.cmdline()).startswith(title):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+def family() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def title_of(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 @pytest.mark.ray
@@ -81,8 +81,9 @@ def test_a_search_whose_group_loses_a_process_ends_as_one_that_is_not_shared_out
     search(make_world(alone, trials=2, steps=10), shared_cache, Observer())
     killer = Killer()
     summary = search(sharded(make_world(together, trials=2, steps=10, executor="ray")), shared_cache, killer)
-    assert killer.killed
-    assert not family("ray::")
+    assert len(killer.group) == 2
+    assert killer.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert not [each for each in family() if title_of(each).startswith("ray::")]
     expected = losses(alone)
     found = losses(together)
     assert [row[:2] for row in found] == [row[:2] for row in expected] == [(0, 5), (0, 10), (1, 5), (1, 10)]
