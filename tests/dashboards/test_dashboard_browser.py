@@ -159,7 +159,7 @@ def test_a_page_says_when_its_server_has_gone(browser: Any, filled: str) -> None
 
 def test_without_javascript_the_pages_are_complete(browser: Any, served: Site) -> None:
     context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
+    page, _ = watch(context.new_page())
     page.goto(f"{served.url}/studies/topics")
     assert page.locator("svg path").count() >= 3
     assert not page.locator(".live-bar").is_visible()

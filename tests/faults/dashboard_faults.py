@@ -134,7 +134,7 @@ def _dashboard(folder: Path) -> Iterator[int]:
         yield int(said.split("http://127.0.0.1:")[1].split("/")[0])
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=240)
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def _browse(port: int, over: threading.Event, findings: Findings) -> None:
         while not over.is_set():
             ours.wait_for_timeout(1e3 * _OPTUNA_SECONDS)
             theirs.reload()  # the list of studies is not asked for again by itself
-        theirs.locator("text=watched").first.wait_for(timeout=60_000)
+        theirs.locator("text=watched").first.wait_for()
         findings.expect(ours.locator("#scroll-studies a").count() > 0, "the browser's overview shows no study")
         findings.expect(not complaints + more, f"the browser complains: {(complaints + more)[:3]}")
 

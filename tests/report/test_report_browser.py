@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,18 @@ import pytest
 from automl.report.figures import FIGURES
 from automl.report.frames import StudyFrame
 from automl.report.render import render
+from tests.dashboards.browsing import CHROMIUM, chromium, watch
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
-_CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), "")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 _WIDTHS = "[...document.querySelectorAll('.chart .main-svg')].map(each => each.getBoundingClientRect().width)"
 
-pytestmark = pytest.mark.skipif(not _CHROMIUM, reason="no Chromium on this machine: apt-get install chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +36,8 @@ def page_file(hostile_frame: StudyFrame, tmp_path_factory: pytest.TempPathFactor
 def test_the_page_draws_every_chart_within_its_width(
     browser: Any, page_file: Path, tmp_path: Path, width: int, height: int
 ) -> None:
-    page = browser.new_page(viewport={"width": width, "height": height})
-    said: list[str] = []
+    page, said = watch(browser.new_page(viewport={"width": width, "height": height}))
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(f"dialog {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri())
     page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {3 * len(FIGURES)}")
@@ -57,7 +49,7 @@ def test_the_page_draws_every_chart_within_its_width(
 
 
 def test_on_paper_the_charts_fit_and_folded_text_is_open(browser: Any, page_file: Path, tmp_path: Path) -> None:
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page, _ = watch(browser.new_page(viewport={"width": 1400, "height": 900}))
     page.goto(page_file.as_uri())
     page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {3 * len(FIGURES)}")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
@@ -73,7 +65,7 @@ def test_on_paper_the_charts_fit_and_folded_text_is_open(browser: Any, page_file
 
 def test_without_javascript_text_and_tables_are_complete(browser: Any, page_file: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
+    page, _ = watch(context.new_page())
     page.goto(page_file.as_uri())
     text = page.inner_text("body")
     assert "Charts need JavaScript" in text
