@@ -101,7 +101,7 @@ def _log_repairs(records: Iterator[Record]) -> Iterator[Record]:
             repaired.append(record.file)
         yield record
     if repaired:
-        logger.warning("%d files are not valid UTF-8 and were mended, the first is %s", len(repaired), repaired[0])
+        logger.warning("not valid UTF-8 and mended: %d of the files, the first is %s", len(repaired), repaired[0])
 
 
 def _from_hub(data: DataSettings) -> dict[Split, Iterator[Record]]:

@@ -126,7 +126,7 @@ def test_a_package_is_found_without_importing_it(
     # Nobody can mend a file of an installed package, so one bad byte in it does not stop the search.
     records = list(read_splits(DataSettings(kind="package", location="automl_test_corpus", path="data"))["train"])
     assert [record.values["text"] for record in records] == ["a", "b", "costs \ufffd5"]
-    assert "1 files are not valid UTF-8" in caplog.text
+    assert "not valid UTF-8 and mended: 1 of the files" in caplog.text
     file = read_splits(DataSettings(kind="package", location="automl_test_corpus", path="rows.jsonl"))
     assert [record.values for record in file["train"]] == [{"text": "x"}]
 
