@@ -20,6 +20,11 @@ from optuna.trial import FrozenTrial
 from automl.study.parking import ParkingPruner
 from automl.trial import Action, Decision
 
+CLOSING_FACTOR = 2.2
+"""Of the trials at a rung, the best 1 / CLOSING_FACTOR go on when no new one may start, if not even more do."""
+_CLOSING_GAIN = 2.0
+"""The expected gain is then that of a whole doubling: what counts is the last step, not where to spend the next one."""
+
 
 class Candidate(NamedTuple):
     """A parked trial that may go on; the smallest is the best."""
@@ -43,9 +48,10 @@ class HalvingPruner(ParkingPruner):
     may go on if it is among the best ceil(n / reduction_factor) of all n that ever reached that rung; of these the best
     score goes on, if its value is below the threshold. If none is, nothing has stood out so far and a new trial starts.
 
-    When no new trial may start, promotion goes on without the guard, and at least `finalists` go on at each rung, so
-    that the search ends with some trials trained to the last step. Ties go to the lower trial number. Everything is
-    computed from the values in the study: a driver that starts again decides as the one before would have.
+    When no new trial may start, promotion goes on without the guard and with a score that looks a whole doubling ahead;
+    the best ceil(n / 2.2) of a rung go on, and at least `finalists`, so that the search ends with enough trials trained
+    to the last step to choose from. Ties go to the lower trial number. Everything is computed from the values in the
+    study: a driver that starts again decides as the one before would have.
     """
 
     def __init__(
@@ -106,8 +112,7 @@ class HalvingPruner(ParkingPruner):
             trial.number: {step: sign * value for step, value in trial.intermediate_values.items()} for trial in trials
         }
         threshold = self._threshold(curves)
-        least = 1 if may_start else self._finalists
-        best = list(self._best_of_each_rung(curves, parked, least))
+        best = list(self._best_of_each_rung(curves, parked, may_start=may_start))
         past = [candidate for candidate in best if curves[candidate.number][candidate.rung] < threshold]
         chosen = min(past if past or may_start else best, default=None)
         return None if chosen is None else chosen.number
@@ -131,13 +136,18 @@ class HalvingPruner(ParkingPruner):
         return median - self._guard * abs(median)
 
     def _best_of_each_rung(
-        self, curves: Mapping[int, Mapping[int, float]], parked: Set[int], least: int
+        self, curves: Mapping[int, Mapping[int, float]], parked: Set[int], *, may_start: bool
     ) -> Iterator[Candidate]:
+        least = 1 if may_start else self._finalists
+        factor = self._reduction_factor if may_start else min(self._reduction_factor, CLOSING_FACTOR)
+        gain = self._expected_gain * (1.0 if may_start else _CLOSING_GAIN)
         for rung in self.rungs[:-1]:
             ranked = sorted(
-                Candidate(self._score(curve, rung), number, rung) for number, curve in curves.items() if rung in curve
+                Candidate(self._score(curve, rung, gain), number, rung)
+                for number, curve in curves.items()
+                if rung in curve
             )
-            places = max(least, math.ceil(len(ranked) / self._reduction_factor))
+            places = max(least, math.ceil(len(ranked) / factor))
             waiting = (
                 candidate
                 for candidate in ranked[:places]
@@ -146,10 +156,10 @@ class HalvingPruner(ParkingPruner):
             if (first := next(waiting, None)) is not None:
                 yield first
 
-    def _score(self, curve: Mapping[int, float], step: int) -> float:
+    def _score(self, curve: Mapping[int, float], step: int, gain: float) -> float:
         value = curve[step]
         half = curve.get(step // self._every // 2 * self._every, value)
-        return value - self._expected_gain * max(0.0, half - value)
+        return value - gain * max(0.0, half - value)
 
 
 def rungs(evaluate_every: int, steps: int, first_rung: int) -> tuple[int, ...]:

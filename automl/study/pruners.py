@@ -23,7 +23,7 @@ from optuna.pruners import (
 )
 
 from automl.space.spec import SearchSettings
-from automl.study.halving import HalvingPruner, rungs
+from automl.study.halving import CLOSING_FACTOR, HalvingPruner, rungs
 from automl.study.peer import PeerPruner
 from automl.study.registry import Options, lookup, merge_options, refuse
 from automl.trial import Scalar
@@ -60,10 +60,13 @@ def expected_share(settings: SearchSettings) -> float | None:
         return None
     options = merge_options("pruner", settings.pruner_options, PRUNERS[settings.pruner].defaults(settings))
     least = float(options.get("finalists", 0)) / settings.trials
+    factor = float(options["reduction_factor"])
+    if settings.pruner == "halving":
+        factor = min(factor, CLOSING_FACTOR)  # what counts in the end, once all trials have started
     alive, reached, spent = 1.0, 0, 0.0
     for rung in rungs(settings.evaluate_every, settings.steps, int(options["first_rung"])):
         spent += alive * (rung - reached)
-        alive, reached = min(alive, max(alive / float(options["reduction_factor"]), least)), rung
+        alive, reached = min(alive, max(alive / factor, least)), rung
     return spent / settings.steps
 
 

@@ -81,6 +81,20 @@ def test_at_the_end_the_finalists_go_on_at_each_rung() -> None:
     assert promoted(policy(finalists=1), *field, may_start=False) is None
 
 
+def test_at_the_end_nearly_half_of_a_rung_goes_on() -> None:
+    # Three of seven: the third has a place at the end, and none as long as new trials may start.
+    field = ({20: 0.1, 40: 0.1, 80: 0.1}, {20: 0.2, 40: 0.2, 80: 0.2}, {20: 0.3}, *({20: 1.0} for _ in range(4)))
+    assert promoted(policy(finalists=1, explore=0.1), *field, may_start=False) == 2
+    assert promoted(policy(finalists=1, explore=0.1, reduction_factor=4.0), *field) is None
+
+
+def test_at_the_end_the_score_expects_all_of_the_last_gain_again() -> None:
+    # 0.5 after 0.6 scores 0.45, and 0.4 at the end; 0.55 after 0.75 scores 0.45, and 0.35.
+    field = ({10: 0.6, 20: 0.5}, {10: 0.75, 20: 0.55})
+    assert promoted(policy(finalists=1, explore=0.1), *field, may_start=False) == 1
+    assert promoted(policy(finalists=1, explore=0.1), *field) == 0
+
+
 def test_only_the_best_third_of_a_rung_may_go_on() -> None:
     rung = ({20: 0.1, 40: 0.1, 80: 0.1}, {20: 0.2}, {20: 1.0}, {20: 1.0}, {20: 1.0})
     assert promoted(policy(explore=0.2, reduction_factor=5), *rung) is None

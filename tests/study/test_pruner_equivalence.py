@@ -109,5 +109,5 @@ def test_expected_share_of_the_steps() -> None:
     assert expected_share(settings(pruner="peer")) == pytest.approx((20 + 20 / 3 + 40 / 9) / 80)
     assert expected_share(settings(pruner="peer", steps=20)) == 1.0
     assert expected_share(settings(pruner="median")) is None
-    # 3 of 8 trials go on at each rung, a third being fewer
-    assert expected_share(settings(pruner="halving")) == pytest.approx((20 + 60 * 3 / 8) / 80)
+    # one in 2.2 goes on at the first rung, and 3 of 8 trials at the second, one in 2.2 being fewer
+    assert expected_share(settings(pruner="halving")) == pytest.approx((20 + 20 / 2.2 + 40 * 3 / 8) / 80)
