@@ -186,7 +186,7 @@ class _Group:
         try:
             self._trainer.fit()
         except Exception as error:  # noqa: BLE001 - the edge of the thread: `ask` tells it
-            self._error = " ".join(str(error).split())[-300:]
+            self._error = " ".join(str(error).split())[:200]
 
 
 def serve(config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 import psutil
@@ -72,6 +73,7 @@ def title_of(process: psutil.Process) -> str:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # asked for by peft 0.21
 def test_a_search_whose_group_loses_a_process_ends_as_one_that_is_not_shared_out(
     tmp_path: Path, shared_cache: Path
 ) -> None:
@@ -83,7 +85,10 @@ def test_a_search_whose_group_loses_a_process_ends_as_one_that_is_not_shared_out
     summary = search(sharded(make_world(together, trials=2, steps=10, executor="ray")), shared_cache, killer)
     assert len(killer.group) == 2
     assert killer.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert not [each for each in family() if title_of(each).startswith("ray::")]
+    deadline = time.monotonic() + 120.0
+    while any(title_of(each).startswith("ray::") for each in family()):
+        assert time.monotonic() < deadline, "processes of Ray are left"
+        time.sleep(0.1)
     expected = losses(alone)
     found = losses(together)
     assert [row[:2] for row in found] == [row[:2] for row in expected] == [(0, 5), (0, 10), (1, 5), (1, 10)]
