@@ -28,14 +28,22 @@ def open_storage(url: URL, *, read_only: bool = False, guard: Guard | None = Non
     """
     with storage_errors(url, "open Optuna's tables"):
         storage = _storage(url, skip_table_creation=True, skip_compatibility_check=True, read_only=read_only)
-        found, known = storage.get_current_version(), storage.get_head_version()
-    if found != known:
+    try:
+        _check_version(storage, url)
+    except BaseException:
         _close(storage)
-        hint = f"run `automl db upgrade` (or update Optuna, if {found} is newer)"
-        raise StorageError(f"{mask_url(url)}: Optuna's tables are at {found}, this Optuna needs {known}; {hint}")
+        raise
     if guard is not None:
         _guard_commits(storage.engine, guard)
     return storage
+
+
+def _check_version(storage: RDBStorage, url: URL) -> None:
+    with storage_errors(url, "open Optuna's tables"):
+        found, known = storage.get_current_version(), storage.get_head_version()
+    if found != known:
+        hint = f"run `automl db upgrade` (or update Optuna, if {found} is newer)"
+        raise StorageError(f"{mask_url(url)}: Optuna's tables are at {found}, this Optuna needs {known}; {hint}")
 
 
 def create_tables(url: URL, *, new_file: bool = False) -> None:
@@ -61,11 +69,13 @@ def upgrade_tables(url: URL) -> None:
 def fail_trials(url: URL, trial_ids: Sequence[int], stop_reason: str) -> None:
     """Tell RUNNING trials FAIL, with the reason as user attribute `stop_reason`."""
     storage = open_storage(url)
-    with storage_errors(url, "fail trials"):
-        for trial_id in trial_ids:
-            storage.set_trial_user_attr(trial_id, "stop_reason", stop_reason)
-            storage.set_trial_state_values(trial_id, TrialState.FAIL)
-    _close(storage)
+    try:
+        with storage_errors(url, "fail trials"):
+            for trial_id in trial_ids:
+                storage.set_trial_user_attr(trial_id, "stop_reason", stop_reason)
+                storage.set_trial_state_values(trial_id, TrialState.FAIL)
+    finally:
+        _close(storage)
 
 
 def head_revision(url: URL) -> str:

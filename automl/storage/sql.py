@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -83,7 +84,8 @@ class Database:
         self.read_only = read_only
         self.patience = Patience(url, grace_seconds)
         self._engine = make_engine(url, read_only=read_only)
-        self._handed_out: list[RDBStorage] = []
+        self._handed_out: dict[Guard | None, RDBStorage] = {}
+        self._handing_out = threading.Lock()
 
     def __enter__(self) -> Database:
         return self
@@ -104,12 +106,16 @@ class Database:
         return SqlStore(self, study, guard)
 
     def optuna_storage(self, guard: Guard | None = None) -> RDBStorage:
-        """Optuna's storage on the same database; `guard` as for `store`."""
+        """Optuna's storage on the same database; `guard` as for `store`.
+
+        One for each guard, and one without: it has connections of its own, kept until the database is closed.
+        """
         from automl.storage.optuna_storage import open_storage
 
-        storage = open_storage(self.address, read_only=self.read_only, guard=guard)
-        self._handed_out.append(storage)
-        return storage
+        with self._handing_out:
+            if guard not in self._handed_out:
+                self._handed_out[guard] = open_storage(self.address, read_only=self.read_only, guard=guard)
+            return self._handed_out[guard]
 
     def driver_storage(self, guard: Guard) -> BaseStorage:
         """Optuna's storage for the holder of a study's lease, who waits while the database is away."""
@@ -138,7 +144,7 @@ class Database:
     def close(self) -> None:
         """Close all connections, those of the storages it has handed out too."""
         self._engine.dispose()
-        for storage in self._handed_out:
+        for storage in self._handed_out.values():
             storage.remove_session()
             storage.engine.dispose()
         self._handed_out.clear()
