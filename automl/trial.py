@@ -43,8 +43,9 @@ class TrialSpec:
     """Everything a trainer needs to run one trial, and all that its curve may depend on.
 
     seed drives adapter initialisation and dropout; data_seed the order of the batches (by default the same for all
-    trials of a study, so that comparisons are paired). Measurements are due at every multiple of evaluate_every and at
-    `steps`. attempt counts how often the trial was handed out (from 1) and fences off late results.
+    trials of a study, so that comparisons are paired). evaluations: (step, rows) of each measurement, the last at
+    `steps`; if empty, all evaluation rows are used at every multiple of evaluate_every and at `steps`. attempt counts
+    how often the trial was handed out (from 1) and fences off late results.
     """
 
     number: int
@@ -54,7 +55,18 @@ class TrialSpec:
     data_seed: int
     steps: int
     evaluate_every: int
+    evaluations: tuple[tuple[int, int], ...] = ()
     attempt: int = 1
+
+    def is_due(self, step: int) -> bool:
+        """Whether a measurement belongs to this step."""
+        if self.evaluations:
+            return any(due == step for due, _ in self.evaluations)
+        return step % self.evaluate_every == 0 or step == self.steps
+
+    def rows_at(self, step: int) -> int | None:
+        """Evaluation rows of the measurement at this step; None = all there are."""
+        return next((rows for due, rows in self.evaluations if due == step), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,7 @@ class FormulaHost:
             if fault.kind == "exit":
                 os._exit(9)
             return _failure(slot, fault.kind)
-        if slot.step % slot.spec.evaluate_every and slot.step != slot.spec.steps:
+        if not slot.spec.is_due(slot.step):
             return None
         return slot.measure()
 
@@ -186,7 +186,7 @@ def curve(spec: TrialSpec) -> list[tuple[int, float]]:
     loss, points = 2.0, []
     for step in range(1, spec.steps + 1):
         loss = next_loss(spec, step, loss)
-        if step % spec.evaluate_every == 0 or step == spec.steps:
+        if spec.is_due(step):
             points.append((step, loss))
     return points
 

@@ -73,7 +73,7 @@ class Member:
     @property
     def is_due(self) -> bool:
         """Whether a measurement belongs to the current step."""
-        return self.step % self.spec.evaluate_every == 0 or self.is_finished
+        return self.spec.is_due(self.step)
 
     def upcoming(self, device: torch.device) -> MicroBatch:
         """The next rows of the batch of this step: a function of data seed, step and batch size."""

@@ -226,18 +226,18 @@ class PackedTrainer:
             failures += self.micro_step(waiting)
 
     def evaluate(self, member: Member, max_tokens: int) -> dict[str, float]:
-        """All metrics of the task over the evaluation rows, without dropout."""
-        return self._evaluate(member.adapter, max_tokens)
+        """All metrics of the task over the evaluation rows of the trial's step, without dropout."""
+        return self._evaluate(member.adapter, max_tokens, member.spec.rows_at(member.step))
 
     def baseline(self) -> dict[str, float]:
         """All metrics of the bare backbone."""
         return self._evaluate(None, self.workload.evaluation_tokens)
 
-    def _evaluate(self, adapter: Adapter | None, max_tokens: int) -> dict[str, float]:
+    def _evaluate(self, adapter: Adapter | None, max_tokens: int, rows: int | None = None) -> dict[str, float]:
         if adapter is not None:
             adapter.settle()
         view = View(self.model, adapter.head if adapter else {})
-        batches = self.workload.evaluation_batches(max_tokens, self.device)
+        batches = self.workload.evaluation_batches(max_tokens, self.device, rows=rows)
         with torch.no_grad(), self._seating.alone(adapter), self._casting():
             return self.workload.task.evaluate(view, batches, self.workload.tokenizer)  # type: ignore[arg-type]
 

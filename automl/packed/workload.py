@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from automl.tasks.base import IGNORED, Batch, Row, Task
-from automl.tasks.batches import evaluation_batches
+from automl.tasks.batches import evaluation_batches, some_of
 
 
 class MicroBatch(NamedTuple):
@@ -57,11 +57,11 @@ class Workload:
         padded = {name: _widen(name, tensor, width, pad_id).to(device) for name, tensor in batch.items()}
         return MicroBatch(padded, len(rows), width, longest, tokens, tokens == len(rows) * width)
 
-    def evaluation_batches(self, max_tokens: int, device: torch.device) -> Iterator[Batch]:
-        """Every evaluation row, in padded batches of at most `max_tokens` tokens."""
-        rows = self.evaluation_rows
+    def evaluation_batches(self, max_tokens: int, device: torch.device, *, rows: int | None = None) -> Iterator[Batch]:
+        """So many evaluation rows (None = all), in padded batches of at most `max_tokens` tokens."""
+        picked = some_of(self.evaluation_rows, rows)
         batches = evaluation_batches(
-            self.task, rows, range(len(rows)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
+            self.task, picked, range(len(picked)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
         )
         for batch in batches:
             yield {name: tensor.to(device) for name, tensor in batch.items()}

@@ -84,7 +84,7 @@ def check_settings(sections: Sections, problems: Problems) -> None:
             if mistake:
                 problems.at_value(path, mistake)
     if search:
-        if search.evaluate_every > search.steps:
+        if search.evaluate_every is not None and search.evaluate_every > search.steps:
             message = (
                 f"{search.evaluate_every} is above steps {search.steps}, so no trial would be measured before its end"
             )

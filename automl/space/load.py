@@ -19,6 +19,7 @@ from automl.space.schema_space import FixedSection
 from automl.space.schema_task import AnyTask, DataSection, InstructionTask, ModelSection, TableTask
 from automl.space.sections import Sections, read_sections
 from automl.space.spec import (
+    EVALUATE_EVERY,
     DataSettings,
     ModelSettings,
     RunSettings,
@@ -84,7 +85,7 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
         model=_model(model, folder),
         task=_task(task, folder, max_length=fixed.max_length),
         space=space,
-        search=_search(search),
+        search=_search(search, is_table=isinstance(task, TableTask)),
         run=_run(run),
         verify=VerifySettings(**verify.model_dump()),
         storage_url=storage.url or os.environ.get(DATABASE_VARIABLE) or DEFAULT_STORAGE_URL,
@@ -148,7 +149,7 @@ def _task(section: AnyTask, folder: Path, *, max_length: int) -> TaskSettings:
     return replace(settings, format=section.format) if isinstance(section, InstructionTask) else settings
 
 
-def _search(section: SearchSection) -> SearchSettings:
+def _search(section: SearchSection, *, is_table: bool) -> SearchSettings:
     return SearchSettings(
         sampler=section.sampler.name,
         sampler_options=_options(section.sampler),
@@ -156,7 +157,8 @@ def _search(section: SearchSection) -> SearchSettings:
         pruner_options=_options(section.pruner),
         trials=section.trials,
         steps=section.steps,
-        evaluate_every=section.evaluate_every,
+        evaluate_every=section.evaluate_every or (EVALUATE_EVERY if is_table else section.steps // 12 or 1),
+        evaluations=None if section.evaluate_every is None and not is_table else (),
         seed=section.seed,
         max_seconds=section.time,
         max_steps=section.max_steps,
@@ -207,7 +209,7 @@ def _fingerprint(
         "sampler": search.sampler.model_dump(exclude_none=True),
         "pruner": search.pruner.model_dump(exclude_none=True),
         "steps": search.steps,
-        "evaluate_every": search.evaluate_every,
+        "evaluate_every": search.evaluate_every or EVALUATE_EVERY,
         "seed": search.seed,
     }
     if search.also_minimize is not None:

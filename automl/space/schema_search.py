@@ -291,8 +291,9 @@ class SearchSection(Section):
     """Complete and pruned trials of the whole study."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 120
     """Optimizer steps of a full trial."""
-    evaluate_every: Annotated[int, Field(ge=1, le=10_000_000)] = 10
-    """Steps between two measurements; the grid on which trials are judged."""
+    evaluate_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Steps between two measurements, each on all of task.evaluate_rows. Left out, trials are measured where they are
+    judged, and early on fewer rows, so that measuring takes about a sixth of the time."""
     seed: Seed = 0
     time: Seconds | None = None
     """Wall clock, in seconds or as 2h, 30m, 1h30m."""

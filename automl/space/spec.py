@@ -13,6 +13,9 @@ from typing import Literal
 from automl.space.constraints import Constraint
 from automl.trial import Scalar
 
+EVALUATE_EVERY = 10
+"""Steps between measurements of tables, and of studies begun when this was the default, if their files do not say."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class When:
@@ -135,11 +138,13 @@ class TaskSettings:
 class SearchSettings:
     """How the space is searched and when the search ends.
 
-    trials: COMPLETE + PRUNED trials; steps: optimizer steps of a full trial; evaluate_every: the grid on which every
-    trial is measured and judged. max_seconds, max_steps: further budgets (None = none); max_steps counts training
-    steps of all trials. keep: adapters that stay on disk. importance: of modules is measured while trials train.
-    warm_start: another study of the database, whose best configurations are tried first. patience: trials without a
-    better value after which no new one starts (None = no limit). also_minimize: the second objective, if there are two.
+    trials: COMPLETE + PRUNED trials; steps: optimizer steps of a full trial; evaluate_every: the grid on which trials
+    are judged. evaluations: (step, rows) of each measurement; empty = all evaluation rows at every multiple of
+    evaluate_every; None = to be chosen by `automl.sweep.evaluation` when model and data are known. max_seconds,
+    max_steps: further budgets (None = none); max_steps counts training steps of all trials. keep: adapters that stay on
+    disk. importance: of modules is measured while trials train. warm_start: another study of the database, whose best
+    configurations are tried first. patience: trials without a better value after which no new one starts (None = no
+    limit). also_minimize: the second objective, if there are two.
     """
 
     sampler: str = "tpe"
@@ -148,7 +153,8 @@ class SearchSettings:
     pruner_options: Mapping[str, Scalar] = field(default_factory=dict)
     trials: int = 24
     steps: int = 120
-    evaluate_every: int = 10
+    evaluate_every: int = EVALUATE_EVERY
+    evaluations: tuple[tuple[int, int], ...] | None = ()
     seed: int = 0
     max_seconds: float | None = None
     max_steps: int | None = None

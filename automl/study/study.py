@@ -293,6 +293,7 @@ class Study:
             data_seed=data_seed(self._settings.seed),
             steps=self._settings.steps,
             evaluate_every=self._settings.evaluate_every,
+            evaluations=self._settings.evaluations or (),
             attempt=attempt.number,
         )
         self._forget(number)

@@ -21,6 +21,7 @@ from automl.packed.memory import available_bytes
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
 from automl.study.pruners import expected_share
 from automl.sweep.costs import extremes, highest, target_names
+from automl.sweep.evaluation import in_words, measured_rows, settle_evaluation, whole_evaluation
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host
 from automl.sweep.layout import Layout, choose_layout
@@ -61,7 +62,10 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe."""
+    """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
+
+    measured: when, in words. evaluations: of all evaluation rows, that the measurements of a full trial amount to.
+    """
 
     study: str
     model: str
@@ -71,7 +75,8 @@ class Plan:
     longest: int
     trials: int
     steps: int
-    evaluate_every: int
+    measured: str
+    evaluations: float
     parameters: tuple[str, ...]
     constraints: tuple[str, ...]
     corners: tuple[Corner, ...]
@@ -87,8 +92,7 @@ class Plan:
         """Wall clock if every trial ran to its last step."""
         if self.probe is None:
             return None
-        evaluations = math.ceil(self.steps / self.evaluate_every)
-        trial = self.steps * self.probe.step_seconds + evaluations * self.probe.evaluation_seconds
+        trial = self.steps * self.probe.step_seconds + self.evaluations * self.probe.evaluation_seconds
         return _START_SECONDS + self.trials * trial / self.layout.workers
 
     @property
@@ -108,7 +112,7 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """The plan for a person."""
-        yield f"study {self.study}: {self.trials} trials of {self.steps} steps, measured every {self.evaluate_every}"
+        yield f"study {self.study}: {self.trials} trials of {self.steps} steps, measured {self.measured}"
         yield f"model: {self.architecture}, {self.model_parameters:,} parameters ({self.model})"
         rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
         yield f"data: {rows} rows, the longest {self.longest} tokens"
@@ -155,8 +159,9 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     """
     ground = prepare(spec, cache)
     layout = choose_layout(spec.run, trials=spec.search.trials)
-    spec = settle_precision(spec, ground, layout)
+    spec = settle_evaluation(settle_precision(spec, ground, layout), ground)
     packing = choose_packing(spec, ground, layout)
+    rows = whole_evaluation(spec, ground)
     return Plan(
         study=spec.study,
         model=ground.backbone.path,
@@ -166,7 +171,8 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         longest=ground.prepared.longest,
         trials=spec.search.trials,
         steps=spec.search.steps,
-        evaluate_every=spec.search.evaluate_every,
+        measured=in_words(spec.search),
+        evaluations=measured_rows(spec, rows) / rows,
         parameters=tuple(map(describe, ground.space.parameters)),
         constraints=tuple(constraint.expression for constraint in ground.space.constraints),
         corners=tuple(_corners(spec, ground, layout, packing)),

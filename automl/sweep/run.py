@@ -24,6 +24,7 @@ from automl.storage.depot import Depot
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
+from automl.sweep.evaluation import settle_evaluation
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host, build_host_anywhere
@@ -116,6 +117,7 @@ class _Sweep:
             for line in ground.advice:
                 logger.warning(line)
             self._spec = settle_precision(self._spec, ground, self._layout, recorded)
+            self._spec = settle_evaluation(self._spec, ground, recorded)
             self._packing = choose_packing(self._spec, ground, self._layout)
             self._record_ground(store, ground)
             study = self._open_study(database, lease, store, ground, run)
@@ -158,6 +160,8 @@ class _Sweep:
             "layout": self._layout.as_dict(),
             "packing": {"slots": self._packing.slots, "solo": self._packing.solo},
             "kernel": kernel_of(self._spec, self._layout, self._packing),
+            "evaluate_every": self._spec.search.evaluate_every,
+            "evaluations": [list(pair) for pair in self._spec.search.evaluations or ()],
         }
         before = last_event(store, GROUND)
         changed = [name for name in ("model", "data", "precision") if before and before.get(name) != now[name]]

@@ -41,6 +41,15 @@ def evaluation_rows(seed: int, rows: int, limit: int) -> list[int]:
     return sorted(random.Random(f"{seed}:evaluation").sample(range(rows), limit))  # noqa: S311
 
 
+def some_of(rows: Sequence[Row], count: int | None) -> Sequence[Row]:
+    """A fixed random part of the rows, in their order, a smaller one within any larger one; None = all of them."""
+    if count is None or count >= len(rows):
+        return rows
+    order = list(range(len(rows)))
+    random.Random("part of the evaluation rows").shuffle(order)  # noqa: S311
+    return [rows[index] for index in sorted(order[:count])]
+
+
 def evaluation_batches(
     task: Task, rows: Sequence[Row], indices: Sequence[int], *, pad_id: int, max_tokens: int
 ) -> Iterator[Batch]:

@@ -25,7 +25,7 @@ from automl.methods.registry import METHODS
 from automl.methods.seeding import dropout_state, set_dropout_state
 from automl.models.inventory import head_modules, resolve_targets
 from automl.tasks.base import Row
-from automl.tasks.batches import batch_rows
+from automl.tasks.batches import batch_rows, some_of
 from automl.training import optim
 from automl.training.bench import Bench
 from automl.training.memory import halving, is_out_of_memory
@@ -129,10 +129,11 @@ class SoloTrial:
             self.step += 1
 
     def measure(self) -> Measurement:
-        """Metrics on the bench's evaluation rows after the steps so far. Raises Diverged or OutOfMemory."""
+        """Metrics on the evaluation rows of this step. Raises Diverged or OutOfMemory."""
+        rows = some_of(self.bench.evaluation_rows, self.spec.rows_at(self.step))
         metrics, self.evaluation_tokens = self._within_memory(
             self.evaluation_tokens,
-            lambda at_once: self.bench.evaluate(self._seat.model, self.bench.evaluation_rows, at_once),
+            lambda at_once: self.bench.evaluate(self._seat.model, rows, at_once),
             what=f"the evaluation of trial {self.spec.number}",
         )
         _check_finite(metrics, self.step)
@@ -169,7 +170,7 @@ class SoloTrial:
     @property
     def is_due(self) -> bool:
         """Whether a measurement belongs to the current step."""
-        return self.step % self.spec.evaluate_every == 0 or self.step == self.spec.steps
+        return self.spec.is_due(self.step)
 
     @property
     def _seat(self) -> _Attached:
@@ -283,7 +284,7 @@ def _check_finite(values: Mapping[str, float], step: int) -> None:
 
 
 def train(trial: SoloTrial) -> Generator[Measurement, None, None]:
-    """Train to the last step, yielding a measurement at every multiple of evaluate_every and at the end.
+    """Train to the last step, yielding a measurement at every step where one is due.
 
     At a yield `trial.snapshot()` holds everything to continue from there; closing the generator takes the adapter off
     the backbone. Raises Diverged if a loss or metric is not finite, OutOfMemory if the trial does not fit even with

@@ -72,4 +72,5 @@ def identity(
         "precision": precision,
         "targets": {name: list(patterns) for name, patterns in sorted(targets.items())},
         **({"shards": shards} if shards > 1 else {}),
+        **({"evaluations": [list(pair) for pair in spec.evaluations]} if spec.evaluations else {}),
     }

@@ -8,7 +8,7 @@ import pytest
 from automl.space.spec import DataSettings, TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Row
-from automl.tasks.batches import batch_rows, evaluation_batches, evaluation_rows
+from automl.tasks.batches import batch_rows, evaluation_batches, evaluation_rows, some_of
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(8, 64), (8, 60), (7, 5), (1, 3), (16, 100)])
@@ -49,6 +49,17 @@ def test_evaluation_rows_are_a_fixed_subset() -> None:
 @pytest.mark.parametrize("limit", [0, 10, 11])
 def test_evaluation_rows_may_be_all(limit: int) -> None:
     assert evaluation_rows(5, 10, limit) == list(range(10))
+
+
+def test_a_part_of_the_evaluation_rows_lies_within_a_larger_part() -> None:
+    rows = rows_of(range(1, 101))
+    parts = [some_of(rows, count) for count in (10, 40, 100, 1000, None)]
+    assert [len(part) for part in parts] == [10, 40, 100, 100, 100]
+    numbers = [[row["labels"] for row in part] for part in parts]
+    assert set(numbers[0]) < set(numbers[1]) < set(numbers[2])
+    assert numbers[1] == sorted(numbers[1])  # in their order
+    assert numbers[0][-1] > 50  # from all over them
+    assert numbers[0] == [row["labels"] for row in some_of(rows, 10)]
 
 
 def rows_of(lengths: Sequence[int]) -> list[Row]:
