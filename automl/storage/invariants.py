@@ -35,7 +35,7 @@ class Violation:
 class _Invariant:
     """A query for offending rows. It begins with the study's name and holds `{study}`, a condition on it.
 
-    when_finished: holds only after the search has ended (exit code 0 or 1).
+    when_finished: holds only after the search has ended (exit code 0).
     """
 
     id: str
@@ -230,7 +230,7 @@ def check(
 ) -> list[Violation]:
     """Invariants that do not hold in one study, or in the whole database; an empty list if all do.
 
-    finished: the search has ended (exit code 0 or 1), so nothing may be in progress and no folder be unaccounted for.
+    finished: the search has ended (exit code 0), so nothing may be in progress and no folder be unaccounted for.
     max_trials: the budget, if it is to be checked. files: also read the artifacts on disk. Changes nothing.
     """
     found = []

@@ -15,7 +15,7 @@ INFEASIBLE_IN_A_ROW = 200
 
 
 class Budget:
-    """Counts ended trials and steps. Trials in progress are told by the caller, who knows them.
+    """Counts ended trials and steps of all runs, failures of this run. Trials in progress are told by the caller.
 
     A trial is only started, continued or promoted while `max_steps` leaves enough for it *and* for every running trial
     to reach the last step, so it is never exceeded and nobody is stopped in the middle because of it; what pruning
@@ -46,6 +46,11 @@ class Budget:
             self._failed += 1
             self._last_error = f"trial {trial}: {last_line(error) or reason}"
 
+    def start_run(self) -> None:
+        """What was counted so far is of earlier runs: their failures do not stop this one."""
+        self._failed = self._infeasible = 0
+        self._last_error = ""
+
     def trials_left(self, in_progress: int) -> int:
         """Trials that may still be created beside those in progress."""
         return self._settings.trials - self.counted - in_progress
@@ -60,7 +65,10 @@ class Budget:
         limit = max(1, self._settings.max_failed_trials)
         if self._failed >= limit:
             last = f"; last: {self._last_error}" if self._last_error else ""
-            raise SearchError(f"{self._failed} trials failed (max_failed_trials: {limit}){last}")
+            raise SearchError(
+                f"{self._failed} trials failed (max_failed_trials: {limit}){last}; once the cause is mended,"
+                " the same command goes on"
+            )
 
     def check_feasible(self, constraint: str) -> None:
         """Raise SearchError if the space seems to hold nothing that satisfies the constraints."""

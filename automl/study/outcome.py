@@ -23,6 +23,9 @@ STATE_OF: dict[StopReason, TrialState] = {
 CONSTRAINT_OF: dict[StopReason, str] = {StopReason.DIVERGED: "finite", StopReason.OOM: "memory"}
 """Optuna constraint that a trial violates by ending so: it is infeasible, not unlucky, and the sampler steers away."""
 
+STOP_REASON = "stop_reason"
+"""User attribute of an ended trial: why it ended."""
+
 FAILURES = frozenset({StopReason.ERROR, StopReason.HOST_CRASH})
 """Reasons that count towards `max_failed_trials`."""
 

@@ -27,13 +27,14 @@ from automl.metric import METRICS, Direction
 from automl.space.assemble import active_parameters, assemble
 from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
-from automl.study.beginning import best_of_earlier, is_stalled
+from automl.study.beginning import is_stalled
 from automl.study.budget import Budget, last_line
 from automl.study.distributions import check_compatible, suggest
+from automl.study.enqueueing import WARM_START, lent, missing
 from automl.study.feasibility import Derive, Feasibility
 from automl.study.front import Point, has_front_stalled
 from automl.study.grid import GridSampler
-from automl.study.outcome import CONSTRAINT_OF, STATE_OF, BestTrial, StudyEvent
+from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent
 from automl.study.parking import ParkedAsPruned, ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
 from automl.study.pruners import make_pruner
@@ -50,8 +51,6 @@ logger = logging.getLogger(__name__)
 
 _ERROR_CHARACTERS = 4000
 _ENQUEUED = "enqueued"
-_STOP_REASON = "stop_reason"
-_WARM = "warm_start"
 
 STALLED = "stalled"
 """Event: `search.patience` was exhausted."""
@@ -495,7 +494,7 @@ class Study:
             attributes["worker"] = opened.worker
         if error:
             attributes["error"] = error[-_ERROR_CHARACTERS:]
-        return {**attributes, _STOP_REASON: str(reason)}
+        return {**attributes, STOP_REASON: str(reason)}
 
     def _rank(self, number: int, values: Sequence[float], params: Mapping[str, Scalar]) -> list[int]:
         """Take a COMPLETE trial into the ranking; returns the trials whose adapters need not stay."""
@@ -551,13 +550,14 @@ class Study:
         for trial, (opened, decision) in zip(running, self._judge_all(adopted), strict=True):
             self._settle(trial, opened, decision)
         self._retention.tidy()
+        self._budget.start_run()
         if running:
             detail = {"run": self._run, "trials": [trial.number for trial in running], "queued": sorted(self._queued)}
             self._store.add_event("adopted", detail)
         self._enqueue(trials)
 
     def _count(self, trial: FrozenTrial) -> None:
-        reason = trial.user_attrs.get(_STOP_REASON)
+        reason = trial.user_attrs.get(STOP_REASON)
         error = trial.user_attrs.get("error", "")
         self._budget.ended(trial.number, TrialState(trial.state.name), StopReason(reason) if reason else None, error)
         self._budget.steps += trial.last_step or 0
@@ -587,7 +587,7 @@ class Study:
     def _settle(self, frozen: FrozenTrial, opened: _Open, decision: Decision) -> None:
         """Complete what the last driver had begun with a RUNNING trial; what can go on stays queued, or parked."""
         number = opened.number
-        reason = frozen.user_attrs.get(_STOP_REASON)
+        reason = frozen.user_attrs.get(STOP_REASON)
         opened.judged = opened.reached
         if reason is not None:
             self._end(opened, StopReason(reason), error=frozen.user_attrs.get("error", ""))
@@ -609,23 +609,23 @@ class Study:
         return bool(attempts) and attempts[-1].state is AttemptState.PARKED
 
     def _enqueue(self, trials: Sequence[FrozenTrial]) -> None:
-        """Enqueue the known-good configurations the study has not got yet, never more than the budget leaves."""
-        done = {trial.user_attrs.get(_ENQUEUED) for trial in trials}
-        room = self._budget.trials_left(self._in_progress + self._waiting)
-        new = [(index, entry) for index, entry in enumerate(self._space.enqueue) if index not in done]
-        for index, entry in new[: max(0, room)]:
-            self._optuna.enqueue_trial(dict(entry), user_attrs={_ENQUEUED: index})
-            self._waiting += 1
-        if self._settings.warm_start is not None and all(_WARM in trial.user_attrs for trial in trials):
-            self._enqueue_earlier(self._settings.warm_start, known=len(trials))
+        """Enqueue the configurations the study has not got yet, never more than the budget leaves."""
+        for params in missing(self._space.enqueue, trials)[: self._room]:
+            self._add(params, {_ENQUEUED: True})
+        earlier = self._settings.warm_start
+        if earlier is not None:  # one that is enqueued anyway is not trained twice
+            borrowed = lent(self._storage, self._store, earlier, self._space, trials)
+            for params in missing(borrowed, self._optuna.get_trials(deepcopy=False))[: self._room]:
+                self._add(params, {WARM_START: earlier})
 
-    def _enqueue_earlier(self, earlier: str, *, known: int) -> None:
-        """The best configurations of another study, while the study has nothing else yet; they are trained again."""
-        room = max(0, self._budget.trials_left(self._in_progress + self._waiting))
-        borrowed = best_of_earlier(self._storage, earlier, self._space)
-        for params in borrowed[known : known + room]:
-            self._optuna.enqueue_trial(dict(params), user_attrs={_WARM: earlier})
-            self._waiting += 1
+    @property
+    def _room(self) -> int:
+        """Trials that may still be enqueued."""
+        return max(0, self._budget.trials_left(self._in_progress + self._waiting))
+
+    def _add(self, params: Mapping[str, Scalar], attributes: Mapping[str, Any]) -> None:
+        self._optuna.enqueue_trial(dict(params), user_attrs=dict(attributes))
+        self._waiting += 1
 
 
 def _stored_distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automl.errors import InterruptedSearch, SearchError, SpaceChangedError
+from automl.errors import InterruptedSearch, SpaceChangedError
 from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost, read_table
@@ -61,12 +61,8 @@ def replay(
         on_event=event,
     )
     started(study)
-    try:
-        if not study.finished:
-            _drive(spec, study, store, table, stop, tick)
-    except SearchError:
-        study.close()
-        raise
+    if not study.finished:
+        _drive(spec, study, store, table, stop, tick)
     study.close()
     store.add_event("finished", {"run": run})
     return store

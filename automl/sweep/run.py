@@ -121,13 +121,9 @@ class _Sweep:
             self._packing = choose_packing(self._spec, ground, self._layout)
             self._record_ground(store, ground)
             study = self._open_study(database, lease, store, ground, run)
-            try:
-                if not study.finished:
-                    self._train(study, database, store, ground, executor, stop)
-            except SearchError:
-                study.close()  # it is over: nothing is left in progress for a run that will not come
-                raise
-            study.close()
+            if not study.finished:
+                self._train(study, database, store, ground, executor, stop)
+            study.close()  # not after an error: what is parked or interrupted then goes on in the next run
         store.add_event("finished", {"run": run})
         renew_report(database, self._spec, guard=lease.verify)
         summary = self._sum_up(database, store)

@@ -189,13 +189,15 @@ def test_too_many_errors_end_the_search(database: Database) -> None:
     study = open_study(database, settings=settings(max_failed_trials=2))
     for number in range(2):
         study.fail(failure(take(study), StopReason.ERROR, f"Traceback\nKeyError: {number}"))
-    message = r"2 trials failed \(max_failed_trials: 2\); last: trial 1: KeyError: 1"
+    message = (
+        r"2 trials failed \(max_failed_trials: 2\); last: trial 1: KeyError: 1; once the cause is mended, the same"
+    )
     with pytest.raises(SearchError, match=message):
         study.next(worker=0)
     with pytest.raises(SearchError, match=message):
         _ = study.finished
-    with pytest.raises(SearchError, match=message):
-        open_study(database, settings=settings(max_failed_trials=2), run=2).next(worker=0)
+    again = open_study(database, settings=settings(max_failed_trials=2), run=2)
+    assert again.next(worker=0) is not None, "the next run may fail as often again"
 
 
 def test_late_results_of_ended_trials_and_stored_steps_are_ignored(database: Database) -> None:

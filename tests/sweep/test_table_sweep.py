@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automl.errors import ConfigError, InterruptedSearch, SpaceChangedError
+from automl.errors import ConfigError, InterruptedSearch, SearchError, SpaceChangedError
 from automl.space.load import load_space, parse_space
 from automl.storage.sql import open_database
+from automl.study.queries import list_trials
 from automl.sweep.run import run_sweep
 
 SPACE = """version: 1
@@ -54,6 +55,31 @@ def test_an_interrupted_replay_continues(space: Path) -> None:
     assert summary.counts["COMPLETE"] + summary.counts["PRUNED"] == 12
     with open_database(spec.storage_url, create=False) as database:
         assert database.store("recorded").sweep().runs == 2
+
+
+def test_a_search_that_failed_too_often_goes_on_where_it_stopped(space: Path) -> None:
+    """A trial beyond the table's 40 rows fails; what was parked before is neither ended nor lost."""
+    spec = load_space(space)
+    many = replace(spec, search=replace(spec.search, trials=60, max_failed_trials=3))
+    with pytest.raises(SearchError, match=r"3 trials failed .* the same command goes on"):
+        run_sweep(many, space.parent / "cache")
+    with open_database(spec.storage_url, create=False) as database:
+        store = database.store("recorded")
+        left = {
+            trial.number for trial in list_trials(database.optuna_storage(), "recorded") if trial.state == "RUNNING"
+        }
+        assert left, "parked trials are still there"
+        assert "finished" not in {kind for _, kind, _ in store.events()}
+    enough = replace(many, search=replace(many.search, trials=40))
+    summary = run_sweep(enough, space.parent / "cache")
+    assert summary.counts == {
+        "COMPLETE": summary.counts["COMPLETE"],
+        "PRUNED": summary.counts["PRUNED"],
+        "FAIL": 3,
+        "RUNNING": 0,
+    }
+    went_on = {trial.number for trial in summary.trials if trial.state == "COMPLETE"} & left
+    assert went_on, "some of what was parked was trained to its end"
 
 
 def test_another_table_is_refused(space: Path) -> None:

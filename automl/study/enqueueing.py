@@ -1,0 +1,83 @@
+"""Configurations that a study is given beside those it samples, and which of them it has been given already.
+
+They are known by what they hold, never by their place in a list: a list that was edited between two runs trains nothing
+twice and skips nothing, and a driver killed in between enqueues the rest when it comes back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from automl.space.spec import SearchSpace
+from automl.storage.base import ResultStore
+from automl.study.beginning import best_of_earlier
+from automl.study.outcome import STOP_REASON
+from automl.trial import Scalar, StopReason
+
+WARM_START = "warm_start"
+"""Event: what another study has lent, decided once. Also the attribute of trials that came of it."""
+
+_FIXED = "fixed_params"  # where Optuna keeps the values a trial was enqueued with
+_NEVER_TRIED = frozenset({StopReason.BUDGET, StopReason.LOST})
+
+Params = Mapping[str, Scalar]
+
+
+def missing(wanted: Iterable[Params], trials: Sequence[FrozenTrial]) -> list[Params]:
+    """Those of `wanted` that the study has not got, in their order; one that is listed twice is wanted twice.
+
+    A trial that ended before it was measured, because there was no budget for it, does not count.
+    """
+    given = Counter(_content(trial.system_attrs[_FIXED]) for trial in trials if _FIXED in trial.system_attrs)
+    given -= Counter(_content(trial.system_attrs[_FIXED]) for trial in trials if _was_never_tried(trial))
+    left = []
+    for params in wanted:
+        content = _content(params)
+        if given[content] > 0:
+            given[content] -= 1
+        else:
+            left.append(params)
+    return left
+
+
+def lent(
+    storage: BaseStorage, store: ResultStore, earlier: str, space: SearchSpace, trials: Sequence[FrozenTrial]
+) -> list[Params]:
+    """The best configurations of the study `earlier`, as they were when this one first asked.
+
+    Raises ConfigError if there is no such study.
+    """
+    for _, kind, detail in store.events():
+        if kind == WARM_START and detail["study"] == earlier:
+            return list(detail["configurations"])
+    if _began_without_a_record(trials, earlier):
+        return []
+    configurations = best_of_earlier(storage, earlier, space)
+    store.add_event(WARM_START, {"study": earlier, "configurations": [dict(params) for params in configurations]})
+    return configurations
+
+
+def _began_without_a_record(trials: Sequence[FrozenTrial], earlier: str) -> bool:
+    """Whether a version that recorded nothing has made the warm start, and has gone on to sample."""
+    return any(trial.user_attrs.get(WARM_START) == earlier for trial in trials) and any(
+        _FIXED not in trial.system_attrs for trial in trials
+    )
+
+
+def _was_never_tried(trial: FrozenTrial) -> bool:
+    is_over = _FIXED in trial.system_attrs and trial.state is TrialState.FAIL and not trial.intermediate_values
+    return is_over and trial.user_attrs.get(STOP_REASON) in _NEVER_TRIED
+
+
+def _content(params: Params) -> str:
+    """The configuration as text that is the same for the same values: 8 and 8.0 are, True and 1 are not."""
+    return json.dumps({name: _plain(value) for name, value in params.items()}, sort_keys=True)
+
+
+def _plain(value: Scalar) -> Scalar:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
