@@ -1,7 +1,8 @@
 """Copies of a whole database, verified before they count, and the way back.
 
-SQLite is copied by its own backup interface, so a driver may go on writing meanwhile. PostgreSQL is copied by pg_dump
-and restored by pg_restore, which must be installed; connection parameters reach them in a file, never in arguments.
+SQLite is copied by its own backup interface, in one step, so a driver may go on writing meanwhile. PostgreSQL is copied
+by pg_dump and restored by pg_restore, which must be installed; connection parameters reach them in a file, never in
+arguments.
 """
 
 from __future__ import annotations
@@ -11,22 +12,20 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from automl.durable import sync
 from automl.errors import MissingExtraError, StorageError
 from automl.storage import schema
 from automl.storage.schema import DatabaseStatus
+from automl.storage.sqlite_file import copy_database, database_draft, folder_lock
 from automl.storage.url import is_sqlite, mask_url, parse_url, redact, sqlite_path
 
-_PAGES_AT_ONCE = 1000
 _PROGRAM_SECONDS = 24 * 3600
 _SERVICE = "automl"
 
@@ -53,11 +52,12 @@ def back_up(url: str, target: Path, *, keep: int | None = None) -> Backup:
         raise StorageError(f"{status.url}: holds no tables of automl; there is nothing to back up")
     suffix = ".db" if is_sqlite(parsed) else ".dump"
     path = target / f"automl-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}{suffix}" if target.is_dir() else target
-    if path.exists():
-        raise StorageError(f"{path}: exists already; a backup does not overwrite anything")
-    with _disk_errors(path), _draft(path) as draft:
+    with _disk_errors(path), folder_lock(path.parent), database_draft(path) as draft:
+        if path.exists():
+            raise StorageError(f"{path}: exists already; a backup does not overwrite anything")
+        draft.touch(mode=0o600)
         if is_sqlite(parsed):
-            _copy_sqlite(sqlite_path(parsed), draft)
+            copy_database(sqlite_path(parsed), draft)
             _verify_sqlite(draft)
         else:
             _dump(parsed, draft)
@@ -85,12 +85,13 @@ def restore(source: Path, url: str, *, overwrite: bool = False) -> DatabaseStatu
 def _restore_sqlite(source: Path, url: URL, *, overwrite: bool) -> None:
     path = sqlite_path(url)
     _verify_sqlite(source)
-    if path.exists() and not overwrite:
-        raise StorageError(f"{mask_url(url)}: exists already; add --overwrite to replace it")
     if not path.parent.is_dir():
         raise StorageError(f"{mask_url(url)}: folder {str(path.parent)!r} does not exist")
-    with _disk_errors(path), _draft(path) as draft:
-        _copy_sqlite(source, draft)
+    with _disk_errors(path), folder_lock(path.parent), database_draft(path) as draft:
+        if path.exists() and not overwrite:
+            raise StorageError(f"{mask_url(url)}: exists already; add --overwrite to replace it")
+        draft.touch(mode=0o600)
+        copy_database(source, draft)
         if path.exists():
             _set_aside(url, path)
 
@@ -100,17 +101,25 @@ def _set_aside(url: URL, path: Path) -> None:
     kept = path.with_name(f"{path.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     try:
         schema.refuse_driven(url)
-        kept.touch(mode=0o600)
-        _copy_sqlite(path, kept)
+        with database_draft(kept) as draft:
+            draft.touch(mode=0o600)
+            copy_database(path, draft)
+        _empty_log(path)
     except StorageError:
         if _is_readable(url):
-            kept.unlink(missing_ok=True)
             raise
-        for suffix in ("", "-wal"):
+        for suffix in ("", "-wal", "-journal"):
             if (part := path.with_name(path.name + suffix)).exists():
                 shutil.copy2(part, kept.with_name(kept.name + suffix))
-    for suffix in ("-wal", "-shm"):  # a log left behind would be replayed into the new file
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _empty_log(path: Path) -> None:
+    """Bring the log into the file, which is then whole without it, should this process be killed at the next step."""
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as connection,
+    ):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _is_readable(url: URL) -> bool:
@@ -118,18 +127,6 @@ def _is_readable(url: URL) -> bool:
         return schema.database_status(url).exists
     except StorageError:
         return False
-
-
-def _copy_sqlite(source: Path, target: Path) -> None:
-    try:
-        with (
-            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as old,
-            closing(sqlite3.connect(target)) as new,
-        ):
-            old.backup(new, pages=_PAGES_AT_ONCE, progress=lambda *_: time.sleep(0), sleep=0.05)
-            new.execute("PRAGMA journal_mode=DELETE")  # one file, whole without a log beside it
-    except sqlite3.Error as error:
-        raise StorageError(f"{source}: cannot be copied: {error}") from error
 
 
 def _verify_sqlite(path: Path) -> None:
@@ -228,21 +225,6 @@ def _prune(folder: Path, suffix: str, keep: int) -> tuple[Path, ...]:
     for path in removed:
         path.unlink()
     return removed
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """A file to fill; on leaving the block it is synced and renamed to `path`."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    draft.touch(mode=0o600)
-    try:
-        yield draft
-        sync(draft)
-        draft.replace(path)
-        sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,12 +8,10 @@ one without tables, is never a database that a crash has left half made. Creatio
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,13 +24,13 @@ from sqlalchemy.engine import URL
 from automl.errors import StorageError
 from automl.storage import migrations, views
 from automl.storage.connect import WRITES, make_engine, storage_errors
+from automl.storage.sqlite_file import copy_database, database_draft, folder_lock, wait_for
 from automl.storage.tables import Now, metadata, sweeps
 from automl.storage.url import is_sqlite, mask_url, sqlite_path
 
 _OPTUNA_TABLES = frozenset({"studies", "trials", "trial_values", "version_info", "alembic_version"})
 _FIRST_TABLES = frozenset({"automl_sweeps", "automl_attempts", "automl_measurements", "automl_events"})
 """Tables that every revision of ours has had."""
-_LOCK_SECONDS = 120.0
 _ADVISORY_LOCK = 0x6175746F6D6C  # "automl"
 
 
@@ -250,25 +248,19 @@ def _create_file(url: URL) -> None:
     path = sqlite_path(url)
     if not path.parent.is_dir():
         raise StorageError(f"{mask_url(url)}: folder {str(path.parent)!r} does not exist")
-    with _folder_lock(path.parent, url):
-        if path.exists():
-            _fill(url)
-        else:
-            _build_file(url)
+    try:
+        with folder_lock(path.parent):
+            if path.exists():
+                _fill(url)
+            else:
+                _build_file(url)
+    except OSError as error:
+        raise StorageError(f"{mask_url(url)}: cannot create the database: {error.strerror}") from error
 
 
 def _build_file(url: URL) -> None:
-    path = sqlite_path(url)
-    draft = path.with_name(f".{path.name}.new")
-    for leftover in path.parent.glob(f"{draft.name}*"):  # of a creation that was killed; we hold the lock
-        leftover.unlink()
-    try:
-        with storage_errors(url, "create the database"):
-            _fill(url.set(database=str(draft)), new_file=True)
-        os.replace(draft, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{mask_url(url)}: cannot create the database: {error.strerror}") from error
+    with database_draft(sqlite_path(url)) as draft, storage_errors(url, "create the database"):
+        _fill(url.set(database=str(draft)), new_file=True)
 
 
 def _fill(url: URL, *, new_file: bool = False) -> None:
@@ -321,30 +313,11 @@ def _backup(path: Path) -> Path:
     try:
         if shutil.disk_usage(path.parent).free < 2 * path.stat().st_size:
             raise StorageError(f"{path}: not enough disk space for the copy made before an upgrade")
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
-    except (OSError, sqlite3.Error) as error:
+        with folder_lock(path.parent), database_draft(copy) as draft:
+            copy_database(path, draft)
+    except OSError as error:
         raise StorageError(f"{path}: cannot be copied before the upgrade: {error}") from error
     return copy
-
-
-@contextmanager
-def _folder_lock(folder: Path, url: URL) -> Iterator[None]:
-    """Exclusive lock on the folder itself: leaves no file behind, and ends with the process that holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _wait_for(lambda: _try_flock(descriptor), url)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
@@ -352,24 +325,8 @@ def _advisory_lock(connection: Connection, url: URL) -> Iterator[None]:
     """Session lock: ends with the connection."""
     connection = connection.execution_options(isolation_level="AUTOCOMMIT")
     key = {"key": _ADVISORY_LOCK}
-    _wait_for(lambda: bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar()), url)
+    wait_for(lambda: bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar()), mask_url(url))
     try:
         yield
     finally:
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
-
-
-def _wait_for(take: Callable[[], bool], url: URL) -> None:
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while not take():
-        if time.monotonic() > deadline:
-            raise StorageError(f"{mask_url(url)}: another process has been creating it for {_LOCK_SECONDS:.0f} s")
-        time.sleep(0.05)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -368,6 +368,31 @@ def backups(trial: Trial) -> Findings:
     return findings
 
 
+def left_logs(trial: Trial) -> Findings:
+    """R-35: a driver is killed, its file deleted without its log, then the study begun anew or a backup restored."""
+    findings = Findings()
+    while findings.count < trial.size:
+        with trial.workspace() as folder:
+            driver = ForkedDriver(folder, Options(step_seconds=0.003))
+            driver.wait_until_driving()
+            back_up(url(folder), folder / "backup.db")
+            driver.process.join(trial.chance.uniform(0.0, 0.5))
+            driver.process.kill()
+            driver.finish()
+            (folder / "search.db").unlink()
+            shutil.rmtree(folder / "slots", ignore_errors=True)
+            if trial.chance.random() < 0.5:
+                restore(folder / "backup.db", url(folder))
+                _sound(url(folder), findings)
+            run_to_the_end(folder, findings, "after a left log")
+            with closing(sqlite3.connect(folder / "search.db")) as connection:
+                verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            findings.expect(verdict == ("ok",), f"after a left log: {verdict}")
+            _sound(url(folder), findings)
+            findings.count += 1
+    return findings
+
+
 def _sound(address: str, findings: Findings) -> None:
     from automl.storage.invariants import check
 

@@ -163,6 +163,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         run=database_faults.backups,
     ),
     Scenario(
+        id="R-35",
+        title="driver killed, SQLite file deleted without its log, then begun anew or restored",
+        injected="kills",
+        sizes=sizes(2, 20),
+        run=database_faults.left_logs,
+    ),
+    Scenario(
         id="dashboards",
         title="both dashboards looked at during searches on SQLite at full speed",
         injected="requests",

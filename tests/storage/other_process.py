@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 
@@ -28,6 +29,17 @@ def hold(url: str, study: str, ttl: str) -> None:
         while True:
             store.add_event("beat", {"pid": os.getpid()})
             time.sleep(0.05)
+
+
+def killed(url: str, study: str, kind: str) -> None:
+    """Write 200 events of that kind and die, as by `kill -9`, with all of them in the write-ahead log alone."""
+    from automl.storage.sql import open_database
+
+    with open_database(url, create=False) as database:
+        store = database.store(study)
+        for number in range(200):
+            store.add_event(kind, {"number": number, "text": "x" * 1000})
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def take(url: str, study: str, ttl: str) -> None:
@@ -88,4 +100,4 @@ def create(url: str, processes: str) -> None:
 
 
 if __name__ == "__main__":
-    {"hold": hold, "take": take, "optimise": optimise, "create": create}[sys.argv[1]](*sys.argv[2:])
+    {"hold": hold, "killed": killed, "take": take, "optimise": optimise, "create": create}[sys.argv[1]](*sys.argv[2:])

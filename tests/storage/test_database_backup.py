@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Callable
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,22 @@ def test_a_damaged_backup_is_refused_and_replaces_nothing(filled: Database, tmp_
 
 
 class TestSqlite:
+    # A copy in several steps begins anew at each commit, so beside a busy driver it never came to its end.
+    def test_a_backup_ends_beside_a_writer(self, sqlite_url: str, tmp_path: Path) -> None:
+        with open_database(sqlite_url, create=False) as database:
+            for _ in range(30):
+                database.store("s").add_event("large", {"text": "x" * (1 << 20)})
+        copy = threading.Thread(target=back_up, args=(sqlite_url, tmp_path / "copy"), daemon=True)
+        with commits_without_pause(sqlite_url) as commits:
+            copy.start()
+            copy.join(120)
+        assert not copy.is_alive()
+        assert len(commits) > 10
+        with closing(sqlite3.connect(tmp_path / "copy")) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            (copied,) = connection.execute("SELECT COUNT(*) FROM automl_events WHERE kind = 'small'").fetchone()
+        assert copied <= len(commits)
+
     def test_the_replaced_file_is_kept_with_its_latest_rows(self, sqlite_url: str, tmp_path: Path) -> None:
         back_up(sqlite_url, tmp_path / "copy")
         with open_database(sqlite_url, create=False) as database:
@@ -148,6 +165,30 @@ class TestSqlite:
             pytest.skip("no /dev/full")
         with pytest.raises(StorageError):
             back_up(sqlite_url, Path("/dev/full"))
+
+
+@contextmanager
+def commits_without_pause(url: str) -> Iterator[list[int]]:
+    """Another connection writes one row after the other; gives what has been committed so far."""
+    commits: list[int] = []
+    ended = threading.Event()
+
+    def write() -> None:
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)) as connection:
+            connection.execute("PRAGMA synchronous=OFF")
+            row = "INSERT INTO automl_events (study_name, at, kind, detail) VALUES ('s', '2026-01-01', 'small', '{}')"
+            while not ended.is_set():
+                connection.execute(row)
+                connection.commit()
+                commits.append(len(commits))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield commits
+    finally:
+        ended.set()
+        writer.join()
 
 
 # PostgreSQL's client programs may be missing where the server is elsewhere.
