@@ -21,7 +21,7 @@ TARGET_SETS: dict[str, str] = {
     "mlp": "the linear layers of every feed-forward block",
     "all-linear": "every linear layer of the backbone; pooler, classifier and lm_head excluded",
 }
-"""Named target sets every architecture resolves: name -> what it means. `targets:` in space.yaml adds more."""
+"""Named target sets, of which an architecture has all or some: name -> meaning. `targets:` in space.yaml adds more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,3 +44,4 @@ def register(app: typer.Typer) -> None:
             ((name, *(f"{count:,}" for count in by_rank.values())) for name, by_rank in report.trainable.items()),
         )
         console.results(f"not in this model: {name} ({why})" for name, why in report.unresolved.items())
+        console.results(f"note: {note}" for note in report.notes)

@@ -22,6 +22,7 @@ from automl.methods.attaching import (
     ADAPTER,
     adapted_layers,
     adapted_model,
+    check_adapted,
     check_anchored,
     common_options,
     renew_head,
@@ -72,6 +73,7 @@ class AdaLora(Method):
         config = AdaLoraConfig(**_schedule(hyper, steps), **common_options(model, modules, head))
         peft_model = adapted_model(model, config)
         adapted = adapted_layers(model)
+        check_adapted(peft_model, modules)
         for path, layer in adapted.items():
             _initialise(layer, path, seed)
         renew_head(model, head, seed)

@@ -58,6 +58,14 @@ def check_anchored(model: nn.Module, modules: Sequence[str]) -> None:
         raise TargetError(f"PEFT would adapt '{also[0]}' too, whose path ends with that of a target; target both")
 
 
+def check_adapted(peft_model: PeftModel, modules: Sequence[str]) -> None:
+    """Raise TargetError, the backbone as it was, if PEFT has adapted other layers than it was told."""
+    others = sorted(adapted_layers(peft_model.get_base_model()).keys() ^ set(modules))
+    if others:
+        peft_model.unload()
+        raise TargetError(f"PEFT adapts other layers than those of the target set, '{others[0]}' among them")
+
+
 def renew_head(model: nn.Module, head: Sequence[str], seed: int) -> None:
     """Start the copies of the heads that are trained afresh, in float32."""
     std = float(getattr(model.config, "initializer_range", 0.02))

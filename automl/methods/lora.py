@@ -13,6 +13,7 @@ from automl.methods.attaching import (
     ADAPTER,
     adapted_layers,
     adapted_model,
+    check_adapted,
     check_anchored,
     common_options,
     renew_head,
@@ -45,6 +46,7 @@ class Lora(Method):
         check_pattern(hyper, modules)
         peft_model = adapted_model(model, _config(model, hyper, modules, head))
         adapted = adapted_layers(model)
+        check_adapted(peft_model, modules)
         for path, layer in adapted.items():
             initialise_adapter(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, seed=seed, path=path)
         renew_head(model, head, seed)

@@ -1,92 +1,36 @@
 """Which linear layers a network has, which of them a target set means, and what adapting them costs.
 
 Everything is read off the actual module tree, on the meta device as well as in memory. Paths are those of
-`model.named_modules()`. How layers of an architecture are called is one row of `NAMINGS`.
+`model.named_modules()`. How layers are called is in `automl.models.naming`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import TargetError
 from automl.lora import TARGET_SETS, LinearShape, lora_parameters
+from automl.models.left_out import left_out
+from automl.models.naming import ROLES, SETS
+
+WORTH_SAYING = 0.01
+"""Share of a model's parameters from which on it is said that they stay frozen."""
 
 LONGEST_PATTERN = 200
 """Characters of a pattern in a target set of the user: longer ones are refused, as matching could take for ever."""
 
 
-class Naming(NamedTuple):
-    """How a family of architectures calls its projections: regular expressions for the end of a module path.
-
-    query, key, value may be the same layer (a fused projection): it is then adapted as a whole.
-    """
-
-    query: str
-    key: str
-    value: str
-    output: str
-    mlp: str
-
-
-def _fused(projection: str, output: str, mlp: str) -> Naming:
-    return Naming(query=projection, key=projection, value=projection, output=output, mlp=mlp)
-
-
-NAMINGS: dict[str, Naming] = {
-    # BERT, RoBERTa, ELECTRA, MiniLM. Both "dense" below a layer, never the pooler's.
-    "bert": Naming(
-        query=r"attention\.self\.query",
-        key=r"attention\.self\.key",
-        value=r"attention\.self\.value",
-        output=r"attention\.output\.dense",
-        mlp=r"layer\.\d+\.(intermediate|output)\.dense",
-    ),
-    "distilbert": Naming(
-        query=r"attention\.q_lin",
-        key=r"attention\.k_lin",
-        value=r"attention\.v_lin",
-        output=r"attention\.out_lin",
-        mlp=r"ffn\.lin[12]",
-    ),
-    "modernbert": _fused(r"attn\.Wqkv", output=r"attn\.Wo", mlp=r"mlp\.W[io]"),
-    # Conv1D layers; c_attn holds query, key and value side by side.
-    "gpt2": _fused(r"attn\.c_attn", output=r"attn\.c_proj", mlp=r"mlp\.c_(fc|proj)"),
-    # Llama, Mistral, SmolLM, Qwen2, Qwen3, Gemma.
-    "llama": Naming(
-        query=r"self_attn\.q_proj",
-        key=r"self_attn\.k_proj",
-        value=r"self_attn\.v_proj",
-        output=r"self_attn\.o_proj",
-        mlp=r"mlp\.(gate|up|down)_proj",
-    ),
-    "phi3": _fused(r"self_attn\.qkv_proj", output=r"self_attn\.o_proj", mlp=r"mlp\.(gate_up|down)_proj"),
-    "gpt-neox": _fused(r"attention\.query_key_value", output=r"attention\.dense", mlp=r"mlp\.dense_(h_to_4h|4h_to_h)"),
-    # Encoder and decoder, self and cross attention; wi_0 and wi_1 in the gated versions.
-    "t5": Naming(
-        query=r"(Self|EncDec)Attention\.q",
-        key=r"(Self|EncDec)Attention\.k",
-        value=r"(Self|EncDec)Attention\.v",
-        output=r"(Self|EncDec)Attention\.o",
-        mlp=r"DenseReluDense\.w(i|i_0|i_1|o)",
-    ),
-}
-"""Family -> names. The first row of which every role is found in the network is used; no two rows fit one network."""
-
-_ROLES: dict[str, tuple[str, ...]] = {
-    "qv": ("query", "value"),
-    "attention": ("query", "key", "value", "output"),
-    "mlp": ("mlp",),
-}
-
-_NOT_TEXT = re.compile(r"(^|\.)(pooler|vision_tower|vision_model|visual|audio_tower|multi_modal_projector)(\.|$)")
-"""Parts of a backbone that named sets leave out: the pooler, and what never sees text in a multi-modal model."""
+_NOT_TEXT = re.compile(
+    r"(^|\.)(pooler|contact_head|vision_tower|vision_model|visual|audio_tower|multi_modal_projector)(\.|$)"
+)
+"""Parts of a backbone that named sets leave out: what hangs beside it, and what never sees text."""
 
 
 def linear_layers(model: nn.Module) -> list[LinearShape]:
@@ -102,7 +46,7 @@ def resolve_targets(
     `target` is a name of TARGET_SETS or of `targets`, the user's own sets. A pattern of those made of letters, digits,
     underscores and dots names the end of a path at a dot, as PEFT users write it (`q_proj`, `self_attn.q_proj`); any
     other is a regular expression that must match the whole path (`.*layer\\.[0-5]\\..*query`). Heads that are trained
-    in full and the lm_head belong to no set; the pooler only to one that names it.
+    in full, the lm_head and layers that PEFT cannot adapt belong to no set; the pooler only to one that names it.
 
     With a fused projection (GPT-2 c_attn, Phi-3 qkv_proj) `qv` means all of it: PEFT adapts whole layers.
 
@@ -115,10 +59,8 @@ def resolve_targets(
     text = [layer for layer in candidates if not _NOT_TEXT.search(layer.path)]
     if target == "all-linear" and text:
         return text
-    if target in _ROLES:
-        naming = _naming(model, target, text)
-        pattern = re.compile("|".join(rf"(.*\.)?{getattr(naming, role)}" for role in _ROLES[target]))
-        return [layer for layer in text if pattern.fullmatch(layer.path)]
+    if target in SETS:
+        return _by_roles(model, target, text)
     if target in TARGET_SETS:
         raise TargetError(f"target set '{target}' matches nothing: {type(model).__name__} has no linear layers")
     known = [*TARGET_SETS, *own]
@@ -149,6 +91,48 @@ def head_parameters(model: nn.Module) -> int:
     )
 
 
+def resolvable_sets(model: nn.Module) -> tuple[str, ...]:
+    """The named target sets that this network has, in the order of TARGET_SETS."""
+    return tuple(name for name in TARGET_SETS if _is_resolvable(model, name))
+
+
+def _is_resolvable(model: nn.Module, name: str) -> bool:
+    try:
+        resolve_targets(model, name)
+    except TargetError:
+        return False
+    return True
+
+
+def notes(model: nn.Module) -> Iterator[str]:
+    """What no target set reaches although a user may expect it to: one line each, for plans and logs."""
+    for reason, paths in _by_reason(left_out(model)).items():
+        kinds = ", ".join(dict.fromkeys(map(_kind, paths)))
+        yield f"{kinds}: left out of every target set, as {reason}"
+    total = sum(parameter.numel() for parameter in model.parameters())
+    stacked = {name: parameter.numel() for name, parameter in model.named_parameters() if _is_stacked(model, name)}
+    if sum(stacked.values()) >= WORTH_SAYING * total:
+        kinds = ", ".join(dict.fromkeys(map(_kind, stacked)))
+        yield (
+            f"{kinds}: {sum(stacked.values()) / total:.0%} of the model's parameters stay frozen in every target set,"
+            " as they are no linear layers"
+        )
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path, reason in reasons.items():
+        found.setdefault(reason, []).append(path)
+    return found
+
+
+def _is_stacked(model: nn.Module, name: str) -> bool:
+    """Whether this parameter is several matrices in one tensor, as those of fused experts are; not a convolution's."""
+    owner, _, leaf = name.rpartition(".")
+    is_convolution = leaf == "weight" and hasattr(model.get_submodule(owner), "kernel_size")
+    return model.get_parameter(name).dim() > 2 and not is_convolution
+
+
 def trainable_parameters(
     model: nn.Module, target: str, rank: int, targets: Mapping[str, Sequence[str]] | None = None
 ) -> int:
@@ -176,7 +160,7 @@ class LayerKind:
 class ModelReport:
     """What `automl inspect` shows. trainable: target set -> rank -> trainable parameters, head included.
 
-    A set that the network does not have is missing from `trainable`; why is in `unresolved`.
+    A set that the network does not have is missing from `trainable`; why is in `unresolved`. notes: see `notes`.
     """
 
     architecture: str
@@ -186,6 +170,7 @@ class ModelReport:
     layers: tuple[LayerKind, ...]
     trainable: Mapping[str, Mapping[int, int]]
     unresolved: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def inspect_model(
@@ -210,6 +195,7 @@ def inspect_model(
             name: {rank: lora_parameters(layers, rank) + head for rank in ranks} for name, layers in resolved.items()
         },
         unresolved=unresolved,
+        notes=tuple(notes(model)),
     )
 
 
@@ -234,14 +220,22 @@ def _shape(path: str, module: nn.Linear | Conv1D) -> LinearShape:
 
 
 def _adaptable(model: nn.Module) -> list[LinearShape]:
-    """Linear layers of the backbone: all but those of the head and the lm_head."""
+    """Linear layers of the backbone that can be adapted."""
+    excluded = _excluded(model)
+    return [layer for layer in linear_layers(model) if layer.path not in excluded]
+
+
+def _excluded(model: nn.Module) -> dict[str, str]:
+    """Linear layers that belong to no set: path -> why, as the end of a sentence."""
     heads = tuple(f"{name}." for name in head_modules(model))
     output = _output_embeddings(model)
-    return [
-        layer
-        for layer in linear_layers(model)
-        if not f"{layer.path}.".startswith(heads) and model.get_submodule(layer.path) is not output
-    ]
+    reasons = left_out(model)
+    for path in (layer.path for layer in linear_layers(model)):
+        if f"{path}.".startswith(heads):
+            reasons[path] = "it is part of the head, which is trained in full"
+        elif model.get_submodule(path) is output:
+            reasons[path] = "the output over the vocabulary stays as it is, as it is often the embeddings' own weight"
+    return reasons
 
 
 def _output_embeddings(model: Any) -> nn.Module | None:
@@ -251,14 +245,22 @@ def _output_embeddings(model: Any) -> nn.Module | None:
     return output if isinstance(output, nn.Module) else None
 
 
-def _naming(model: nn.Module, target: str, layers: Sequence[LinearShape]) -> Naming:
-    for naming in NAMINGS.values():
-        if all(any(re.fullmatch(rf"(.*\.)?{name}", layer.path) for layer in layers) for name in naming):
-            return naming
-    raise TargetError(
-        f"target set '{target}' is not known for {type(model).__name__}; its linear layers are "
-        f"{_listing(layers)}; use all-linear, or name layers under targets:"
-    )
+def _by_roles(model: nn.Module, target: str, layers: Sequence[LinearShape]) -> list[LinearShape]:
+    """Layers of a named set; every role that it asks for must be there."""
+    patterns = {role: re.compile("|".join(rf"(.*\.)?{name}" for name in ROLES[role])) for role in SETS[target]}
+    lacking = [role for role, found in patterns.items() if not any(found.fullmatch(layer.path) for layer in layers)]
+    if lacking:
+        raise TargetError(
+            f"target set '{target}' is not known for {type(model).__name__}: no linear layer is known as its"
+            f" {' or '.join(lacking)}; it has {_listing(layers)}{_why_not(model)}; use all-linear, or name layers"
+            " under targets:"
+        )
+    return [layer for layer in layers if any(pattern.fullmatch(layer.path) for pattern in patterns.values())]
+
+
+def _why_not(model: nn.Module) -> str:
+    """What is no linear layer although it holds much of the model, or is left out, as part of a sentence."""
+    return "".join(f" ({note})" for note in notes(model))
 
 
 def _by_patterns(
@@ -270,15 +272,29 @@ def _by_patterns(
         pattern = _compiled(target, text)
         matched = {layer for layer in layers if pattern.fullmatch(layer.path)}
         if not matched:
-            near = _nearest(text, sorted({layer.path.rpartition(".")[2] for layer in layers}))
-            raise TargetError(
-                f"targets.{target}: '{text}' matches no linear layer of {type(model).__name__}; "
-                f"it has {_listing(layers)}{near}"
-            )
+            raise TargetError(f"targets.{target}: '{text}' {_nothing_for(model, pattern)}; {_offer(text, layers)}")
         chosen |= matched
     if not chosen:
         raise TargetError(f"targets.{target}: has no patterns; name at least one linear layer: {_listing(layers)}")
     return [layer for layer in layers if layer in chosen]
+
+
+def _nothing_for(model: nn.Module, pattern: re.Pattern[str]) -> str:
+    """Why a pattern yields nothing: what it matches is left out on purpose, or is no linear layer."""
+    for path, reason in _excluded(model).items():
+        if pattern.fullmatch(path):
+            return f"is left out on purpose: {reason}"
+    for path, module in model.named_modules():
+        if path and pattern.fullmatch(path):
+            return f"is no linear layer of {type(model).__name__}, but {type(module).__name__}"
+    if any(pattern.fullmatch(path) for path, _ in model.named_parameters()):
+        return f"is a tensor of {type(model).__name__} and no linear layer; only linear layers are adapted"
+    return f"matches no linear layer of {type(model).__name__}"
+
+
+def _offer(text: str, layers: Sequence[LinearShape]) -> str:
+    near = _nearest(text, sorted({layer.path.rpartition(".")[2] for layer in layers}))
+    return f"it has {_listing(layers)}{near}"
 
 
 def _compiled(target: str, text: str) -> re.Pattern[str]:

@@ -18,7 +18,7 @@ QLoRA (0.03, constant) and Unsloth (5 to 10 %).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from automl.space import parameters as hyper
@@ -51,15 +51,22 @@ AUTO_NAMES = (
 """Names that may be `auto`."""
 
 
-def suggested_ranges(model_parameters: int, steps: int) -> dict[str, Parameter]:
-    """The ranges above, for every name in AUTO_NAMES. model_parameters: of the backbone; steps: of a full trial."""
+TARGETS = ("all-linear", "qv", "attention", "mlp")
+"""Target sets that are tried, where the model has them."""
+
+
+def suggested_ranges(model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS) -> dict[str, Parameter]:
+    """The ranges above, for every name in AUTO_NAMES.
+
+    model_parameters: of the backbone; steps: of a full trial; target_sets: those that the model has.
+    """
     low, high = _learning_rates(model_parameters, steps)
     smallest, largest = (2, 64) if model_parameters < WIDE else (4, 128)
     return {
         "rank": IntParameter(name="rank", low=smallest, high=largest, log=True),
         "alpha_ratio": CategoricalParameter(name="alpha_ratio", choices=(0.5, 1.0, 2.0, 4.0)),
         "dropout": CategoricalParameter(name="dropout", choices=(0.0, 0.05, 0.1)),
-        "target": CategoricalParameter(name="target", choices=("all-linear", "qv", "attention", "mlp")),
+        "target": CategoricalParameter(name="target", choices=_targets(target_sets)),
         "learning_rate": FloatParameter(name="learning_rate", low=low, high=high, log=True),
         "weight_decay": CategoricalParameter(name="weight_decay", choices=(0.0, 0.01, 0.1)),
         "batch_size": CategoricalParameter(name="batch_size", choices=(8, 16, 32)),
@@ -69,9 +76,9 @@ def suggested_ranges(model_parameters: int, steps: int) -> dict[str, Parameter]:
     }
 
 
-def resolve(space: SearchSpace, model_parameters: int, steps: int) -> SearchSpace:
+def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS) -> SearchSpace:
     """The space with a range for each name in `auto`, widened so that it contains every enqueued value."""
-    ranges = suggested_ranges(model_parameters, steps)
+    ranges = suggested_ranges(model_parameters, steps, target_sets)
     resolved = {name: _widened(ranges[name], _enqueued(space, name)) for name in space.auto}
     before = [parameter for parameter in space.parameters if parameter.when is None]
     resolved |= {parameter.name: parameter for parameter in before}
@@ -118,6 +125,11 @@ def _learning_rates(model_parameters: int, steps: int) -> tuple[float, float]:
     if model_parameters >= SMALL:
         return 1e-5, 2e-3
     return (1e-4, 2e-2) if steps <= SHORT_STEPS else (5e-5, 1e-2)
+
+
+def _targets(target_sets: Sequence[str]) -> tuple[str, ...]:
+    """What `target` is chosen from; without any the first, whose refusal then says what the model has."""
+    return tuple(name for name in TARGETS if name in target_sets) or TARGETS[:1]
 
 
 def _enqueued(space: SearchSpace, name: str) -> list[Scalar]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from automl.metric import METRICS
-from automl.space.defaults import DEFAULT_SEARCHED, suggested_ranges
+from automl.space.defaults import DEFAULT_SEARCHED, TARGETS, suggested_ranges
 from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.trial import Scalar
@@ -32,11 +32,13 @@ def commented_space(
     task_type: str,
     model_parameters: int | None = None,
     columns: Mapping[str, str] | None = None,
+    target_sets: Sequence[str] = TARGETS,
 ) -> str:
     """Text of a space file with a comment on every line that has something to decide.
 
     model, data: as a user would write them (hub id, folder, file). model_parameters: number of parameters of the
     backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
+    target_sets: those that the model has.
     """
     metric = "accuracy" if task_type == "classification" else "loss"
     fitting = ", ".join(name for name, facts in METRICS.items() if task_type in facts.tasks)
@@ -56,7 +58,7 @@ def commented_space(
             "  seed: 7  # fixes the split and the order of the batches",
             "",
             "space:  # what may vary; what is not mentioned keeps its default",
-            *_parameter_lines(model_parameters),
+            *_parameter_lines(model_parameters, target_sets),
             "",
             "fixed:",
             "  batch_size: 8  # rows per optimizer step",
@@ -92,10 +94,10 @@ def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
     return ["  data:", source, f"    columns: {{{renamed}}}  # our name: the name in the data"]
 
 
-def _parameter_lines(model_parameters: int | None) -> list[str]:
+def _parameter_lines(model_parameters: int | None, target_sets: Sequence[str]) -> list[str]:
     if model_parameters is None:
         return [f"  {name}: auto  # {_COMMENTS[name]}; auto: by the model's size" for name in DEFAULT_SEARCHED]
-    ranges = suggested_ranges(model_parameters, STEPS)
+    ranges = suggested_ranges(model_parameters, STEPS, target_sets)
     return [f"  {name}: {_range(ranges[name])}  # {_COMMENTS[name]}" for name in DEFAULT_SEARCHED]
 
 

@@ -11,7 +11,7 @@ import torch
 from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters, LinearShape, lora_parameters
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
-from automl.models.inventory import head_parameters, resolve_targets
+from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
 from automl.space.defaults import advice, resolve
 from automl.space.spec import SearchSpace, SweepSpec
@@ -44,7 +44,7 @@ class Derivation:
 class Ground:
     """Backbone and data of a sweep, ready; `space` has every automatic range filled in.
 
-    obstacle: why its trials cannot be packed, empty if they can.
+    target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can.
     """
 
     backbone: BackboneRef
@@ -52,6 +52,7 @@ class Ground:
     prepared: Prepared
     space: SearchSpace
     derive: Derivation
+    target_sets: tuple[str, ...]
     advice: tuple[str, ...]
     obstacle: str
 
@@ -72,7 +73,8 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
     prepared = task.prepare(load_tokenizer(backbone), cache)
     head = task.head(prepared)
     model = skeleton(backbone, head.kind, head.labels)
-    space = resolve(spec.space, backbone.parameters, spec.search.steps)
+    target_sets = resolvable_sets(model)
+    space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
     hindrance = obstacle(model, choices(space, "method"))
@@ -84,7 +86,8 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
         prepared=prepared,
         space=space,
         derive=derive,
-        advice=tuple(advice(space, backbone.parameters, spec.search.steps)),
+        target_sets=target_sets,
+        advice=(*notes(model), *advice(space, backbone.parameters, spec.search.steps)),
         obstacle=hindrance,
     )
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from automl.space.defaults import resolve
+from automl.space.defaults import TARGETS, resolve
 from automl.space.load import parse_space
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 
 GROUND = "ground"
-"""Fingerprints of model and data, precision, size of the model, rows by split; workers and threads, slots, kernel."""
+"""Fingerprints of model and data, precision, size and target sets of the model, rows by split; workers and threads,
+slots, kernel."""
 BASELINE = "baseline"
 """Metrics without any training."""
 TABLE = "table"
@@ -47,4 +48,7 @@ def recorded_space(store: ResultStore, spec: SweepSpec) -> SearchSpace:
     if (table := last_event(store, TABLE)) is not None:
         return replace(spec.space, columns=tuple(table["columns"]))
     ground = last_event(store, GROUND)
-    return spec.space if ground is None else resolve(spec.space, int(ground["model_parameters"]), spec.search.steps)
+    if ground is None:
+        return spec.space
+    target_sets = ground.get("target_sets", TARGETS)
+    return resolve(spec.space, int(ground["model_parameters"]), spec.search.steps, target_sets)

@@ -152,6 +152,7 @@ class _Sweep:
             **ground.fingerprints,
             "precision": self._spec.run.precision,
             "model_parameters": ground.backbone.parameters,
+            "target_sets": list(ground.target_sets),
             "rows": dict(ground.prepared.rows),
             "layout": self._layout.as_dict(),
             "packing": {"slots": self._packing.slots, "solo": self._packing.solo},

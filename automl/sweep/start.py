@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from automl.errors import DataError
-from automl.models.backbone import resolve_model, skeleton
-from automl.models.inventory import ModelReport, inspect_model
+from automl.models.backbone import Kind, resolve_model, skeleton
+from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
 from automl.space.load import load_space, parse_space
 from automl.space.spec import SweepSpec
 from automl.space.template import commented_space
@@ -36,7 +36,7 @@ _INSTRUCTION_COLUMNS = ({"messages"}, {"conversations"}, {"instruction", "output
 
 
 def starting_space(model: str, data: str, *, task_type: str | None, study: str | None) -> str:
-    """Text of a commented space file for this model and data, ranges by the model's size.
+    """Text of a commented space file for this model and data, ranges by the model's size, target sets that it has.
 
     task_type: None reads it off the data's columns. Raises ModelError and DataError as a search would, and DataError if
     the columns do not tell what the task is.
@@ -46,8 +46,10 @@ def starting_space(model: str, data: str, *, task_type: str | None, study: str |
     found, renamed = _guess(columns, data) if task_type is None else (task_type, _renamed(columns))
     if found != "classification":
         renamed = {}
-    parameters = resolve_model(spec.model, cache_folder()).parameters
-    return commented_space(study or _study_name(data), model, data, found, parameters, renamed)
+    backbone = resolve_model(spec.model, cache_folder())
+    kind: Kind = "classification" if found == "classification" else "causal-lm"
+    target_sets = resolvable_sets(skeleton(backbone, kind))
+    return commented_space(study or _study_name(data), model, data, found, backbone.parameters, renamed, target_sets)
 
 
 def inspect_location(model: str, labels: int) -> ModelReport:
