@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
-from decimal import Decimal
 
 from automl.lora import Hyperparameters
-from automl.space.spec import CategoricalParameter, IntParameter, Parameter, SearchSpace
+from automl.space.spec import Parameter, SearchSpace
 from automl.trial import Scalar
 
 _FIELDS = {field.name: field.default for field in fields(Hyperparameters)}
@@ -47,34 +45,17 @@ def is_active(parameter: Parameter, params: Mapping[str, Scalar]) -> bool:
     return when is None or (when.parameter in params and params[when.parameter] in when.values)
 
 
-def contains(parameter: Parameter, value: Scalar) -> bool:
-    """Whether a value is one that the parameter can take."""
-    if isinstance(parameter, CategoricalParameter):
-        return any(
-            value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in parameter.choices
-        )
-    if isinstance(value, (bool, str)) or not _lies_between(value, parameter.low, parameter.high):
-        return False
-    if isinstance(parameter, IntParameter) and value != int(value):
-        return False
-    return parameter.step is None or is_multiple(value - parameter.low, parameter.step)
+def constraint_values(
+    space: SearchSpace, params: Mapping[str, Scalar], hyper: Hyperparameters, derived: Mapping[str, float]
+) -> dict[str, Scalar]:
+    """All names that a constraint may read, with their values; `derived` holds trainable_params.
 
-
-def _lies_between(value: float, low: float, high: float) -> bool:
-    """Ends included, up to the rounding of sums such as 0.1 + 0.2."""
-    return low <= value <= high or math.isclose(value, low) or math.isclose(value, high)
-
-
-def is_multiple(distance: float, step: float) -> bool:
-    """Whether a distance is a whole number of steps, up to the rounding of decimals such as 0.1."""
-    steps = Decimal(str(distance)) / Decimal(str(step))
-    return abs(steps - steps.to_integral_value()) < Decimal("1e-9")
-
-
-def constraint_values(hyper: Hyperparameters, derived: Mapping[str, float]) -> dict[str, Scalar]:
-    """All names that a constraint may read, with their values; `derived` holds trainable_params."""
+    hyper: what `params` assemble to. A ratio that is sampled or fixed is read as it was written, since alpha / rank
+    need not be the same number: 0.3 * 3 / 3 is not 0.3.
+    """
     plain = {name: value for name, value in asdict(hyper).items() if name != "rank_pattern"}
-    return {**plain, "alpha_ratio": hyper.alpha / hyper.rank, **derived}
+    written = {"alpha_ratio": hyper.alpha / hyper.rank, **space.fixed, **params}
+    return {**plain, "alpha_ratio": written["alpha_ratio"], **derived}
 
 
 def _as_declared(name: str, value: Scalar) -> Scalar:

@@ -11,10 +11,11 @@ from urllib.parse import parse_qsl, urlsplit
 from automl.lora import TARGET_SETS
 from automl.metric import GENERATION_METRICS, METRICS
 from automl.space import parameters as hyper
-from automl.space.assemble import assemble, constraint_values, contains
+from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED
 from automl.space.messages import Problems, nearest, shown, unknown
+from automl.space.points import contains
 from automl.space.ranges import build_parameters, described
 from automl.space.schema import RunSection
 from automl.space.schema_search import SearchSection
@@ -313,7 +314,7 @@ def _is_hopeless(constraint: Constraint, space: SearchSpace) -> bool:
         varying |= {"alpha", "alpha_ratio"}
     if constraint.names & varying or {"alpha", "alpha_ratio"} <= set(space.fixed):
         return False
-    return constraint.violation(constraint_values(assemble(space, {}), {})) > 0
+    return constraint.violation(constraint_values(space, {}, assemble(space, {}), {})) > 0
 
 
 def _check_grid(space: SearchSpace, problems: Problems) -> None:

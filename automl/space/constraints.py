@@ -1,7 +1,8 @@
 """Conditions over hyperparameters (`rank * 2 <= alpha`, `target in ["qv", "mlp"]`): parsed once, checked, measured.
 
-A small part of Python's expression grammar, evaluated node by node; nothing is ever handed to `eval`. Which names a
-space file may use is decided in `automl.space.load`.
+A small part of Python's expression grammar, evaluated node by node; nothing is ever handed to `eval`. Numbers are equal
+if they differ by the rounding of binary arithmetic alone, so that 0.1 * 3 is 0.3. Which names a space file may use is
+decided in `automl.space.load`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
+    ast.FloorDiv: lambda first, second: _floored(first, second),
+    ast.Mod: lambda first, second: _remainder(first, second),
     ast.Pow: operator.pow,
 }
 _NEGATED: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -206,15 +207,15 @@ def _missed_by(op: ast.cmpop, left: ast.expr, right: ast.expr, values: Mapping[s
     kind = _NEGATED[type(op)] if negate else type(op)
     first = _value(left, values)
     if kind in (ast.In, ast.NotIn):
-        found = any(first == _value(item, values) for item in getattr(right, "elts", ()))
+        found = any(_equal(first, _value(item, values)) for item in getattr(right, "elts", ()))
         return 0.0 if found == (kind is ast.In) else 1.0
     second = _value(right, values)
     if kind is ast.Eq:
         distance = abs(_distance(first, second))
         return UNDEFINED if math.isnan(distance) else distance
     if kind is ast.NotEq:
-        return 1.0 if first == second else 0.0
-    difference = _number(first) - _number(second)
+        return 1.0 if _equal(first, second) else 0.0
+    difference = _distance(first, second)
     if kind in (ast.Gt, ast.GtE):
         difference = -difference
     is_strict = kind in (ast.Lt, ast.Gt)
@@ -223,10 +224,36 @@ def _missed_by(op: ast.cmpop, left: ast.expr, right: ast.expr, values: Mapping[s
     return math.ulp(_number(first)) if is_strict and difference == 0 else difference
 
 
+def _equal(first: Scalar, second: Scalar) -> bool:
+    return _distance(first, second) == 0
+
+
 def _distance(first: Scalar, second: Scalar) -> float:
     if isinstance(first, str) or isinstance(second, str):
         return 0.0 if first == second else 1.0
-    return float(first) - float(second)
+    one, other = float(first), float(second)
+    return 0.0 if math.isfinite(one) and _is_near(one, other) else one - other
+
+
+def _is_near(one: float, other: float) -> bool:
+    """Whether two numbers differ by no more than a few roundings (of whole numbers, below 1e13, by none)."""
+    return math.isclose(one, other, rel_tol=1e-13, abs_tol=1e-15)
+
+
+def _floored(first: float, second: float) -> float:
+    """first // second, but 3 for 0.3 // 0.1, of which binary arithmetic makes 2."""
+    quotient = first / second
+    if not math.isfinite(quotient):
+        return math.nan
+    return float(round(quotient) if _is_near(quotient, round(quotient)) else math.floor(quotient))
+
+
+def _remainder(first: float, second: float) -> float:
+    """first % second, but 0 for 0.3 % 0.1, of which binary arithmetic makes almost 0.1."""
+    quotient = first / second
+    if not math.isfinite(quotient):
+        return math.nan
+    return 0.0 if _is_near(quotient, round(quotient)) else first % second
 
 
 def _value(node: ast.AST, values: Mapping[str, Scalar]) -> Scalar:

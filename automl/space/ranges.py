@@ -8,8 +8,8 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from automl.space import parameters as hyper
-from automl.space.assemble import contains, is_multiple
 from automl.space.messages import Problems, shown, unknown
+from automl.space.points import contains, is_divided, is_too_fine
 from automl.space.schema_space import ChoiceSection, FloatSection, IntSection
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
 from automl.space.yaml_nodes import KeyPath
@@ -101,7 +101,9 @@ def _check_range(
         checked_value(parameter.name, value, (*path, end), problems)
     if parameter.log and is_step_given:
         problems.at_value((*path, "step"), "step and log: true exclude each other; remove one")
-    elif step and not is_multiple(high - low, step):
+    elif step and is_too_fine(low, high, step):
+        problems.at_value((*path, "step"), f"{shown(step)} is too small to tell values up to {shown(high)} apart")
+    elif step and not is_divided(low, high, step):
         problems.at_value((*path, "step"), f"{shown(step)} does not lead from low {shown(low)} to high {shown(high)}")
 
 

@@ -11,7 +11,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from automl.space.assemble import active_parameters, contains
+from automl.space.assemble import active_parameters
+from automl.space.points import contains, snapped
 from automl.space.spec import SearchSpace
 from automl.study.registry import refuse
 from automl.trial import Scalar
@@ -47,7 +48,7 @@ def _fitting(trial: FrozenTrial, space: SearchSpace) -> Iterator[tuple[str, Scal
     for parameter in active_parameters(space, trial.params):
         value = trial.params.get(parameter.name)
         if value is not None and contains(parameter, value):
-            yield parameter.name, value
+            yield parameter.name, snapped(parameter, value)
 
 
 def is_stalled(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], patience: int) -> bool:

@@ -1,4 +1,4 @@
-"""Sampling under constraints over the whole configuration, around any of Optuna's samplers."""
+"""Sampling of whole configurations, feasible ones and in a finite space new ones, around any of Optuna's samplers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from automl.space.assemble import active_parameters
 from automl.space.spec import SearchSpace
-from automl.study.distributions import distributions
+from automl.study.distributions import distributions, known_values
 from automl.study.feasibility import Feasibility
+from automl.study.grid import Configurations
 from automl.trial import Scalar
 
 ATTEMPTS = 200
@@ -22,6 +23,8 @@ ATTEMPTS = 200
 
 class ConstrainedSampler(BaseSampler):
     """Asks the base sampler for whole configurations until one satisfies every constraint, then draws at random.
+
+    In a finite space it must also be new to the study: trained again, it would differ by its random start only.
 
     Optuna samples parameters one after another, so a condition over several of them can only be checked when all are
     known. Hence the whole active configuration is drawn inside `sample_relative`, from what the base proposes jointly
@@ -32,9 +35,18 @@ class ConstrainedSampler(BaseSampler):
     """
 
     def __init__(
-        self, base: BaseSampler, space: SearchSpace, feasibility: Feasibility, *, proposals: int, seed: int
+        self,
+        base: BaseSampler,
+        space: SearchSpace,
+        feasibility: Feasibility,
+        *,
+        proposals: int,
+        seed: int,
+        configurations: Configurations | None = None,
     ) -> None:
+        """configurations: those of the space, if it is finite."""
         self._base = base
+        self.configurations = configurations
         self._proposals = proposals
         self._random = RandomSampler(seed=seed)
         self._space = space
@@ -51,7 +63,7 @@ class ConstrainedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A complete active configuration that satisfies all constraints; after ATTEMPTS tries the last one drawn."""
+        """A complete active configuration that is wanted; after ATTEMPTS tries an untried one, else the last drawn."""
         inferred = self._base.infer_relative_search_space(study, trial)
         params: dict[str, Scalar] = {}
         for attempt in range(ATTEMPTS):
@@ -60,9 +72,13 @@ class ConstrainedSampler(BaseSampler):
                 params = self._complete(study, trial, relative, self._base)
             else:
                 params = self._complete(study, trial, {}, self._random)
-            if self._feasibility.violated(params) is None:
-                break
-        return params
+            if self._is_wanted(study, trial, params):
+                return params
+        return dict((self.configurations and self.configurations.fresh(study, trial)) or params)
+
+    def _is_wanted(self, study: Study, trial: FrozenTrial, params: Mapping[str, Scalar]) -> bool:
+        is_fresh = self.configurations is None or self.configurations.is_fresh(study, trial, params)
+        return is_fresh and self._feasibility.violated(params) is None
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -98,8 +114,3 @@ class ConstrainedSampler(BaseSampler):
             else:
                 params[name] = independent.sample_independent(study, trial, name, dist)
         return params
-
-
-def known_values(trial: FrozenTrial) -> Mapping[str, Scalar]:
-    """Values the trial has before it is sampled: those enqueued with it, and those stored already."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}

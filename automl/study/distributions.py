@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from collections.abc import Mapping
 
 import optuna
 from optuna.distributions import (
@@ -12,9 +12,11 @@ from optuna.distributions import (
     IntDistribution,
     check_distribution_compatibility,
 )
+from optuna.trial import FrozenTrial
 
 from automl.errors import SpaceChangedError
 from automl.space.assemble import active_parameters
+from automl.space.points import last_point
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
 from automl.trial import Scalar
 
@@ -22,10 +24,10 @@ from automl.trial import Scalar
 def distribution(parameter: Parameter) -> BaseDistribution:
     """Optuna's distribution of one parameter; `high` is lowered to the last point of the grid if there is a step."""
     match parameter:
-        case FloatParameter(low=low, high=high, step=step, log=log):
-            return FloatDistribution(low, _last_point(low, high, step) if step else high, log=log, step=step)
-        case IntParameter(low=low, high=high, step=step, log=log):
-            return IntDistribution(low, low + (high - low) // step * step, log=log, step=step)
+        case FloatParameter(low=low, step=step, log=log):
+            return FloatDistribution(low, last_point(parameter), log=log, step=step)
+        case IntParameter(low=low, step=step, log=log):
+            return IntDistribution(low, int(last_point(parameter)), log=log, step=step)
         case CategoricalParameter(choices=choices):
             return CategoricalDistribution(choices)
 
@@ -44,6 +46,11 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Scalar]:
     for parameter in active_parameters(space, params):
         params[parameter.name] = _suggested(trial, parameter.name, distribution(parameter))
     return params
+
+
+def known_values(trial: FrozenTrial) -> Mapping[str, Scalar]:
+    """Values the trial has before it is sampled: those enqueued with it, and those stored already."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def is_conditional(space: SearchSpace) -> bool:
@@ -76,9 +83,3 @@ def _suggested(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Scalar
             assert choice is not None  # a space file has no null choices
             return choice
     raise AssertionError(dist)
-
-
-def _last_point(low: float, high: float, step: float) -> float:
-    """The largest low + n * step <= high, computed in decimal as Optuna does, so that 0.3 is a multiple of 0.1."""
-    start, end, width = (Decimal(str(number)) for number in (low, high, step))
-    return float(start + (end - start) // width * width)

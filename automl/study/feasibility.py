@@ -29,5 +29,5 @@ class Feasibility:
         if not self._space.constraints:
             return None
         hyper = assemble(self._space, params)
-        values = constraint_values(hyper, self._derive(hyper))
+        values = constraint_values(self._space, params, hyper, self._derive(hyper))
         return next((constraint for constraint in self._space.constraints if constraint.violation(values) > 0), None)

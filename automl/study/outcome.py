@@ -46,3 +46,8 @@ class StudyEvent:
     kind: str
     trial: int
     text: str
+
+
+def exhausted_text(configurations: int) -> str:
+    """Why a search of a finite space has ended, in a few words."""
+    return f"all {configurations:,} configurations of the space have been tried"

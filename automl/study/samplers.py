@@ -1,7 +1,7 @@
 """Samplers by name, their options and what they need installed.
 
-Options are the keyword arguments of Optuna's classes. A sampler with constraints in the space is wrapped by
-`ConstrainedSampler`; without them it is Optuna's own object.
+Options are the keyword arguments of Optuna's classes. A sampler of a finite space or of one with constraints is
+wrapped by `ConstrainedSampler`; any other is Optuna's own object.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 
 from automl.errors import MissingExtraError
+from automl.space.points import MOST_CONFIGURATIONS, count_configurations
 from automl.space.spec import SearchSettings, SearchSpace
 from automl.study.constrained import ConstrainedSampler
 from automl.study.distributions import is_conditional
 from automl.study.feasibility import Feasibility
-from automl.study.grid import GridSampler
+from automl.study.grid import Configurations, GridSampler
 from automl.study.registry import Options, lookup, merge_options, refuse
 from automl.study.seeding import derive_seed, sampler_seed
 
@@ -70,9 +71,24 @@ def make_sampler(settings: SearchSettings, space: SearchSpace, feasibility: Feas
             base = entry.build(context, options)
     except (TypeError, ValueError) as error:
         raise refuse("sampler_options", str(error)) from error
-    if not space.constraints or isinstance(base, GridSampler):
+    finite = _finite(context)
+    if isinstance(base, GridSampler) or (finite is None and not space.constraints):
         return base
-    return ConstrainedSampler(base, space, feasibility, proposals=entry.proposals, seed=context.seed)
+    return ConstrainedSampler(
+        base, space, feasibility, proposals=entry.proposals, seed=context.seed, configurations=finite
+    )
+
+
+def configurations_of(sampler: BaseSampler) -> Configurations | None:
+    """The configurations a sampler of `make_sampler` chooses from, None if they cannot be listed."""
+    return sampler.configurations if isinstance(sampler, (GridSampler, ConstrainedSampler)) else None
+
+
+def _finite(context: SamplerContext) -> Configurations | None:
+    count = count_configurations(context.space)
+    if count is None or not 0 < count <= MOST_CONFIGURATIONS or not context.space.parameters:
+        return None
+    return Configurations(context.space, context.feasibility, seed=context.study_seed)
 
 
 def require(sampler: str, packages: Sequence[str]) -> None:

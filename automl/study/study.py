@@ -33,13 +33,12 @@ from automl.study.distributions import check_compatible, suggest
 from automl.study.enqueueing import WARM_START, lent, missing
 from automl.study.feasibility import Derive, Feasibility
 from automl.study.front import Point, has_front_stalled
-from automl.study.grid import GridSampler
-from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent
+from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent, exhausted_text
 from automl.study.parking import ParkedAsPruned, ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
 from automl.study.pruners import make_pruner
 from automl.study.retention import ADAPTER, Retention
-from automl.study.samplers import make_sampler
+from automl.study.samplers import configurations_of, make_sampler
 from automl.study.screening import screen
 from automl.study.seeding import data_seed, trial_seed
 from automl.study.sole_writer import SoleWriterStorage
@@ -54,6 +53,8 @@ _ENQUEUED = "enqueued"
 
 STALLED = "stalled"
 """Event: `search.patience` was exhausted."""
+EXHAUSTED = "exhausted"
+"""Event: every configuration of a finite space has been tried."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,6 +151,7 @@ class Study:
         )
         self._best: BestTrial | None = None
         self._sampler = make_sampler(settings, space, self._feasibility, run=run)
+        self._configurations = configurations_of(self._sampler)
         self._pruner = make_pruner(settings)
         self._parking = self._pruner if isinstance(self._pruner, ParkingPruner) else None
         self._directions = [self.direction] if settings.also_minimize is None else [self.direction, "minimize"]
@@ -309,15 +311,23 @@ class Study:
         return _Open(trial=trial, params=params, hyper=assemble(self._space, params))
 
     def _may_create(self) -> bool:
-        """Whether a new trial may be asked for: the budget has room and the grid, if there is one, is not used up."""
+        """Whether a new trial may be asked for: the budget has room and a finite space holds something untried."""
         if self._budget.trials_left(self._in_progress) <= 0 or not self._budget.affords(*self._cost(0)):
             return False
         if not self._waiting and self._has_stalled():
             return False
-        if self._waiting or not isinstance(self._sampler, GridSampler):
-            return True
-        self._exhausted = self._exhausted or self._sampler.is_exhausted(self._optuna)
-        return not self._exhausted
+        return bool(self._waiting) or not self._is_exhausted()
+
+    def _is_exhausted(self) -> bool:
+        """Whether every configuration of a finite space has had its trial; once so, it stays so."""
+        known = self._configurations
+        if known is None or self._exhausted or not known.are_exhausted(self._optuna):
+            return self._exhausted
+        self._exhausted = True
+        count = len(known.feasible)
+        self._store.add_event(EXHAUSTED, {"configurations": count, "run": self._run})
+        logger.info("no new trials: %s", exhausted_text(count))
+        return True
 
     def _has_stalled(self) -> bool:
         """Whether nothing better is to be expected; once said, it stays so, lest the last promotions change it."""

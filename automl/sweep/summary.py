@@ -13,10 +13,12 @@ from automl import durable
 from automl.metric import METRICS
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
+from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
 from automl.study.front import Point, pareto_front
+from automl.study.outcome import exhausted_text
 from automl.study.queries import TrialRow, list_trials
-from automl.study.study import STALLED
+from automl.study.study import EXHAUSTED, STALLED
 from automl.sweep.folders import study_folder
 from automl.sweep.record import last_event, recorded_baseline, recorded_space
 from automl.trial import Scalar, TrialState
@@ -32,7 +34,8 @@ class Summary:
 
     value, baseline: the objective on validation rows, of the best trial and without training. spent_steps: optimizer
     steps of all trials; full_steps: what the same trials would have taken without pruning. patience: trials without a
-    better value after which the search ended before its budget was spent, None if it did not. also_minimize: the second
+    better value after which the search ended before its budget was spent, None if it did not. exhausted: number of
+    configurations of a finite space of which none was left to try, None if there were more. also_minimize: the second
     objective, if there are two; front: then the complete trials that no other one beats in both, smallest first.
     """
 
@@ -49,6 +52,7 @@ class Summary:
     database: str
     folder: str
     patience: int | None = None
+    exhausted: int | None = None
     also_minimize: str | None = None
     front: tuple[TrialRow, ...] = ()
 
@@ -88,6 +92,7 @@ class Summary:
             "database": self.database,
             "folder": self.folder,
             "ended_by_patience": self.patience,
+            "exhausted_configurations": self.exhausted,
             "also_minimize": self.also_minimize,
             "front": [asdict(row) for row in self.front],
         }
@@ -113,9 +118,16 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         database=mask_url(spec.storage_url),
         folder=str(study_folder(spec)),
         patience=(last_event(store, STALLED) or {}).get("patience"),
+        exhausted=_exhausted(store),
         also_minimize=spec.search.also_minimize,
         front=front_of(rows, direction),
     )
+
+
+def _exhausted(store: ResultStore) -> int | None:
+    """Number of configurations if the last run that finished left none untried; the space may have grown since then."""
+    tried, finished = last_event(store, EXHAUSTED) or {}, last_event(store, "finished") or {}
+    return tried.get("configurations") if tried.get("run") == finished.get("run") else None
 
 
 def _configuration(space: SearchSpace, params: Mapping[str, Scalar]) -> dict[str, Any]:
@@ -180,6 +192,8 @@ def headline(summary: Summary) -> str:
         text += f". {_front_text(summary, summary.also_minimize)}"
     if summary.patience is not None:
         text += f". The search ended early: {summary.patience} trials in a row brought nothing better"
+    if summary.exhausted is not None:
+        text += f". The search ended there: {exhausted_text(summary.exhausted)}"
     return text + "."
 
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automl.lora import Hyperparameters
-from automl.space.assemble import active_parameters, assemble, constraint_values, contains
+from automl.space.assemble import active_parameters, assemble, constraint_values
+from automl.space.constraints import parse_constraint
 from automl.space.load import parse_space
 from automl.space.parameters import KINDS
+from automl.space.points import contains
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
 from automl.trial import Scalar
 
@@ -69,7 +71,7 @@ def test_assembled_configurations_lie_inside_the_space(data: st.DataObject) -> N
     assert ("dropout" in params) == (hyper.target == "all-linear")
     assert ("use_rslora" in params) == (hyper.rank in (16, 32))
     assert ("schedule" in params) == hyper.use_rslora
-    values = constraint_values(hyper, {"trainable_params": 1.0})
+    values = constraint_values(space, params, hyper, {"trainable_params": 1.0})
     assert set(values) == set(KINDS)
 
 
@@ -87,6 +89,18 @@ def test_a_ratio_multiplies_the_rank_wherever_they_come_from() -> None:
 def test_a_name_that_is_not_searched_is_refused() -> None:
     with pytest.raises(ValueError, match="'dropout' is not a parameter of this space; it has rank"):
         assemble(space_of("space: {rank: {type: int, low: 2, high: 8}}"), {"dropout": 0.1})
+
+
+@pytest.mark.parametrize("rank", range(1, 65))
+def test_a_constraint_reads_the_ratio_that_was_sampled(rank: int) -> None:
+    space = space_of(
+        "space: {rank: {type: int, low: 1, high: 64}, alpha_ratio: {type: categorical, choices: [0.1, 9]}}"
+    )
+    for ratio in (0.1, 0.3, 0.7, 1.1):
+        params = {"rank": rank, "alpha_ratio": ratio}
+        values = constraint_values(space, params, assemble(space, params), {})
+        for text in (f"alpha_ratio in [{ratio}]", f"alpha_ratio <= {ratio}", f"alpha == rank * {ratio}"):
+            assert parse_constraint(text).violation(values) <= 0
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,38 @@ def test_violation_says_how_much_is_missed(expression: str, violation: float) ->
     assert constraint.violation(VALUES) == violation
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "dropout in [0.1, 0.3]",
+        "dropout == 0.3",
+        "dropout <= 0.3",
+        "0.3 >= dropout",
+        "not dropout > 0.3",
+        "not (dropout < 0.3)",
+        "not (dropout != 0.3)",
+        "not (dropout not in [0.3])",
+        "dropout - 0.1 - 0.2 == 0",
+        "dropout % 0.1 == 0",
+        "dropout // 0.1 == 3",
+        "dropout * 3 == 0.9",
+    ],
+)
+def test_numbers_that_differ_by_rounding_alone_are_equal(expression: str) -> None:
+    for dropout in (0.3, 0.1 + 0.2, 0.1 * 3, 0.29999999999999993):
+        assert parse_constraint(expression).violation({"dropout": dropout}) <= 0
+
+
+@pytest.mark.parametrize("expression", ["dropout < 0.3", "dropout > 0.3", "dropout != 0.3", "dropout not in [0.3]"])
+def test_what_is_equal_is_neither_less_nor_more_nor_other(expression: str) -> None:
+    assert parse_constraint(expression).violation({"dropout": 0.1 + 0.2}) > 0
+
+
+def test_whole_numbers_are_never_taken_for_their_neighbours() -> None:
+    at_most = parse_constraint("trainable_params <= 700_000_000_000")
+    assert at_most.violation({"trainable_params": 700_000_000_001}) > 0
+
+
 def test_a_strict_comparison_of_equal_numbers_is_violated() -> None:
     assert 0 < parse_constraint("rank < 8").violation(VALUES) < 1e-9
     assert parse_constraint("not rank < 8").violation(VALUES) <= 0

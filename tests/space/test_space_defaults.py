@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from automl.space.assemble import contains
 from automl.space.defaults import AUTO_NAMES, advice, resolve, suggested_ranges
 from automl.space.load import parse_space
 from automl.space.parameters import checked
+from automl.space.points import contains
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSpace
 
 HEAD = "version: 1\nstudy: s\nmodel: org/name\ntask: {type: classification, data: a.csv}\n"

@@ -12,12 +12,13 @@ from optuna.trial import TrialState
 
 from automl.errors import ConfigError, MissingExtraError, SpaceChangedError
 from automl.space.assemble import assemble
+from automl.space.points import values
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSpace, When
 from automl.study.constrained import ConstrainedSampler
 from automl.study.distributions import check_compatible, distribution, suggest
 from automl.study.feasibility import Feasibility
 from automl.study.grid import GridSampler
-from automl.study.samplers import SAMPLERS, make_sampler, require
+from automl.study.samplers import SAMPLERS, configurations_of, make_sampler, require
 from automl.trial import Scalar
 from tests.study.driving import CONDITIONAL, SPACE, constrained, derive, settings
 
@@ -137,18 +138,98 @@ def test_the_grid_visits_every_active_configuration_once() -> None:
     assert sorted(map(str, drawn)) == sorted(map(str, expected))
 
 
+@pytest.mark.parametrize(
+    "dropout",
+    [
+        FloatParameter(name="dropout", low=0.0, high=0.3, step=0.1),
+        FloatParameter(name="dropout", low=0.05, high=0.15, step=0.05),
+        FloatParameter(name="dropout", low=0.1, high=0.75, step=0.2),
+        FloatParameter(name="dropout", low=0.0, high=0.7, step=0.1),
+    ],
+    ids=str,
+)
+def test_a_grid_of_decimals_visits_each_once_and_is_then_exhausted(dropout: FloatParameter) -> None:
+    space = SearchSpace(parameters=(dropout, _choices("target", "qv", "mlp")))
+    sampler = make_sampler(settings(sampler="grid"), space, Feasibility(space, derive), run=1)
+    study = optuna.create_study(sampler=sampler)
+    drawn = []
+    while not configurations_of(sampler).are_exhausted(study):  # type: ignore[union-attr]
+        trial = study.ask()
+        drawn.append(tuple(suggest(trial, space).values()))
+        study.tell(trial, 0.0)
+        assert len(set(drawn)) == len(drawn) <= 16
+    assert len(drawn) == 2 * len(values(dropout))
+
+
+def test_a_grid_knows_what_another_sampler_has_tried_in_binary_arithmetic() -> None:
+    space = SearchSpace(parameters=(FloatParameter(name="dropout", low=0.0, high=0.3, step=0.1),))
+    study = optuna.create_study()
+    study.enqueue_trial({"dropout": 0.1 + 0.1})
+    study.sampler = make_sampler(settings(sampler="grid"), space, Feasibility(space, derive), run=1)
+    drawn = []
+    for _ in range(4):
+        trial = study.ask()
+        drawn.append(round(float(suggest(trial, space)["dropout"]), 6))
+        study.tell(trial, 0.0)
+    assert sorted(drawn) == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_an_enqueued_value_is_completed_to_a_configuration_that_was_not_tried() -> None:
+    space = SearchSpace(parameters=(_choices("target", "qv", "mlp"), _choices("rank", 2, 4, 8)))
+    study = optuna.create_study(
+        sampler=make_sampler(settings(sampler="grid"), space, Feasibility(space, derive), run=1)
+    )
+    for _ in range(3):
+        study.enqueue_trial({"target": "mlp"})
+    drawn = [tuple(suggest(study.ask(), space).values()) for _ in range(6)]
+    assert len(set(drawn)) == 6
+
+
+FINITE = SearchSpace(
+    parameters=(_choices("target", "qv", "mlp"), FloatParameter(name="dropout", low=0.0, high=0.3, step=0.1))
+)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("expressions", [(), ("dropout in [0, 0.1, 0.3]",)], ids=["free", "constrained"])
+def test_no_sampler_tries_a_configuration_of_a_finite_space_twice(sampler: str, expressions: tuple[str, ...]) -> None:
+    space = constrained(FINITE, *expressions)
+    made = make_sampler(settings(sampler=sampler), space, Feasibility(space, derive), run=1)
+    study = optuna.create_study(sampler=made)
+    drawn = []
+    while not configurations_of(made).are_exhausted(study):  # type: ignore[union-attr]
+        trial = study.ask()
+        params = suggest(trial, space)
+        drawn.append((params["target"], round(float(params["dropout"]), 6)))
+        study.tell(trial, 0.0)
+        assert len(set(drawn)) == len(drawn) <= 8
+    assert len(drawn) == (6 if expressions else 8)
+
+
+def test_a_configuration_that_the_budget_cut_off_before_it_was_trained_is_tried_later() -> None:
+    space = SearchSpace(parameters=(_choices("target", "qv"),))
+    sampler = make_sampler(settings(sampler="grid"), space, Feasibility(space, derive), run=1)
+    study = optuna.create_study(sampler=sampler)
+    for reason, is_exhausted in (("budget", False), ("error", True)):
+        trial = study.ask()
+        suggest(trial, space)
+        trial.set_user_attr("stop_reason", reason)
+        study.tell(trial, state=TrialState.FAIL)
+        assert configurations_of(sampler).are_exhausted(study) is is_exhausted  # type: ignore[union-attr]
+
+
 def test_the_grid_goes_on_where_another_run_stopped() -> None:
     study = optuna.create_study()
     seen = []
     for run in range(1, 17):
         study.sampler = sampler = make_sampler(settings(sampler="grid"), GRID, Feasibility(GRID, derive), run=run)
         assert isinstance(sampler, GridSampler)
-        assert not sampler.is_exhausted(study)
+        assert not sampler.configurations.are_exhausted(study)
         trial = study.ask()
         seen.append(str(suggest(trial, GRID)))
         study.tell(trial, state=TrialState.FAIL)
     assert len(set(seen)) == 16
-    assert sampler.is_exhausted(study)
+    assert sampler.configurations.are_exhausted(study)
 
 
 @pytest.mark.parametrize(
@@ -160,10 +241,22 @@ def test_the_grid_goes_on_where_another_run_stopped() -> None:
             SearchSpace(
                 parameters=tuple(IntParameter(name=name, low=1, high=100) for name in ("rank", "alpha", "batch_size"))
             ),
-            "more than 100,000 configurations",
+            "1,000,000 configurations, more than 100,000",
+        ),
+        (
+            constrained(
+                SearchSpace(
+                    parameters=(
+                        IntParameter(name="rank", low=1, high=256),
+                        IntParameter(name="batch_size", low=1, high=1024),
+                    )
+                ),
+                "rank * batch_size <= 4096",
+            ),
+            "262,144 configurations, more than 100,000",
         ),
     ],
-    ids=["continuous", "infeasible", "large"],
+    ids=["continuous", "infeasible", "large", "large before constraints"],
 )
 def test_an_impossible_grid_is_refused(space: SearchSpace, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
