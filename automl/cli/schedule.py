@@ -76,7 +76,13 @@ def _register_changes(group: typer.Typer) -> None:
             bool,
             typer.Option("--warm-start/--no-warm-start", help="Try the best of the last successful night first."),
         ] = True,
-        verify: Annotated[bool, typer.Option("--verify", help="Verify each night's winner on test rows.")] = False,
+        verify: Annotated[
+            bool | None,
+            typer.Option(
+                "--verify/--no-verify",
+                help="Verify each night's winner on test rows. Default: only if the file has verify.automatic: true.",
+            ),
+        ] = None,
         noise: Annotated[
             float | None,
             typer.Option("--noise", help="Least difference that counts. Default: by metric and number of rows."),
@@ -101,6 +107,7 @@ def _register_changes(group: typer.Typer) -> None:
         """Run the sweep of a space file at these times, each night as a fresh study."""
         from automl.schedule.cron import check_cron
         from automl.schedule.options import Options, check_options
+        from automl.space.derive import demands_verification
         from automl.space.load import load_space
         from automl.storage.claims import Claimant
         from automl.storage.schedules import Definition, ScheduleStore, find_schedule
@@ -110,7 +117,7 @@ def _register_changes(group: typer.Typer) -> None:
         own = name or spec.study.replace(" ", "-")
         options = Options(
             warm_start=warm_start,
-            verify=verify,
+            verify=demands_verification(spec) if verify is None else verify,
             noise=noise,
             keep_nights=keep_nights,
             keep_artifacts=keep_artifacts,

@@ -53,11 +53,8 @@ class NightWork(Work):
             text = self._text(database)
         spec = parse_space(text, f"space of schedule {self.schedule.name}", Path(self.schedule.folder))
         folder = study_folder(spec)
-        steps = [Step([*self._place.program, "search", str(folder / SPACE_FILE)], folder / LOG_FILE)]
-        if self.options.verify:
-            steps.append(Step([*self._place.program, "verify", spec.study], folder / LOG_FILE))
         write_space(folder, text)
-        return steps
+        return [Step([*self._place.program, "search", str(folder / SPACE_FILE)], folder / LOG_FILE)]
 
     def renew(self) -> bool:
         return self._store.renew(self.firing)
@@ -111,7 +108,12 @@ class NightWork(Work):
             earlier = None  # somebody has removed it
         heading = f"The {self.name}; made by automl from the schedule's space file."
         return derived_text(
-            spec, study=self.study, heading=heading, folder=Path(self.schedule.folder), warm_start=earlier
+            spec,
+            study=self.study,
+            heading=heading,
+            folder=Path(self.schedule.folder),
+            warm_start=earlier,
+            verify=self.options.verify,
         )
 
     def _judge(self, database: Database) -> None:

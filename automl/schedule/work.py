@@ -35,7 +35,7 @@ AUTOML = (sys.executable, "-m", "automl.cli.main")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where and how works run. url: of the database, with its secrets. folder: where relative paths of submissions
-    begin. program: the command line that `search` and `verify` are given to. address: of the Ray cluster that submitted
+    begin. program: the command line that `search` is given to. address: of the Ray cluster that submitted
     sweeps join, None = each starts a private one.
     """
 

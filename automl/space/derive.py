@@ -22,12 +22,13 @@ def derived_text(
     folder: Path,
     warm_start: str | None = None,
     address: str | None = None,
+    verify: bool | None = None,
 ) -> str:
     """Text of a space file for `study` that means otherwise the same as the one `spec` was loaded from.
 
     Paths are absolute; a relative `run.output` begins at `folder`. `storage.url` is left out, so that AUTOML_DB_URL
-    decides. warm_start, address: take the place of the file's own `search.warm_start` and `run.address`. heading: what
-    the first line says, as a comment.
+    decides. warm_start, address, verify: take the place of the file's own `search.warm_start`, `run.address` and
+    `verify.automatic`. heading: what the first line says, as a comment.
     """
     document: dict[str, Any] = dict(_written(spec))
     document["study"] = study
@@ -48,8 +49,16 @@ def derived_text(
     document["storage"] = {key: value for key, value in (document.get("storage") or {}).items() if key != "url"}
     if warm_start is not None:
         document["search"] = {**(document.get("search") or {}), "warm_start": warm_start}
+    if verify is not None:
+        document["verify"] = {**(document.get("verify") or {}), "automatic": verify}
     body = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     return f"# {' '.join(heading.split())}\n{body}\n"
+
+
+def demands_verification(spec: SweepSpec) -> bool:
+    """Whether the file itself says `verify: {automatic: true}`, which is also the default of a search."""
+    section = _written(spec).get("verify")
+    return isinstance(section, Mapping) and section.get("automatic") is True
 
 
 def _written(spec: SweepSpec) -> Mapping[str, Any]:

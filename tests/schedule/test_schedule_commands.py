@@ -79,6 +79,16 @@ def test_the_life_of_a_schedule(automl, space: str) -> None:  # type: ignore[no-
     assert automl("schedule", "history", "nightly")[0] == 2
 
 
+# A search verifies by default, a night does not: only what somebody has written counts.
+def test_nights_are_verified_if_command_or_file_says_so(automl, space: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "verified.yaml").write_text(SPACE + "verify: {automatic: true}\n", encoding="utf-8")
+    cases = ((space, ()), (space, ("--verify",)), ("verified.yaml", ()), ("verified.yaml", ("--no-verify",)))
+    for number, (file, said) in enumerate(cases):
+        assert automl("schedule", "add", file, "--cron", "0 2 * * *", "--name", f"night-{number}", *said)[0] == 0
+    found = json.loads(automl("schedule", "list", "--json")[1])
+    assert [each["options"]["verify"] for each in found] == [False, True, True, False]
+
+
 def test_all_mistakes_are_named(automl, space: str) -> None:  # type: ignore[no-untyped-def]
     code, _, err = automl("schedule", "add", space, "--cron", "0 2 * *", "--timezone", "Mars")
     assert code == 2

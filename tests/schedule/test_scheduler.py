@@ -12,11 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scheduling import ONE_TRIAL, HandClock, add_schedule, plan_values, space_of, states, tick_until
+from scheduling import ONE_TRIAL, SPACE, HandClock, add_schedule, plan_values, space_of, states, tick_until
 
 from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.options import Options
 from automl.schedule.work import Place
+from automl.space.load import load_space
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, SubmissionState
 from automl.storage.schedules import ScheduleStore, list_firings
@@ -83,6 +84,32 @@ def test_nights_are_compared_with_the_last_successful_one(
         "nightly-20260806-0200",
         "nightly-20260806-0200",
     ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [(False, ""), (False, "verify: {automatic: true, seeds: 3}\n"), (True, "verify: {seeds: 3}\n")],
+)
+def test_whether_a_night_is_verified_is_said_by_its_schedule_alone(
+    wanted: bool,
+    written: str,
+    database: Database,
+    clock: HandClock,
+    place: MakePlace,
+    scheduler: Callable[[Place], Scheduler],
+    tmp_path: Path,
+) -> None:
+    plan_values(tmp_path, 0.80)
+    calls = tmp_path / "calls"
+    add_schedule(Claimant(database, clock=clock), tmp_path, space_text=SPACE + written, options=Options(verify=wanted))
+    one = scheduler(place(f"import sys\nprint(sys.argv[1:], file=open({str(calls)!r}, 'a'))\n{ONE_TRIAL}"))
+    clock.forward(days=1)
+    tick_until(one.tick, lambda: states(database) == ["SUCCEEDED"])
+    space = tmp_path / "automl-output" / "nightly-20260804-0200" / "space.yaml"
+    # One process, which does what `automl search` does after a search: what the file says.
+    assert calls.read_text().splitlines() == [str(["search", str(space)])]
+    found = load_space(space).verify
+    assert (found.automatic, found.seeds) == (wanted, 3 if written else 4)
 
 
 def test_a_failed_night_is_not_compared_with(
