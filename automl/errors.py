@@ -9,12 +9,16 @@ AutomlError                      root; carries the exit code of the command line
 ├── StorageError(RuntimeError)   the database cannot be opened, read or written                 exit 3
 │   ├── StudyNotFoundError(LookupError)  no study of that name in the database                  exit 3
 │   ├── SubmissionNotFoundError(LookupError)  no submission of that id in the database      exit 3
+│   ├── SubmissionRefused        a sweep of the study is queued already, or too many are        exit 3
+│   │   └── QueueFull            too many sweeps are queued                                     exit 3
 │   ├── StudyBusyError           another driver holds the study's lease; names the owner        exit 3
 │   └── LeaseLostError           this driver lost its lease and must not write any more         exit 3
 ├── SpaceChangedError(ValueError)  space.yaml is not the one the study was started with         exit 2
 ├── SearchError(RuntimeError)    the sweep ended without a usable result                        exit 1
 │   └── NotEnoughEvidence        trials are too few, or disagree, for a conclusion                exit 1
-├── InterruptedSearch            stopped by a signal or by the wall clock; resumable            exit 4
+├── InterruptedSearch            stopped by a signal; resumable                                 exit 4
+│   ├── TimeIsUp                 its search.time is over; resumable                             exit 4
+│   └── ClusterLost              the Ray cluster it trained on went away; resumable             exit 4
 ├── ResourceError(OSError)       disk, memory or device is not enough                           exit 5
 │   └── PeerLost                 a process that trains a trial together with others is gone     exit 5
 ├── CheckpointError(ValueError)  a slot file or an adapter is damaged
@@ -101,6 +105,14 @@ class SubmissionNotFoundError(StorageError, LookupError):
     """No submission of that id in the database."""
 
 
+class SubmissionRefused(StorageError):
+    """A sweep of this study is queued or running already."""
+
+
+class QueueFull(SubmissionRefused):
+    """As many sweeps as may be are queued or running already."""
+
+
 class StudyBusyError(StorageError):
     """Another live driver holds the study's lease; the message names its host and process."""
 
@@ -127,6 +139,14 @@ class InterruptedSearch(AutomlError):
     """The sweep was stopped before its budget was spent; the same command continues it."""
 
     exit_code = 4
+
+
+class TimeIsUp(InterruptedSearch):
+    """The time the sweep was given is over before its budget was spent."""
+
+
+class ClusterLost(InterruptedSearch):
+    """The Ray cluster that the sweep trained on went away."""
 
 
 class ResourceError(AutomlError, OSError):

@@ -9,20 +9,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from automl.storage.jobs import Firing, Submission, SubmissionState
+from automl.storage.jobs import Firing, Submission
 from automl.storage.overview import PAGE, TrialLine
 from automl.storage.sql import Database
-from automl.storage.submissions import cancel, list_submissions, submit
+from automl.storage.submissions import cancel, submit
 from dashboards.submission import validated
 from dashboards.views import Checkup, ScheduleLine, StudyLine, StudyView, Views
 
-_MOST_QUEUED = 100
 _LARGEST_SPACE = 256_000
-_OPEN = (SubmissionState.QUEUED, SubmissionState.RUNNING)
 
 
 class _Answer(BaseModel):
@@ -36,7 +34,10 @@ class Refused(_Answer):
 
 
 class StudyAnswer(_Answer):
-    """A study in numbers. Values are of the objective on validation rows, seconds and steps summed over all trials."""
+    """A study in numbers. Values are of the objective on validation rows, seconds and steps summed over all trials.
+
+    planned: trials its latest run was asked for. ended: why that run ended, null while it runs and if it was killed.
+    """
 
     study: str
     state: Literal["running", "finished", "stopped"]
@@ -47,6 +48,7 @@ class StudyAnswer(_Answer):
     verification: str
     trials: dict[str, int]
     planned: int
+    ended: Literal["finished", "time", "stopped", "interrupted", "failed"] | None
     steps: int
     seconds: float
     tokens: int
@@ -193,9 +195,10 @@ def api(views: Views, writable: Database | None) -> APIRouter:
 
 def _add_studies(router: APIRouter, views: Views) -> None:
     @router.get("/studies", tags=["studies"])
-    def list_studies() -> list[StudyAnswer]:
-        """All studies, those in progress first."""
-        return [StudyAnswer(**_study(line)) for line in views.studies()]
+    def list_studies(response: Response, limit: _Limit = PAGE, offset: _Offset = 0) -> list[StudyAnswer]:
+        """Studies, those in progress first; the header `X-Total-Count` says how many there are."""
+        response.headers["x-total-count"] = str(views.count())
+        return [StudyAnswer(**_study(line)) for line in views.studies(limit=limit, offset=offset)]
 
     @router.get("/studies/{study:path}/trials", tags=["studies"], responses=_ABSENT)
     def list_trials(
@@ -259,11 +262,6 @@ def _add_submissions(router: APIRouter, views: Views, writable: Database | None)
         """Queue a sweep; `automl scheduler` runs it. Which space files are allowed: see docs/dashboards.md."""
         database = _to_write(writable)
         spec = validated(asked.space)
-        waiting = [each for each in list_submissions(database, limit=10 * _MOST_QUEUED) if each.state in _OPEN]
-        if any(each.study == spec.study for each in waiting):
-            raise HTTPException(409, f"a sweep of study {spec.study!r} is queued or running already")
-        if len(waiting) >= _MOST_QUEUED:
-            raise HTTPException(429, f"{len(waiting)} sweeps are queued already; try again when some have ended")
         return _submission(submit(database, spec.study, asked.space, asked.submitted_by))
 
     @router.post("/submissions/{identity}/cancel", tags=["submissions"], responses={**_CHANGES, **_ABSENT})
@@ -289,6 +287,7 @@ def _study(line: StudyLine) -> dict[str, Any]:
         "verification": totals.verification.headline if totals.verification else "",
         "trials": dict(totals.counts),
         "planned": line.planned,
+        "ended": totals.last_run.ended if totals.last_run else None,
     }
 
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from automl.errors import AutomlError, ConfigError
+from automl.errors import AutomlError, ConfigError, QueueFull, SubmissionRefused
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ async def on_our_error(request: Request, error: Exception) -> Response:
         return answer_error(request, 404, str(error))
     if isinstance(error, ConfigError):
         return answer_error(request, 422, "; ".join(str(error).splitlines()))
+    if isinstance(error, SubmissionRefused):
+        return answer_error(request, 429 if isinstance(error, QueueFull) else 409, str(error))
     logger.warning("%s %s: %s", request.method, request.url.path, error)
     return answer_error(request, 503, str(error))
 

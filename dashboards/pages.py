@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 import automl
-from automl.errors import StudyNotFoundError
 from automl.report.html import content_policy
 from automl.report.wording import configuration, counted, duration, moment, number, percent, score, signed
 from dashboards import drawing
@@ -87,12 +86,9 @@ class Pages:
         name, asked = request.path_params["study"], request.query_params
         order = asked.get("order", "number")
         states = [state for state in asked.getlist("state") if state]
-        page = asked.get("page", "1")
-        if order not in _ORDERS or not set(states) <= set(_STATES) or not page.isdecimal() or len(page) > 6:
-            raise HTTPException(
-                422, f"order is one of {', '.join(_ORDERS)}; state of {', '.join(_STATES)}; page from 1"
-            )
-        at = max(1, int(page))
+        if order not in _ORDERS or not set(states) <= set(_STATES):
+            raise HTTPException(422, f"order is one of {', '.join(_ORDERS)}; state of {', '.join(_STATES)}")
+        at = _page_number(request)
         offset = (at - 1) * _PAGE
         line, trials = self._views.trials(name, order=order, states=states, limit=_PAGE, offset=offset)
         total = sum(n for state, n in line.totals.counts.items() if not states or state in states)
@@ -113,14 +109,11 @@ class Pages:
 
     def compare(self, request: Request) -> Response:
         """Studies side by side."""
-        known = self._views.studies()
         chosen = list(dict.fromkeys(name for name in request.query_params.getlist("study") if name))[:_COMPARED]
-        by_name = {line.study: line for line in known}
-        if missing := [name for name in chosen if name not in by_name]:
-            raise StudyNotFoundError(f"no study {missing[0]!r}")
-        lines = [by_name[name] for name in chosen]
+        lines = [self._views.line(name) for name in chosen]
+        known = list(dict.fromkeys([*chosen, *self._views.names()]))
         chart = drawing.comparison(lines, [self._views.progress(line.study) for line in lines])
-        return self._page("compare.html", known=known, lines=lines, chart=chart, most=_COMPARED)
+        return self._page("compare.html", known=known, chosen=chosen, lines=lines, chart=chart, most=_COMPARED)
 
     def schedule(self, request: Request) -> Response:
         """The nights of a schedule."""
@@ -148,12 +141,15 @@ class Pages:
         return PlainTextResponse("ok\n")
 
     def _overview(self, request: Request) -> dict[str, Any]:
-        studies = self._views.studies()
-        shown = studies if request.query_params.get("all") else studies[:_PAGE]
+        at = _page_number(request)
+        studies = self._views.studies(limit=_PAGE, offset=(at - 1) * _PAGE)
         is_busy = any(line.state == "running" for line in studies)
+        total = self._views.count()
         return {
-            "studies": shown,
-            "hidden": len(studies) - len(shown),
+            "studies": studies,
+            "total": total,
+            "page": at,
+            "pages": max(1, -(-total // _PAGE)),
             "schedules": self._views.schedules(),
             "service": self._views.service(),
             "every": _EVERY_RUNNING if is_busy else _EVERY_REST,
@@ -179,6 +175,13 @@ class Pages:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return HTMLResponse(body, headers=headers)
+
+
+def _page_number(request: Request) -> int:
+    page = request.query_params.get("page", "1")
+    if not page.isdecimal() or len(page) > 6:
+        raise HTTPException(422, "page is a number from 1")
+    return max(1, int(page))
 
 
 def _environment(**known: Any) -> Environment:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from pathlib import Path
 
-from automl.errors import ConfigError, StudyNotFoundError
-from automl.metric import METRICS
+from automl.errors import StudyNotFoundError
 from automl.report.frames import ModuleShare
 from automl.report.reading import shares_of_modules
 from automl.report.render import render
 from automl.schedule.cron import next_slots
-from automl.space.load import parse_space
-from automl.space.spec import SweepSpec
 from automl.storage.invariants import Violation, check
 from automl.storage.jobs import Firing, FiringState, Schedule, SchedulerRow, Submission
 from automl.storage.overview import (
@@ -24,9 +19,11 @@ from automl.storage.overview import (
     Place,
     StudyTotals,
     TrialLine,
+    count_studies,
     importances_of,
     improvements,
     list_page,
+    list_studies,
     pace,
     sampled_trials,
     stop_reasons,
@@ -52,11 +49,9 @@ _ENDED = (FiringState.SUCCEEDED, FiringState.NO_IMPROVEMENT, FiringState.REGRESS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyLine:
-    """A study as one line. planned: trials asked for, 0 if its space cannot be read any more."""
+    """A study as one line."""
 
     totals: StudyTotals
-    planned: int
-    planned_steps: int
 
     @property
     def study(self) -> str:
@@ -70,10 +65,18 @@ class StudyLine:
 
     @property
     def state(self) -> str:
-        """running, finished or stopped: with trials left, and nobody who drives it."""
-        if self.totals.driver is not None:
-            return "running"
-        return "finished" if self.planned and self.totals.ended >= self.planned else "stopped"
+        """running, finished or stopped: not finished, and nobody drives it."""
+        return self.totals.state
+
+    @property
+    def planned(self) -> int:
+        """Trials that its latest run was asked for, 0 if that is not known."""
+        return self.totals.planned
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps of a trial, 0 if that is not known."""
+        return self.totals.last_run.steps if self.totals.last_run else 0
 
     @property
     def verified(self) -> str:
@@ -144,10 +147,17 @@ class Views:
         self._database = database
         self._recent = recent or Recent()
 
-    def studies(self) -> list[StudyLine]:
-        """All studies, the one that was worked on last first."""
-        lines = self._recent.get("studies", FRESH, lambda: [_line(each) for each in study_totals(self._database)])
-        return sorted(lines, key=lambda line: (line.state != "running", -_when(line.totals).timestamp()))
+    def names(self) -> list[str]:
+        """The studies that were driven last, at most 200."""
+        return self._recent.get("names", FRESH, lambda: list_studies(self._database))
+
+    def count(self) -> int:
+        """How many studies there are."""
+        return self._recent.get("count", FRESH, lambda: count_studies(self._database))
+
+    def studies(self, *, limit: int, offset: int = 0) -> list[StudyLine]:
+        """A page of the studies: those being driven, then the one that was driven last first."""
+        return self._recent.get(("studies", limit, offset), FRESH, lambda: self._read_studies(limit, offset))
 
     def line(self, name: str) -> StudyLine:
         """One study in a line. Raises StudyNotFoundError."""
@@ -212,11 +222,15 @@ class Views:
         """One submission as it is now. Raises SubmissionNotFoundError."""
         return find_submission(self._database, identity)
 
+    def _read_studies(self, limit: int, offset: int) -> list[StudyLine]:
+        names = list_studies(self._database, limit=limit, offset=offset)
+        return [StudyLine(totals=totals) for totals in study_totals(self._database, names)]
+
     def _read_line(self, name: str) -> StudyLine:
-        found = study_totals(self._database, name)
+        found = study_totals(self._database, [name])
         if not found:
             raise StudyNotFoundError(f"no study {name!r}")
-        return _line(found[0])
+        return StudyLine(totals=found[0])
 
     def _read_study(self, name: str) -> StudyView:
         database = self._database
@@ -265,29 +279,6 @@ class Views:
         began = datetime.now(UTC)
         violations = check(self._database, None, finished=False, files=False)
         return Checkup(violations=violations, at=began, seconds=(datetime.now(UTC) - began).total_seconds())
-
-
-def _line(totals: StudyTotals) -> StudyLine:
-    spec = _recorded(totals.space_text)
-    if spec is None:
-        return StudyLine(totals=totals, planned=0, planned_steps=0)
-    if not totals.metric:  # Optuna has not been told yet
-        metric = spec.task.metric
-        totals = replace(totals, metric=metric, direction=METRICS[metric].direction)
-    return StudyLine(totals=totals, planned=spec.search.trials, planned_steps=spec.search.steps)
-
-
-@lru_cache(maxsize=1024)
-def _recorded(space_text: str) -> SweepSpec | None:
-    """The space file as the search stored it; None if this version cannot read it."""
-    try:
-        return parse_space(space_text, "the recorded space", Path("/"))
-    except ConfigError:
-        return None
-
-
-def _when(totals: StudyTotals) -> datetime:
-    return totals.last_at or totals.started_at or totals.created_at
 
 
 def _eta(line: StudyLine, current: Pace | None) -> datetime | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from automl.cli import console
 from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+
+if TYPE_CHECKING:
+    from automl.storage.overview import StudyTotals
 
 
 def register(app: typer.Typer) -> None:
@@ -14,18 +19,24 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog="Example: automl status bbc-topics")
     def status(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show who drives a study, how many trials ended how, and the best value so far."""
+        from automl.storage.overview import study_totals
         from automl.sweep.summary import headline, summarise
 
         with opened(study, url) as (database, name):
-            row = database.store(name).sweep()
-            spec = recorded_spec(database, name)
-            summary = summarise(database, spec)
-        driver = row.owner or "nobody"
+            (totals,) = study_totals(database, [name])
+            summary = summarise(database, recorded_spec(database, name))
         if as_json:
-            console.result_json({**summary.as_dict(), "driven_by": row.owner, "runs": row.runs})
+            about = {"driven_by": totals.driver, "runs": totals.runs, "planned": totals.planned}
+            ended = totals.last_run.ended if totals.last_run else None
+            console.result_json({**summary.as_dict(), **about, "state": totals.state, "ended": ended})
             return
-        counts = summary.counts
-        console.result(f"{name}: {counts['COMPLETE'] + counts['PRUNED']} of {spec.search.trials} trials ended")
-        console.table("", ("state", ">trials"), counts.items())
-        console.result(f"driven by {driver}; {row.runs} runs, {summary.spent_steps:,} training steps so far")
+        planned = f" of {totals.planned}" if totals.planned else ""
+        console.result(f"{name}: {_in_words(totals)}; {totals.ended}{planned} trials ended")
+        console.table("", ("state", ">trials"), summary.counts.items())
+        driver = totals.driver or "nobody"
+        console.result(f"driven by {driver}; {totals.runs} runs, {summary.spent_steps:,} training steps so far")
         console.result(headline(summary))
+
+
+def _in_words(totals: StudyTotals) -> str:
+    return "stopped, `automl search` continues it" if totals.state == "stopped" else totals.state

@@ -40,7 +40,7 @@ def opened(study: str | None, url: str | None) -> Iterator[tuple[Database, str]]
 
     name, written_url = _from_file(study)
     with open_database(database_url(url or written_url), create=False) as database:
-        yield database, _pick(name, [row.study for row in database.studies()])
+        yield database, _pick(name, database.study_names())
 
 
 def database_url(url: str | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from automl.errors import ResourceError
+from automl.errors import ClusterLost, InterruptedSearch, ResourceError, TimeIsUp
 from automl.trial import Action, Cohort, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ _DEATHS_ALONE = 3
 """Deaths of its worker while it trained alone after which a trial has failed."""
 _DEATHS_UNHEARD = 3
 """Deaths of a worker that never got as far as its first cohort after which the sweep gives up."""
+
+TIME_IS_UP = "time"
+CLUSTER_LOST = "Ray ended unexpectedly"
+_NO_WORKER_LEFT = "all workers have gone"
 
 _STOP = Order(kind=OrderKind.STOP)
 
@@ -102,7 +106,7 @@ class Dispatcher:
             cohort.worker, cohort.epoch, cohort.busy_seconds, cohort.idle_seconds
         )
         if self._max_seconds is not None and self._clock() - self._began >= self._max_seconds:
-            self.stop("time")
+            self.stop(TIME_IS_UP)
         try:
             orders = self._welcome(cohort) if cohort.hello else self._judge(cohort)
             self._on_exchange()
@@ -145,7 +149,17 @@ class Dispatcher:
         if self._study.finished:
             self._stopped = None
         else:
-            self._study.interrupt(self._stopped or "executor ended")
+            self.stop(_NO_WORKER_LEFT)
+            self._study.interrupt(self._stopped or "")
+
+    def interruption(self, ended: int, trials: int) -> InterruptedSearch | None:
+        """What the run ends with if everything was told to stop before the study was finished, else None."""
+        if self._stopped is None:
+            return None
+        kinds = {TIME_IS_UP: TimeIsUp, CLUSTER_LOST: ClusterLost, _NO_WORKER_LEFT: ClusterLost}
+        return kinds.get(self._stopped, InterruptedSearch)(
+            f"stopped ({self._stopped}) after {ended} of {trials} trials; nothing is lost, the same command continues"
+        )
 
     def _interrupt_after(self, error: Exception) -> None:
         try:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from automl.errors import ResourceError
 from automl.execution.base import Executor, HostFactory
-from automl.execution.dispatch import Dispatcher
+from automl.execution.dispatch import CLUSTER_LOST, Dispatcher
 from automl.execution.ray_link import Cluster, Ended, Failed, Fleet, Lost, Ready, Reply, kill_session
 from automl.trial import Cohort
 
@@ -159,8 +159,8 @@ class RayExecutor(Executor):
             logger.warning("workers did not stop in time; they are ended by force and continue from their slot files")
             self.close()
         except (EOFError, ConnectionError):
-            logger.error("Ray ended unexpectedly")
-            dispatcher.stop("Ray ended unexpectedly")
+            logger.error(CLUSTER_LOST)
+            dispatcher.stop(CLUSTER_LOST)
             self.close()
         finally:
             shutil.rmtree(records, ignore_errors=True)

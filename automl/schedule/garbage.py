@@ -15,6 +15,7 @@ from automl import durable
 from automl.errors import AutomlError, StudyBusyError
 from automl.schedule.retention import Removal, recorded_folder, retain, size_of
 from automl.storage.removal import refuse_driven
+from automl.storage.runs import last_run, study_state
 from automl.storage.schedules import list_schedules
 from automl.storage.sql import Database
 
@@ -32,7 +33,7 @@ def collect(database: Database, cache: Path, *, cache_days: float, dry_run: bool
     left alone while any study of the database is being driven.
     """
     is_quiet = True
-    for study in [row.study for row in database.studies()]:
+    for study in database.study_names():
         try:
             refuse_driven(database, study)
         except StudyBusyError:
@@ -55,7 +56,7 @@ def _of_study(database: Database, study: str, dry_run: bool) -> Iterator[Removal
         return
     for draft in _drafts(folder):
         yield _remove(draft, "left by a writer that died", dry_run)
-    if not _has_finished(database, study):
+    if study_state(None, last_run(database, study)) != "finished":
         return
     if (folder / "slots").is_dir():
         yield _remove(folder / "slots", f"study {study} is finished; nothing continues from these", dry_run)
@@ -68,12 +69,6 @@ def _of_study(database: Database, study: str, dry_run: bool) -> Iterator[Removal
 def _drafts(folder: Path) -> list[Path]:
     found = [path for path in folder.rglob(f"{durable.DRAFT}*") if _age(path) > _DRAFT_SECONDS]
     return [path for path in found if not any(parent in found for parent in path.parents)]
-
-
-def _has_finished(database: Database, study: str) -> bool:
-    """Whether its last run came to the end of the budget."""
-    kinds = [kind for _, kind, _ in database.store(study).events() if kind in ("run_started", "finished")]
-    return bool(kinds) and kinds[-1] == "finished"
 
 
 def _of_cache(cache: Path, days: float, dry_run: bool) -> Iterator[Removal]:

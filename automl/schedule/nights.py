@@ -98,7 +98,7 @@ class NightWork(Work):
                 pass  # named, but never begun
         source = f"space of schedule {self.schedule.name}"
         spec = parse_space(self.schedule.space_text, source, Path(self.schedule.folder))
-        taken = {row.study for row in database.studies()}
+        taken = set(database.study_names())
         if self.study is None:
             self.study = _free(study_name(self.schedule, self.firing.slot, self.firing.cause), taken)
             self._store.name_study(self.firing, self.study)

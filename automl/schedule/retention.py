@@ -116,7 +116,7 @@ def _remove_files(database: Database, study: str, why: str, dry_run: bool) -> It
 
 
 def _remove_rows(database: Database, study: str, why: str, dry_run: bool) -> Iterator[Removal]:
-    if study not in {row.study for row in database.studies()}:
+    if study not in database.study_names():
         return
     yield Removal(f"study {study}", 0, why)
     if not dry_run:

@@ -27,6 +27,16 @@ class AttemptState(StrEnum):
     INTERRUPTED = "INTERRUPTED"  # signal or wall clock; resumable
 
 
+class RunEnd(StrEnum):
+    """Why a run of a search ended."""
+
+    FINISHED = "finished"  # its budget is spent, nothing is left to try, or nothing better came for long enough
+    TIME = "time"  # its search.time is over
+    STOPPED = "stopped"  # by a signal
+    INTERRUPTED = "interrupted"  # its workers were lost: the cluster went away
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One hand-out of a trial. `number` counts from 1 per trial and is its fence."""

@@ -256,7 +256,7 @@ def repair(database: Database, study: str | None) -> list[str]:
     Trials that can be resumed stay RUNNING.
     Raises StudyBusyError if a live driver holds the study.
     """
-    names = [row.study for row in database.studies()] if study is None else [study]
+    names = database.study_names() if study is None else [study]
     return [change for name in names for change in _repair_study(database, name)]
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, select, text
+from sqlalchemy import Connection, Row, Select, String, TextClause, bindparam, func, select, text
 
+from automl.metric import METRICS
+from automl.storage.runs import RunRow, StudyState, last_runs, study_state
 from automl.storage.sql import Database
 from automl.storage.tables import Now, importances, sweeps
 from automl.trial import ModuleImportance, Scalar
@@ -42,16 +44,17 @@ class StudyTotals:
     """A study in numbers. counts: trials by state. best: objective of the best COMPLETE trial on validation rows.
 
     steps, seconds, tokens: trained so far, by all trials. driver: who holds the lease, None if nobody does.
+    last_run: what the latest run was to do, and how it ended.
     """
 
     study: str
     metric: str
     direction: str
-    space_text: str
     space_sha256: str
     runs: int
     driver: str | None
     created_at: datetime
+    last_run: RunRow | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     best: float | None = None
     steps: int = 0
@@ -60,6 +63,16 @@ class StudyTotals:
     started_at: datetime | None = None
     last_at: datetime | None = None
     verification: VerificationState | None = None
+
+    @property
+    def state(self) -> StudyState:
+        """running, finished, or stopped: `automl search` continues it."""
+        return study_state(self.driver, self.last_run)
+
+    @property
+    def planned(self) -> int:
+        """Trials that the latest run was asked for; 0 if that is not known."""
+        return self.last_run.trials if self.last_run else 0
 
     @property
     def ended(self) -> int:
@@ -111,42 +124,46 @@ class Pace:
     now: datetime
 
 
+def _of_studies(query: str) -> TextClause:
+    return text(query).bindparams(bindparam("studies", expanding=True, type_=String))
+
+
 _VALUED = """
 FROM trials t JOIN studies s ON s.study_id = t.study_id
 JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
 WHERE s.study_name = :study"""
 
-_COUNTS = text("""
+_COUNTS = _of_studies("""
 SELECT s.study_name, CAST(t.state AS VARCHAR(16)) AS state, COUNT(*) AS trials,
   MIN(t.datetime_start) AS started, MAX(t.datetime_complete) AS ended
 FROM trials t JOIN studies s ON s.study_id = t.study_id
-WHERE (CAST(:study AS VARCHAR(255)) IS NULL OR s.study_name = :study) GROUP BY s.study_name, t.state""")
+WHERE s.study_name IN :studies GROUP BY s.study_name, t.state""")
 
-_ABOUT = text("""
+_ABOUT = _of_studies("""
 SELECT s.study_name, d.direction, o.value_json AS metric
 FROM studies s LEFT JOIN study_directions d ON d.study_id = s.study_id AND d.objective = 0
 LEFT JOIN study_user_attributes o ON o.study_id = s.study_id AND o.key = 'objective'
-WHERE (CAST(:study AS VARCHAR(255)) IS NULL OR s.study_name = :study)""")
+WHERE s.study_name IN :studies""")
 
-_BEST = text("""
+_BEST = _of_studies("""
 SELECT s.study_name, MIN(v.value) AS low, MAX(v.value) AS high
 FROM trials t JOIN studies s ON s.study_id = t.study_id
 JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
-WHERE t.state = 'COMPLETE' AND (CAST(:study AS VARCHAR(255)) IS NULL OR s.study_name = :study)
+WHERE t.state = 'COMPLETE' AND s.study_name IN :studies
 GROUP BY s.study_name""")
 
 # Seconds and tokens grow with the step, so the row of a trial's last step holds what it has cost.
-_SPENT = text("""
+_SPENT = _of_studies("""
 SELECT m.study_name, SUM(m.step) AS steps, SUM(m.seconds) AS seconds, SUM(m.tokens) AS tokens
 FROM automl_measurements m JOIN (
   SELECT study_name, trial, MAX(step) AS step FROM automl_measurements
-  WHERE (CAST(:study AS VARCHAR(255)) IS NULL OR study_name = :study) GROUP BY study_name, trial
+  WHERE study_name IN :studies GROUP BY study_name, trial
 ) l ON l.study_name = m.study_name AND l.trial = m.trial AND l.step = m.step GROUP BY m.study_name""")
 
-_VERIFIED = text("""
+_VERIFIED = _of_studies("""
 SELECT v.study_name, v.number, v.state, v.result FROM automl_verifications v JOIN (
   SELECT study_name, MAX(number) AS number FROM automl_verifications
-  WHERE (CAST(:study AS VARCHAR(255)) IS NULL OR study_name = :study) GROUP BY study_name
+  WHERE study_name IN :studies GROUP BY study_name
 ) l ON l.study_name = v.study_name AND l.number = v.number""")
 
 _REASONS = text("""
@@ -214,37 +231,60 @@ ORDERS: Mapping[str, str] = {
 """How trials may be ordered: the latest first, or the best first (complete before all others)."""
 
 
-def study_totals(database: Database, study: str | None = None) -> list[StudyTotals]:
-    """Totals of all studies that a sweep was started for, or of one, by name; empty if there is none."""
+def count_studies(database: Database) -> int:
+    """How many studies a sweep was started for."""
+    with database.reading("count the studies") as connection:
+        return connection.execute(select(func.count()).select_from(sweeps)).scalar_one()
+
+
+def list_studies(database: Database, *, limit: int = PAGE, offset: int = 0) -> list[str]:
+    """Names of studies: those being driven, then the others, each the one that was driven last first."""
+    name, latest_first = sweeps.c.study_name, (sweeps.c.updated_at.desc(), sweeps.c.study_name)
+    with database.reading("list the studies") as connection:
+        query = select(name).where(sweeps.c.lease_until > Now()).order_by(*latest_first)
+        driven = list(connection.execute(query).scalars())
+        first = driven[offset : offset + limit]
+        rest = select(name).where(name.not_in(driven)).order_by(*latest_first)
+        page = rest.limit(limit - len(first)).offset(max(0, offset - len(driven)))
+        return [*first, *connection.execute(page).scalars()]
+
+
+def study_totals(database: Database, studies: Sequence[str]) -> list[StudyTotals]:
+    """Totals of these studies, in this order, without those that no sweep was started for."""
+    columns = [column for column in sweeps.c if column is not sweeps.c.space_text]
     with database.reading("sum up the studies") as connection:
-        query = select(sweeps, (sweeps.c.lease_until > Now()).label("driven")).order_by(sweeps.c.study_name)
-        rows = connection.execute(query if study is None else query.where(sweeps.c.study_name == study)).all()
-        known = _Known(connection, study)
-    return [known.totals(row) for row in rows]
+        query: Select[Any] = select(*columns, (sweeps.c.lease_until > Now()).label("driven"))
+        rows = connection.execute(query.where(sweeps.c.study_name.in_(studies))).all()
+        known = _Known(connection, [row.study_name for row in rows])
+        found = {row.study_name: known.totals(row) for row in rows}
+    return [found[name] for name in dict.fromkeys(studies) if name in found]
 
 
 class _Known:
-    """The answers to the questions about all studies, by study."""
+    """The answers to the questions about some studies, by study."""
 
-    def __init__(self, connection: Connection, study: str | None) -> None:
-        self._about = _by_study(connection, _ABOUT, study)
-        self._best = _by_study(connection, _BEST, study)
-        self._spent = _by_study(connection, _SPENT, study)
-        self._verified = _by_study(connection, _VERIFIED, study)
+    def __init__(self, connection: Connection, studies: Sequence[str]) -> None:
+        self._about = _by_study(connection, _ABOUT, studies)
+        self._best = _by_study(connection, _BEST, studies)
+        self._spent = _by_study(connection, _SPENT, studies)
+        self._verified = _by_study(connection, _VERIFIED, studies)
+        self._runs = last_runs(connection, studies)
         self._states: dict[str, list[Row[Any]]] = defaultdict(list)
-        for row in connection.execute(_COUNTS, {"study": study}):
+        for row in connection.execute(_COUNTS, {"studies": studies}):
             self._states[row.study_name].append(row)
 
     def totals(self, row: Row[Any]) -> StudyTotals:
         name = row.study_name
         about, best, spent = self._about.get(name), self._best.get(name), self._spent.get(name)
         states, verified = self._states.get(name, []), self._verified.get(name)
-        maximize = about is not None and about.direction == "MAXIMIZE"
+        run = self._runs.get(name)
+        metric = str(json.loads(about.metric)) if about is not None and about.metric else run.metric if run else ""
+        maximize = _maximizes(about, metric)
         return StudyTotals(
             study=name,
-            metric=str(json.loads(about.metric)) if about is not None and about.metric else "",
+            metric=metric,
             direction="maximize" if maximize else "minimize",
-            space_text=row.space_text,
+            last_run=run,
             space_sha256=row.space_sha256,
             runs=row.runs,
             driver=row.owner if row.driven else None,
@@ -258,6 +298,13 @@ class _Known:
             last_at=max((at for each in states if (at := _instant(each.ended))), default=None),
             verification=None if verified is None else _verification(verified),
         )
+
+
+def _maximizes(about: Row[Any] | None, metric: str) -> bool:
+    """By Optuna, or by the metric while Optuna has not been told yet."""
+    if about is not None and about.direction is not None:
+        return bool(about.direction == "MAXIMIZE")
+    return metric in METRICS and METRICS[metric].direction == "maximize"
 
 
 def stop_reasons(database: Database, study: str) -> dict[str, int]:
@@ -339,8 +386,8 @@ def importances_of(database: Database, study: str, trials: int) -> dict[int, tup
     return {trial: tuple(modules) for trial, modules in sorted(found.items())}
 
 
-def _by_study(connection: Connection, query: Any, study: str | None) -> dict[str, Row[Any]]:
-    return {row.study_name: row for row in connection.execute(query, {"study": study})}
+def _by_study(connection: Connection, query: TextClause, studies: Sequence[str]) -> dict[str, Row[Any]]:
+    return {row.study_name: row for row in connection.execute(query, {"studies": studies})}
 
 
 def _lines(connection: Connection, study: str, rows: Sequence[Row[Any]]) -> list[TrialLine]:

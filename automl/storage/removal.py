@@ -14,6 +14,7 @@ from automl.storage.tables import (
     importances,
     measurements,
     metric_values,
+    runs,
     sweeps,
     verification_scores,
     verifications,
@@ -28,6 +29,7 @@ _OURS = (
     artifacts,
     attempts,
     events,
+    runs,
     sweeps,
 )
 

@@ -132,6 +132,11 @@ class Database:
         with self.reading("list the studies") as connection:
             return [_sweep_row(row) for row in connection.execute(select(sweeps).order_by(sweeps.c.study_name))]
 
+    def study_names(self) -> list[str]:
+        """Names of all studies that a sweep was started for, in order. Unlike `studies` it reads no texts."""
+        with self.reading("list the studies") as connection:
+            return list(connection.execute(select(sweeps.c.study_name).order_by(sweeps.c.study_name)).scalars())
+
     def importances(self, study: str) -> dict[int, tuple[ModuleImportance, ...]]:
         """The newest importances of each trial of a study that has any, by trial; modules in natural order."""
         with self.reading(f"read the importances of study {study!r}") as connection:

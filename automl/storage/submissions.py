@@ -7,20 +7,28 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from automl.errors import SubmissionNotFoundError
+from automl.errors import QueueFull, SubmissionNotFoundError, SubmissionRefused
 from automl.storage.claims import Claimant
 from automl.storage.jobs import SchedulerRow, Submission, SubmissionState
 from automl.storage.sql import Database
 from automl.storage.tables import Now, schedulers, submissions
 
+MOST_OPEN = 100
+"""Submitted sweeps that may be queued or running together."""
+
 _FORGOTTEN_AFTER = timedelta(days=7)
+_SUBMITTING = 0x6175746F6D6D  # the key of an advisory lock
+_OPEN = submissions.c.state.in_([SubmissionState.QUEUED.value, SubmissionState.RUNNING.value])
 
 
-def submit(database: Database, study: str, space_text: str, submitted_by: str) -> Submission:
-    """Queue a sweep. The text must have been validated; `submitted_by` is a label for people, never trusted."""
+def submit(database: Database, study: str, space_text: str, submitted_by: str, *, most: int = MOST_OPEN) -> Submission:
+    """Queue a sweep. The text must have been validated; `submitted_by` is a label for people, never trusted.
+
+    most: sweeps that may be queued or running together. Raises SubmissionRefused if one of this study is, QueueFull.
+    """
     row = {
         "id": secrets.token_hex(16),
         "study_name": study,
@@ -32,7 +40,19 @@ def submit(database: Database, study: str, space_text: str, submitted_by: str) -
         "message": "",
     }
     with database.writing(f"submit study {study!r}") as connection:
+        _one_at_a_time(connection)
+        waiting = list(connection.execute(select(submissions.c.study_name).where(_OPEN)).scalars())
+        if study in waiting:
+            raise SubmissionRefused(f"a sweep of study {study!r} is queued or running already")
+        if len(waiting) >= most:
+            raise QueueFull(f"{len(waiting)} sweeps are queued already; try again when some have ended")
         return _submission(connection.execute(insert(submissions).values(row).returning(submissions)).one())
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    """Let nobody else submit until the transaction ends; on SQLite it holds the only write lock anyhow."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_SUBMITTING)))
 
 
 def cancel(database: Database, identity: str) -> Submission:
@@ -40,11 +60,10 @@ def cancel(database: Database, identity: str) -> Submission:
 
     One that has ended stays as it is. Raises SubmissionNotFoundError.
     """
-    open_ones = submissions.c.state.in_([SubmissionState.QUEUED.value, SubmissionState.RUNNING.value])
     free = {"owner": None, "owner_process": None, "lease_until": None}
     cancelled = {"state": SubmissionState.CANCELLED.value, "ended_at": Now(), "message": "cancelled", **free}
     with database.writing("cancel a submission") as connection:
-        connection.execute(update(submissions).where(submissions.c.id == identity, open_ones).values(cancelled))
+        connection.execute(update(submissions).where(submissions.c.id == identity, _OPEN).values(cancelled))
     return find_submission(database, identity)
 
 

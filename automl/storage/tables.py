@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from automl.storage.base import AttemptState
+from automl.storage.base import AttemptState, RunEnd
 from automl.storage.jobs import FiringState, SubmissionState
 from automl.trial import StopReason
 
@@ -106,6 +106,26 @@ sweeps = Table(
     Column("updated_at", UtcDateTime, nullable=False),
     CheckConstraint("runs >= 0", name="runs"),
     CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
+    # Pages list studies by these; the rows themselves hold long texts.
+    Index("ix_automl_sweeps_updated_at", "updated_at", "study_name"),
+    Index("ix_automl_sweeps_lease_until", "lease_until"),
+)
+
+runs = Table(
+    "automl_runs",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("run", Integer, primary_key=True),
+    Column("trials", Integer, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("metric", String(64), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("ended", String(16)),
+    CheckConstraint("run >= 1", name="run"),
+    CheckConstraint("trials >= 0 AND steps >= 0", name="counts"),
+    CheckConstraint(f"ended IS NULL OR ended IN ({_listed(RunEnd)})", name="ended"),
+    CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended_at"),
 )
 
 attempts = Table(
@@ -328,6 +348,14 @@ submissions = Table(
     CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
     CheckConstraint("(state IN ('QUEUED', 'RUNNING')) = (ended_at IS NULL)", name="ended"),
     Index("ix_automl_submissions_state", "state"),
+    # Never two sweeps of a study at once, whoever submits them, and when.
+    Index(
+        "ix_automl_submissions_open",
+        "study_name",
+        unique=True,
+        sqlite_where=text("state IN ('QUEUED', 'RUNNING')"),
+        postgresql_where=text("state IN ('QUEUED', 'RUNNING')"),
+    ),
 )
 
 schedulers = Table(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automl.errors import InterruptedSearch, SpaceChangedError
+from automl.errors import SpaceChangedError
 from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost, read_table
@@ -80,13 +80,10 @@ def _drive(
     InlineExecutor().run(dispatcher, host)
     if dispatcher.baseline is not None and last_event(store, BASELINE) is None:
         store.add_event(BASELINE, dispatcher.baseline)
-    if dispatcher.stopped is not None:
-        counts = study.counts()
-        ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
-        raise InterruptedSearch(
-            f"stopped ({dispatcher.stopped}) after {ended} of {spec.search.trials} trials;"
-            " nothing is lost, the same command continues"
-        )
+    counts = study.counts()
+    ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
+    if interruption := dispatcher.interruption(ended, spec.search.trials):
+        raise interruption
 
 
 def _record_table(store: ResultStore, study: str, path: Path, table: CurveTable) -> None:

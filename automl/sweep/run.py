@@ -12,18 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automl.errors import InterruptedSearch, ResourceError, SearchError, SpaceChangedError
+from automl.errors import ResourceError, SearchError, SpaceChangedError
 from automl.execution import make_executor
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
 from automl.provenance import provenance
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import digest_folder
-from automl.storage.base import ResultStore
+from automl.storage.base import ResultStore, RunEnd
 from automl.storage.depot import Depot
 from automl.storage.lease import StudyLease
+from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
+from automl.sweep.ending import recorded_run
 from automl.sweep.evaluation import settle_evaluation
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
@@ -82,7 +84,8 @@ def run_sweep(
         StudyLease(database, spec.study) as lease,
     ):
         run = lease.take(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
-        return sweep.run(database, lease, run, stop_requested)
+        with recorded_run(RunLog(database, spec.study, run, lease.verify), spec) as log:
+            return sweep.run(database, lease, log, stop_requested)
 
 
 class _Sweep:
@@ -98,18 +101,24 @@ class _Sweep:
         if spec.artifacts is not None:
             Depot(spec.artifacts).check()
 
-    def run(self, database: Database, lease: StudyLease, run: int, stop: StopRequest) -> Summary:
+    def run(self, database: Database, lease: StudyLease, log: RunLog, stop: StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
         if self._spec.task.type == "table":
             watch = self._observer
+
+            def started(study: Study) -> None:
+                log.has_trained = True
+                watch.started(study)
+
             replayed = replay(
-                self._spec, database, lease, run, stop, started=watch.started, event=watch.event, tick=watch.tick
+                self._spec, database, lease, log.run, stop, started=started, event=watch.event, tick=watch.tick
             )
+            log.end(RunEnd.FINISHED)
             return self._sum_up(database, replayed)
         store = database.store(self._spec.study, guard=lease.verify)
         recorded = last_event(store, GROUND) or {}
         self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))
-        if run == 1:  # slot files of an older database would claim to be newer attempts
+        if log.run == 1:  # slot files of an older database would claim to be newer attempts
             shutil.rmtree(self._folder / "slots", ignore_errors=True)
         with self._executor() as executor:
             self._stage("preparing model and data")
@@ -120,11 +129,13 @@ class _Sweep:
             self._spec = settle_evaluation(self._spec, ground, recorded)
             self._packing = choose_packing(self._spec, ground, self._layout)
             self._record_ground(store, ground)
-            study = self._open_study(database, lease, store, ground, run)
+            study = self._open_study(database, lease, store, ground, log.run)
             if not study.finished:
+                log.has_trained = True
                 self._train(study, database, store, ground, executor, stop)
             study.close()  # not after an error: what is parked or interrupted then goes on in the next run
-        store.add_event("finished", {"run": run})
+        store.add_event("finished", {"run": log.run})
+        log.end(RunEnd.FINISHED)
         renew_report(database, self._spec, guard=lease.verify)
         summary = self._sum_up(database, store)
         store_results(store, self._spec)
@@ -217,13 +228,10 @@ class _Sweep:
         settings = host_settings(self._spec, ground, self._layout, self._packing)
         executor.run(dispatcher, self._host_factory(settings, ground))
         store.add_event(WORKERS, {"starts": [start._asdict() for start in dispatcher.occupation]})
-        if dispatcher.stopped is not None:
-            counts = study.counts()
-            ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
-            raise InterruptedSearch(
-                f"stopped ({dispatcher.stopped}) after {ended} of {self._spec.search.trials} trials;"
-                " nothing is lost, the same command continues"
-            )
+        counts = study.counts()
+        ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
+        if interruption := dispatcher.interruption(ended, self._spec.search.trials):
+            raise interruption
 
     def _host_factory(self, settings: HostSettings, ground: Ground) -> HostFactory:
         """What builds a worker's host; workers of a cluster to join may be on machines that lack model and data."""

@@ -18,8 +18,9 @@ from optuna.trial import create_trial
 
 from automl.space.load import parse_space
 from automl.space.spec import SweepSpec
-from automl.storage.base import AttemptState
+from automl.storage.base import AttemptState, RunEnd
 from automl.storage.lease import StudyLease
+from automl.storage.runs import RunLog
 from automl.storage.sql import Database
 from automl.storage.verification import VerificationStore
 from automl.trial import Measurement, ModuleImportance
@@ -77,7 +78,9 @@ def add_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with StudyLease(database, spec.study) as lease:
-        lease.take(spec.text, spec.sha256, {"automl": "0.1.0", "git": "0123abc", "folder": "."})
+        run = lease.take(spec.text, spec.sha256, {"automl": "0.1.0", "git": "0123abc", "folder": "."})
+        log = RunLog(database, spec.study, run, lease.verify)
+        log.begin(trials=spec.search.trials, steps=spec.search.steps, metric=spec.task.metric)
         store = database.store(spec.study)
         study = optuna.create_study(
             study_name=spec.study, storage=database.optuna_storage(), direction="maximize", load_if_exists=True
@@ -94,6 +97,7 @@ def add_study(
         for trial in range(min(3, len(made))):
             store.start_attempt(trial, worker=0, run=1)
             store.end_attempt(trial, AttemptState.SUCCEEDED, "finished")
+        log.end(RunEnd.STOPPED if running else RunEnd.FINISHED)
 
 
 def _trial(

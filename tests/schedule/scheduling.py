@@ -91,7 +91,9 @@ from pathlib import Path
 
 import optuna
 
+from automl.storage.base import RunEnd
 from automl.storage.lease import StudyLease
+from automl.storage.runs import RunLog
 from automl.storage.sql import open_database
 
 space = Path(sys.argv[2])
@@ -103,7 +105,10 @@ values.write_text("\\n".join(rest))
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 with open_database(os.environ["AUTOML_DB_URL"], create=False) as database:
     with StudyLease(database, document["study"]) as lease:
-        lease.take(text, "0" * 64, {"folder": str(space.parent)})
+        run = lease.take(text, "0" * 64, {"folder": str(space.parent)})
+        log = RunLog(database, document["study"], run, lease.verify)
+        log.begin(trials=4, steps=20, metric="accuracy")
+        log.end(RunEnd.FINISHED)
     study = optuna.create_study(
         study_name=document["study"], storage=database.optuna_storage(), direction="maximize"
     )
@@ -115,7 +120,6 @@ with open_database(os.environ["AUTOML_DB_URL"], create=False) as database:
     study.add_trial(optuna.trial.create_trial(params=first, distributions=space, value=float(value)))
     rows = {"train": 800, "validation": 10000, "test": 100}
     database.store(document["study"]).add_event("ground", {"data": "d", "model": "m", "rows": rows})
-    database.store(document["study"]).add_event("finished", {"run": 1})
 print("done")
 """
 

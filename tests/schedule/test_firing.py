@@ -7,14 +7,16 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from scheduling import HandClock, add_schedule, definition, states
+from sqlalchemy import literal, select
 from test_cron_times import ZONES
 
-from automl.errors import StorageError
+from automl.errors import StorageError, SubmissionRefused
 from automl.schedule.cron import due_slots
 from automl.schedule.due import fire_due, settle
 from automl.schedule.single import run_due
@@ -31,6 +33,7 @@ from automl.storage.submissions import (
     list_submissions,
     submit,
 )
+from automl.storage.tables import submissions
 
 JUMPS = (timedelta(hours=-1), timedelta(hours=1), timedelta(days=1), timedelta(days=-1))
 
@@ -347,6 +350,37 @@ def test_two_processes_run_no_slot_twice(url: str, tmp_path: Path) -> None:
 
 
 class TestSubmissions:
+    @pytest.mark.parametrize(("studies", "kept"), [(["one"] * 8, 1), ([f"study {n}" for n in range(8)], 3)])
+    def test_of_those_submitted_at_once_no_more_are_queued_than_may_be(
+        self, studies: list[str], kept: int, url: str
+    ) -> None:
+        together = threading.Barrier(len(studies))
+
+        def ask(study: str) -> str:
+            with open_database(url, create=False) as mine:
+                together.wait()
+                try:
+                    return submit(mine, study, "version: 1", "somebody", most=3).study
+                except SubmissionRefused as refused:
+                    return type(refused).__name__
+
+        with ThreadPoolExecutor(len(studies)) as crowd:
+            answers = Counter(crowd.map(ask, studies))
+        with open_database(url, create=False) as database:
+            queued = [each.study for each in list_submissions(database)]
+        assert len(queued) == len(set(queued)) == kept
+        refusal = "SubmissionRefused" if kept == 1 else "QueueFull"
+        assert answers == Counter([*queued, *[refusal] * (len(studies) - kept)])
+
+    # Whoever writes past `submit` meets the same rule.
+    def test_the_database_itself_refuses_two_open_ones_of_a_study(self, url: str) -> None:
+        with open_database(url, create=False) as database:
+            submit(database, "one", "version: 1", "somebody")
+            copy = select(*[literal("x").label("id") if c.name == "id" else c for c in submissions.c])
+            statement = submissions.insert().from_select(list(submissions.c.keys()), copy)
+            with pytest.raises(StorageError, match=r"(?i)unique"), database.writing("submit") as connection:
+                connection.execute(statement)
+
     def test_they_are_taken_once_and_in_order(self, url: str) -> None:
         with open_database(url, create=False) as database:
             for number in range(3):

@@ -14,11 +14,12 @@ from automl.errors import StudyBusyError
 from automl.schedule.garbage import collect
 from automl.schedule.options import Options
 from automl.schedule.retention import retain
-from automl.storage.base import Artifact
+from automl.storage.base import Artifact, RunEnd
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState
 from automl.storage.lease import StudyLease
 from automl.storage.removal import remove_study
+from automl.storage.runs import RunLog
 from automl.storage.schedules import find_schedule, list_firings
 from automl.storage.sql import Database
 from automl.trial import Measurement
@@ -29,7 +30,9 @@ def make_study(database: Database, name: str, output: Path, *, finished: bool = 
     folder = output / name
     text = SPACE.replace("study: nightly", f"study: {name}").replace("inline}", f"inline, output: {output}}}")
     with StudyLease(database, name) as lease:
-        lease.take(text, "0" * 64, {"folder": str(output)})
+        log = RunLog(database, name, lease.take(text, "0" * 64, {"folder": str(output)}), lease.verify)
+        log.begin(trials=4, steps=20, metric="accuracy")
+        log.end(RunEnd.FINISHED if finished else RunEnd.STOPPED)
     database.optuna_storage().create_new_study([_MAXIMIZE], name)
     store = database.store(name)
     store.add_measurements([Measurement(trial=0, step=10, metrics={"accuracy": 0.5}, seconds=1.0, tokens=10)])
@@ -41,8 +44,6 @@ def make_study(database: Database, name: str, output: Path, *, finished: bool = 
     store.delete_artifact(1, "adapter")
     (folder / "slots" / "trial-00000").mkdir(parents=True)
     (folder / "slots" / "trial-00000" / "state.json").write_bytes(b"y" * 500)
-    if finished:
-        store.add_event("finished", {"run": 1})
     return folder
 
 
@@ -93,7 +94,7 @@ def test_gc_leaves_a_driven_study_and_then_the_cache_alone(database: Database, t
         assert list(collect(database, tmp_path / "cache", cache_days=30, dry_run=False)) == []
         with pytest.raises(StudyBusyError, match="study 'done' is being driven"):
             remove_study(database, "done")
-    database.store("done").add_event("finished", {"run": 2})
+    # A verification takes the lease too; the study is finished all the same.
     removed = [removal.what for removal in collect(database, tmp_path / "cache", cache_days=30, dry_run=False)]
     assert removed == [str(folder / "slots"), str(folder / "adapters" / "trial-00001"), str(entry)]
 

@@ -17,9 +17,12 @@ from automl.errors import StorageError
 from automl.storage import migrations
 from automl.storage.connect import make_engine
 from automl.storage.lease import StudyLease
+from automl.storage.overview import study_totals
 from automl.storage.sql import Database, database_status, open_database, upgrade_database
+from automl.storage.submissions import list_submissions, submit
 from automl.storage.tables import metadata
 from automl.storage.url import parse_url
+from automl.storage.verification import VerificationStore
 from automl.storage.views import VIEWS
 
 
@@ -101,6 +104,40 @@ class TestUpgrade:
         with open_database(url, create=False) as database:
             assert [(kind, detail) for _, kind, detail in database.store("s").events()] == [("kept", {"number": 3})]
 
+    # What was finished stays finished, also after a verification, which took the lease as a run does.
+    def test_runs_are_made_of_what_older_versions_recorded(self, url: str) -> None:
+        space = "version: 1\nstudy: {}\nmodel: ./m\ntask: {{type: classification, data: ./d.jsonl}}\n"
+        space += "search: {{trials: 7}}\n"
+        with open_database(url, create=False) as database:
+            for study, ends in (("done", True), ("begun", False), ("unreadable", True)):
+                with StudyLease(database, study) as lease:
+                    lease.take("version: 0\n" if study == "unreadable" else space.format(study), "a" * 64, {})
+                if ends:
+                    database.store(study).add_event("finished", {"run": 1})
+            with StudyLease(database, "done") as lease:
+                lease.take(space.format("done"), "a" * 64, {})
+                VerificationStore(database, "done").begin(1, {})
+            first = submit(database, "asked", "version: 1", "somebody", most=100)
+        _downgrade(url, "0003")
+        with make_engine(parse_url(url), pooled=False).connect() as connection, connection.begin():
+            again = (
+                "INSERT INTO automl_submissions SELECT :id, study_name, space_text, submitted_at, submitted_by, state,"
+            )
+            rest = " attempts, owner, owner_process, lease_until, not_before, started_at, ended_at, exit_code, message"
+            connection.execute(text(again + rest + " FROM automl_submissions"), {"id": "f" * 32})
+        assert upgrade_database(url).after.ready
+        with open_database(url, create=False) as database:
+            found = {each.study: each for each in study_totals(database, ["done", "begun", "unreadable"])}
+            assert {name: (each.state, each.planned) for name, each in found.items()} == {
+                "done": ("finished", 7),
+                "begun": ("stopped", 7),
+                "unreadable": ("finished", 0),
+            }
+            assert {each.id: str(each.state) for each in list_submissions(database)} == {
+                first.id: "QUEUED",
+                "f" * 32: "CANCELLED",
+            }
+
     def test_a_sqlite_file_is_copied_before(self, sqlite_url: str) -> None:
         with open_database(sqlite_url, create=False) as database:
             database.store("s").add_event("kept", {})
@@ -133,12 +170,16 @@ def _make_older(url: str) -> None:
 
 
 def _make_first(url: str) -> None:
-    """Bring our tables back to the first revision."""
+    _downgrade(url, "0001")
+
+
+def _downgrade(url: str, revision: str) -> None:
+    """Bring our tables back to an earlier revision."""
     engine = make_engine(parse_url(url), pooled=False)
     with engine.connect() as connection, connection.begin():
         for view in VIEWS:
             connection.execute(text(f"DROP VIEW {view}"))
-        command.downgrade(migrations._config(connection), "0001")
+        command.downgrade(migrations._config(connection), revision)
 
 
 def _definitions(path: Path) -> dict[str, set[str]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from automl.cli.main import main
 from automl.errors import ConfigError, InterruptedSearch, SearchError, SpaceChangedError
 from automl.space.load import load_space, parse_space
+from automl.space.spec import SweepSpec
+from automl.storage.overview import study_totals
 from automl.storage.sql import open_database
 from automl.study.queries import list_trials
 from automl.sweep.run import run_sweep
@@ -80,6 +86,45 @@ def test_a_search_that_failed_too_often_goes_on_where_it_stopped(space: Path) ->
     }
     went_on = {trial.number for trial in summary.trials if trial.state == "COMPLETE"} & left
     assert went_on, "some of what was parked was trained to its end"
+
+
+def last_of(spec: SweepSpec) -> tuple[str, str | None, int]:
+    """State of the study, why its last run ended, and trials asked for."""
+    with open_database(spec.storage_url, create=False) as database:
+        (totals,) = study_totals(database, [spec.study])
+        run = totals.last_run
+        assert run is not None
+        return totals.state, run.ended, run.trials
+
+
+# Each of these ends with trials left by the space file; only what stopped before its end can be continued.
+@pytest.mark.parametrize(
+    ("changed", "state", "ended"),
+    [
+        ({"trials": 5}, "finished", "finished"),
+        ({"patience": 3}, "finished", "finished"),
+        ({"max_steps": 24}, "finished", "finished"),
+        ({"max_seconds": 1e-6}, "stopped", "time"),
+    ],
+    ids=["fewer trials", "patience", "max_steps", "time"],
+)
+def test_whether_a_study_is_finished_is_said_by_how_its_last_run_ended(
+    changed: dict[str, Any], state: str, ended: str, space: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = load_space(space)
+    short = replace(spec, search=replace(spec.search, **changed))
+    with nullcontext() if state == "finished" else pytest.raises(InterruptedSearch):
+        run_sweep(short, space.parent / "cache")
+    assert last_of(spec) == (state, ended, short.search.trials)
+    with pytest.raises(SystemExit):
+        main(["status", str(space), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert (said["state"], said["ended"], said["planned"]) == (state, ended, short.search.trials)
+    # A run that is refused before any trial starts changes nothing of that.
+    write_table(space.parent / "curves.npz", offset=1.0)
+    with pytest.raises(SpaceChangedError):
+        run_sweep(spec, space.parent / "cache")
+    assert last_of(spec) == (state, ended, short.search.trials)
 
 
 def test_another_table_is_refused(space: Path) -> None:
