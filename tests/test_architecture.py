@@ -17,7 +17,7 @@ PACKAGE = ROOT / "automl"
 WEB = ROOT / "dashboards"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "trial", "lora", "metric", "provenance", "durable", "pulse"),
+    ("errors", "trial", "lora", "metric", "provenance", "durable", "progress", "pulse"),
     ("space",),
     ("models", "tasks", "methods", "importance", "storage"),
     ("study", "training"),

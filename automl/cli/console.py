@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +23,8 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 _quiet = False
 _json_lines = False
+_shown = time.monotonic()
+_drawn = False
 
 
 def set_quiet(quiet: bool) -> None:
@@ -29,8 +33,30 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def seconds_of_silence() -> float:
+    """How long nothing was shown; 0 while something is drawn in place."""
+    return 0.0 if _drawn else time.monotonic() - _shown
+
+
+@contextmanager
+def drawn_in_place() -> Iterator[None]:
+    """Inside the block the terminal shows a picture that changes by itself."""
+    global _drawn  # one process, one terminal
+    _drawn = True
+    try:
+        yield
+    finally:
+        _drawn = False
+
+
+def _showing() -> None:
+    global _shown  # one process, one terminal
+    _shown = time.monotonic()
+
+
 def result(text: str = "") -> None:
     """A line of the command's result, to stdout. Printed literally: no markup is interpreted."""
+    _showing()
     out.print(Text(text))
 
 
@@ -59,6 +85,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def note(text: str) -> None:
     """A line about what is going on, to stderr."""
+    _showing()
     if _json_lines:
         _json_line(logging.INFO, text)
     elif not _quiet:
@@ -67,6 +94,7 @@ def note(text: str) -> None:
 
 def warning(text: str) -> None:
     """A line a person should read, to stderr, even when quiet."""
+    _showing()
     if _json_lines:
         _json_line(logging.WARNING, text)
     else:
@@ -75,6 +103,7 @@ def warning(text: str) -> None:
 
 def error(text: str) -> None:
     """What went wrong, to stderr. Several lines (several problems) stay several lines."""
+    _showing()
     if _json_lines:
         _json_line(logging.ERROR, text)
     else:

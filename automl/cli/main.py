@@ -38,6 +38,7 @@ from automl.cli import (
     validate,
     verify,
 )
+from automl.cli.heartbeat import heartbeat
 from automl.errors import AutomlError
 
 _EXIT_CODES = """Exit codes: 0 done · 1 finished without a usable result · 2 usage or configuration · 3 storage ·
@@ -115,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
-        return int(app(list(arguments), standalone_mode=True) or 0)
+        with heartbeat(arguments):
+            return int(app(list(arguments), standalone_mode=True) or 0)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except AutomlError as problem:

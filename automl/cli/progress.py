@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,50 +12,51 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from automl import progress
 from automl.cli import console
 from automl.sweep.run import Observer
 from automl.trial import TrialState
 
 if TYPE_CHECKING:
     from automl.space.spec import SweepSpec
-    from automl.study.study import Study, StudyEvent
-
-logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 30.0
+    from automl.study.study import Study
 
 
 @contextmanager
 def observe(spec: SweepSpec) -> Iterator[Observer]:
     """An observer for this terminal: drawn in place if it is one, lines otherwise."""
     if not console.is_terminal():
-        yield LineObserver(spec)
+        lines = LineObserver(spec)
+        with progress.telling(lambda: lines.line):
+            yield lines
         return
     observer = LiveObserver(spec)
-    with Live(get_renderable=observer.draw, console=console.err, refresh_per_second=2, transient=True):
+    with (
+        console.drawn_in_place(),
+        Live(get_renderable=observer.draw, console=console.err, refresh_per_second=2, transient=True),
+    ):
         yield observer
 
 
 class LineObserver(Observer):
-    """What happens is logged by those who do it; this adds a sign of life when nothing happens for a while."""
+    """What happens is logged by those who do it; this knows how far the search is, for who asks when all is silent."""
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
         self._study: Study | None = None
         self._began = time.monotonic()
-        self._last_line = self._began
+        self.line = "starting"
+
+    def stage(self, text: str) -> None:
+        self.line = text
 
     def started(self, study: Study) -> None:
         self._study = study
 
-    def event(self, event: StudyEvent) -> None:
-        self._last_line = time.monotonic()
-
     def tick(self) -> None:
-        now = time.monotonic()
-        if self._study is not None and now - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            logger.info(overview(self._spec, self._study, now - self._began))
+        # Here, in the driver's thread: the study is not to be read from any other.
+        if self._study is not None:
+            self.line = overview(self._spec, self._study, time.monotonic() - self._began)
 
 
 class LiveObserver(Observer):
@@ -82,8 +82,8 @@ class LiveObserver(Observer):
 
     def draw(self) -> Group:
         """The latest picture, for the thread that refreshes the screen."""
-        seconds = time.monotonic() - self._began
-        return self._picture or Group(Text(f"{self._spec.study}: {self._stage} ({seconds:.0f} s)"))
+        now = Text(f"{time.monotonic() - self._began:.0f} s")  # something moves, also while nobody is heard of
+        return Group(self._picture, now) if self._picture else Group(Text(f"{self._spec.study}: {self._stage}"), now)
 
     def _draw(self, study: Study) -> Group:
         line = overview(self._spec, study, time.monotonic() - self._began)

@@ -77,11 +77,17 @@ class PackedHost:
         self._residents: dict[int, _Resident] = {}
         self._known: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
         self._damaged: list[TrialFailure] = []
+        self._steps_of_others = 0  # of trials that are not resident any more
 
     @property
     def capacity(self) -> int:
         """Most trials that can be resident at once."""
         return self._capacity
+
+    @property
+    def steps(self) -> int:
+        """Steps of all trials it has held so far; for progress only."""
+        return self._steps_of_others + sum(member.step for member in list(self.trainer.members.values()))
 
     def open(self, spec: TrialSpec) -> Sequence[Measurement]:
         """Start a trial, or continue it from its slot file; returns the measurements the file already holds.
@@ -129,6 +135,8 @@ class PackedHost:
         """Free the trial's memory; its slot file stays. Unknown trials are ignored."""
         with self._standstill():
             self._pace.leave(trial)
+            member = self.trainer.members.get(trial)
+            self._steps_of_others += member.step if member is not None else 0
             self.trainer.evict(trial)
         self._residents.pop(trial, None)
         self._damaged = [failure for failure in self._damaged if failure.trial != trial]

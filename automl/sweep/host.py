@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from automl.execution.base import Host
 from automl.sweep.folders import cache_folder
 from automl.training.bench import HostSettings
 
+if TYPE_CHECKING:
+    from automl.packed.host import PackedHost
+    from automl.training.host import SoloHost
 
-def build_host(settings: HostSettings) -> Host:
+
+def build_host(settings: HostSettings) -> PackedHost | SoloHost:
     """Load backbone and data and return the host the settings ask for; called inside the worker.
 
     A trial in several shards has a host in each process of a group, and this is called in all of them.

@@ -55,6 +55,12 @@ class Resident:
         return self.state.step if self.state else 0
 
     @property
+    def reached(self) -> int:
+        """Steps so far, those beyond the slot file included."""
+        trial = self.trial
+        return trial.step if trial is not None else self.step
+
+    @property
     def is_finished(self) -> bool:
         return self.step >= self.spec.steps
 
@@ -87,12 +93,18 @@ class SoloHost:
         self._finalists = Finalists(settings.task.metric)
         self.busy_seconds = 0.0
         self._residents: dict[int, Resident] = {}
+        self._steps_of_others = 0  # of trials that are not resident any more
         self._slots: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
 
     @property
     def capacity(self) -> int:
         """Most trials that can be resident at once."""
         return self.settings.capacity
+
+    @property
+    def steps(self) -> int:
+        """Steps of all trials it has held so far; for progress only."""
+        return self._steps_of_others + sum(resident.reached for resident in list(self._residents.values()))
 
     def open(self, spec: TrialSpec) -> Sequence[Measurement]:
         """Start a trial, or continue it from its slot file; returns the measurements the file already holds.
@@ -130,6 +142,7 @@ class SoloHost:
         """Free the trial's memory; its slot file stays. Unknown trials are ignored."""
         resident = self._residents.pop(trial, None)
         if resident is not None:
+            self._steps_of_others += resident.reached
             resident.rise()
 
     def close(self, trial: int) -> None:

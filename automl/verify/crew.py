@@ -16,11 +16,12 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from automl.errors import AutomlError, ResourceError, SearchError
 from automl.execution.base import Host
@@ -28,17 +29,31 @@ from automl.sweep.host import build_host
 from automl.training.bench import HostSettings
 from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec
 
+if TYPE_CHECKING:
+    from automl.packed.host import PackedHost
+    from automl.training.host import SoloHost
+
 _POLL_SECONDS = 0.5
 _GOODBYE_SECONDS = 10.0
 
 Outcome = Measurement | TrialFailure
+_REPORT_SECONDS = 2.0
+
 Job = tuple[TrialSpec, ...] | None
 """Trials to train; none of them = measure the model without training; None = go home."""
 
 
-class _Member(NamedTuple):
+class _Steps(NamedTuple):
+    """A worker's message: steps that its trials have made so far."""
+
+    made: int
+
+
+@dataclass(slots=True)
+class _Member:
     process: BaseProcess
     connection: Connection[Any, Any]
+    steps: int = 0
 
 
 class Crew(ABC):
@@ -61,6 +76,11 @@ class Crew(ABC):
     def untrained(self) -> Metrics:
         """Metrics of the model without training."""
 
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Training steps made so far, as far as is known; it may be asked for from another thread."""
+
 
 class InlineCrew(Crew):
     """Trains in the calling thread. check: called between outcomes; what it raises ends the training."""
@@ -68,7 +88,7 @@ class InlineCrew(Crew):
     def __init__(self, settings: HostSettings, *, check: Callable[[], None]) -> None:
         self._settings = settings
         self._check = check
-        self._host: Host | None = None
+        self._host: PackedHost | SoloHost | None = None
 
     def __enter__(self) -> Crew:
         self._host = build_host(self._settings)
@@ -89,6 +109,11 @@ class InlineCrew(Crew):
         """See `Crew.untrained`."""
         assert self._host is not None
         return self._host.baseline()
+
+    @property
+    def steps(self) -> int:
+        """See `Crew.steps`."""
+        return self._host.steps if self._host is not None else 0
 
 
 class WorkerCrew(Crew):
@@ -134,8 +159,11 @@ class WorkerCrew(Crew):
                 busy[member.connection] = (member, len(share))
         while busy:
             for connection in self._ready(list(busy)):
-                member, left = busy.pop(connection)
+                member, left = busy[connection]
                 outcome = _received(member)
+                if outcome is None:
+                    continue
+                del busy[connection]
                 if left > 1:
                     busy[connection] = (member, left - 1)
                 assert isinstance(outcome, Measurement | TrialFailure)
@@ -145,11 +173,16 @@ class WorkerCrew(Crew):
         """See `Crew.untrained`."""
         member = self._members[0]
         member.connection.send(())
-        while not self._ready([member.connection]):
-            pass
-        metrics = _received(member)
+        metrics = None
+        while metrics is None:
+            metrics = _received(member) if self._ready([member.connection]) else None
         assert isinstance(metrics, dict)
         return metrics
+
+    @property
+    def steps(self) -> int:
+        """See `Crew.steps`."""
+        return sum(member.steps for member in self._members)
 
     def _settings_of(self, index: int) -> HostSettings:
         """Every worker owns a GPU of its own, where there are any."""
@@ -161,7 +194,8 @@ class WorkerCrew(Crew):
         return [each for each in wait(connections, _POLL_SECONDS) if isinstance(each, Connection)]
 
 
-def _received(member: _Member) -> Outcome | Metrics:
+def _received(member: _Member) -> Outcome | Metrics | None:
+    """What a worker says; None if it was only how far it is."""
     try:
         message = member.connection.recv()
     except EOFError:
@@ -172,6 +206,9 @@ def _received(member: _Member) -> Outcome | Metrics:
         ) from None
     if isinstance(message, Exception):
         raise message
+    if isinstance(message, _Steps):
+        member.steps = message.made
+        return None
     assert isinstance(message, Measurement | TrialFailure | dict)
     return message
 
@@ -194,14 +231,34 @@ def _work(connection: Connection[Any, Any], settings: HostSettings) -> None:
 
 def _serve(connection: Connection[Any, Any], settings: HostSettings) -> None:
     host = build_host(settings)
+    sending = threading.Lock()
+
+    def send(message: object) -> None:
+        with sending:
+            connection.send(message)
+
+    over = threading.Event()
+    threading.Thread(target=_report, args=(host, send, over), daemon=True).start()
     try:
         while (job := connection.recv()) is not None:
             if not job:
-                connection.send(dict(host.baseline()))
+                send(dict(host.baseline()))
             for outcome in train_on(host, job):
-                connection.send(outcome)
+                send(_Steps(host.steps))
+                send(outcome)
     finally:
+        over.set()
         host.shutdown()
+
+
+def _report(host: PackedHost | SoloHost, send: Callable[[object], None], over: threading.Event) -> None:
+    """Tell the driver now and then how far the trials are."""
+    told = 0
+    while not over.wait(_REPORT_SECONDS):
+        if (steps := host.steps) != told:
+            told = steps
+            with suppress(OSError):  # the driver has gone: `_end_with_parent` ends this process
+                send(_Steps(steps))
 
 
 def train_on(host: Host, trials: Sequence[TrialSpec]) -> Iterator[Outcome]:

@@ -11,9 +11,11 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from automl import progress
 from automl.errors import DataError, InterruptedSearch, ResourceError, SearchError, SpaceChangedError
 from automl.space.spec import SweepSpec
 from automl.storage.lease import StudyLease
@@ -83,7 +85,8 @@ def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Opti
         row = database.store(spec.study).sweep()
         lease.take(row.space_text, row.space_sha256, row.provenance)
         store = VerificationStore(database, spec.study, guard=lease.verify)
-        work = _Work(database, spec, cache)
+        with progress.telling("preparing the verification".format):
+            work = _Work(database, spec, cache)
         number, plan, known = database.patience.call(lambda: work.plan(store.latest(), options))
         if known is not None and known.is_done:
             return known
@@ -125,6 +128,7 @@ class _Work:
         self._spec = settle_precision(spec, self._ground, self._layout, recorded)
         self._folder = study_folder(spec) / "verification"
         self._stopped: str | None = None
+        self._wanted = 0  # trainings of the crew at work
 
     def halt(self, reason: str) -> None:
         """Stop as soon as may be, also while the database is away; called from a signal handler."""
@@ -146,7 +150,12 @@ class _Work:
         scores = Scores(store.scores(number))
         while trainings := next_trainings(plan, scores):
             split = trainings[0].split
-            with self._crew(plan, number, split, len(trainings)) as crew:
+            self._wanted = 0
+            with (
+                progress.telling(f"verification {number}: starting workers".format),
+                self._crew(plan, number, split, len(trainings)) as crew,
+                progress.telling(partial(self._so_far, crew, plan, number)),
+            ):
                 if split == "test" and not baseline(plan, scores):
                     self._keep(number, _UNTRAINED, crew.untrained(), scores, store)
                 while trainings and trainings[0].split == split:
@@ -222,6 +231,7 @@ class _Work:
     ) -> None:
         """Trainings that are all scored on the same rows."""
         total, split = len(trainings), trainings[0].split
+        self._wanted += total
         logger.info("verification %d: %d trainings of %d steps, scored on %s rows", number, total, plan.steps, split)
         places = {training: place for place, training in enumerate(all_trainings(plan))}
         by_place = {place: training for training, place in places.items()}
@@ -231,6 +241,12 @@ class _Work:
             metrics = _metrics(training, outcome)
             self._keep(number, training, metrics, scores, store)
             logger.info("%d of %d: %s", done, total, _in_words(training, plan.metric, metrics))
+
+    def _so_far(self, crew: Crew, plan: Plan, number: int) -> str:
+        total = self._wanted * plan.steps
+        if not total:
+            return f"verification {number}: measuring the model without training"
+        return f"verification {number}: {min(crew.steps, total):,} of {total:,} training steps"
 
     def _settings(self, plan: Plan, number: int, split: ScoredSplit) -> HostSettings:
         """As for the workers of the search, but with the test rows, and without what only a search wants to know."""
