@@ -15,6 +15,7 @@ from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
+from automl.storage.verification import latest
 from automl.study.front import Point, pareto_front
 from automl.study.outcome import exhausted_text
 from automl.study.queries import TrialRow, list_trials
@@ -37,6 +38,7 @@ class Summary:
     better value after which the search ended before its budget was spent, None if it did not. exhausted: number of
     configurations of a finite space of which none was left to try, None if there were more. also_minimize: the second
     objective, if there are two; front: then the complete trials that no other one beats in both, smallest first.
+    verification: result of the newest complete one, if there is any (docs/verification.md).
     """
 
     study: str
@@ -55,6 +57,7 @@ class Summary:
     exhausted: int | None = None
     also_minimize: str | None = None
     front: tuple[TrialRow, ...] = ()
+    verification: Mapping[str, Any] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -95,12 +98,14 @@ class Summary:
             "exhausted_configurations": self.exhausted,
             "also_minimize": self.also_minimize,
             "front": [asdict(row) for row in self.front],
+            "verification": self.verification,
         }
 
 
 def summarise(database: Database, spec: SweepSpec) -> Summary:
     """Read a study's outcome from SQL."""
     store = database.store(spec.study)
+    verified = latest(database, spec.study, done=True)
     rows = tuple(list_trials(database.optuna_storage(), spec.study, store))
     direction = METRICS[spec.task.metric].direction
     best = best_trial(rows, direction)
@@ -121,6 +126,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         exhausted=_exhausted(store),
         also_minimize=spec.search.also_minimize,
         front=front_of(rows, direction),
+        verification=verified.result if verified is not None else None,
     )
 
 
@@ -215,7 +221,7 @@ def markdown(summary: Summary) -> str:
         "",
         headline(summary),
         "",
-        "This is the winner of a search on validation rows, so its value is optimistic; the test rows are untouched.",
+        *_belief(summary),
         "",
         f"- trials: {counts['COMPLETE']} complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed",
         f"- training steps: {summary.spent_steps:,} of {summary.full_steps:,} that these trials would take unpruned",
@@ -233,6 +239,22 @@ def markdown(summary: Summary) -> str:
     if summary.also_minimize is not None:
         lines += _front_lines(summary, summary.also_minimize)
     return "\n".join(lines) + "\n"
+
+
+def _belief(summary: Summary) -> Iterator[str]:
+    """How far the winner's value may be believed, and what is recommended."""
+    found = summary.verification
+    if found is None:
+        yield "This is the winner of a search on validation rows, so its value is optimistic. Test rows were not read:"
+        yield f"`automl verify {summary.study}` trains the winner again on fresh seeds and scores it on them."
+        return
+    yield f"Verified on test rows, which the search never read: {found['headline']}"
+    if (optimism := found["selection_optimism"]) is not None:
+        yield (
+            f"Trial {optimism['trial']} had {summary.metric} {optimism['validation']:.4f} in the search and has"
+            f" {optimism['verified']:.4f} on the test rows."
+        )
+    yield f"**Recommended: {found['recommendation']['text']}**"
 
 
 def _front_lines(summary: Summary, name: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ from automl.sweep.precision import settle_precision
 from automl.sweep.record import GROUND, last_event, recorded_space
 from automl.sweep.reporting import renew_report
 from automl.sweep.signals import signals_as_interruption
+from automl.sweep.summary import summarise, write_summary
 from automl.tasks import TASKS, make_task
 from automl.tasks.classification import majority_scores
 from automl.training.bench import HostSettings
@@ -96,6 +97,8 @@ def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Opti
         scores = work.train(plan, number, store)
         store.finish(number, conclude(plan, scores))
         renew_report(database, spec, guard=lease.verify)
+        summary = database.patience.call(lambda: summarise(database, spec))
+        write_summary(summary, Path(summary.folder))
         store_results(database.store(spec.study, guard=lease.verify), spec)
         found = store.latest()
         assert found is not None

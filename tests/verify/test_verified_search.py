@@ -135,6 +135,16 @@ def test_the_result_has_the_keys_that_others_read(verified: Verification, world:
     json.dumps(result, allow_nan=False)
 
 
+def test_the_summary_says_what_was_verified_and_what_is_recommended(verified: Verification, world: World) -> None:
+    assert verified.result is not None
+    page = (world.spec.run.output / world.spec.study / "summary.md").read_text(encoding="utf-8")
+    assert "untouched" not in page
+    assert verified.result["headline"] in page
+    assert f"**Recommended: {verified.result['recommendation']['text']}**" in page
+    values = json.loads((world.spec.run.output / world.spec.study / "summary.json").read_text(encoding="utf-8"))
+    assert values["verification"]["recommendation"] == verified.result["recommendation"]
+
+
 def test_the_same_verification_is_not_made_twice_and_another_one_has_fresh_seeds(
     verified: Verification, world: World
 ) -> None:
