@@ -115,13 +115,17 @@ class NightAnswer(_Answer):
 
 
 class ScheduleAnswer(_Answer):
-    """A schedule. due: its next slot, null while it is paused or after it was removed."""
+    """A schedule. due: its next slot, null while it is paused or after it was removed.
+
+    problem: why it cannot be read, so that none of its nights is run; empty if it can.
+    """
 
     name: str
     cron: str
     timezone: str
     is_paused: bool
     due: datetime | None
+    problem: str
     last: NightAnswer | None
 
 
@@ -315,6 +319,7 @@ def _schedule(line: ScheduleLine) -> ScheduleAnswer:
         timezone=schedule.timezone if schedule else "UTC",
         is_paused=schedule.is_paused if schedule else True,
         due=line.due,
+        problem=line.problem,
         last=_night(line.last) if line.last else None,
     )
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import resources
 from typing import Any
 from urllib.parse import quote
-from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
@@ -19,6 +18,7 @@ from starlette.routing import Route
 import automl
 from automl.report.html import content_policy
 from automl.report.wording import configuration, counted, duration, moment, number, percent, score, signed
+from automl.schedule.cron import zone_of
 from dashboards import drawing
 from dashboards.guard import HEALTH
 from dashboards.views import Views
@@ -210,4 +210,4 @@ def _environment(**known: Any) -> Environment:
 
 def _local(when: datetime, zone: str) -> str:
     """Date and minute where the schedule's clocks are."""
-    return f"{when.astimezone(ZoneInfo(zone) if zone else UTC):%Y-%m-%d %H:%M}"
+    return f"{when.astimezone(zone_of(zone)):%Y-%m-%d %H:%M}"

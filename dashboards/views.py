@@ -11,6 +11,7 @@ from automl.report.frames import ModuleShare
 from automl.report.reading import shares_of_modules
 from automl.report.render import render
 from automl.schedule.cron import next_slots
+from automl.schedule.options import schedule_problem
 from automl.storage.invariants import Violation, check
 from automl.storage.jobs import Firing, FiringState, Schedule, SchedulerRow, Submission
 from automl.storage.overview import (
@@ -30,7 +31,7 @@ from automl.storage.overview import (
     study_totals,
     trial_curves,
 )
-from automl.storage.schedules import list_firings, list_schedules
+from automl.storage.schedules import list_firings, list_schedules, schedules_with_nights
 from automl.storage.sql import Database
 from automl.storage.submissions import find_submission, list_schedulers, list_submissions
 from automl.sweep.record import recorded_spec
@@ -104,12 +105,16 @@ class StudyView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleLine:
-    """A schedule with its nights, the latest first. due: its next slot, None while it is paused or removed."""
+    """A schedule with its latest nights, the latest first. due: its next slot, None while it is paused or removed.
+
+    problem: why this program cannot go by it, empty if it can.
+    """
 
     name: str
     schedule: Schedule | None
     nights: Sequence[Firing]
     due: datetime | None
+    problem: str = ""
 
     @property
     def last(self) -> Firing | None:
@@ -196,15 +201,12 @@ class Views:
         return self._recent.get(key, FRESH, lambda: improvements(self._database, name, direction))
 
     def schedules(self) -> list[ScheduleLine]:
-        """All schedules, and those removed of which there are nights, by name."""
+        """All schedules, and those removed of which there are nights, by name, each with its latest night."""
         return self._recent.get("schedules", FRESH, self._read_schedules)
 
     def schedule(self, name: str) -> ScheduleLine:
-        """One schedule. Raises StudyNotFoundError."""
-        found = next((line for line in self.schedules() if line.name == name), None)
-        if found is None:
-            raise StudyNotFoundError(f"no schedule {name!r}")
-        return found
+        """One schedule with its latest nights. Raises StudyNotFoundError."""
+        return self._recent.get(("schedule", name), FRESH, lambda: self._read_schedule(name))
 
     def service(self) -> Service:
         """Schedulers and the latest submissions."""
@@ -258,14 +260,21 @@ class Views:
 
     def _read_schedules(self) -> list[ScheduleLine]:
         known = {each.name: each for each in list_schedules(self._database)}
-        nights: dict[str, list[Firing]] = {name: [] for name in known}
-        for night in list_firings(self._database, limit=_NIGHTS * max(1, len(known))):
-            nights.setdefault(night.schedule, []).append(night)
-        now = datetime.now(UTC)
-        return [
-            ScheduleLine(name=name, schedule=known.get(name), nights=found, due=_due(known.get(name), now))
-            for name, found in sorted(nights.items())
-        ]
+        names = sorted({*known, *schedules_with_nights(self._database)})
+        return [self._line_of(name, known.get(name), nights=1) for name in names]
+
+    def _read_schedule(self, name: str) -> ScheduleLine:
+        known = {each.name: each for each in list_schedules(self._database)}
+        line = self._line_of(name, known.get(name), nights=_NIGHTS)
+        if line.schedule is None and not line.nights:
+            raise StudyNotFoundError(f"no schedule {name!r}")
+        return line
+
+    def _line_of(self, name: str, schedule: Schedule | None, *, nights: int) -> ScheduleLine:
+        found = list_firings(self._database, name, limit=nights)
+        problem = schedule_problem(schedule) if schedule else ""
+        due = None if problem else _due(schedule, datetime.now(UTC))
+        return ScheduleLine(name=name, schedule=schedule, nights=found, due=due, problem=problem)
 
     def _read_service(self) -> Service:
         schedulers = list_schedulers(self._database)

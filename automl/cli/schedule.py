@@ -211,6 +211,7 @@ def _register_questions(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Show the nights of a schedule, the latest first: what ran, what did not, and what came of it."""
+        from automl.schedule.cron import zone_of
         from automl.storage.schedules import list_firings, list_schedules
         from automl.storage.sql import open_database
 
@@ -222,7 +223,7 @@ def _register_questions(group: typer.Typer) -> None:
         if as_json:
             console.result_json([_as_json(night) for night in nights])
             return
-        zone = ZoneInfo(zones.get(name, "UTC"))
+        zone = zone_of(zones.get(name, "UTC"))
         rows = (
             (f"{night.slot.astimezone(zone):%Y-%m-%d %H:%M}", night.state, _value(night), _took(night), night.message)
             for night in nights
@@ -295,6 +296,11 @@ def _change(name: str, url: str | None, as_json: bool, method: str, words: str) 
 
 
 def _show_next(schedule: Schedule, count: int, as_json: bool) -> None:
+    from automl.schedule.due import refuse
+    from automl.schedule.options import schedule_problem
+
+    if problem := schedule_problem(schedule):
+        refuse(schedule, problem)
     slots = [] if schedule.is_paused else _next(schedule, count)
     if as_json:
         console.result_json({**(_as_json(schedule) or {}), "next": [slot.isoformat() for slot in slots]})
@@ -314,6 +320,10 @@ def _next(schedule: Schedule, count: int) -> list[datetime]:
 
 
 def _next_text(schedule: Schedule) -> str:
+    from automl.schedule.options import schedule_problem
+
+    if problem := schedule_problem(schedule):
+        return f"cannot be read: {problem}"
     if schedule.is_paused:
         return "paused"
     slots = _next(schedule, 1)

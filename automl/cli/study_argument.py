@@ -47,7 +47,9 @@ def database_url(url: str | None) -> str:
     """The URL to use: the given one, else $AUTOML_DB_URL, else SQLite here. A password in an argument is refused."""
     if url is None:
         return os.environ.get("AUTOML_DB_URL") or DEFAULT_URL
-    if "@" in url and ":" in url.split("://", 1)[-1].rpartition("@")[0]:
+    from automl.space.checks import holds_password
+
+    if holds_password(url):
         message = "a password in an argument is visible to every user of the machine; put the URL in AUTOML_DB_URL"
         raise ConfigError([Problem("", 0, 0, "--db", message)])
     return url

@@ -9,9 +9,9 @@ from automl.errors import AutomlError
 from automl.schedule.due import Settled
 from automl.schedule.nights import NightWork
 from automl.schedule.notify import Message, parse_target, send
-from automl.schedule.options import Options, read_options
+from automl.schedule.options import Options, read_options, stored_targets
 from automl.schedule.retention import retain
-from automl.schedule.telling import night_message, slot_message
+from automl.schedule.telling import night_message, problem_message, slot_message
 from automl.schedule.work import Outcome
 from automl.storage.jobs import FiringState, Schedule
 from automl.storage.sql import Database
@@ -42,6 +42,13 @@ def after_slots(written: Iterable[tuple[Schedule, Settled]], tell: Tell = tell) 
         slot, state, why = lost[-1]
         others = f"; so were {len(lost) - 1} slots before it" if len(lost) > 1 else ""
         _tell_if_wanted(tell, read_options(schedule.options), slot_message(schedule, slot, state, why + others), True)
+
+
+def after_problem(schedule: Schedule, problem: str, tell: Tell = tell) -> None:
+    """Log and tell that a schedule cannot be gone by, so that none of its slots is run."""
+    logger.error("schedule %s cannot be read, none of its nights is run: %s", schedule.name, problem)
+    if targets := stored_targets(schedule):
+        tell(targets, problem_message(schedule, problem))
 
 
 def after_night(database: Database, work: NightWork, outcome: Outcome, tell: Tell = tell) -> None:

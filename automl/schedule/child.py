@@ -67,6 +67,11 @@ class Child:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        """End it at once, with its whole group."""
+        self._kill_group()
+        self._process.wait()
+
     def tail(self) -> list[str]:
         """The last lines it has written."""
         with self.log.open("rb") as file:

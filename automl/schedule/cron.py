@@ -15,7 +15,7 @@ Instants are UTC, strictly increasing, and depend on nothing but expression, zon
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from itertools import islice, takewhile
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -27,6 +27,7 @@ from automl.errors import ConfigError, Problem
 _AROUND = timedelta(hours=26)
 """Further than any clock is from UTC, or has ever been put forward or back (Samoa skipped 24 hours in 2011)."""
 _FIRST_LOOK = timedelta(days=2)
+_A_BATCH = 1000
 _LAST_LOOK = timedelta(days=366 * 30)
 _EXAMPLE = "'0 2 * * *' is every night at two"
 
@@ -43,6 +44,27 @@ def check_cron(expression: str, timezone: str) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def timing_problem(expression: str, timezone: str) -> str:
+    """What is wrong with an expression or a zone that somebody has stored, in one line; empty if nothing is."""
+    return _cron_problem(expression) or _zone_problem(timezone)
+
+
+def zone_of(name: str) -> tzinfo:
+    """The zone, or UTC where this machine does not know it: for showing times."""
+    return UTC if _zone_problem(name) else _zone(name)
+
+
+def due_batch(expression: str, timezone: str, after: datetime, until: datetime) -> tuple[list[datetime], datetime]:
+    """As `due_slots`, but of a long time at most some thousand instants: those up to the returned instant."""
+    look = _FIRST_LOOK
+    while True:
+        end = min(until, after + look)
+        found = due_slots(expression, timezone, after, end)
+        if end == until or len(found) >= _A_BATCH:
+            return found, end
+        look *= 4
 
 
 def due_slots(expression: str, timezone: str, after: datetime, until: datetime) -> list[datetime]:

@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from automl.errors import StorageError
-from automl.schedule.aftermath import after_night, after_slots, tell
+from automl.schedule.aftermath import after_night, after_problem, after_slots, tell
 from automl.schedule.due import fire_due
 from automl.schedule.nights import NightWork
 from automl.schedule.notify import Message
+from automl.schedule.options import schedule_problem
 from automl.schedule.runner import STOP_SECONDS, Run
 from automl.schedule.submitted import SubmissionWork
-from automl.schedule.work import Outcome, Place, Work
+from automl.schedule.work import USAGE, Outcome, Place, Work
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, Schedule
 from automl.storage.schedules import ScheduleStore, list_schedules
@@ -53,6 +54,7 @@ class Scheduler:
         self._runs: list[Run] = []
         self._teller = ThreadPoolExecutor(max_workers=1, thread_name_prefix="notify")
         self._is_away = False
+        self._unreadable: dict[str, str] = {}
 
     @property
     def running(self) -> list[str]:
@@ -104,7 +106,16 @@ class Scheduler:
         self._submissions.beat(self.running)
 
     def _fire(self) -> None:
-        after_slots(fire_due(self._claimant), self._tell)
+        found: dict[str, str] = {}
+
+        def unreadable(schedule: Schedule, problem: str) -> None:
+            found[schedule.name] = problem
+            if self._unreadable.get(schedule.name) != problem:  # told once, not at every look
+                after_problem(schedule, problem, self._tell)
+
+        written = fire_due(self._claimant, unreadable=unreadable)
+        self._unreadable = found
+        after_slots(written, self._tell)
 
     def _look_after(self) -> None:
         failed: StorageError | None = None
@@ -127,12 +138,13 @@ class Scheduler:
             self._look_after()
 
     def _next(self) -> Work | None:
-        firing = self._nights.take()
-        if firing is not None:
+        while (firing := self._nights.take()) is not None:
             schedule = self._schedule(firing.schedule)
-            if schedule is not None:
+            problem = "its schedule was removed" if schedule is None else schedule_problem(schedule)
+            if schedule is not None and not problem:
                 return NightWork(self._claimant, schedule, firing, self._place)
-            self._nights.end(firing, FiringState.FAILED, "its schedule was removed")
+            logger.error("a night of schedule %s cannot be run: %s", firing.schedule, problem)
+            self._nights.end(firing, FiringState.FAILED, problem, exit_code=USAGE)
         submission = self._submissions.take() if self._settings.takes_submissions else None
         return SubmissionWork(self._claimant, submission, self._place) if submission else None
 
@@ -144,7 +156,10 @@ class Scheduler:
         if outcome is None:
             return
         if isinstance(work, NightWork):
-            after_night(self._claimant.database, work, outcome, self._tell)
+            try:
+                after_night(self._claimant.database, work, outcome, self._tell)
+            except Exception:
+                logger.exception("%s: what follows a night failed", work.name)
         else:
             logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from automl.schedule.cron import due_slots
+from automl.errors import ConfigError, Problem
+from automl.schedule.cron import due_batch
+from automl.schedule.options import schedule_problem
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, Schedule
 from automl.storage.schedules import ScheduleStore, list_schedules
@@ -18,28 +22,60 @@ Settled = Mapping[datetime, tuple[FiringState, str]]
 LEAST_CATCH_UP = timedelta(minutes=5)
 """A slot is never missed for being noticed this late: a scheduler that restarts, or is busy, is not downtime."""
 
-_MOST_SLOTS = 5000
+_LOGGED = 10
+_UNSEEN = FiringState.MISSED, "no scheduler was there before the next slot was due"
+CATCHING_UP_SECONDS = 2.0
+"""How long one look may write the rows of slots that nobody has seen; the rest is left to the next one."""
+
+Unreadable = Callable[[Schedule, str], None]
 
 
-def fire_due(claimant: Claimant, *, only: str | None = None) -> list[tuple[Schedule, Settled]]:
+def refuse(schedule: Schedule, problem: str) -> None:
+    """For whom one schedule is meant. Raises ConfigError."""
+    raise ConfigError([Problem("", 0, 0, f"schedule {schedule.name}", problem)])
+
+
+def fire_due(
+    claimant: Claimant,
+    *,
+    only: str | None = None,
+    unreadable: Unreadable = refuse,
+    seconds: float = CATCHING_UP_SECONDS,
+) -> list[tuple[Schedule, Settled]]:
     """Write the rows of all slots that have become due; what this process has written, by schedule.
 
-    only: of this schedule alone.
+    only: of this schedule alone. unreadable: told of a schedule that this program cannot go by, and why; the others
+    are fired all the same. seconds: for the slots of one schedule, at least one batch of them.
     """
-    store = ScheduleStore(claimant)
     written: list[tuple[Schedule, Settled]] = []
-    now = claimant.now()
     for schedule in list_schedules(claimant.database):
-        if schedule.is_paused or now <= schedule.fired_until or only not in (None, schedule.name):
+        if schedule.is_paused or only not in (None, schedule.name):
             continue
-        slots = due_slots(schedule.cron, schedule.timezone, schedule.fired_until, now)
-        if not slots:
-            continue
-        until = now if len(slots) <= _MOST_SLOTS else slots[_MOST_SLOTS - 1]
-        settled = settle(schedule, slots[:_MOST_SLOTS], now, is_busy=bool(store.unfinished(schedule.name)))
-        if store.fire(schedule, until, settled):
+        if problem := schedule_problem(schedule):
+            unreadable(schedule, problem)
+        elif settled := _fire(claimant, schedule, seconds):
             _log(schedule, settled)
             written.append((schedule, settled))
+    return written
+
+
+def _fire(claimant: Claimant, schedule: Schedule, seconds: float) -> Settled:
+    """What has become of the slots of one schedule; after a long downtime of the first of them."""
+    store = ScheduleStore(claimant)
+    written: dict[datetime, tuple[FiringState, str]] = {}
+    stop_at = time.monotonic() + seconds
+    while (now := claimant.now()) > schedule.fired_until and time.monotonic() < stop_at:
+        slots, until = due_batch(schedule.cron, schedule.timezone, schedule.fired_until, now)
+        if not slots:
+            break
+        is_busy = bool(store.unfinished(schedule.name))
+        settled = settle(schedule, slots, now, is_busy=is_busy) if until == now else dict.fromkeys(slots, _UNSEEN)
+        if not store.fire(schedule, until, settled):
+            break
+        written |= settled
+        if until == now:
+            break
+        schedule = replace(schedule, fired_until=until, version=schedule.version + 1)
     return written
 
 
@@ -49,7 +85,7 @@ def settle(schedule: Schedule, slots: Sequence[datetime], now: datetime, *, is_b
     is_busy: an earlier night of the schedule is queued or running.
     """
     *earlier, latest = slots
-    settled = dict.fromkeys(earlier, (FiringState.MISSED, "no scheduler was there before the next slot was due"))
+    settled = dict.fromkeys(earlier, _UNSEEN)
     late = now - latest
     if schedule.catch_up_seconds is not None and late > max(LEAST_CATCH_UP, _seconds(schedule.catch_up_seconds)):
         settled[latest] = FiringState.MISSED, f"noticed {_spelt(late)} late, more than the schedule catches up"
@@ -61,7 +97,9 @@ def settle(schedule: Schedule, slots: Sequence[datetime], now: datetime, *, is_b
 
 
 def _log(schedule: Schedule, settled: Settled) -> None:
-    for slot, (state, why) in settled.items():
+    if len(settled) > _LOGGED:
+        logger.warning("schedule %s: %d slots were missed", schedule.name, len(settled) - _LOGGED)
+    for slot, (state, why) in list(settled.items())[-_LOGGED:]:
         level = logging.INFO if state is FiringState.QUEUED else logging.WARNING
         logger.log(
             level, "schedule %s: slot %s is %s%s", schedule.name, f"{slot:%Y-%m-%dT%H:%MZ}", state, why and ": " + why

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from automl import durable
-from automl.errors import AutomlError, StudyBusyError
+from automl.errors import AutomlError, ConfigError, StudyBusyError
 from automl.schedule.retention import Removal, recorded_folder, retain, size_of
 from automl.storage.removal import refuse_driven
 from automl.storage.runs import last_run, study_state
@@ -41,7 +41,10 @@ def collect(database: Database, cache: Path, *, cache_days: float, dry_run: bool
             continue
         yield from _of_study(database, study, dry_run)
     for schedule in list_schedules(database):
-        yield from retain(database, schedule, dry_run=dry_run)
+        try:
+            yield from retain(database, schedule, dry_run=dry_run)
+        except ConfigError as error:
+            logger.warning("schedule %s: its nights are left alone: %s", schedule.name, error)
     if is_quiet:
         yield from _of_cache(cache, cache_days, dry_run)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from socketserver import ThreadingMixIn
@@ -21,6 +21,8 @@ from prometheus_client.registry import Collector
 
 from automl.errors import ResourceError, StorageError
 from automl.schedule.cron import next_slots
+from automl.schedule.options import schedule_problem
+from automl.storage.jobs import Schedule
 from automl.storage.operations import Operations, read_operations
 from automl.storage.schedules import list_schedules
 from automl.storage.sql import Database
@@ -45,12 +47,12 @@ class ServiceCollector(Collector):
         """All metrics, at this moment."""
         try:
             found = read_operations(self._database)
-            due = _next_slots(self._database, found.at)
+            schedules = list_schedules(self._database)
         except StorageError:
             yield _gauge("automl_up", "1 if the database answers", 0.0)
             return
         yield _gauge("automl_up", "1 if the database answers", 1.0)
-        yield from _families(found, due)
+        yield from _families(found, schedules)
 
 
 @contextmanager
@@ -75,7 +77,9 @@ def serving(database: Database, port: int) -> Iterator[int]:
         thread.join()
 
 
-def _families(found: Operations, due: dict[str, datetime]) -> Iterator[Metric]:
+def _families(found: Operations, schedules: Sequence[Schedule]) -> Iterator[Metric]:
+    unreadable = {schedule.name for schedule in schedules if schedule_problem(schedule)}
+    due = _next_slots([schedule for schedule in schedules if schedule.name not in unreadable], found.at)
     yield _gauge("automl_studies", "Studies in the database", float(found.studies))
     yield _labelled("automl_trials", "Trials of all studies", ("state",), {(k,): v for k, v in found.trials.items()})
     by_state = {(each.study, state): count for each in found.driven for state, count in each.trials.items()}
@@ -95,6 +99,8 @@ def _families(found: Operations, due: dict[str, datetime]) -> Iterator[Metric]:
     yield _labelled("automl_next_night_timestamp_seconds", "When the next night is due", ("schedule",), slots)
     paused = {(name,): float(is_paused) for name, is_paused in found.paused.items()}
     yield _labelled("automl_schedule_paused", "1 if the schedule is paused", ("schedule",), paused)
+    odd = {(schedule.name,): float(schedule.name in unreadable) for schedule in schedules}
+    yield _labelled("automl_schedule_unreadable", "1 if this version cannot go by the schedule", ("schedule",), odd)
     silent = {(name,): seconds for name, seconds in found.silent_seconds.items()}
     yield _labelled("automl_scheduler_silent_seconds", "Since a scheduler's last heartbeat", ("scheduler",), silent)
 
@@ -110,9 +116,9 @@ def _labelled(name: str, text: str, labels: tuple[str, ...], values: Any) -> Met
     return family
 
 
-def _next_slots(database: Database, now: datetime) -> dict[str, datetime]:
+def _next_slots(schedules: Sequence[Schedule], now: datetime) -> dict[str, datetime]:
     found = {}
-    for schedule in list_schedules(database):
+    for schedule in schedules:
         slots = [] if schedule.is_paused else next_slots(schedule.cron, schedule.timezone, now.astimezone(UTC), 1)
         if slots:
             found[schedule.name] = slots[0]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from automl.errors import ConfigError, Problem
+from automl.schedule.cron import timing_problem
 from automl.schedule.notify import parse_target
+from automl.storage.jobs import Schedule
 
 NotifyOn = Literal["alerts", "always"]
 
@@ -35,10 +37,52 @@ class Options:
         return {**asdict(self), "notify": list(self.notify)}
 
 
-def read_options(stored: Mapping[str, Any]) -> Options:
-    """The options of a stored schedule; keys it does not have yet take their defaults."""
-    known = {name: stored[name] for name in Options.__dataclass_fields__ if name in stored}
-    return Options(**{**known, "notify": tuple(known.get("notify", ()))})
+def read_options(stored: object) -> Options:
+    """The options of a stored schedule; keys it does not have yet take their defaults.
+
+    Raises ConfigError for what this version cannot mean: another version, or somebody by hand, has written it.
+    """
+    if not isinstance(stored, Mapping):
+        raise _unreadable("options", f"{stored!r} is no mapping")
+    kinds: Mapping[str, Any] = get_type_hints(Options)
+    for name, value in stored.items():
+        if name not in kinds:
+            raise _unreadable(f"options.{name}", "is not known to this version")
+        if not _is_a(value, kinds[name]):
+            raise _unreadable(f"options.{name}", f"{value!r} is not what this version expects")
+    return Options(**{**stored, "notify": tuple(stored.get("notify", ()))})
+
+
+def schedule_problem(schedule: Schedule) -> str:
+    """Why this program cannot go by a stored schedule, in one line; empty if it can."""
+    try:
+        read_options(schedule.options)
+    except ConfigError as error:
+        return str(error)
+    return timing_problem(schedule.cron, schedule.timezone)
+
+
+def stored_targets(schedule: Schedule) -> tuple[str, ...]:
+    """Who is to be told, as far as the options can be read at all."""
+    notify = schedule.options.get("notify") if isinstance(schedule.options, Mapping) else None
+    return tuple(each for each in notify if isinstance(each, str)) if isinstance(notify, list) else ()
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if kind == NotifyOn:
+        return value in get_args(NotifyOn)
+    if kind == tuple[str, ...]:
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and float(value) >= 0)  # type: ignore[arg-type]  # a number, as just seen
+
+
+def _unreadable(key: str, message: str) -> ConfigError:
+    return ConfigError([Problem("", 0, 0, key, f"{message}; say it anew with: automl schedule add … --replace")])
 
 
 def check_options(name: str, options: Options) -> None:

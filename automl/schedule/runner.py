@@ -57,8 +57,20 @@ class Run:
     def tick(self) -> tuple[bool, Outcome | None]:
         """Do what is to be done now. Whether it is over, and how it ended if that is this process's to tell.
 
-        Raises StorageError if the database cannot be asked; the next tick tries again.
+        Raises StorageError if the database cannot be asked; the next tick tries again. Any other error is the end of
+        this work, and of no other.
         """
+        try:
+            return self._tick()
+        except StorageError:
+            raise
+        except Exception as error:
+            logger.exception("%s failed", self.work.name)
+            if self._child is not None:
+                self._child.kill()
+            return True, self.work.fail(self._code or 1, f"internal error ({type(error).__name__}): {error}")
+
+    def _tick(self) -> tuple[bool, Outcome | None]:
         if not self._has_begun and self._stop is None:
             return self._begin()
         if self._child is not None:

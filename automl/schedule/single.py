@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from automl.errors import InterruptedSearch, StorageError, StudyBusyError
 from automl.schedule.aftermath import after_night, after_slots
-from automl.schedule.due import fire_due
+from automl.schedule.due import fire_due, refuse
 from automl.schedule.nights import NightWork
+from automl.schedule.options import schedule_problem
 from automl.schedule.runner import Run
 from automl.schedule.work import REGRESSION, Outcome, Place
 from automl.storage.claims import Claimant
@@ -43,10 +44,12 @@ class Done:
 def run_due(claimant: Claimant, name: str, place: Place, stop: threading.Event) -> Done:
     """Run the night of the schedule that is due, or that a dead process has left; nothing if it is over or in hand.
 
-    Raises StorageError if there is no such schedule, InterruptedSearch if `stop` was set: the night can be continued.
+    Raises StorageError if there is no such schedule, ConfigError if it cannot be read, InterruptedSearch if `stop` was
+    set: the night can be continued.
     """
-    find_schedule(claimant.database, name)
-    after_slots(fire_due(claimant, only=name))
+    _find_readable(claimant, name)
+    while written := fire_due(claimant, only=name):  # several times after a long downtime
+        after_slots(written)
     store = ScheduleStore(claimant)
     while True:
         firing = store.take(name)
@@ -63,7 +66,7 @@ def run_due(claimant: Claimant, name: str, place: Place, stop: threading.Event) 
 
 def run_now(claimant: Claimant, name: str, place: Place, stop: threading.Event) -> Done:
     """Run a night of the schedule at once, beside its slots. Raises StudyBusyError while another one is not over."""
-    find_schedule(claimant.database, name)
+    _find_readable(claimant, name)
     store = ScheduleStore(claimant)
     for night in store.unfinished(name):
         raise StudyBusyError(f"schedule {name!r}: the night of {night.slot:%Y-%m-%d %H:%M} UTC is {night.state.value}")
@@ -71,6 +74,12 @@ def run_now(claimant: Claimant, name: str, place: Place, stop: threading.Event) 
     if firing is None:
         raise StudyBusyError(f"schedule {name!r}: another night began at this moment; this one is queued")
     return _run(claimant, firing, place, stop)
+
+
+def _find_readable(claimant: Claimant, name: str) -> None:
+    schedule = find_schedule(claimant.database, name)
+    if problem := schedule_problem(schedule):
+        refuse(schedule, problem)
 
 
 def _run(claimant: Claimant, firing: Firing, place: Place, stop: threading.Event) -> Done:

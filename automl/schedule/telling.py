@@ -35,6 +35,14 @@ def slot_message(schedule: Schedule, slot: datetime, state: FiringState, why: st
     return _message(schedule, slot, state, why, {})
 
 
+def problem_message(schedule: Schedule, problem: str) -> Message:
+    """About a schedule whose nights are not run, because it cannot be read."""
+    subject = f"automl: {schedule.name} cannot be read, none of its nights is run"
+    host = socket.gethostname()
+    detail = {"schedule": schedule.name, "state": "UNREADABLE", "message": problem, "host": host}
+    return Message(subject=subject, text=f"{problem}\n\nhost: {host}", detail=detail)
+
+
 def _message(schedule: Schedule, slot: datetime, state: FiringState, text: str, more: dict[str, Any]) -> Message:
     local = slot.astimezone(ZoneInfo(schedule.timezone))
     subject = f"automl: {schedule.name} of {local:%Y-%m-%d %H:%M} {_HEADLINES[state]}"

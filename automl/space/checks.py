@@ -169,15 +169,22 @@ def url_mistake(url: str) -> str:
     """What is wrong with a database URL in a file, or ''. Never quotes a password."""
     try:
         parts = urlsplit(url)
-        secret = parts.password is not None or any(key.lower() in _SECRET_KEYS for key, _ in parse_qsl(parts.query))
     except ValueError:
         return "is not a database URL, such as sqlite:///automl.db"
-    if secret:
+    if holds_password(url):
         return "holds a password; leave url out and put the whole URL into the environment variable AUTOML_DB_URL"
     if "://" not in url or parts.scheme not in _SCHEMES:
         scheme = parts.scheme if "://" in url else url
         return f"{shown(scheme)} is not known; {nearest(scheme, _SCHEMES)}, as in sqlite:///automl.db"
     return ""
+
+
+def holds_password(url: str) -> bool:
+    """Whether a database URL has a password in it: before the host, or among its options."""
+    scheme, _, rest = url.partition("://")
+    place, _, options = rest.partition("?")
+    named = any(key.strip().lower() in _SECRET_KEYS for key, _ in parse_qsl(options, keep_blank_values=True))
+    return named or (not scheme.startswith("sqlite") and ":" in place.rpartition("@")[0])
 
 
 def place_mistake(url: str) -> str:

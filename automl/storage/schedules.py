@@ -8,6 +8,7 @@ clock that goes back brings no slot back.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,8 @@ from automl.storage.claims import Claimant
 from automl.storage.jobs import Cause, Firing, FiringState, Overlap, Schedule
 from automl.storage.sql import Database
 from automl.storage.tables import firings, schedules
+
+logger = logging.getLogger(__name__)
 
 UNFINISHED = (FiringState.QUEUED, FiringState.RUNNING)
 SUCCESSFUL = (FiringState.SUCCEEDED, FiringState.NO_IMPROVEMENT)
@@ -61,22 +64,36 @@ def list_firings(
     schedule: str | None = None,
     *,
     states: Sequence[FiringState] = (),
+    before: datetime | None = None,
     limit: int | None = None,
 ) -> list[Firing]:
-    """Nights, the latest first; of one schedule or of all."""
+    """Nights, the latest first; of one schedule or of all; due before an instant."""
     query = select(firings).order_by(firings.c.slot.desc(), firings.c.schedule)
     if schedule is not None:
         query = query.where(firings.c.schedule == schedule)
     if states:
         query = query.where(firings.c.state.in_([state.value for state in states]))
+    if before is not None:
+        query = query.where(firings.c.slot < before)
     with database.reading("list the nights") as connection:
-        return [_firing(row) for row in connection.execute(query.limit(limit))]
+        return [_firing(row) for row in connection.execute(query.limit(limit)) if _is_known(row)]
 
 
 def last_successful(database: Database, schedule: str, *, before: datetime | None = None) -> Firing | None:
     """The latest night of a schedule that was not worse than its own predecessor; None if there is none."""
-    found = list_firings(database, schedule, states=SUCCESSFUL)
-    return next((night for night in found if before is None or night.slot < before), None)
+    return next(iter(list_firings(database, schedule, states=SUCCESSFUL, before=before, limit=1)), None)
+
+
+def schedules_with_nights(database: Database) -> list[str]:
+    """Names of all schedules that have a night, also of those that were removed; found by the key, row by row."""
+    found: list[str] = []
+    with database.reading("list the schedules that have nights") as connection:
+        query = select(func.min(firings.c.schedule))
+        name = connection.execute(query).scalar()
+        while name is not None:
+            found.append(name)
+            name = connection.execute(query.where(firings.c.schedule > name)).scalar()
+    return found
 
 
 class ScheduleStore:
@@ -259,6 +276,14 @@ def _new_row(
     }
 
 
+def _is_known(row: Row[Any]) -> bool:
+    """Whether this version knows the night's state; another one may have written it."""
+    known = row.state in FiringState.__members__.values()
+    if not known:
+        logger.warning("schedule %s: the night of %s is in an unknown state, %s", row.schedule, row.slot, row.state)
+    return known
+
+
 def _key(firing: Firing) -> dict[str, Any]:
     return {"schedule": firing.schedule, "slot": firing.slot}
 
@@ -270,7 +295,7 @@ def _schedule(row: Row[Any]) -> Schedule:
         timezone=row.timezone,
         space_text=row.space_text,
         folder=row.folder,
-        is_paused=row.state == "PAUSED",
+        is_paused=row.state != "ACTIVE",  # an unknown state, of another version, fires nothing
         overlap=row.overlap,
         catch_up_seconds=row.catch_up_seconds,
         deadline_seconds=row.deadline_seconds,

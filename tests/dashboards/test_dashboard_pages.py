@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
@@ -12,11 +13,15 @@ import pytest
 from databases import fresh_sqlite
 from serving import Site, site
 
+from automl.schedule.due import fire_due
+from automl.storage.claims import Claimant
 from automl.storage.sql import open_database
 from automl.storage.submissions import submit
 from dashboards.charts import Series, Spot, chart
 from dashboards.recent import Recent
+from dashboards.views import Views
 from tests.report.studies import HOSTILE, add_study, space_of
+from tests.schedule.scheduling import HandClock, add_schedule
 
 PAYLOADS = (
     "<script>alert(1)</script>",
@@ -186,3 +191,23 @@ def test_a_chart_stays_within_its_frame_and_names_round_numbers() -> None:
     assert all(drawn.left <= x <= drawn.right and drawn.top <= y <= drawn.bottom for x, y in series.marks)
     assert [tick.label for tick in drawn.x_ticks] == ["0", "50", "100", "150", "200"]
     assert chart("t", [Series(label="a", points=[])], x_label="x", y_label="y") is None
+
+
+# One night of a schedule beside a day of another one's minutes.
+def test_a_rare_schedule_is_shown_beside_a_frequent_one(tmp_path: Path) -> None:
+    with open_database(fresh_sqlite(tmp_path), create=False) as database:
+        clock = HandClock(datetime(2026, 8, 3, 12, tzinfo=UTC))
+        claimant = Claimant(database, clock=clock)
+        add_schedule(claimant, tmp_path, "rare", timezone="UTC")
+        add_schedule(claimant, tmp_path, "frequent", cron="* * * * *", timezone="UTC")
+        clock.forward(hours=14)
+        fire_due(claimant)
+        clock.forward(hours=10)
+        fire_due(claimant)
+        lines = {line.name: line for line in Views(database).schedules()}
+        assert {name: line.last.slot for name, line in lines.items() if line.last} == {
+            "rare": datetime(2026, 8, 4, 2, tzinfo=UTC),
+            "frequent": clock.time,
+        }
+        assert len(Views(database).schedule("frequent").nights) == 120
+        assert len(Views(database).schedule("rare").nights) == 1

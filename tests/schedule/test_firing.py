@@ -81,6 +81,24 @@ def test_after_downtime_only_the_latest_slot_runs(database: Database, clock: Han
     assert "caught up 12 h 0 min late" in list_firings(database)[0].message
 
 
+# Two months of every minute are more rows than one look writes; the slot that runs is still the latest of all.
+def test_after_a_long_downtime_the_latest_slot_of_all_runs(
+    database: Database, clock: HandClock, tmp_path: Path
+) -> None:
+    claimant = Claimant(database, clock=clock)
+    add_schedule(claimant, tmp_path, cron="* * * * *", catch_up_seconds=None)
+    clock.forward(days=8)
+    seen: list[str] = []
+    while fire_due(claimant, seconds=0.01):  # a batch or so at each look
+        seen.append(list_firings(database, limit=1)[0].state.value)
+    latest = list_firings(database, "nightly", limit=1)[0]
+    assert (latest.state, latest.slot) == (FiringState.QUEUED, clock.time)
+    assert len(seen) > 1
+    assert set(seen[:-1]) <= {"MISSED"}
+    found = Counter(states(database))
+    assert found == {"MISSED": 8 * 1440 - 1, "QUEUED": 1}
+
+
 @pytest.mark.parametrize(
     ("catch_up", "late", "state"),
     [
