@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     @group.command(epilog="Example: automl db upgrade --db sqlite:///automl.db")
     def upgrade(url: DatabaseOption = None) -> None:
         """Bring the schema of an existing database up to this version; a SQLite file is copied first."""
-        from automl.storage.sql import upgrade_database
+        from automl.storage.upgrade import upgrade_database
 
         done = upgrade_database(database_url(url))
         change = "nothing to do" if done.before == done.after else f"upgraded from {done.before.revision}"

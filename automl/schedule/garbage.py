@@ -14,7 +14,7 @@ from pathlib import Path
 from automl import durable
 from automl.errors import AutomlError, ConfigError, StudyBusyError
 from automl.schedule.retention import Removal, recorded_folder, retain, size_of
-from automl.storage.removal import refuse_driven
+from automl.storage.lease import drivers, held
 from automl.storage.runs import last_run, study_state
 from automl.storage.schedules import list_schedules
 from automl.storage.sql import Database
@@ -32,41 +32,51 @@ def collect(database: Database, cache: Path, *, cache_days: float, dry_run: bool
     cache_days: entries of the cache not used for longer are given up; they are made again when needed. The cache is
     left alone while any study of the database is being driven.
     """
-    is_quiet = True
-    for study in database.study_names():
-        try:
-            refuse_driven(database, study)
-        except StudyBusyError:
-            is_quiet = False
-            continue
+    driven = _driven(database)
+    for study in [name for name in database.study_names() if name not in driven]:
         yield from _of_study(database, study, dry_run)
     for schedule in list_schedules(database):
         try:
             yield from retain(database, schedule, dry_run=dry_run)
         except ConfigError as error:
             logger.warning("schedule %s: its nights are left alone: %s", schedule.name, error)
-    if is_quiet:
+    if not _driven(database):
         yield from _of_cache(cache, cache_days, dry_run)
 
 
-def _of_study(database: Database, study: str, dry_run: bool) -> Iterator[Removal]:
+def _driven(database: Database) -> set[str]:
+    with database.reading("see what is driven") as connection:
+        return {driver.study for driver in drivers(connection)}
+
+
+def _of_study(database: Database, study: str, dry_run: bool) -> list[Removal]:
+    try:
+        if dry_run or not _unneeded(database, study):
+            return [_remove(*found, dry_run=True) for found in _unneeded(database, study)]
+        with held(database, study):
+            return [_remove(*found, dry_run=False) for found in _unneeded(database, study)]
+    except StudyBusyError:  # somebody has begun to drive it
+        return []
+
+
+def _unneeded(database: Database, study: str) -> list[tuple[Path, str]]:
+    """Files and folders of a study that nobody needs, and why."""
     try:
         folder = recorded_folder(database, study)
     except AutomlError as error:
         logger.warning("study %s: its folder is not known: %s", study, error)
-        return
+        return []
     if folder is None or not folder.is_dir():
-        return
-    for draft in _drafts(folder):
-        yield _remove(draft, "left by a writer that died", dry_run)
+        return []
+    found = [(draft, "left by a writer that died") for draft in _drafts(folder)]
     if study_state(None, last_run(database, study)) != "finished":
-        return
+        return found
     if (folder / "slots").is_dir():
-        yield _remove(folder / "slots", f"study {study} is finished; nothing continues from these", dry_run)
+        found.append((folder / "slots", f"study {study} is finished; nothing continues from these"))
     kept = {Path(artifact.path).resolve() for artifact in database.store(study).artifacts()}
-    for adapter in sorted((folder / "adapters").glob("trial-*")):
-        if adapter.resolve() not in kept:
-            yield _remove(adapter, f"study {study} keeps no adapter of this trial", dry_run)
+    adapters = sorted((folder / "adapters").glob("trial-*"))
+    why = f"study {study} keeps no adapter of this trial"
+    return found + [(adapter, why) for adapter in adapters if adapter.resolve() not in kept]
 
 
 def _drafts(folder: Path) -> list[Path]:

@@ -17,7 +17,8 @@ from automl.schedule.options import read_options
 from automl.space.load import parse_space
 from automl.space.spec import SweepSpec
 from automl.storage.jobs import Firing, Schedule
-from automl.storage.removal import refuse_driven, remove_study
+from automl.storage.lease import held, refuse_driven
+from automl.storage.removal import remove_study
 from automl.storage.schedules import SUCCESSFUL, UNFINISHED, last_successful, list_firings
 from automl.storage.sql import Database
 from automl.sweep.folders import study_folder
@@ -50,14 +51,11 @@ def retain(database: Database, schedule: Schedule, *, dry_run: bool = False) -> 
     for place, night in enumerate(ended):
         if night.study in kept or place < min(options.keep_artifacts, options.keep_nights):
             continue
+        study = str(night.study)
         try:
-            done += _remove_files(
-                database, str(night.study), f"beyond the last {options.keep_artifacts} nights", dry_run
-            )
+            done += _remove_files(database, study, f"beyond the last {options.keep_artifacts} nights", dry_run)
             if place >= options.keep_nights:
-                done += _remove_rows(
-                    database, str(night.study), f"beyond the last {options.keep_nights} nights", dry_run
-                )
+                done += _remove_rows(database, study, f"beyond the last {options.keep_nights} nights", dry_run)
         except (AutomlError, OSError) as error:
             logger.warning("night %s of schedule %s was not removed: %s", night.study, schedule.name, error)
     return done
@@ -106,10 +104,14 @@ def _remove_files(database: Database, study: str, why: str, dry_run: bool) -> It
         return
     if folder is None or folder.name != study or not folder.is_dir():
         return
-    refuse_driven(database, study)
-    yield Removal(str(folder), size_of(folder), why)
-    if not dry_run:
-        store = database.store(study)
+    if dry_run:
+        with database.reading("see who drives it") as connection:
+            refuse_driven(connection, study)
+        yield Removal(str(folder), size_of(folder), why)
+        return
+    with held(database, study) as guard:
+        yield Removal(str(folder), size_of(folder), why)
+        store = database.store(study, guard)
         for artifact in store.artifacts():
             store.delete_artifact(artifact.trial, artifact.kind)
         durable.remove_folder(folder)

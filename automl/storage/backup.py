@@ -18,12 +18,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy import update
 from sqlalchemy.engine import URL
 
 from automl.errors import MissingExtraError, StorageError
 from automl.storage import schema
+from automl.storage.connect import WRITES, make_engine, storage_errors
+from automl.storage.lease import held
 from automl.storage.schema import DatabaseStatus
+from automl.storage.sql import Database
 from automl.storage.sqlite_file import copy_database, database_draft, folder_lock
+from automl.storage.tables import Now, firings, submissions, sweeps
 from automl.storage.url import is_sqlite, mask_url, parse_url, redact, sqlite_path
 
 _PROGRAM_SECONDS = 24 * 3600
@@ -92,6 +97,7 @@ def _restore_sqlite(source: Path, url: URL, *, overwrite: bool) -> None:
             raise StorageError(f"{mask_url(url)}: exists already; add --overwrite to replace it")
         draft.touch(mode=0o600)
         copy_database(source, draft)
+        _void_leases(url.set(database=str(draft)))
         if path.exists():
             _set_aside(url, path)
 
@@ -100,8 +106,7 @@ def _set_aside(url: URL, path: Path) -> None:
     """Keep a copy of the database that is replaced; a damaged one is kept byte for byte, its log too."""
     kept = path.with_name(f"{path.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     try:
-        schema.refuse_driven(url)
-        with database_draft(kept) as draft:
+        with _undriven(url), database_draft(kept) as draft:
             draft.touch(mode=0o600)
             copy_database(path, draft)
         _empty_log(path)
@@ -167,14 +172,38 @@ def _verify_dump(path: Path) -> None:
 
 def _restore_dump(source: Path, url: URL, *, overwrite: bool) -> None:
     _verify_dump(source)
-    if schema.has_tables(url):
-        if not overwrite:
-            raise StorageError(f"{mask_url(url)}: has tables already; add --overwrite to replace them")
-        schema.refuse_driven(url)
+    if schema.tables(url) and not overwrite:
+        raise StorageError(f"{mask_url(url)}: has tables already; add --overwrite to replace them")
     replacing = ["--clean", "--if-exists"] if overwrite else []
     options = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", *replacing]
-    with _service_file(url) as service:
+    with _undriven(url), _service_file(url) as service:
         _call(url, service, "pg_restore", *options, f"--dbname=service={_SERVICE}", str(source))
+    _void_leases(url)
+
+
+@contextmanager
+def _undriven(url: URL) -> Iterator[None]:
+    """Nobody drives a study of this database, which will be replaced, nor begins to. Leaves no connection open."""
+    if sweeps.name not in schema.tables(url):
+        yield
+        return
+    with Database(url) as database, held(database, to_the_last=True):
+        yield
+
+
+def _void_leases(url: URL) -> None:
+    """Whoever held a lease when the copy was made drives the original, if anything."""
+    present = schema.tables(url)
+    engine = make_engine(url, pooled=False)
+    with (
+        storage_errors(url, "free the leases"),
+        engine.connect().execution_options(**{WRITES: True}) as connection,
+        connection.begin(),
+    ):
+        for table in (sweeps, firings, submissions):
+            if table.name in present:
+                void = update(table).where(table.c.owner.is_not(None)).values(owner_process="", lease_until=Now())
+                connection.execute(void)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Taking jobs out of a table: one owner at a time, by compare-and-set, with a lease on the database's clock.
 
-A job is a row that is QUEUED, then RUNNING under an owner who renews its lease, then in one of its final states. An
-owner who dies leaves a lease that ends: the job is taken over, at once if the dead process ran on this machine. Every
-change by an owner names that owner, so whoever has lost a job changes nothing of it any more.
+A job is a row that is QUEUED, then RUNNING under an owner who renews its lease, then in one of its final states. That
+of an owner who dies is taken over: at once if the process ran on this machine, else when its lease ends. One that lives
+on this machine keeps it, renewed or not. Every change by an owner names that owner, so whoever has lost a job changes
+nothing of it any more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, and_, or_, select,
 from sqlalchemy.exc import IntegrityError
 
 from automl.errors import StorageError
-from automl.storage.process import is_alive, process_identity
+from automl.storage.lease import holds
+from automl.storage.process import process_identity
 from automl.storage.sql import Database
 from automl.storage.tables import Now
 
@@ -112,7 +114,7 @@ _NOBODY: Mapping[str, Any] = {"owner": None, "owner_process": None, "lease_until
 def _is_free(row: Row[Any], now: datetime) -> bool:
     if row.state == "QUEUED":
         return True
-    return row.lease_until <= now or is_alive(row.owner_process or "") is False
+    return not holds(row.owner_process or "", is_valid=row.lease_until > now)
 
 
 def _key(table: Table, row: Row[Any]) -> ColumnElement[bool]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, bindparam, select, text, update
+from sqlalchemy import Connection, TextClause, bindparam, select, text
 
-from automl.errors import StudyBusyError
 from automl.storage.abandoned import close_abandoned
 from automl.storage.artifacts import digest_folder
-from automl.storage.process import is_alive
+from automl.storage.connect import Guard
+from automl.storage.lease import drivers, held
 from automl.storage.sql import Database
-from automl.storage.tables import Now, UtcDateTime, artifacts, sweeps
+from automl.storage.tables import artifacts
 from automl.trial import StopReason
 
 
@@ -147,8 +147,7 @@ _INVARIANTS = (
         description="attempt RUNNING although nobody drives the study",
         query="""
         SELECT s.study_name, s.trial, s.number FROM automl_attempts s
-        LEFT JOIN automl_sweeps w ON w.study_name = s.study_name
-        WHERE s.state = 'RUNNING' AND {study} AND (w.lease_until IS NULL OR w.lease_until < :now)""",
+        WHERE s.state = 'RUNNING' AND {study} AND s.study_name NOT IN :driven""",
     ),
     _Invariant(
         id="I18",
@@ -235,8 +234,8 @@ def check(
     """
     found = []
     with database.reading("check the invariants") as connection:
-        now = connection.execute(select(Now())).scalar_one()
-        values = {"study": study, "max_trials": max_trials, "now": now}
+        driven = [driver.study for driver in drivers(connection, study)]
+        values = {"study": study, "max_trials": max_trials, "driven": driven or [""]}
         for invariant in _INVARIANTS:
             if (invariant.when_finished and not finished) or (invariant.id == "I6" and max_trials is None):
                 continue
@@ -263,7 +262,7 @@ def repair(database: Database, study: str | None) -> list[str]:
 def _statement(invariant: _Invariant) -> TextClause:
     study = "(CAST(:study AS VARCHAR(255)) IS NULL OR s.study_name = :study)"
     statement = text(invariant.query.replace("{study}", study))
-    return statement.bindparams(bindparam("now", type_=UtcDateTime())) if ":now" in invariant.query else statement
+    return statement.bindparams(bindparam("driven", expanding=True)) if ":driven" in invariant.query else statement
 
 
 def _kept_artifacts(connection: Connection, study: str | None) -> list[tuple[str, int, str, str]]:
@@ -298,46 +297,28 @@ def _places(rows: Sequence[tuple[str, int, str, str]]) -> tuple[tuple[Any, ...],
 
 
 def _repair_study(database: Database, study: str) -> list[str]:
-    _refuse_driven(database, study)
-    with database.writing(f"repair study {study!r}") as connection:
-        changes = [*_release_lease(connection, study), *close_abandoned(connection, study)]
-        unresumable = connection.execute(_UNRESUMABLE, {"study": study}).all()
-    changes += _fail(database, [(row.trial_id, row.number) for row in unresumable])
-    store = database.store(study)
-    for artifact in store.artifacts():
-        if not Path(artifact.path).exists():
-            store.delete_artifact(artifact.trial, artifact.kind)
-            changes.append(f"{artifact.kind} of trial {artifact.trial} marked deleted: {artifact.path} is gone")
-    if changes:
-        store.add_event("repaired", {"changes": changes})
-    return changes
+    gone = database.store(study).sweep().owner
+    with held(database, study) as guard:
+        with database.writing(f"repair study {study!r}") as connection:
+            changes = close_abandoned(connection, study)
+            unresumable = connection.execute(_UNRESUMABLE, {"study": study}).all()
+            guard(connection)
+        if gone is not None:
+            changes.insert(0, f"lease of {gone} given back: that driver has gone")
+        changes += _fail(database, [(row.trial_id, row.number) for row in unresumable], guard)
+        store = database.store(study, guard)
+        for artifact in store.artifacts():
+            if not Path(artifact.path).exists():
+                store.delete_artifact(artifact.trial, artifact.kind)
+                changes.append(f"{artifact.kind} of trial {artifact.trial} marked deleted: {artifact.path} is gone")
+        if changes:
+            store.add_event("repaired", {"changes": changes})
+        return changes
 
 
-def _release_lease(connection: Connection, study: str) -> Iterator[str]:
-    """Give back what a driver that has gone still holds; the caller has made sure that it has."""
-    held = (sweeps.c.study_name == study) & sweeps.c.owner.is_not(None)
-    owner = connection.execute(select(sweeps.c.owner).where(held)).scalar()
-    if owner is not None:
-        free = {"owner": None, "owner_process": None, "lease_until": None, "updated_at": Now()}
-        connection.execute(update(sweeps).where(held).values(free))
-        yield f"lease of {owner} given back: that driver has gone"
-
-
-def _refuse_driven(database: Database, study: str) -> None:
-    query = select(sweeps.c.owner, sweeps.c.owner_process, (sweeps.c.lease_until > Now()).label("valid"))
-    with database.reading("read the lease") as connection:
-        holder = connection.execute(query.where(sweeps.c.study_name == study, sweeps.c.owner.is_not(None))).first()
-    # A lease that has expired may be that of a driver that waits for its database.
-    alive = is_alive(holder.owner_process or "") if holder is not None else False
-    if holder is not None and (alive or (holder.valid and alive is None)):
-        raise StudyBusyError(
-            f"study {study!r} is being driven by {holder.owner}; it can be repaired when that has ended"
-        )
-
-
-def _fail(database: Database, trials: Sequence[tuple[int, int]]) -> list[str]:
+def _fail(database: Database, trials: Sequence[tuple[int, int]], guard: Guard) -> list[str]:
     from automl.storage.optuna_storage import fail_trials
 
     if trials:
-        fail_trials(database.address, [trial_id for trial_id, _ in trials], StopReason.LOST.value)
+        fail_trials(database.address, [trial_id for trial_id, _ in trials], StopReason.LOST.value, guard)
     return [f"trial {number} told FAIL: its driver died before it had parameters" for _, number in trials]

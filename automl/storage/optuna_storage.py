@@ -66,9 +66,9 @@ def upgrade_tables(url: URL) -> None:
         _close(storage)
 
 
-def fail_trials(url: URL, trial_ids: Sequence[int], stop_reason: str) -> None:
-    """Tell RUNNING trials FAIL, with the reason as user attribute `stop_reason`."""
-    storage = open_storage(url)
+def fail_trials(url: URL, trial_ids: Sequence[int], stop_reason: str, guard: Guard) -> None:
+    """Tell RUNNING trials FAIL, with the reason as user attribute `stop_reason`; guard as for `open_storage`."""
+    storage = open_storage(url, guard=guard)
     try:
         with storage_errors(url, "fail trials"):
             for trial_id in trial_ids:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, Select, String, TextClause, bindparam, func, select, text
 
 from automl.metric import METRICS
+from automl.storage.lease import drivers, holds
 from automl.storage.runs import RunRow, StudyState, last_runs, study_state
 from automl.storage.sql import Database
 from automl.storage.tables import Now, importances, sweeps
@@ -241,8 +242,8 @@ def list_studies(database: Database, *, limit: int = PAGE, offset: int = 0) -> l
     """Names of studies: those being driven, then the others, each the one that was driven last first."""
     name, latest_first = sweeps.c.study_name, (sweeps.c.updated_at.desc(), sweeps.c.study_name)
     with database.reading("list the studies") as connection:
-        query = select(name).where(sweeps.c.lease_until > Now()).order_by(*latest_first)
-        driven = list(connection.execute(query).scalars())
+        held = [driver.study for driver in drivers(connection)]
+        driven = list(connection.execute(select(name).where(name.in_(held)).order_by(*latest_first)).scalars())
         first = driven[offset : offset + limit]
         rest = select(name).where(name.not_in(driven)).order_by(*latest_first)
         page = rest.limit(limit - len(first)).offset(max(0, offset - len(driven)))
@@ -253,7 +254,7 @@ def study_totals(database: Database, studies: Sequence[str]) -> list[StudyTotals
     """Totals of these studies, in this order, without those that no sweep was started for."""
     columns = [column for column in sweeps.c if column is not sweeps.c.space_text]
     with database.reading("sum up the studies") as connection:
-        query: Select[Any] = select(*columns, (sweeps.c.lease_until > Now()).label("driven"))
+        query: Select[Any] = select(*columns, (sweeps.c.lease_until > Now()).label("is_valid"))
         rows = connection.execute(query.where(sweeps.c.study_name.in_(studies))).all()
         known = _Known(connection, [row.study_name for row in rows])
         found = {row.study_name: known.totals(row) for row in rows}
@@ -287,7 +288,7 @@ class _Known:
             last_run=run,
             space_sha256=row.space_sha256,
             runs=row.runs,
-            driver=row.owner if row.driven else None,
+            driver=row.owner if row.owner and holds(row.owner_process or "", is_valid=bool(row.is_valid)) else None,
             created_at=row.created_at,
             counts={state.state: state.trials for state in states},
             best=None if best is None else best.high if maximize else best.low,

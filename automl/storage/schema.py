@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +22,8 @@ from sqlalchemy.engine import URL
 from automl.errors import StorageError
 from automl.storage import migrations, views
 from automl.storage.connect import WRITES, make_engine, storage_errors
-from automl.storage.sqlite_file import copy_database, database_draft, folder_lock, wait_for
-from automl.storage.tables import Now, metadata, sweeps
+from automl.storage.sqlite_file import database_draft, folder_lock, wait_for
+from automl.storage.tables import metadata
 from automl.storage.url import is_sqlite, mask_url, sqlite_path
 
 _OPTUNA_TABLES = frozenset({"studies", "trials", "trial_values", "version_info", "alembic_version"})
@@ -58,14 +56,6 @@ class DatabaseStatus:
         if self.ready:
             return None
         return "automl db upgrade" if self.revision and self.optuna_revision else "automl db init"
-
-
-class Upgrade(NamedTuple):
-    """What an upgrade did: the state before and after, and the copy made of a SQLite file before."""
-
-    before: DatabaseStatus
-    after: DatabaseStatus
-    backup: Path | None
 
 
 class _Schema(NamedTuple):
@@ -115,23 +105,6 @@ def create_database(url: URL) -> None:
     engine = make_engine(url, pooled=False)
     with storage_errors(url, "create tables"), engine.connect() as connection, _advisory_lock(connection, url):
         _fill(url)
-
-
-def upgrade_database(url: URL) -> Upgrade:
-    """Bring Optuna's tables and ours to this program's revisions; a SQLite file is copied first.
-
-    Raises StorageError, also while a study of the database is being driven.
-    """
-    before = database_status(url)
-    if before.ready:
-        return Upgrade(before, before, None)
-    if not before.revision or not before.optuna_revision:
-        raise StorageError(f"{before.url}: has no tables of automl; create them with `automl db init`")
-    _refuse_newer(before)
-    refuse_driven(url)
-    backup = _backup(sqlite_path(url)) if is_sqlite(url) else None
-    _upgrade(url)
-    return Upgrade(before, database_status(url), backup)
 
 
 def database_status(url: URL) -> DatabaseStatus:
@@ -221,27 +194,9 @@ def _refuse_foreign(url: URL, schema: _Schema) -> None:
         raise StorageError(f"{mask_url(url)}: holds the tables of another program ({names}); use a database of its own")
 
 
-def _refuse_newer(status: DatabaseStatus) -> None:
-    if status.revision not in migrations.revisions():
-        message = f"was written by a newer automl (revision {status.revision}, this one knows {status.head})"
-        raise StorageError(f"{status.url}: {message}; update automl")
-
-
-def has_tables(url: URL) -> bool:
-    """Whether there is any table, of whichever program. Raises StorageError if the database cannot be reached."""
-    return bool(_read_schema(url).tables)
-
-
-def refuse_driven(url: URL) -> None:
-    """Raise StorageError if the lease of a study is valid."""
-    if sweeps.name not in _read_schema(url).tables:
-        return
-    engine = make_engine(url, read_only=True, pooled=False)
-    with storage_errors(url, "read the leases"), engine.connect() as connection:
-        query = select(sweeps.c.study_name, sweeps.c.owner).where(sweeps.c.lease_until > Now())
-        driven = connection.execute(query).first()
-    if driven is not None:
-        raise StorageError(f"{mask_url(url)}: study {driven[0]!r} is being driven by {driven[1]}; stop it first")
+def tables(url: URL) -> frozenset[str]:
+    """Names of the tables, of whichever program. Raises StorageError if the database cannot be reached."""
+    return _read_schema(url).tables
 
 
 def _create_file(url: URL) -> None:
@@ -273,25 +228,15 @@ def _fill(url: URL, *, new_file: bool = False) -> None:
         if schema.revision is not None and schema.is_optunas:
             return
     create_tables(url, new_file=new_file)
-    _migrate(url)
+    migrate(url)
 
 
-def _migrate(url: URL) -> None:
+def migrate(url: URL) -> None:
+    """Bring our own tables and views to this program's revision."""
     engine = make_engine(url, pooled=False)
     with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
         migrations.upgrade(connection)
         views.create_views(connection)
-
-
-def _upgrade(url: URL) -> None:
-    from automl.storage.optuna_storage import upgrade_tables
-
-    with storage_errors(url, "upgrade the tables"):
-        engine = make_engine(url, pooled=False)
-        with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
-            views.drop_views(connection)
-        upgrade_tables(url)
-        _migrate(url)
 
 
 def _optuna_head(url: URL) -> str:
@@ -305,19 +250,6 @@ def _count_studies(url: URL) -> int:
     engine = make_engine(url, read_only=True, pooled=False)
     with storage_errors(url, "count the studies"), engine.connect() as connection:
         return connection.execute(select(func.count()).select_from(table("studies"))).scalar_one()
-
-
-def _backup(path: Path) -> Path:
-    """Copy the database, its write-ahead log included, to a file beside it."""
-    copy = path.with_name(f"{path.name}.backup-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-    try:
-        if shutil.disk_usage(path.parent).free < 2 * path.stat().st_size:
-            raise StorageError(f"{path}: not enough disk space for the copy made before an upgrade")
-        with folder_lock(path.parent), database_draft(copy) as draft:
-            copy_database(path, draft)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be copied before the upgrade: {error}") from error
-    return copy
 
 
 @contextmanager

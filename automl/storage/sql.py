@@ -26,7 +26,7 @@ from automl.storage.base import Artifact, Attempt, AttemptState, ResultStore, Sw
 from automl.storage.connect import WRITES, Guard, make_engine, storage_errors
 from automl.storage.importance import read_importances, replace_importances
 from automl.storage.patience import Patience
-from automl.storage.schema import DatabaseStatus, Upgrade
+from automl.storage.schema import DatabaseStatus
 from automl.storage.tables import Now, artifacts, attempts, events, measurements, metric_values, sweeps
 from automl.storage.url import mask_url, parse_url
 from automl.trial import Measurement, ModuleImportance
@@ -38,12 +38,10 @@ __all__ = [
     "Database",
     "DatabaseStatus",
     "SqlStore",
-    "Upgrade",
     "database_status",
     "mask_url",
     "open_database",
     "patient",
-    "upgrade_database",
 ]
 
 C = TypeVar("C", bound=type[Any])
@@ -69,11 +67,6 @@ def open_database(url: str, *, create: bool, read_only: bool = False, grace_seco
 def database_status(url: str) -> DatabaseStatus:
     """Describe a database of any revision, also a missing one, without changing it."""
     return schema.database_status(parse_url(url))
-
-
-def upgrade_database(url: str) -> Upgrade:
-    """Bring a database to this program's revision; a SQLite file is copied first. Raises StorageError."""
-    return schema.upgrade_database(parse_url(url))
 
 
 class Database:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from scheduling import SPACE, HandClock, add_schedule
+from sqlalchemy import update
 
 from automl.errors import StudyBusyError
 from automl.schedule.garbage import collect
@@ -18,10 +19,12 @@ from automl.storage.base import Artifact, RunEnd
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState
 from automl.storage.lease import StudyLease
+from automl.storage.process import process_identity
 from automl.storage.removal import remove_study
 from automl.storage.runs import RunLog
 from automl.storage.schedules import find_schedule, list_firings
 from automl.storage.sql import Database
+from automl.storage.tables import Now, sweeps
 from automl.trial import Measurement
 
 
@@ -97,6 +100,32 @@ def test_gc_leaves_a_driven_study_and_then_the_cache_alone(database: Database, t
     # A verification takes the lease too; the study is finished all the same.
     removed = [removal.what for removal in collect(database, tmp_path / "cache", cache_days=30, dry_run=False)]
     assert removed == [str(folder / "slots"), str(folder / "adapters" / "trial-00001"), str(entry)]
+
+
+def test_a_driver_that_waits_for_the_database_keeps_its_files(
+    database: Database, clock: HandClock, tmp_path: Path
+) -> None:
+    claimant = Claimant(database, clock=clock)
+    store = add_schedule(claimant, tmp_path, options=Options(keep_artifacts=1, keep_nights=1))
+    for number, value in enumerate((0.5, 0.9, 0.7)):
+        night = store.take("nightly", store.fire_by_hand("nightly").slot)
+        assert night is not None
+        make_study(database, f"night-{number}", tmp_path)
+        store.name_study(night, f"night-{number}")
+        store.end(night, FiringState.SUCCEEDED, "", value=value)
+        clock.time += timedelta(days=1)
+    before = set(tmp_path.rglob("*"))
+    silent = {"owner": "here:17:cafe0123", "owner_process": process_identity(), "lease_until": Now(-60)}
+    with database.writing("drive") as connection:
+        connection.execute(update(sweeps).values(silent))
+    schedule = find_schedule(database, "nightly")
+    for dry_run in (True, False):
+        assert retain(database, schedule, dry_run=dry_run) == []
+        assert list(collect(database, tmp_path / "cache", cache_days=0, dry_run=dry_run)) == []
+    assert set(tmp_path.rglob("*")) == before
+    with database.writing("end") as connection:
+        connection.execute(update(sweeps).values(owner_process=""))
+    assert [removal.what for removal in retain(database, schedule)] == [str(tmp_path / "night-0"), "study night-0"]
 
 
 def test_old_nights_go_except_the_best_and_the_last_successful_one(

@@ -18,9 +18,10 @@ from automl.storage import migrations
 from automl.storage.connect import make_engine
 from automl.storage.lease import StudyLease
 from automl.storage.overview import study_totals
-from automl.storage.sql import Database, database_status, open_database, upgrade_database
+from automl.storage.sql import Database, database_status, open_database
 from automl.storage.submissions import list_submissions, submit
 from automl.storage.tables import metadata
+from automl.storage.upgrade import upgrade_database
 from automl.storage.url import parse_url
 from automl.storage.verification import VerificationStore
 from automl.storage.views import VIEWS
@@ -76,7 +77,7 @@ class TestUpgrade:
         assert done.backup is None
 
     def test_optunas_older_tables_are_upgraded_with_ours(self, url: str) -> None:
-        _make_older(url)
+        make_older(url)
         before = database_status(url)
         assert (before.ready, before.advice) == (False, "automl db upgrade")
         with open_database(url, create=False) as database, pytest.raises(StorageError, match="run `automl db upgrade`"):
@@ -141,7 +142,7 @@ class TestUpgrade:
     def test_a_sqlite_file_is_copied_before(self, sqlite_url: str) -> None:
         with open_database(sqlite_url, create=False) as database:
             database.store("s").add_event("kept", {})
-            _make_older(sqlite_url)
+            make_older(sqlite_url)
         backup = upgrade_database(sqlite_url).backup
         assert backup is not None
         with closing(sqlite3.connect(backup)) as copy:
@@ -151,7 +152,7 @@ class TestUpgrade:
     def test_a_database_in_use_is_not_upgraded(self, url: str) -> None:
         with open_database(url, create=False) as database, StudyLease(database, "nightly") as lease:
             lease.take("space", "a" * 64, {})
-            _make_older(url)
+            make_older(url)
             with pytest.raises(StorageError, match=r"study 'nightly' is being driven by .*; stop it first"):
                 upgrade_database(url)
         assert upgrade_database(url).after.ready
@@ -161,7 +162,7 @@ class TestUpgrade:
             upgrade_database(f"sqlite:///{tmp_path}/automl.db")
 
 
-def _make_older(url: str) -> None:
+def make_older(url: str) -> None:
     """Bring Optuna's tables back to the revision before its newest, which added an index."""
     engine = make_engine(parse_url(url), pooled=False)
     with engine.connect() as connection, connection.begin():
