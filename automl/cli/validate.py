@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from automl.cli import console
+
+if TYPE_CHECKING:
+    from automl.space.spec import SweepSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -18,22 +21,50 @@ def register(app: typer.Typer) -> None:
         space: Annotated[Path, typer.Argument(help="The space file (YAML).", metavar="SPACE.YAML")],
         as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
     ) -> None:
-        """Check a space file and report everything that is wrong with it at once."""
+        """Check a space file and report everything that is wrong with it at once, then what is rarely meant."""
         from automl.errors import ConfigError
         from automl.space.load import load_space
 
         try:
             spec = load_space(space)
+            advice = _advice(spec)
         except ConfigError as problems:
             if not as_json:
                 raise
             console.result_json({"valid": False, "problems": [_as_dict(problem) for problem in problems.problems]})
             raise typer.Exit(ConfigError.exit_code) from None
         if as_json:
-            console.result_json({"valid": True, "study": spec.study, "sha256": spec.sha256, "problems": []})
-        else:
-            names = ", ".join([*(parameter.name for parameter in spec.space.parameters), *spec.space.auto])
-            console.result(f"{space}: valid; study {spec.study!r} searches {names or 'nothing'}")
+            found = {"valid": True, "study": spec.study, "sha256": spec.sha256, "problems": [], "advice": advice}
+            console.result_json(found)
+            return
+        names = ", ".join([*(parameter.name for parameter in spec.space.parameters), *spec.space.auto])
+        budget = f"{spec.search.trials:,} trials of up to {spec.search.steps:,} steps"
+        console.result(f"{space}: valid; study {spec.study!r} searches {names or 'nothing'} in {budget}")
+        console.results(f"advice: {text}" for text in advice)
+
+
+def _advice(spec: SweepSpec) -> list[str]:
+    """What can be said without model and data. Raises ConfigError for what a search would refuse.
+
+    A server is only asked if the file starts from another study, for it may not be there where a file is checked.
+    Without a database at all what reads it is not even imported.
+    """
+    from automl.space.advice import search_advice
+    from automl.space.defaults import resolve
+
+    found = []
+    if spec.search.warm_start is not None or _is_file(spec.storage_url):
+        from automl.sweep.database_check import database_remarks
+
+        found = database_remarks(spec)
+    if spec.task.type == "table":  # whose columns are the space
+        return found
+    return [*found, *search_advice(resolve(spec.space, model_parameters=0, steps=spec.search.steps), spec.search)]
+
+
+def _is_file(url: str) -> bool:
+    scheme, _, path = url.partition(":///")
+    return scheme.startswith("sqlite") and Path(path.partition("?")[0]).is_file()
 
 
 def _as_dict(problem: object) -> dict[str, object]:

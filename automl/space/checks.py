@@ -5,20 +5,28 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from urllib.parse import parse_qsl, urlsplit
 
 from automl.lora import TARGET_SETS
 from automl.metric import GENERATION_METRICS, METRICS
 from automl.space import parameters as hyper
-from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint, parse_constraint
-from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED
+from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED, resolve
 from automl.space.messages import Problems, nearest, shown, unknown
-from automl.space.points import contains
+from automl.space.points import (
+    MOST_CONFIGURATIONS,
+    Values,
+    contains,
+    count_configurations,
+    grid_values,
+    values,
+)
 from automl.space.ranges import build_parameters, described
+from automl.space.satisfiable import is_hopeless
 from automl.space.schema import RunSection
-from automl.space.schema_search import SearchSection
+from automl.space.schema_search import HyperbandPruner, SearchSection
 from automl.space.schema_task import TableTask
 from automl.space.sections import Sections
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
@@ -54,9 +62,12 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
     _check_targets(sections, space, problems)
     _check_methods(sections, space, problems)
     enqueue = tuple(_entry(index, entry.values(), space, problems) for index, entry in sections.enqueue.items())
-    constraints = tuple(_constraints(sections.constraints or [], space, sections.enqueue, problems))
-    if sections.search and sections.search.sampler.name == "grid":
+    is_grid = sections.search is not None and sections.search.sampler.name == "grid"
+    constraints = tuple(_constraints(sections.constraints or [], space, grid_values if is_grid else values, problems))
+    if is_grid:
         _check_grid(space, problems)
+    if sections.search and len(sections.enqueue) > (trials := planned_trials(sections.search, space)):
+        problems.at_value(("enqueue",), f"has {len(sections.enqueue)} entries, more than trials {trials}")
     return SearchSpace(
         parameters=space.parameters,
         fixed=space.fixed,
@@ -65,6 +76,13 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
         targets=space.targets,
         auto=space.auto,
     )
+
+
+def planned_trials(search: SearchSection, space: SearchSpace) -> int:
+    """`trials`; where it is left out, 24, or all configurations of a grid, constraints aside."""
+    if "trials" in search.model_fields_set or search.sampler.name != "grid" or not space.parameters + space.auto:
+        return search.trials
+    return count_configurations(_without_auto(space), grid_values) or search.trials
 
 
 def check_settings(sections: Sections, problems: Problems) -> None:
@@ -90,8 +108,13 @@ def check_settings(sections: Sections, problems: Problems) -> None:
                 f"{search.evaluate_every} is above steps {search.steps}, so no trial would be measured before its end"
             )
             problems.at_value(("search", "evaluate_every"), message)
-        if len(sections.enqueue) > search.trials:
-            problems.at_value(("enqueue",), f"has {len(sections.enqueue)} entries, more than trials {search.trials}")
+        if search.max_steps is not None and search.max_steps < search.steps:
+            message = f"{search.max_steps} is less than the {search.steps} steps of one trial"
+            problems.at_value(("search", "max_steps"), message)
+        if isinstance(search.pruner, HyperbandPruner):
+            _check_hyperband(search.pruner, search.steps, problems)
+        if search.warm_start is not None and search.warm_start == sections.study:
+            problems.at_value(("search", "warm_start"), f"{search.warm_start!r} is this study; name an earlier one")
         if search.also_minimize is not None:
             _check_two_objectives(search, problems, is_table=isinstance(task, TableTask))
         missing = missing_package(search.sampler.name, lambda package: find_spec(package) is not None)
@@ -290,9 +313,12 @@ def _check_enqueued(
         problems.at_key(path, f"is active only when {when.parameter} is {active}; remove it here")
 
 
-def _constraints(
-    texts: list[str], space: SearchSpace, enqueue: Mapping[int, object], problems: Problems
-) -> Iterator[Constraint]:
+def _constraints(texts: list[str], space: SearchSpace, of: Values, problems: Problems) -> Iterator[Constraint]:
+    """The constraints that can be read; reports those, and their conjunction, that no configuration satisfies.
+
+    of: the values of each parameter that the sampler chooses from.
+    """
+    sound: list[Constraint] = []
     for index, text in enumerate(texts):
         path: KeyPath = ("constraints", index)
         try:
@@ -309,19 +335,13 @@ def _constraints(
         except ValueError as error:
             problems.at_value(path, str(error))
             continue
-        if _is_hopeless(constraint, space):
-            problems.at_value(path, f"{text!r} is never satisfied, since nothing that it names is searched")
+        if is_hopeless([constraint], space, of):
+            problems.at_value(path, f"{text!r} is never satisfied, whatever is sampled")
+        else:
+            sound.append(constraint)
         yield constraint
-
-
-def _is_hopeless(constraint: Constraint, space: SearchSpace) -> bool:
-    """Whether a condition over fixed values alone is violated, so that no trial could ever run."""
-    varying = {parameter.name for parameter in space.parameters} | set(space.auto) | hyper.DERIVED
-    if varying & {"rank", "alpha_ratio", "alpha"}:
-        varying |= {"alpha", "alpha_ratio"}
-    if constraint.names & varying or {"alpha", "alpha_ratio"} <= set(space.fixed):
-        return False
-    return constraint.violation(constraint_values(space, {}, assemble(space, {}), {})) > 0
+    if len(sound) > 1 and is_hopeless(sound, space, of):
+        problems.at_value(("constraints",), "no configuration of the space satisfies all of them")
 
 
 def _check_grid(space: SearchSpace, problems: Problems) -> None:
@@ -332,3 +352,20 @@ def _check_grid(space: SearchSpace, problems: Problems) -> None:
     for parameter in space.parameters:
         if isinstance(parameter, FloatParameter) and parameter.step is None:
             problems.at_value(("space", parameter.name), f"is a continuous range, {hint}")
+    count = count_configurations(_without_auto(space), grid_values)
+    if count is not None and count > MOST_CONFIGURATIONS:
+        message = f"grid has {count:,} configurations, more than {MOST_CONFIGURATIONS:,}; use fewer values, or another"
+        problems.at_value(("search", "sampler"), f"{message} sampler")
+
+
+def _without_auto(space: SearchSpace) -> SearchSpace:
+    """The space with automatic ranges; how many values they have does not depend on the model's size."""
+    known = tuple(name for name in space.auto if name in AUTO_NAMES)
+    return resolve(replace(space, auto=known), model_parameters=0, steps=1)
+
+
+def _check_hyperband(pruner: HyperbandPruner, steps: int, problems: Problems) -> None:
+    least, most = pruner.min_resource, pruner.max_resource
+    if least is not None and most != "auto" and least > (most or steps):
+        largest = f"max_resource {most}" if most else f"steps {steps}, the largest resource"
+        problems.at_value(("search", "pruner", "min_resource"), f"{least} is above {largest}")

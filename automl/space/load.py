@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from automl.errors import ConfigError, Problem
-from automl.space.checks import build_space, check_settings
+from automl.space.checks import build_space, check_settings, planned_trials
 from automl.space.messages import Problems, shown
 from automl.space.schema import RunSection, SpaceFile
 from automl.space.schema_search import SearchSection, parse_seconds
@@ -85,7 +85,7 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
         model=_model(model, folder),
         task=_task(task, folder, max_length=fixed.max_length),
         space=space,
-        search=_search(search, is_table=isinstance(task, TableTask)),
+        search=_search(search, space, is_table=isinstance(task, TableTask)),
         run=_run(run),
         verify=VerifySettings(**verify.model_dump()),
         storage_url=storage.url or os.environ.get(DATABASE_VARIABLE) or DEFAULT_STORAGE_URL,
@@ -149,13 +149,13 @@ def _task(section: AnyTask, folder: Path, *, max_length: int) -> TaskSettings:
     return replace(settings, format=section.format) if isinstance(section, InstructionTask) else settings
 
 
-def _search(section: SearchSection, *, is_table: bool) -> SearchSettings:
+def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> SearchSettings:
     return SearchSettings(
         sampler=section.sampler.name,
         sampler_options=_options(section.sampler),
         pruner=section.pruner.name,
         pruner_options=_options(section.pruner),
-        trials=section.trials,
+        trials=planned_trials(section, space),
         steps=section.steps,
         evaluate_every=section.evaluate_every or (EVALUATE_EVERY if is_table else section.steps // 12 or 1),
         evaluations=None if section.evaluate_every is None and not is_table else (),

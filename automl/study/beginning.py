@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import optuna
 from optuna.samplers import RandomSampler
@@ -21,8 +22,18 @@ WARM_TRIALS = 3
 """Configurations that an earlier study lends."""
 
 
-def best_of_earlier(storage: BaseStorage, name: str, space: SearchSpace) -> list[Mapping[str, Scalar]]:
-    """Parameters of the best COMPLETE trials of another study in the database, best first, as far as this space allows.
+class Loan(NamedTuple):
+    """What another study lends: configurations, best first, as far as they lie in this space.
+
+    remark: one line for a person about what does not, empty if all of it does.
+    """
+
+    configurations: list[Mapping[str, Scalar]]
+    remark: str
+
+
+def best_of_earlier(storage: BaseStorage, name: str, space: SearchSpace) -> Loan:
+    """Parameters of the best COMPLETE trials of another study in the database.
 
     Only configurations are taken, never values: the other study may have had other data, steps or another metric, so
     they are trained again. A value outside of this space is left out, to be sampled. Raises ConfigError if there is no
@@ -36,12 +47,28 @@ def best_of_earlier(storage: BaseStorage, name: str, space: SearchSpace) -> list
     sign = -1.0 if earlier.directions[0] is StudyDirection.MAXIMIZE else 1.0
     complete = earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ranked = sorted(complete, key=lambda trial: (sign * trial.values[0], *trial.values[1:], trial.number))
-    fitting = (dict(_fitting(trial, space)) for trial in ranked)
-    distinct: list[Mapping[str, Scalar]] = []
-    for params in fitting:
-        if params and params not in distinct:
-            distinct.append(params)
-    return distinct[:WARM_TRIALS]
+    lent: list[Mapping[str, Scalar]] = []
+    outside: set[str] = set()
+    for trial in ranked:
+        params = dict(_fitting(trial, space))
+        if len(lent) < WARM_TRIALS and params and params not in lent:
+            lent.append(params)
+            outside |= trial.params.keys() - params.keys()
+    return Loan(lent, _remark(name, bool(ranked), len(lent), sorted(outside), space))
+
+
+def _remark(earlier: str, has_complete: bool, lent: int, outside: Sequence[str], space: SearchSpace) -> str:
+    if not has_complete:
+        return f"warm_start: study {earlier!r} has no complete trial, so none of it is tried first"
+    if not lent:
+        searched = ", ".join(parameter.name for parameter in space.parameters)
+        return f"warm_start: nothing of study {earlier!r} lies in this space ({searched}), so none of it is tried first"
+    if outside:
+        return (
+            f"warm_start: {lent} configurations of study {earlier!r} are tried first, without values outside of this"
+            f" space ({', '.join(outside)})"
+        )
+    return ""
 
 
 def _fitting(trial: FrozenTrial, space: SearchSpace) -> Iterator[tuple[str, Scalar]]:

@@ -7,6 +7,7 @@ twice and skips nothing, and a driver killed in between enqueues the rest when i
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +19,8 @@ from automl.storage.base import ResultStore
 from automl.study.beginning import best_of_earlier
 from automl.study.outcome import STOP_REASON
 from automl.trial import Scalar, StopReason
+
+logger = logging.getLogger(__name__)
 
 WARM_START = "warm_start"
 """Event: what another study has lent, decided once. Also the attribute of trials that came of it."""
@@ -50,16 +53,28 @@ def lent(
 ) -> list[Params]:
     """The best configurations of the study `earlier`, as they were when this one first asked.
 
-    Raises ConfigError if there is no such study.
+    What of them does not lie in the space is logged. Raises ConfigError if there is no such study.
     """
     for _, kind, detail in store.events():
         if kind == WARM_START and detail["study"] == earlier:
             return list(detail["configurations"])
     if _began_without_a_record(trials, earlier):
         return []
-    configurations = best_of_earlier(storage, earlier, space)
-    store.add_event(WARM_START, {"study": earlier, "configurations": [dict(params) for params in configurations]})
-    return configurations
+    loan = best_of_earlier(storage, earlier, space)
+    if loan.remark:
+        logger.warning(loan.remark)
+    configurations = [dict(params) for params in loan.configurations]
+    store.add_event(WARM_START, {"study": earlier, "configurations": configurations, "remark": loan.remark})
+    return loan.configurations
+
+
+def has_to_borrow(storage: BaseStorage, store: ResultStore, study: str, earlier: str) -> bool:
+    """Whether `lent` would ask the study `earlier` if `study` began or went on now."""
+    if any(kind == WARM_START and detail["study"] == earlier for _, kind, detail in store.events()):
+        return False
+    names = {known.study_name: known._study_id for known in storage.get_all_studies()}
+    trials = storage.get_all_trials(names[study], deepcopy=False) if study in names else []
+    return not _began_without_a_record(trials, earlier)
 
 
 def _began_without_a_record(trials: Sequence[FrozenTrial], earlier: str) -> bool:

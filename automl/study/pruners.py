@@ -120,8 +120,10 @@ def _halving_defaults(settings: SearchSettings) -> Options:
 
 
 def _hyperband_defaults(settings: SearchSettings) -> Options:
+    most = settings.pruner_options.get("max_resource", settings.steps)
+    least = 2 * settings.evaluate_every
     return {
-        "min_resource": 2 * settings.evaluate_every,
+        "min_resource": min(least, int(most)) if most != "auto" else least,
         "max_resource": settings.steps,
         "reduction_factor": 3,
         "bootstrap_count": 0,

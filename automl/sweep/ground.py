@@ -13,6 +13,7 @@ from automl.lora import Hyperparameters, LinearShape, lora_parameters
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
+from automl.space.advice import search_advice
 from automl.space.defaults import advice, resolve
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.sweep.costs import choices, target_names
@@ -87,7 +88,11 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
         space=space,
         derive=derive,
         target_sets=target_sets,
-        advice=(*notes(model), *advice(space, backbone.parameters, spec.search.steps)),
+        advice=(
+            *notes(model),
+            *advice(space, backbone.parameters, spec.search.steps),
+            *search_advice(space, spec.search),
+        ),
         obstacle=hindrance,
     )
 

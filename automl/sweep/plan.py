@@ -21,6 +21,7 @@ from automl.packed.memory import available_bytes
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
 from automl.study.pruners import expected_share
 from automl.sweep.costs import extremes, highest, target_names
+from automl.sweep.database_check import database_remarks
 from automl.sweep.evaluation import in_words, measured_rows, settle_evaluation, whole_evaluation
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host
@@ -155,8 +156,10 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     """Prepare model and data and work out the plan; with `probe`, train a few steps in this process.
 
     A trial in several shards is not for one process, and not probed.
-    Raises what `automl.sweep.ground.prepare` raises. Touches neither database nor output folder.
+    Raises what `automl.sweep.ground.prepare` raises, and ConfigError if a search could not start from the study that
+    the file names. Writes neither to the database nor to the output folder.
     """
+    remarks = database_remarks(spec)
     ground = prepare(spec, cache)
     layout = choose_layout(spec.run, trials=spec.search.trials)
     spec = settle_evaluation(settle_precision(spec, ground, layout), ground)
@@ -181,7 +184,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search),
         probe=_probe(ground, host_settings(spec, ground, layout, packing)) if probe and layout.shards == 1 else None,
-        advice=(*ground.advice, *doubts(spec, ground, layout, packing)),
+        advice=(*remarks, *ground.advice, *doubts(spec, ground, layout, packing)),
     )
 
 

@@ -25,6 +25,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
+from automl.sweep.database_check import check_warm_start
 from automl.sweep.ending import recorded_run
 from automl.sweep.evaluation import settle_evaluation
 from automl.sweep.folders import study_folder
@@ -83,6 +84,7 @@ def run_sweep(
         open_database(spec.storage_url, create=True, grace_seconds=spec.storage_grace_seconds) as database,
         StudyLease(database, spec.study) as lease,
     ):
+        check_warm_start(database, spec)
         run = lease.take(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
         with recorded_run(RunLog(database, spec.study, run, lease.verify), spec) as log:
             return sweep.run(database, lease, log, stop_requested)

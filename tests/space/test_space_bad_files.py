@@ -233,6 +233,16 @@ BODIES = {
         "space: {target: auto}\nfixed: {rank: 8}\nconstraints: [rank > 8]",
         "7:15: constraints[0]: 'rank > 8' is never satisfied",
     ),
+    "constraint of a part of the space never satisfied": (
+        "space: {rank: {type: int, low: 2, high: 8}, alpha_ratio: {type: categorical, choices: [1, 2]}}\n"
+        "constraints: [alpha > 16]",
+        "6:15: constraints[0]: 'alpha > 16' is never satisfied, whatever is sampled",
+    ),
+    "constraints that exclude each other": (
+        "space: {rank: {type: int, low: 2, high: 64, log: true}, learning_rate: auto}\n"
+        "constraints: [rank > 32, rank < 16, learning_rate > 0.001, trainable_params < 1000]",
+        "6:14: constraints: no configuration of the space satisfies all of them",
+    ),
     "constraints a text": ("constraints: rank > 8", "5:14: constraints: 'rank > 8' is not a list [...]"),
     "targets shadow": ("targets: {qv: [a]}", "5:11: targets.qv: is a built-in target set already"),
     "pattern broken": ("targets: {mine: ['(a']}", "5:18: targets.mine[0]: '(a' is not a regular expression"),
@@ -300,6 +310,35 @@ BODIES = {
     "grid of a range": (
         "space: {learning_rate: {type: float, low: 1e-4, high: 1e-2}}\nsearch: {sampler: grid}",
         "5:24: space.learning_rate: is a continuous range, which the sampler grid cannot enumerate",
+    ),
+    "grid too large": (
+        "space: {rank: {type: int, low: 1, high: 256}, batch_size: {type: int, low: 1, high: 1024}}\n"
+        "constraints: [rank * batch_size <= 4096]\nsearch: {sampler: grid}",
+        "7:19: search.sampler: grid has 262,144 configurations, more than 100,000; use fewer values, or another",
+    ),
+    "grid whose points violate": (
+        "space: {rank: {type: int, low: 2, high: 48, log: true}}\nconstraints: [rank > 32]\nsearch: {sampler: grid}",
+        "6:15: constraints[0]: 'rank > 32' is never satisfied, whatever is sampled",
+    ),
+    "step too small": (
+        "space: {dropout: {type: float, low: 0, high: 0.3, step: 1.0e-30}}",
+        "5:57: space.dropout.step: 1e-30 is too small to tell values up to 0.3 apart",
+    ),
+    "max_steps below steps": (
+        "search: {steps: 120, max_steps: 100}",
+        "5:33: search.max_steps: 100 is less than the 120 steps of one trial",
+    ),
+    "hyperband above steps": (
+        "search: {pruner: {name: hyperband, min_resource: 500}}",
+        "5:50: search.pruner.min_resource: 500 is above steps 120, the largest resource",
+    ),
+    "hyperband above its own end": (
+        "search: {pruner: {name: hyperband, min_resource: 20, max_resource: 10}}",
+        "5:50: search.pruner.min_resource: 20 is above max_resource 10",
+    ),
+    "warm start from itself": (
+        "search: {warm_start: trial-run}",
+        "5:22: search.warm_start: 'trial-run' is this study; name an earlier",
     ),
     "grid of auto": ("search: {sampler: grid}", "5:19: search.sampler: auto is a range, which the sampler grid cannot"),
     "unknown executor": ("run: {executor: slurm}", "5:17: run.executor: 'slurm' is not known; known: ray, inline"),

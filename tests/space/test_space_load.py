@@ -223,7 +223,7 @@ BASE = "space: {rank: {type: int, low: 2, high: 8}}\n"
 @pytest.mark.parametrize(
     "rest",
     [
-        BASE + "search: {trials: 99, time: 1h, keep: 1, max_steps: 5, max_failed_trials: 1}",
+        BASE + "search: {trials: 99, time: 1h, keep: 1, max_steps: 500, max_failed_trials: 1}",
         BASE + "run: {executor: inline, slots: 2}\nstorage: {url: sqlite:///x.db}",
         BASE + "# a comment",
         BASE + "search: {sampler: tpe, pruner: {name: halving}, seed: 0}",

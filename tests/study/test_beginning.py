@@ -6,6 +6,7 @@ import pytest
 from optuna.trial import TrialState as State
 
 from automl.errors import ConfigError
+from automl.space.spec import IntParameter, SearchSpace
 from automl.storage.sql import Database
 from automl.study.study import STALLED
 from automl.trial import TrialState
@@ -42,6 +43,35 @@ def test_what_lies_outside_of_the_space_is_sampled(database: Database) -> None:
     study = open_study(database, space=narrow, settings=settings(warm_start="earlier", trials=3, pruner="none"))
     Loop(study).run()
     assert all(trial.params.keys() == {"rank", "learning_rate"} for trial in trials(study))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "remark"),
+    [
+        (IntParameter(name="batch_size", low=4, high=8), "nothing of study 'earlier' lies in this space (batch_size)"),
+        (IntParameter(name="rank", low=2, high=64, log=True), "3 configurations of study 'earlier' are tried first,"),
+    ],
+    ids=["nothing", "a part"],
+)
+def test_what_another_study_cannot_lend_is_said(
+    database: Database, caplog: pytest.LogCaptureFixture, parameter: IntParameter, remark: str
+) -> None:
+    earlier = open_study(database, name="earlier", store=database.store("earlier"), settings=settings(pruner="none"))
+    Loop(earlier).run()
+    space = SearchSpace(parameters=(parameter,))
+    for run in (1, 2):
+        open_study(database, space=space, settings=settings(warm_start="earlier", trials=4), run=run)
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1, "once"
+    assert remark in said[0]
+
+
+def test_a_study_without_a_complete_trial_lends_nothing_and_says_so(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_study(database, name="earlier", store=database.store("earlier"))
+    open_study(database, settings=settings(warm_start="earlier"))
+    assert "study 'earlier' has no complete trial" in caplog.text
 
 
 def test_an_unknown_earlier_study_is_named(database: Database) -> None:

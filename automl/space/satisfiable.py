@@ -1,0 +1,54 @@
+"""Whether constraints leave a space anything, as far as it can be told without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from automl.space import parameters as hyper
+from automl.space.assemble import assemble, constraint_values
+from automl.space.constraints import Constraint
+from automl.space.points import MOST_CONFIGURATIONS, Values, configurations, count_configurations, values
+from automl.space.spec import SearchSpace
+
+_SCALE = frozenset({"alpha", "alpha_ratio", "rank"})
+"""Names that follow from each other."""
+
+
+def is_hopeless(constraints: Sequence[Constraint], space: SearchSpace, values: Values = values) -> bool:
+    """Whether every configuration violates one of the constraints; False if that cannot be told here.
+
+    Left aside are those that depend on the model, on an automatic or a continuous range, or on too many combinations.
+    values: those of each parameter that the sampler chooses from.
+    """
+    told = [constraint for constraint in constraints if _can_be_told(_part(space, [constraint]), constraint, values)]
+    part = _part(space, told)
+    if not told or (count_configurations(part, values) or 0) > MOST_CONFIGURATIONS:
+        return False
+    for params in configurations(part, values):
+        read = constraint_values(part, params, assemble(part, params), {})
+        if all(constraint.violation(read) <= 0 for constraint in told):
+            return False
+    return True
+
+
+def _can_be_told(part: SearchSpace, constraint: Constraint, values: Values) -> bool:
+    if _names([constraint]) & (hyper.DERIVED | set(part.auto)):
+        return False
+    count = count_configurations(part, values)
+    return count is not None and count <= MOST_CONFIGURATIONS
+
+
+def _names(constraints: Sequence[Constraint]) -> set[str]:
+    """What the constraints read, and what that follows from."""
+    named = {name for constraint in constraints for name in constraint.names}
+    return named | _SCALE if named & {"alpha", "alpha_ratio"} else named
+
+
+def _part(space: SearchSpace, constraints: Sequence[Constraint]) -> SearchSpace:
+    """The space of the parameters that constraints read, and of those that their conditions need."""
+    kept = _names(constraints)
+    for parameter in reversed(space.parameters):  # a condition refers to an earlier one
+        if parameter.name in kept and parameter.when is not None:
+            kept.add(parameter.when.parameter)
+    return replace(space, parameters=tuple(parameter for parameter in space.parameters if parameter.name in kept))
