@@ -205,7 +205,7 @@ class Dispatcher:
         for decision in self._study.decide([trial for trial in reported if trial not in over]):
             if decision.action is Action.PARK:
                 orders.append(worker.let_go(decision.trial, OrderKind.PARK))
-            elif decision.action is not Action.CONTINUE:
+            elif decision.action is not Action.CONTINUE and decision.trial in worker.open:
                 orders.append(worker.let_go(decision.trial, OrderKind.CLOSE))
         return [*orders, *self._occupy(worker)]
 

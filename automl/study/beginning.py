@@ -1,8 +1,7 @@
-"""How a study begins and when it may as well end: configurations of an earlier study, and patience."""
+"""What another study lends: its best configurations, as far as this space allows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -76,15 +75,3 @@ def _fitting(trial: FrozenTrial, space: SearchSpace) -> Iterator[tuple[str, Scal
         value = trial.params.get(parameter.name)
         if value is not None and contains(parameter, value):
             yield parameter.name, snapped(parameter, value)
-
-
-def is_stalled(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], patience: int) -> bool:
-    """Whether the last `patience` trials that have a value brought none better than the trials before them."""
-    sign = -1.0 if directions[0] is StudyDirection.MAXIMIZE else 1.0
-    best = [
-        (min(sign * value for value in trial.intermediate_values.values()), trial.number)
-        for trial in trials
-        if trial.intermediate_values
-    ]
-    _, leader = min(best, default=(math.inf, math.inf))
-    return sum(number > leader for _, number in best) >= patience

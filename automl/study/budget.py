@@ -55,6 +55,11 @@ class Budget:
         """Trials that may still be created beside those in progress."""
         return self._settings.trials - self.counted - in_progress
 
+    @property
+    def steps_left(self) -> int | None:
+        """Steps that `max_steps` leaves; None without that budget."""
+        return None if self._settings.max_steps is None else max(0, self._settings.max_steps - self.steps)
+
     def affords(self, steps: int, reserved: int) -> bool:
         """Whether `max_steps` leaves `steps` more beside the `reserved` ones running trials may still need."""
         limit = self._settings.max_steps

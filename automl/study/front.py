@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable
 from typing import NamedTuple
-
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
 
 
 class Point(NamedTuple):
@@ -18,22 +16,35 @@ class Point(NamedTuple):
     trial: int
 
 
+class Front:
+    """The Pareto front of the points so far, kept up to date; which one is added first makes no difference."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []  # smallest first, so that the loss falls
+
+    @property
+    def trials(self) -> list[int]:
+        """Trials on the front, smallest first."""
+        return [point.trial for point in self.points]
+
+    def add(self, point: Point) -> None:
+        """Take a point in, and drop what it matches in both objectives; the same point again changes nothing."""
+        place = bisect_left(self.points, _by_size(point), key=_by_size)
+        if place and self.points[place - 1].loss <= point.loss:
+            return
+        end = place
+        while end < len(self.points) and self.points[end].loss >= point.loss:
+            end += 1
+        self.points[place:end] = [point]
+
+
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """Points that no other one matches in both objectives and beats in one, smallest first; the earliest of equals."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.size, point.loss, point.trial)):
-        if not front or point.loss < front[-1].loss:
-            front.append(point)
-    return front
+    front = Front()
+    for point in points:
+        front.add(point)
+    return front.points
 
 
-def has_front_stalled(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], patience: int) -> bool:
-    """Whether the last `patience` COMPLETE trials are all beaten by earlier ones, so that the front has not moved."""
-    sign = -1.0 if directions[0] is StudyDirection.MAXIMIZE else 1.0
-    points = [
-        Point(sign * trial.values[0], trial.values[1], trial.number)
-        for trial in trials
-        if trial.state is TrialState.COMPLETE
-    ]
-    leader = max((point.trial for point in pareto_front(points)), default=len(trials))
-    return sum(point.trial > leader for point in points) >= patience
+def _by_size(point: Point) -> tuple[float, float, int]:
+    return point.size, point.loss, point.trial

@@ -10,13 +10,13 @@ trials.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from automl.study.curves import Curves, rungs
 from automl.study.parking import ParkingPruner
 from automl.trial import Action, Decision
 
@@ -32,6 +32,18 @@ class Candidate(NamedTuple):
     score: float
     number: int
     rung: int
+
+
+class _Promotion(NamedTuple):
+    """How trials are promoted: by a score that expects `gain`, the best one in `factor` of a rung, at least `least`."""
+
+    gain: float
+    factor: float
+    least: int
+
+    def places(self, trials: int) -> int:
+        """How many of the trials that ever reached a rung may go on."""
+        return max(self.least, math.ceil(trials / self.factor))
 
 
 class HalvingPruner(ParkingPruner):
@@ -51,7 +63,7 @@ class HalvingPruner(ParkingPruner):
     When no new trial may start, promotion goes on without the guard and with a score that looks a whole doubling ahead;
     the best ceil(n / 2.2) of a rung go on, and at least `finalists`, so that the search ends with enough trials trained
     to the last step to choose from. Ties go to the lower trial number. Everything is computed from the values in the
-    study: a driver that starts again decides as the one before would have.
+    study, of which ranked tables are kept: a driver that starts again decides as the one before would have.
     """
 
     def __init__(
@@ -81,13 +93,13 @@ class HalvingPruner(ParkingPruner):
                 f" expected_gain >= 0, but got first_rung={first_rung}, finalists={finalists},"
                 f" reduction_factor={reduction_factor}, explore={explore}, guard={guard}, expected_gain={expected_gain}"
             )
-        self._every = evaluate_every
-        self._reduction_factor = reduction_factor
         self._explore = explore
         self._guard = guard
-        self._expected_gain = expected_gain
-        self._finalists = finalists
+        self._exploring = _Promotion(expected_gain, reduction_factor, 1)
+        self._closing = _Promotion(expected_gain * _CLOSING_GAIN, min(reduction_factor, CLOSING_FACTOR), finalists)
         self.rungs = rungs(evaluate_every, steps, first_rung)
+        gains = (self._exploring.gain, self._closing.gain)
+        self._curves = Curves(self.rungs, evaluate_every=evaluate_every, gains=gains)
 
     def horizon(self, step: int) -> int:
         """The next rung after `step`, or the last step."""
@@ -105,64 +117,63 @@ class HalvingPruner(ParkingPruner):
         self, trials: Sequence[FrozenTrial], parked: Set[int], *, direction: StudyDirection, may_start: bool
     ) -> int | None:
         """The parked trial that should go on now; None if a new one should start, or if none is worth going on."""
-        if may_start and self._owed_to_new(trials, parked):
+        self._curves.update(trials, direction)
+        if may_start and self._owed_to_new(parked):
             return None
-        sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        curves = {
-            trial.number: {step: sign * value for step, value in trial.intermediate_values.items()} for trial in trials
-        }
-        threshold = self._threshold(curves)
-        best = list(self._best_of_each_rung(curves, parked, may_start=may_start))
-        past = [candidate for candidate in best if curves[candidate.number][candidate.rung] < threshold]
+        policy = self._exploring if may_start else self._closing
+        threshold = self._curves.threshold(self._guard)
+        best = list(self._best_of_each_rung(policy, parked))
+        past = [each for each in best if self._curves.at[each.rung].losses[each.number] < threshold]
         chosen = min(past if past or may_start else best, default=None)
         return None if chosen is None else chosen.number
 
-    def _owed_to_new(self, trials: Sequence[FrozenTrial], parked: Set[int]) -> bool:
-        first = self.rungs[0]
-        spent = [self._committed(trial, parked) for trial in trials]
-        return sum(min(steps, first) for steps in spent) <= self._explore * sum(spent)
+    def hopeless(
+        self,
+        trials: Sequence[FrozenTrial],
+        parked: Set[int],
+        *,
+        direction: StudyDirection,
+        to_come: int,
+        steps_left: int | None,
+    ) -> list[int]:
+        """Parked trials that stay outside of the places at their rung even if all that can still get there are worse.
 
-    def _committed(self, trial: FrozenTrial, parked: Set[int]) -> int:
-        """Steps a trial has had, up to its next rung if it is running."""
-        reached = trial.last_step or 0
-        is_running = not trial.state.is_finished() and trial.number not in parked
-        return self.horizon(reached) if is_running else reached
-
-    def _threshold(self, curves: Mapping[int, Mapping[int, float]]) -> float:
-        first = [curve[self.rungs[0]] for curve in curves.values() if self.rungs[0] in curve]
-        if not first:
-            return -math.inf
-        median = statistics.median(first)
-        return median - self._guard * abs(median)
-
-    def _best_of_each_rung(
-        self, curves: Mapping[int, Mapping[int, float]], parked: Set[int], *, may_start: bool
-    ) -> Iterator[Candidate]:
-        least = 1 if may_start else self._finalists
-        factor = self._reduction_factor if may_start else min(self._reduction_factor, CLOSING_FACTOR)
-        gain = self._expected_gain * (1.0 if may_start else _CLOSING_GAIN)
+        A trial's place never gets better, so those would be passed over to the end of the search.
+        """
+        self._curves.update(trials, direction)
+        found: list[int] = []
+        before = 0
         for rung in self.rungs[:-1]:
-            ranked = sorted(
-                Candidate(self._score(curve, rung, gain), number, rung)
-                for number, curve in curves.items()
-                if rung in curve
-            )
-            places = max(least, math.ceil(len(ranked) / factor))
-            waiting = (
-                candidate
-                for candidate in ranked[:places]
-                if candidate.number in parked and max(curves[candidate.number]) == rung
-            )
-            if (first := next(waiting, None)) is not None:
-                yield first
+            coming = to_come + self._curves.unfinished(0, rung) - len(found)
+            if steps_left is not None:
+                coming = min(coming, self._curves.unfinished(before + 1, rung) + steps_left // (rung - before))
+            found += self._hopeless_at(rung, parked, coming)
+            before = rung
+        return sorted(found)
 
-    def _score(self, curve: Mapping[int, float], step: int, gain: float) -> float:
-        value = curve[step]
-        half = curve.get(step // self._every // 2 * self._every, value)
-        return value - gain * max(0.0, half - value)
+    def _hopeless_at(self, rung: int, parked: Set[int], coming: int) -> Iterator[int]:
+        rankings = self._curves.at[rung].rankings
+        exploring, closing = rankings[self._exploring.gain], rankings[self._closing.gain]
+        most = len(closing) + coming
+        for _, number in reversed(closing.standing):
+            if closing.place(number) < self._closing.places(most):
+                break
+            if number in parked and exploring.place(number) >= self._exploring.places(most):
+                yield number
 
+    def _owed_to_new(self, parked: Set[int]) -> bool:
+        """Whether new trials have had less than their share, counting what running ones are committed to."""
+        first, spent, new = self.rungs[0], self._curves.steps, self._curves.first_steps
+        for number in self._curves.open.keys() - parked:
+            reached = self._curves.open[number]
+            committed = self.horizon(reached)
+            spent += committed - reached
+            new += min(committed, first) - min(reached, first)
+        return new <= self._explore * spent
 
-def rungs(evaluate_every: int, steps: int, first_rung: int) -> tuple[int, ...]:
-    """Steps at which trials are parked, doubling from `first_rung` evaluations; the last one is `steps` itself."""
-    doubling = (first_rung * evaluate_every * 2**power for power in range(64))
-    return (*(rung for rung in doubling if rung < steps), steps)
+    def _best_of_each_rung(self, policy: _Promotion, parked: Set[int]) -> Iterator[Candidate]:
+        for rung in self.rungs[:-1]:
+            ranking = self._curves.at[rung].rankings[policy.gain]
+            first = next(((score, number) for score, number in ranking.standing if number in parked), None)
+            if first is not None and ranking.place(first[1]) < policy.places(len(ranking)):
+                yield Candidate(*first, rung)

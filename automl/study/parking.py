@@ -19,8 +19,9 @@ from automl.trial import Action, Decision
 class ParkingPruner(BasePruner):
     """A pruner that may also park a trial, and later promote it.
 
-    A parked trial keeps its slot file and stays RUNNING in Optuna, which knows no pause; it becomes PRUNED when the
-    sweep ends. Implementations keep no state that a new driver could not read from the study.
+    A parked trial keeps its slot file and stays RUNNING in Optuna, which knows no pause; it becomes PRUNED when it can
+    no longer be promoted, at the latest when the sweep ends. Implementations keep no state that a new driver could not
+    read from the study.
     """
 
     @abstractmethod
@@ -40,6 +41,21 @@ class ParkingPruner(BasePruner):
         trials: all of the study; those RUNNING and not in `parked` are with a worker, or wait for one. may_start:
         whether None makes a new trial start.
         """
+
+    def hopeless(
+        self,
+        trials: Sequence[FrozenTrial],
+        parked: Set[int],
+        *,
+        direction: StudyDirection,
+        to_come: int,
+        steps_left: int | None,
+    ) -> list[int]:
+        """Parked trials that will not be promoted, whatever comes; none, unless a policy can tell.
+
+        to_come: trials that may be started beside those in `trials`. steps_left: of the budget, None = without end.
+        """
+        return []
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Optuna's question, for use outside our study: only PRUNE stops a trial."""

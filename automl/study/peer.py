@@ -9,13 +9,17 @@ measurements behind the rule and its defaults.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
+
+from automl.study.curves import Curves, Rung, rungs
+
+_GAIN = 0.5
+"""Share of the last doubling's gain that a score expects again."""
 
 
 class Verdict(NamedTuple):
@@ -75,28 +79,25 @@ class PeerPruner(BasePruner):
         self._reduction_factor = reduction_factor
         self._min_peers = min_peers
         self._guard = guard
+        self._curves = Curves(rungs(evaluate_every, steps, first_rung), evaluate_every=evaluate_every, gains=(_GAIN,))
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Optuna's question. Costs one look at each trial of the study at a rung, nothing between rungs."""
         if trial.last_step is None or not self.is_rung(trial.last_step):
             return False
-        others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
-        return self.judge(trial, [*others, trial], study.direction).prune
+        trials = [trial if other.number == trial.number else other for other in study.get_trials(deepcopy=False)]
+        return self.judge(trial, trials, study.direction).prune
 
     def judge(self, trial: FrozenTrial, trials: Sequence[FrozenTrial], direction: StudyDirection) -> Verdict:
         """The same for a cohort, with a reason. trials: all of the study, this one included, as they are by now."""
         step = trial.last_step
         if step is None or not self.is_rung(step):
             return Verdict(prune=False, reason="not at a rung")
-        sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        values = _values(trials, step, sign)
-        if len(values) < self._min_peers:
-            return Verdict(prune=False, reason=f"{len(values)} peers at step {step}, fewer than {self._min_peers}")
-        half = _values(trials, step // self._evaluate_every // 2 * self._evaluate_every, sign)
-        scores = {number: value - max(0.0, half.get(number, value) - value) / 2 for number, value in values.items()}
-        threshold = self._threshold(_values(trials, self._first_step, sign))
-        is_past = {number for number, value in values.items() if value < threshold}
-        return self._compare(trial.number, scores, is_past, is_first=step == self._first_step)
+        self._curves.update(trials, direction)
+        rung = self._curves.at[step]
+        if len(rung.losses) < self._min_peers:
+            return Verdict(prune=False, reason=f"{len(rung.losses)} peers at step {step}, fewer than {self._min_peers}")
+        return self._compare(trial.number, rung, is_first=step == self._first_step)
 
     def is_rung(self, step: int) -> bool:
         """Whether trials are judged at this step."""
@@ -107,26 +108,15 @@ class PeerPruner(BasePruner):
     def _first_step(self) -> int:
         return self._first_rung * self._evaluate_every
 
-    def _compare(self, number: int, scores: Mapping[int, float], is_past: Set[int], *, is_first: bool) -> Verdict:
-        """is_past: trials whose value is past the threshold."""
-        mine = (scores[number], number)
-        rank = 1 + sum((score, other) < mine for other, score in scores.items())
-        place = f"rank {rank} of {len(scores)} peers"
-        if not is_past:
+    def _compare(self, number: int, rung: Rung, *, is_first: bool) -> Verdict:
+        ranking, threshold = rung.rankings[_GAIN], self._curves.threshold(self._guard)
+        rank = 1 + ranking.place(number)
+        place = f"rank {rank} of {len(ranking)} peers"
+        if rung.ascending[0] >= threshold:
             if is_first:
                 return Verdict(prune=False, reason=f"{place}; no trial stands out yet")
             return Verdict(prune=rank > 1, reason=f"{place}; no trial stands out, only the best goes on")
-        if rank > math.ceil(len(scores) / self._reduction_factor):
+        if rank > math.ceil(len(ranking) / self._reduction_factor):
             return Verdict(prune=True, reason=place)
-        stands_out = number in is_past or rank == 1
+        stands_out = rung.losses[number] < threshold or rank == 1
         return Verdict(prune=not stands_out, reason=place if stands_out else f"{place}, but no better than the crowd")
-
-    def _threshold(self, first_values: Mapping[int, float]) -> float:
-        median = statistics.median(first_values.values())
-        return median - self._guard * abs(median)
-
-
-def _values(trials: Iterable[FrozenTrial], step: int, sign: float) -> dict[int, float]:
-    """Values at a step as losses, by trial number."""
-    curves = ((trial.number, trial.intermediate_values) for trial in trials)
-    return {number: sign * curve[step] for number, curve in curves if step in curve}

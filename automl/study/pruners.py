@@ -23,7 +23,8 @@ from optuna.pruners import (
 )
 
 from automl.space.spec import SearchSettings
-from automl.study.halving import CLOSING_FACTOR, HalvingPruner, rungs
+from automl.study.curves import rungs
+from automl.study.halving import CLOSING_FACTOR, HalvingPruner
 from automl.study.peer import PeerPruner
 from automl.study.registry import Options, lookup, merge_options, refuse
 from automl.trial import Scalar

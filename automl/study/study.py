@@ -27,12 +27,11 @@ from automl.metric import METRICS, Direction
 from automl.space.assemble import active_parameters, assemble
 from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
-from automl.study.beginning import is_stalled
 from automl.study.budget import Budget, last_line
 from automl.study.distributions import check_compatible, suggest
 from automl.study.enqueueing import WARM_START, lent, missing
 from automl.study.feasibility import Derive, Feasibility
-from automl.study.front import Point, has_front_stalled
+from automl.study.front import Point
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent, exhausted_text
 from automl.study.parking import ParkedAsPruned, ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
@@ -42,6 +41,7 @@ from automl.study.samplers import configurations_of, make_sampler
 from automl.study.screening import screen
 from automl.study.seeding import data_seed, trial_seed
 from automl.study.sole_writer import SoleWriterStorage
+from automl.study.stopping import Stall
 from automl.trial import Action, Decision, Measurement, Scalar, StopReason, TrialFailure, TrialSpec, TrialState
 
 __all__ = ["BestTrial", "Study", "StudyEvent"]
@@ -61,13 +61,15 @@ EXHAUSTED = "exhausted"
 class _Open:
     """A trial that is RUNNING in Optuna.
 
-    seen: steps whose values are stored. last: its newest measurement. judged: the step it was last decided on.
+    seen: steps whose values are stored. reached: the last of them, 0 if there is none. last: its newest measurement.
+    judged: the step it was last decided on.
     """
 
     trial: optuna.Trial
     params: Mapping[str, Scalar]
     hyper: Hyperparameters
     seen: set[int] = field(default_factory=set)
+    reached: int = 0
     last: Measurement | None = None
     judged: int = 0
     worker: int | None = None
@@ -76,11 +78,6 @@ class _Open:
     @property
     def number(self) -> int:
         return self.trial.number
-
-    @property
-    def reached(self) -> int:
-        """Last step with a value, 0 if there is none."""
-        return max(self.seen, default=0)
 
 
 class Study:
@@ -108,6 +105,7 @@ class Study:
         bounds: tuple[float, float] | None = None,
         space_sha256: str = "",
         retire: Callable[[int], None] = lambda trial: None,
+        discard: Callable[[int], None] = lambda trial: None,
         digest: Callable[[str], tuple[str, int]] = lambda folder: ("", 0),
         on_event: Callable[[StudyEvent], None] = lambda event: None,
     ) -> None:
@@ -116,8 +114,9 @@ class Study:
         storage: Optuna's; store: the rest of the same database. space: resolved, without `auto` ranges. metric: name of
         the objective; direction and bounds (closed) default to those of `automl.metric.METRICS`. run: number of this
         run of the study, from 1. derive: quantities that constraints may use, such as trainable_params; stored with
-        the trial. retire: called with a trial whose adapter may be deleted, perhaps again after a crash. digest:
-        (sha256, bytes) of an adapter folder.
+        the trial. retire: called with a trial whose adapter may be deleted, perhaps again after a crash. discard:
+        called with a parked trial that has ended: its slot files may be deleted. digest: (sha256, bytes) of an adapter
+        folder.
 
         Raises ConfigError for unusable search settings, SpaceChangedError if the stored trials do not fit the space.
         """
@@ -137,6 +136,7 @@ class Study:
         self._run = run
         self._derive = derive
         self._retention = Retention(store, keep=settings.keep, retire=retire, digest=digest)
+        self._discard = discard
         self._on_event = on_event
         self._names = tuple(parameter.name for parameter in space.parameters)
         self._feasibility = Feasibility(space, derive)
@@ -163,6 +163,8 @@ class Study:
             directions=self._directions,
             load_if_exists=True,
         )
+        patience = settings.patience
+        self._stall = None if patience is None else Stall(self._optuna.directions, patience)
         self._describe(space_sha256)
         self._adopt(self._optuna.get_trials(deepcopy=False))
 
@@ -177,6 +179,11 @@ class Study:
     def live(self) -> Mapping[int, TrialSpec]:
         """Trials that are with a worker, by number."""
         return {number: opened.spec for number, opened in self._live.items() if opened.spec is not None}
+
+    @property
+    def in_progress(self) -> set[int]:
+        """Trials that may still go on: with a worker, interrupted or parked."""
+        return {*self._live, *self._queued, *self._parked}
 
     @property
     def latest(self) -> Mapping[int, Measurement]:
@@ -246,13 +253,16 @@ class Study:
             self._end(opened, failure.reason, detail=f"at step {failure.step}", error=failure.message)
 
     def decide(self, trials: Sequence[int]) -> list[Decision]:
-        """Judge trials that have reported, all of them before any is ended; trials that are not live are left out."""
+        """Judge trials that have reported, all of them before any is ended; trials that are not live are left out.
+
+        Parked trials that can no longer be promoted are ended too, and their decisions follow.
+        """
         reported = [self._live[number] for number in dict.fromkeys(trials) if number in self._live]
         judged = self._judge_all(reported)
         for opened, decision in judged:
             opened.judged = opened.reached
             self._carry_out(opened, decision)
-        return [decision for _, decision in judged]
+        return [*(decision for _, decision in judged), *self._give_up()]
 
     def interrupt(self, reason: str) -> None:
         """Leave all live trials resumable: attempts become INTERRUPTED, Optuna's rows stay RUNNING."""
@@ -330,14 +340,12 @@ class Study:
         return True
 
     def _has_stalled(self) -> bool:
-        """Whether nothing better is to be expected; once said, it stays so, lest the last promotions change it."""
-        patience = self._settings.patience
-        if patience is None or self._is_stalled:
+        """Whether nothing better is to be expected; once said, it stays so, whatever the last promotions bring."""
+        if self._stall is None or self._is_stalled:
             return self._is_stalled
-        trials, directions = self._optuna.get_trials(deepcopy=False), self._optuna.directions
-        has_ended = has_front_stalled if len(directions) > 1 else is_stalled
-        self._is_stalled = has_ended(trials, directions, patience)
+        self._is_stalled = self._stall.has_come(self._optuna.get_trials(deepcopy=False), self._parked.keys())
         if self._is_stalled:
+            patience = self._settings.patience
             self._store.add_event(STALLED, {"patience": patience, "run": self._run})
             logger.info("no new trials: the last %d brought nothing better (search.patience)", patience)
         return self._is_stalled
@@ -399,21 +407,21 @@ class Study:
             opened.trial.report(value, step)
         else:  # report refuses studies of two objectives (Optuna 5.0), though the tables have a place for their curves
             self._storage.set_trial_intermediate_value(opened.trial._trial_id, step, value)
-        opened.seen.add(measurement.step)
-        if measurement.step > reached:
-            opened.last = measurement
-            self._budget.steps += measurement.step - reached
+        opened.seen.add(step)
+        if step > reached:
+            opened.reached, opened.last = step, measurement
+            self._budget.steps += step - reached
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
     def _judge_all(self, reported: Sequence[_Open]) -> list[tuple[_Open, Decision]]:
         """Decisions on one state of the study: all trials are read once, and only if the peer pruner has to compare."""
-        peers: dict[int, FrozenTrial] = {}
+        peers: Sequence[FrozenTrial] = ()
         if isinstance(self._pruner, PeerPruner) and any(self._pruner.is_rung(opened.reached) for opened in reported):
-            peers = {trial.number: trial for trial in self._optuna.get_trials(deepcopy=False)}
+            peers = self._optuna.get_trials(deepcopy=False)
         return [(opened, self._judge(opened, peers)) for opened in reported]
 
-    def _judge(self, opened: _Open, peers: Mapping[int, FrozenTrial]) -> Decision:
+    def _judge(self, opened: _Open, peers: Sequence[FrozenTrial]) -> Decision:
         number, step = opened.number, opened.reached
         if step >= self._settings.steps:
             return Decision(trial=number, action=Action.FINISH, reason=f"reached step {step}")
@@ -422,7 +430,7 @@ class Study:
         if self._parking is not None:
             return self._parking.decide(self._storage.get_trial(opened.trial._trial_id))
         if isinstance(self._pruner, PeerPruner) and self._pruner.is_rung(step):
-            verdict = self._pruner.judge(peers[number], list(peers.values()), self._optuna.direction)
+            verdict = self._pruner.judge(peers[number], peers, self._optuna.direction)
         elif isinstance(self._pruner, NopPruner):  # not asked: should_prune refuses studies of two objectives
             verdict = Verdict(False, "none pruner")
         else:
@@ -447,6 +455,28 @@ class Study:
         self._forget(number)
         self._parked[number] = opened
         self._tell_observers("parked", number, f"trial {number} parked {self._position(opened)}: {reason}")
+
+    def _give_up(self) -> list[Decision]:
+        """End the parked trials that can no longer be promoted: their slot files would lie there to the end."""
+        decisions = [
+            Decision(trial=number, action=Action.PRUNE, reason="can no longer be promoted")
+            for number in self._hopeless()
+        ]
+        for decision in decisions:
+            self._end(self._parked[decision.trial], StopReason.PRUNED, detail=decision.reason)
+            self._discard(decision.trial)
+        return decisions
+
+    def _hopeless(self) -> list[int]:
+        if not self._parked or self._parking is None:
+            return []
+        return self._parking.hopeless(
+            self._optuna.get_trials(deepcopy=False),
+            self._parked.keys(),
+            direction=self._optuna.direction,
+            to_come=0 if self._is_stalled or self._exhausted else self._room,
+            steps_left=self._budget.steps_left,
+        )
 
     # --- ending trials ----------------------------------------------------------------------------------------------
 
@@ -581,7 +611,11 @@ class Study:
         if "fixed_params" in frozen.system_attrs:
             params = suggest(trial, self._space)  # an enqueued trial keeps its values, whenever the driver was killed
         opened = _Open(
-            trial=trial, params=params, hyper=assemble(self._space, params), seen=set(frozen.intermediate_values)
+            trial=trial,
+            params=params,
+            hyper=assemble(self._space, params),
+            seen=set(frozen.intermediate_values),
+            reached=frozen.last_step or 0,
         )
         self._budget.steps += opened.reached
         for measurement in self._store.measurements(opened.number):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from automl.space.spec import EVALUATE_EVERY, SearchSettings, SweepSpec
-from automl.study.halving import rungs
+from automl.study.curves import rungs
 from automl.sweep.costs import extremes
 from automl.sweep.ground import Ground
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automl.errors import ResourceError, SearchError, SpaceChangedError
+from automl.errors import SearchError, SpaceChangedError
 from automl.execution import make_executor
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
@@ -26,6 +27,7 @@ from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
 from automl.sweep.database_check import check_warm_start
+from automl.sweep.disk import DiskWatch, check_disk
 from automl.sweep.ending import recorded_run
 from automl.sweep.evaluation import settle_evaluation
 from automl.sweep.folders import study_folder
@@ -42,11 +44,10 @@ from automl.sweep.reporting import renew_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import Summary, summarise, write_summary
 from automl.training.bench import HostSettings
+from automl.training.checkpoint import slot_folder
 from automl.trial import TrialState
 
 logger = logging.getLogger(__name__)
-
-_LEAST_FREE_BYTES = 1 << 30
 
 
 class Observer:
@@ -99,7 +100,7 @@ class _Sweep:
         self._observer = observer
         self._allow_change = allow_change
         self._folder = study_folder(spec)
-        _check_disk(self._folder)
+        check_disk(self._folder)
         if spec.artifacts is not None:
             Depot(spec.artifacts).check()
 
@@ -196,6 +197,7 @@ class _Sweep:
             space_sha256=self._spec.sha256,
             digest=lambda folder: digest_folder(Path(folder)),
             retire=partial(_delete_adapter, self._folder),
+            discard=partial(_delete_slot_files, self._folder),
             on_event=self._observer.event,
         )
 
@@ -214,12 +216,16 @@ class _Sweep:
             f" ({self._layout.threads} threads each, {self._packing})"
         )
         self._observer.started(study)
+        _delete_slot_files_but(self._folder, study.in_progress)
 
         def exchanged() -> None:
             if dispatcher.baseline is not None and last_event(store, BASELINE) is None:
                 store.add_event(BASELINE, dispatcher.baseline)
+            if (shortage := watch.shortage(study.live)) is not None:
+                dispatcher.stop(shortage)
             self._observer.tick()
 
+        watch = DiskWatch(self._folder, workers=self._layout.workers)
         dispatcher = Dispatcher(study, max_seconds=self._spec.search.max_seconds, on_exchange=exchanged)
 
         def halt(reason: str) -> None:
@@ -258,22 +264,20 @@ class _Sweep:
         return summary
 
 
-def _check_disk(folder: Path) -> None:
-    """Raise ResourceError if the folder cannot be written or the disk is nearly full, before anything starts."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ResourceError(f"run.output: {folder} cannot be written: {error.strerror}") from error
-    free = shutil.disk_usage(folder).free
-    if free < _LEAST_FREE_BYTES:
-        raise ResourceError(f"run.output: only {free >> 20} MiB free at {folder}; at least 1024 MiB are needed")
-
-
 def _delete_adapter(folder: Path, trial: int) -> None:
     shutil.rmtree(folder / "adapters" / f"trial-{trial:05d}", ignore_errors=True)
+
+
+def _delete_slot_files(folder: Path, trial: int) -> None:
+    shutil.rmtree(slot_folder(folder, trial), ignore_errors=True)
+
+
+def _delete_slot_files_but(folder: Path, in_progress: Set[int]) -> None:
+    """Finish what a driver that died between ending a trial and deleting its slot files had begun."""
+    kept = {slot_folder(folder, trial) for trial in in_progress}
+    for found in slot_folder(folder, 0).parent.glob("trial-*"):
+        if found not in kept:
+            shutil.rmtree(found, ignore_errors=True)
 
 
 def _point_to_best(folder: Path, adapter: str | None) -> None:

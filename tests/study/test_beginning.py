@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as State
 
 from automl.errors import ConfigError
 from automl.space.spec import IntParameter, SearchSpace
 from automl.storage.sql import Database
+from automl.study.stopping import Stall
 from automl.study.study import STALLED
 from automl.trial import TrialState
 from tests.study.driving import SPACE, Loop, open_study, settings, trials
@@ -95,3 +100,56 @@ def test_more_patience_continues_a_search(database: Database) -> None:
     Loop(open_study(database, settings=settings(trials=9, patience=2)), lambda spec, step: 1.0 + spec.number).run()
     again = open_study(database, settings=settings(trials=9, patience=5), run=2)
     assert not again.finished
+
+
+def curves(*each: dict[int, float]) -> list[FrozenTrial]:
+    """Trials with these values by step; the first is COMPLETE, the others are RUNNING."""
+    made = []
+    for number, curve in enumerate(each):
+        state = State.RUNNING if number else State.COMPLETE
+        trial = create_trial(state=state, intermediate_values=curve, value=None if number else 0.0)
+        trial.number = number
+        made.append(trial)
+    return made
+
+
+LEADER = {20: 1.9, 40: 1.5, 120: 0.6}
+
+
+@pytest.mark.parametrize(
+    ("others", "parked", "stalled"),
+    [
+        ([{20: 0.9}, {20: 1.0}, {20: 1.1}], {1, 2, 3}, False),  # twice as good as the leader was then
+        ([{20: 2.0}, {20: 2.1}, {20: 2.2}], {1, 2, 3}, True),
+        ([{20: 2.0}, {20: 2.1}, {20: 2.2}], {1, 2}, False),  # the third has only begun
+        ([{10: 2.3}] * 8, set(), False),
+        ([{20: 1.0}, {20: 1.1}, {20: 1.2}, {20: 1.3}], {1, 2, 3, 4}, True),  # none is better than the first of them
+        ([{20: 1.0, 40: 1.6}, {20: 1.1}, {20: 1.2}], {1, 2, 3}, True),  # it led at 20, and has fallen behind since
+        ([{20: 1.0, 40: 1.4}, {20: 1.1}, {20: 1.2}], {1, 2, 3}, False),
+    ],
+    ids=["better-then", "worse-then", "one-running", "just-begun", "since-the-second", "fallen-behind", "still-ahead"],
+)
+def test_trials_are_compared_at_equal_steps(others: list[dict[int, float]], parked: set[int], stalled: bool) -> None:
+    stall = Stall([StudyDirection.MINIMIZE], 3)
+    assert stall.has_come(curves(LEADER, *others), parked) is stalled
+
+
+def test_a_first_wave_does_not_end_a_search(database: Database) -> None:
+    study = open_study(database, settings=settings(trials=100, patience=8, pruner="halving"))
+    loop = Loop(study, lambda spec, step: 1.0 + spec.number - step / 1000, slots=9)
+    loop.fill()
+    loop.report()
+    loop.decide()
+    assert len(study.live) == 9
+    assert study.next(worker=0) is not None, "none of the nine has ended or was parked"
+
+
+def test_what_diverged_is_no_measure_for_others() -> None:
+    trials = curves(LEADER, {20: 0.1, 40: 0.1}, {20: 1.0}, {20: 1.1})
+    parked = {2, 3}
+    stall = Stall([StudyDirection.MINIMIZE], 2)
+    assert stall.has_come(trials, parked), "the second, which still runs, was far better than all after it"
+    trials[1] = copy.copy(trials[1])
+    trials[1].state, trials[1].user_attrs = State.PRUNED, {"stop_reason": "diverged"}
+    assert not stall.has_come(trials, parked)
+    assert not Stall([StudyDirection.MINIMIZE], 2).has_come(trials, parked)

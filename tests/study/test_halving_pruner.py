@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from automl.errors import ConfigError
+from automl.space.spec import SearchSettings
 from automl.storage.sql import Database
-from automl.study.halving import HalvingPruner, rungs
-from automl.study.pruners import make_pruner
-from automl.trial import Action
+from automl.study.curves import rungs
+from automl.study.halving import HalvingPruner
+from automl.study.pruners import PRUNERS, PrunerEntry, make_pruner
+from automl.trial import Action, TrialSpec
 from automl.trial import TrialState as State
-from tests.study.driving import Loop, open_study, settings, trials
+from tests.study.driving import Loop, bowl, open_study, settings, trials
 
 
 def policy(**options: float) -> HalvingPruner:
@@ -161,3 +165,75 @@ def test_a_step_budget_leaves_enough_to_finish_one_trial(database: Database) -> 
     Loop(study).run()
     assert study.spent_steps <= 200
     assert study.counts()[State.COMPLETE] >= 1
+
+
+class KeepsAll(HalvingPruner):
+    """The policy without giving up."""
+
+    def hopeless(self, *arguments: Any, **named: Any) -> list[int]:
+        return []
+
+
+@pytest.fixture
+def keeps_all() -> Iterator[str]:
+    def build(search: SearchSettings, options: Mapping[str, Any]) -> KeepsAll:
+        return KeepsAll(evaluate_every=search.evaluate_every, steps=search.steps, **options)
+
+    PRUNERS["keeps-all"] = PrunerEntry(build, PRUNERS["halving"].defaults)
+    yield "keeps-all"
+    del PRUNERS["keeps-all"]
+
+
+@pytest.mark.parametrize(
+    ("slots", "changes"),
+    [
+        (1, {"sampler": "tpe"}),
+        (4, {"sampler": "tpe"}),
+        (3, {"trials": 500, "max_steps": 900}),
+        (2, {"trials": 60, "patience": 6}),
+        (2, {"pruner_options": {"finalists": 1, "reduction_factor": 2}}),
+    ],
+    ids=["one-at-once", "four-at-once", "step-budget", "patience", "other-options"],
+)
+def test_giving_up_changes_no_promotion(
+    database: Database, keeps_all: str, slots: int, changes: Mapping[str, Any]
+) -> None:
+    outcome = []
+    for pruner in ("halving", keeps_all):
+        search = settings(**{"trials": 16, "pruner": pruner, **changes})
+        discarded: list[int] = []
+        study = open_study(
+            database, name=pruner, store=database.store(pruner), settings=search, discard=discarded.append
+        )
+        loop = Loop(study, noisy, slots=slots)
+        loop.run()
+        given_up = loop.ended(Action.PRUNE)
+        assert discarded == given_up
+        assert bool(given_up) == (pruner == "halving"), "the case must give up something to show anything"
+        decided = [(each.trial, each.action) for each in loop.decisions if each.action is not Action.PRUNE]
+        ends = [(trial.params, trial.intermediate_values, trial.state, trial.values) for trial in trials(study)]
+        outcome.append((decided, ends, study.spent_steps))
+    assert outcome[0] == outcome[1]
+
+
+def noisy(spec: TrialSpec, step: int) -> float:
+    return bowl(spec, step) + random.Random(1000 * spec.number + step).gauss(0, 0.1)
+
+
+def test_what_was_given_up_is_pruned_and_another_driver_goes_on(database: Database) -> None:
+    search = settings(trials=12, pruner="halving")
+    study = open_study(database, settings=search)
+    loop = Loop(study, noisy, slots=2)
+    while not loop.ended(Action.PRUNE):
+        loop.fill()
+        loop.report()
+        loop.decide()
+    (number, *_) = loop.ended(Action.PRUNE)
+    assert trials(study)[number].state is TrialState.PRUNED
+    assert trials(study)[number].user_attrs["stop_reason"] == "pruned"
+    assert study.counts()[State.PRUNED] == len(loop.ended(Action.PRUNE))
+    again = Loop(open_study(database, settings=search, run=2), noisy, slots=2, done=loop.done)
+    again.run()
+    counts = again.study.counts()
+    assert (counts[State.COMPLETE] + counts[State.PRUNED], counts[State.RUNNING]) == (12, 0)
+    assert counts[State.COMPLETE] >= 3

@@ -12,7 +12,7 @@ from automl.lora import Hyperparameters
 from automl.space.load import load_space, parse_space
 from automl.space.spec import SweepSpec
 from automl.storage.sql import open_database
-from automl.study.halving import rungs
+from automl.study.curves import rungs
 from automl.sweep.evaluation import LEAST_ROWS, evaluations, in_words, measured_rows, settle_evaluation
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.record import GROUND, last_event
