@@ -28,7 +28,7 @@ from automl.execution.simulated import CurveTable, TableHost
 from automl.space.load import load_space
 from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.storage.sql import open_database
-from automl.study.queries import list_trials
+from automl.storage.trials import list_trials
 from automl.study.study import Study
 from automl.sweep.ground import prepare
 from automl.sweep.layout import choose_layout
@@ -119,7 +119,7 @@ def record(args: argparse.Namespace, name: str) -> Pool:
     run_sweep(spec, work / "cache")
     with open_database(spec.storage_url, create=False) as database:
         store = database.store(name)
-        known = list_trials(database.optuna_storage(), name, store)
+        known = list_trials(database, name)
         trials = {trial.number: trial.params for trial in known if trial.number < args.pool}
         adapters = {trial.number: trial.adapter for trial in known if trial.number in trials}
         settled = last_event(store, GROUND)

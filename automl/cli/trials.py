@@ -22,22 +22,23 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """List the trials of a study, best first, with their parameters and why they ended."""
-        from automl.sweep.summary import configuration_text, ranking, size_text, summarise
+        from automl.metric import METRICS
+        from automl.storage.trials import best_trials
+        from automl.sweep.summary import configuration_text, size_text
 
         with opened(study, url) as (database, name):
-            summary = summarise(database, recorded_spec(database, name))
-        ranked = ranking(summary)
-        rows = [*ranked, *(row for row in summary.trials if row not in ranked)][:limit]
+            spec = recorded_spec(database, name)
+            rows = best_trials(database, name, METRICS[spec.task.metric].direction, limit)
         if as_json:
             console.result_json([asdict(row) for row in rows])
             return
-        second = [summary.also_minimize] if summary.also_minimize else []
+        second = [spec.search.also_minimize] if spec.search.also_minimize else []
         console.table(
             "",
             (
                 ">trial",
                 "state",
-                f">{summary.metric}",
+                f">{spec.task.metric}",
                 *(f">{name}" for name in second),
                 ">steps",
                 "reason",

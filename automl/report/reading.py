@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from automl.metric import METRICS
@@ -20,11 +19,11 @@ from automl.report.frames import (
     place_of,
 )
 from automl.space.spec import SearchSpace, SweepSpec
-from automl.storage.base import ResultStore
+from automl.storage.base import Attempt, ResultStore
 from automl.storage.sql import Database
+from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
 from automl.study.parameter_importance import parameter_importance
-from automl.study.queries import TrialRow, list_trials
 from automl.trial import Measurement, ModuleImportance
 
 
@@ -34,9 +33,8 @@ def read_frame(
     """Read a study, in whatever state it is. space: with automatic ranges filled in. Raises StudyNotFoundError."""
     store = database.store(spec.study)
     sweep = store.sweep()
-    events = store.events()
-    ground = _last(events, "ground")
-    baseline = _last(events, "baseline").get(spec.task.metric)
+    ground = store.last_event("ground") or {}
+    baseline = (store.last_event("baseline") or {}).get(spec.task.metric)
     storage = database.optuna_storage()
     attempts = store.attempts()
     return StudyFrame(
@@ -52,7 +50,7 @@ def read_frame(
         pruner=spec.search.pruner,
         seed=spec.search.seed,
         parameters=space.parameters,
-        trials=_trials(list_trials(storage, spec.study, store), store, spec.task.metric),
+        trials=_trials(list_trials(database, spec.study), store, attempts, spec.task.metric),
         baseline=None if baseline is None else float(baseline),
         ground=ground,
         provenance=sweep.provenance,
@@ -106,11 +104,13 @@ def _module(name: str, seen: Sequence[tuple[float, ModuleImportance]]) -> Module
     )
 
 
-def _trials(rows: Iterable[TrialRow], store: ResultStore, metric: str) -> tuple[TrialFrame, ...]:
+def _trials(
+    rows: Iterable[TrialRow], store: ResultStore, attempts: Iterable[Attempt], metric: str
+) -> tuple[TrialFrame, ...]:
     measured: dict[int, list[Measurement]] = defaultdict(list)
     for measurement in store.measurements():
         measured[measurement.trial].append(measurement)
-    handed = Counter(attempt.trial for attempt in store.attempts())
+    handed = Counter(attempt.trial for attempt in attempts)
     return tuple(_trial(row, measured[row.number], handed[row.number], metric) for row in rows)
 
 
@@ -172,10 +172,6 @@ def _comparison(found: Mapping[str, Any], plan: Mapping[str, Any]) -> Comparison
     pair = found["arm"], found["against"]
     level = next(each["level"] for each in plan["comparisons"] if (each["arm"], each["against"]) == pair)
     return Comparison(**found, level=level)
-
-
-def _last(events: Sequence[tuple[datetime, str, Mapping[str, Any]]], kind: str) -> Mapping[str, Any]:
-    return next((detail for _, event, detail in reversed(events) if event == kind), {})
 
 
 def _location(location: str, path: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 from automl.metric import METRICS
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
+from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import Verification, latest
-from automl.study.queries import TrialRow, list_trials
 from automl.sweep.record import GROUND, last_event
 from automl.sweep.summary import best_trial
 from automl.trial import Scalar, TrialState
@@ -92,7 +92,7 @@ class _Difference(NamedTuple):
 def read_night(database: Database, study: str, metric: str) -> Night:
     """Read what a study found. Raises StudyNotFoundError."""
     store = database.store(study)
-    rows = tuple(list_trials(database.optuna_storage(), study, store))
+    rows = tuple(list_trials(database, study))
     return Night(
         study=study,
         rows=rows,

@@ -124,5 +124,9 @@ class ResultStore(ABC):
         """Append to the study's event log; `detail` must be JSON without NaN."""
 
     @abstractmethod
+    def last_event(self, kind: str) -> Mapping[str, Any] | None:
+        """Detail of the latest event of this kind, None if there is none."""
+
+    @abstractmethod
     def events(self) -> list[tuple[datetime, str, Mapping[str, Any]]]:
         """Events, oldest first."""

@@ -21,6 +21,7 @@ from automl.storage.lease import drivers, holds
 from automl.storage.runs import RunRow, StudyState, last_runs, study_state
 from automl.storage.sql import Database
 from automl.storage.tables import Now, importances, sweeps
+from automl.storage.trials import decoded
 from automl.trial import ModuleImportance, Scalar
 
 PAGE = 200
@@ -396,7 +397,7 @@ def _lines(connection: Connection, study: str, rows: Sequence[Row[Any]]) -> list
     last = {row.trial_id: row for row in connection.execute(_STEPS, {"trials": ids})}
     params: dict[int, dict[str, Scalar]] = defaultdict(dict)
     for row in connection.execute(_PARAMS, {"trials": ids}):
-        params[row.trial_id][row.param_name] = _decoded(row.param_value, json.loads(row.distribution_json))
+        params[row.trial_id][row.param_name] = decoded(row.param_value, row.distribution_json)
     told: dict[tuple[int, str], str] = {
         (row.trial_id, row.key): str(json.loads(row.value_json))
         for row in connection.execute(_ATTRIBUTES, {"trials": ids})
@@ -418,15 +419,6 @@ def _lines(connection: Connection, study: str, rows: Sequence[Row[Any]]) -> list
         )
         for row in rows
     ]
-
-
-def _decoded(value: float, distribution: Mapping[str, Any]) -> Scalar:
-    """Optuna keeps a categorical value as the index of its choice."""
-    name, attributes = distribution["name"], distribution["attributes"]
-    if name == "CategoricalDistribution":
-        choice: Scalar = attributes["choices"][int(value)]
-        return choice
-    return int(value) if name == "IntDistribution" else value
 
 
 def _verification(row: Row[Any]) -> VerificationState:

@@ -291,6 +291,11 @@ class SqlStore(ResultStore):
         with self._writing(f"record event {kind!r}") as connection:
             connection.execute(insert(events).values(row))
 
+    def last_event(self, kind: str) -> Mapping[str, Any] | None:
+        query = select(events.c.detail).where(events.c.study_name == self.study, events.c.kind == kind)
+        with self._database.reading(f"read the last event {kind!r}") as connection:
+            return connection.execute(query.order_by(events.c.id.desc()).limit(1)).scalar()
+
     def events(self) -> list[tuple[datetime, str, Mapping[str, Any]]]:
         query = select(events).where(events.c.study_name == self.study).order_by(events.c.id)
         with self._database.reading("read events") as connection:

@@ -15,7 +15,7 @@ from automl.errors import CheckpointError, ConfigError, Problem, SearchError
 from automl.metric import METRICS
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
-from automl.study.queries import TrialRow, list_trials
+from automl.storage.trials import TrialRow, list_trials
 from automl.sweep.folders import cache_folder
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.keeping import fetch_adapter
@@ -123,7 +123,7 @@ def _export(
 
 
 def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
-    rows = tuple(list_trials(database.optuna_storage(), spec.study, database.store(spec.study)))
+    rows = tuple(list_trials(database, spec.study))
     if trial is None:
         best = best_trial(rows, METRICS[spec.task.metric].direction)
         if best is None:

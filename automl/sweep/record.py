@@ -26,8 +26,7 @@ WORKERS = "workers"
 
 def last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:
     """Detail of the latest event of this kind, or None."""
-    found = [detail for _, event_kind, detail in store.events() if event_kind == kind]
-    return found[-1] if found else None
+    return store.last_event(kind)
 
 
 def recorded_spec(database: Database, study: str) -> SweepSpec:

@@ -218,9 +218,13 @@ class _Sweep:
         self._observer.started(study)
         _delete_slot_files_but(self._folder, study.in_progress)
 
+        has_baseline = last_event(store, BASELINE) is not None
+
         def exchanged() -> None:
-            if dispatcher.baseline is not None and last_event(store, BASELINE) is None:
+            nonlocal has_baseline
+            if not has_baseline and dispatcher.baseline is not None:
                 store.add_event(BASELINE, dispatcher.baseline)
+                has_baseline = True
             if (shortage := watch.shortage(study.live)) is not None:
                 dispatcher.stop(shortage)
             self._observer.tick()

@@ -20,8 +20,8 @@ from automl.metric import METRICS
 from automl.space.assemble import assemble
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
+from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
-from automl.study.queries import TrialRow, list_trials
 from automl.sweep.record import recorded_baseline, recorded_space, recorded_spec
 from automl.trial import ModuleImportance, TrialState
 
@@ -188,7 +188,7 @@ class _Trials:
         self.spec: SweepSpec = recorded_spec(database, study)
         store = database.store(study)
         self.importances = database.importances(study)
-        self._rows = {row.number: row for row in list_trials(database.optuna_storage(), study, store)}
+        self._rows = {row.number: row for row in list_trials(database, study)}
         self._space = recorded_space(store, self.spec)
         self._baseline = recorded_baseline(store, self.spec.task.metric)
         self._sign = -1.0 if METRICS[self.spec.task.metric].direction == "maximize" else 1.0

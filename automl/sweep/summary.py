@@ -15,10 +15,10 @@ from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
+from automl.storage.trials import TrialRow, list_trials, ranked
 from automl.storage.verification import latest
 from automl.study.front import Point, pareto_front
 from automl.study.outcome import exhausted_text
-from automl.study.queries import TrialRow, list_trials
 from automl.study.study import EXHAUSTED, STALLED
 from automl.sweep.folders import study_folder
 from automl.sweep.record import last_event, recorded_baseline, recorded_space
@@ -106,7 +106,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
     """Read a study's outcome from SQL."""
     store = database.store(spec.study)
     verified = latest(database, spec.study, done=True)
-    rows = tuple(list_trials(database.optuna_storage(), spec.study, store))
+    rows = tuple(list_trials(database, spec.study))
     direction = METRICS[spec.task.metric].direction
     best = best_trial(rows, direction)
     return Summary(
@@ -167,12 +167,7 @@ def size_text(name: str, size: float | None) -> str:
 
 def ranking(summary: Summary) -> list[TrialRow]:
     """Trials with a value, best first: complete ones, then pruned ones."""
-    sign = -1.0 if summary.direction == "maximize" else 1.0
-    valued = [row for row in summary.trials if row.value is not None]
-    return sorted(
-        valued,
-        key=lambda row: (row.state != TrialState.COMPLETE, sign * (row.value or 0.0), row.size or 0.0, row.number),
-    )
+    return [row for row in ranked(summary.trials, summary.direction) if row.value is not None]
 
 
 def configuration_text(params: Mapping[str, Scalar]) -> str:

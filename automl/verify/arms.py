@@ -12,7 +12,7 @@ from automl.lora import Hyperparameters
 from automl.metric import METRICS
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace
-from automl.study.queries import TrialRow
+from automl.storage.trials import TrialRow
 from automl.sweep.ground import Derivation
 from automl.sweep.summary import configuration_text
 from automl.trial import Scalar, TrialState

@@ -20,8 +20,8 @@ from automl.errors import DataError, InterruptedSearch, ResourceError, SearchErr
 from automl.space.spec import SweepSpec
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
+from automl.storage.trials import list_trials
 from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
-from automl.study.queries import list_trials
 from automl.study.seeding import data_seed, derive_seed, trial_seed
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
@@ -169,7 +169,7 @@ class _Work:
 
     def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None) -> Plan:
         spec, ground = self._spec, self._ground
-        rows = list_trials(self._database.optuna_storage(), spec.study, self._store)
+        rows = list_trials(self._database, spec.study)
         candidates = Candidates(
             rows,
             recorded_space(self._store, spec),

@@ -20,7 +20,7 @@ import numpy as np
 
 from automl.storage.invariants import check
 from automl.storage.sql import open_database
-from automl.study.queries import list_trials
+from automl.storage.trials import list_trials
 from tests.dashboards.browsing import CHROMIUM, chromium, watch
 from tests.faults.kill import ROOT
 from tests.faults.scenario import Findings, SkipScenario, Trial
@@ -90,7 +90,7 @@ def _search(folder: Path, database: str, study: str, trials: int, findings: Find
     with open_database(_url(folder, database), create=False, read_only=True) as opened:
         for broken in check(opened, study, finished=True, max_trials=trials):
             findings.violations.append(f"{study}: {broken.id} {broken.description}: {broken.rows[:3]}")
-        found = list_trials(opened.optuna_storage(), study, opened.store(study))
+        found = list_trials(opened, study)
         rows: list[Row] = [
             (each.number, each.state, each.value, tuple(each.params.items()), each.steps, each.stop_reason)
             for each in found

@@ -12,7 +12,7 @@ from automl.errors import ConfigError, SearchError, SpaceChangedError
 from automl.space.spec import CategoricalParameter, SearchSpace
 from automl.storage.base import AttemptState
 from automl.storage.sql import Database
-from automl.study.queries import list_trials, summary
+from automl.storage.trials import best_trials, list_trials
 from automl.study.seeding import data_seed, sampler_seed, trial_seed
 from automl.study.study import Study, StudyEvent
 from automl.trial import Action, Measurement, StopReason, TrialFailure, TrialSpec, TrialState
@@ -384,18 +384,15 @@ def test_trials_and_totals_can_be_read_while_it_runs(database: Database) -> None
         loop.decide()
     second = take(study)
     study.report([measured(second, 10, 0.7)])
-    storage, store = database.optuna_storage(), database.store("study")
-    first, running = list_trials(storage, "study", store)
+    store = database.store("study")
+    first, running = list_trials(database, "study")
     assert (first.number, first.state, first.steps, first.seconds) == (0, TrialState.COMPLETE, 80, 8.0)
     assert (first.stop_reason, first.adapter) == ("finished", "adapters/0")
     assert first.value == pytest.approx(bowl(_spec_like(first.params, study), 80))
     assert (running.state, running.value, running.steps, running.seconds) == (TrialState.RUNNING, None, 10, 1.0)
-    totals = summary(storage, "study", store)
-    assert totals.best == first
-    assert (totals.steps, totals.seconds) == (90, 9.0)
-    assert totals.counts[TrialState.RUNNING] == 1
+    assert best_trials(database, "study", "maximize", 1) == [first]
     store.delete_artifact(0, "adapter")
-    assert list_trials(storage, "study", store)[0].adapter is None
+    assert list_trials(database, "study")[0].adapter is None
 
 
 def _spec_like(params: Any, study: Study) -> TrialSpec:

@@ -13,8 +13,8 @@ from optuna.trial import TrialState as State
 from automl.errors import ConfigError, SpaceChangedError
 from automl.storage.invariants import check
 from automl.storage.sql import Database
+from automl.storage.trials import list_trials, ranked
 from automl.study.front import Point, pareto_front
-from automl.study.queries import list_trials, summary
 from automl.trial import StopReason, TrialFailure, TrialSpec, TrialState
 from tests.study.driving import SPACE, Loop, bowl, constrained, measured, numbers, open_study, settings, trials
 
@@ -58,7 +58,7 @@ def test_seconds_are_those_of_the_last_measurement(database: Database) -> None:
     study = open_study(database, settings=two(trials=3, also_minimize="seconds"))
     Loop(study).run()
     assert [trial.values[1] for trial in trials(study)] == [8.0, 8.0, 8.0]
-    assert [row.size for row in list_trials(database.optuna_storage(), "study")] == [8.0, 8.0, 8.0]
+    assert [row.size for row in list_trials(database, "study")] == [8.0, 8.0, 8.0]
 
 
 def test_the_best_is_the_best_by_the_metric_and_of_equals_the_smallest(database: Database) -> None:
@@ -68,9 +68,7 @@ def test_the_best_is_the_best_by_the_metric_and_of_equals_the_smallest(database:
     assert best is not None
     smallest = min(trials(study)[2:], key=lambda trial: (trial.values[1], trial.number))
     assert best.number == smallest.number
-    found = summary(database.optuna_storage(), "study").best
-    assert found is not None
-    assert found.number == best.number
+    assert ranked(list_trials(database, "study"), "minimize")[0].number == best.number
 
 
 def test_adapters_of_the_front_stay_beside_the_best(database: Database) -> None:
@@ -133,7 +131,7 @@ def test_diverged_and_cut_off_trials_do_not_stop_the_sampler(database: Database,
     more = open_study(database, settings=search, run=2)
     Loop(more).run()
     assert more.counts()[TrialState.COMPLETE] == 12
-    rows = {row.number: row for row in list_trials(database.optuna_storage(), "study")}
+    rows = {row.number: row for row in list_trials(database, "study")}
     assert rows[1].state is TrialState.PRUNED
     assert rows[1].value == 0.5, "Optuna keeps no value of a pruned trial where there are two objectives"
     assert check(database, "study", finished=True, max_trials=14) == []

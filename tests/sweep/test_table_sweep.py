@@ -17,7 +17,7 @@ from automl.space.load import load_space, parse_space
 from automl.space.spec import SweepSpec
 from automl.storage.overview import study_totals
 from automl.storage.sql import open_database
-from automl.study.queries import list_trials
+from automl.storage.trials import list_trials
 from automl.sweep.run import run_sweep
 
 SPACE = """version: 1
@@ -71,9 +71,7 @@ def test_a_search_that_failed_too_often_goes_on_where_it_stopped(space: Path) ->
         run_sweep(many, space.parent / "cache")
     with open_database(spec.storage_url, create=False) as database:
         store = database.store("recorded")
-        left = {
-            trial.number for trial in list_trials(database.optuna_storage(), "recorded") if trial.state == "RUNNING"
-        }
+        left = {trial.number for trial in list_trials(database, "recorded") if trial.state == "RUNNING"}
         assert left, "parked trials are still there"
         assert "finished" not in {kind for _, kind, _ in store.events()}
     enough = replace(many, search=replace(many.search, trials=40))

@@ -21,8 +21,8 @@ from automl.errors import DataError, SpaceChangedError
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database, open_database
+from automl.storage.trials import list_trials
 from automl.storage.verification import Score, Verification, VerificationStore, latest
-from automl.study.queries import list_trials
 from automl.study.seeding import trial_seed
 from automl.sweep.ground import prepare
 from automl.sweep.layout import Layout
@@ -57,7 +57,7 @@ class World(NamedTuple):
     def values(self) -> list[float | None]:
         """Validation values of the search."""
         with self.database() as database:
-            return [row.value for row in list_trials(database.optuna_storage(), self.spec.study)]
+            return [row.value for row in list_trials(database, self.spec.study)]
 
 
 def planted(folder: Path, trials: Sequence[dict[str, Any]], *, steps: int = 120, labels: str = "true") -> SweepSpec:

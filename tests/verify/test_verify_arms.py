@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from automl.errors import SearchError
 from automl.lora import Hyperparameters, LinearShape
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSpace
-from automl.study.queries import TrialRow
+from automl.storage.trials import TrialRow
 from automl.sweep.ground import Derivation
 from automl.trial import Scalar, TrialState
 from automl.verify.arms import Candidates, choose_arms, choose_comparisons

@@ -1,0 +1,201 @@
+"""Trials of a study as they are now, read by SQL.
+
+Optuna reads a trial into objects, a quarter of a minute for 10,000; here nothing is read that is not asked for, and
+nothing is made of it but the rows that are returned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, text
+
+from automl.errors import StudyNotFoundError
+from automl.storage.sql import Database
+from automl.trial import Scalar, TrialState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow:
+    """One trial as it is now.
+
+    value: objective at the last measurement of an ended trial, None otherwise. size: of a complete trial, what is
+    minimised beside it (`search.also_minimize`), else None. steps, seconds: trained so far, up to
+    the last measurement. adapter: folder of its adapter, if that is still kept. trainable_params: LoRA and head, None
+    if unknown. error: what a failed trial said last, empty otherwise.
+    """
+
+    number: int
+    state: TrialState
+    value: float | None
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    steps: int
+    seconds: float = 0.0
+    stop_reason: str | None = None
+    adapter: str | None = None
+    trainable_params: int | None = None
+    error: str = ""
+    size: float | None = None
+
+
+_STUDY = text("SELECT study_id FROM studies WHERE study_name = :study")
+_STUDIES = text("SELECT study_name FROM studies ORDER BY study_name")
+
+_OUTLINES = text("""
+SELECT t.trial_id, t.number, CAST(t.state AS VARCHAR(16)) AS state, v.value, w.value AS size
+FROM trials t
+LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
+LEFT JOIN trial_values w ON w.trial_id = t.trial_id AND w.objective = 1 AND w.value_type = 'FINITE'
+WHERE t.study_id = :id AND t.state <> 'WAITING' ORDER BY t.number""")
+
+_LAST = text("""
+SELECT i.trial_id, i.step, i.intermediate_value AS value FROM trial_intermediate_values i JOIN (
+  SELECT j.trial_id, MAX(j.step) AS step FROM trial_intermediate_values j JOIN trials t ON t.trial_id = j.trial_id
+  WHERE t.study_id = :id GROUP BY j.trial_id
+) l ON l.trial_id = i.trial_id AND l.step = i.step""")
+
+_PARAMS = """
+SELECT p.trial_id, p.param_name, p.param_value, p.distribution_json FROM trial_params p
+WHERE {chosen} ORDER BY p.param_id"""
+
+_ATTRIBUTES = """
+SELECT p.trial_id, p.key, p.value_json FROM trial_user_attributes p
+WHERE {chosen} AND p.key IN ('seconds', 'stop_reason', 'trainable_params', 'error')"""
+
+# Seconds grow with the step, so the row of a trial's last step holds what it has cost.
+_SPENT = """
+SELECT p.trial, MAX(p.seconds) AS seconds FROM automl_measurements p
+WHERE p.study_name = :study AND {chosen} GROUP BY p.trial"""
+
+_ADAPTERS = text("""
+SELECT trial, path FROM automl_artifacts WHERE study_name = :study AND deleted_at IS NULL ORDER BY trial, kind""")
+
+_ALL = "p.trial_id IN (SELECT t.trial_id FROM trials t WHERE t.study_id = :id)"
+_FEW = 1000
+"""Up to so many trials are asked for one by one, more all together."""
+
+_Outlines = dict[int, TrialRow]
+"""By Optuna's id of the trial; what costs most to read is still missing."""
+
+
+def list_trials(database: Database, study: str) -> list[TrialRow]:
+    """All trials by number, those waiting to be started left out. Raises StudyNotFoundError."""
+    with database.reading(f"read the trials of study {study!r}") as connection:
+        return _completed(connection, study, _outlines(connection, study), all_of=_study_id(connection, study))
+
+
+def best_trials(database: Database, study: str, direction: str, limit: int) -> list[TrialRow]:
+    """The first of all trials in the order of `ranked`, at most `limit`. Raises StudyNotFoundError."""
+    with database.reading(f"read the best trials of study {study!r}") as connection:
+        outlines = _outlines(connection, study)
+        ids = {row.number: trial_id for trial_id, row in outlines.items()}
+        best = {ids[row.number]: row for row in ranked(outlines.values(), direction)[:limit]}
+        return _completed(connection, study, best, all_of=_study_id(connection, study) if limit > _FEW else None)
+
+
+def ranked(rows: Iterable[TrialRow], direction: str) -> list[TrialRow]:
+    """Best first: complete trials, then pruned ones, each by value, size and number; then those without a value."""
+    sign = -1.0 if direction == "maximize" else 1.0
+
+    def rank(row: TrialRow) -> tuple[bool, bool, float, float, int]:
+        if row.value is None:
+            return True, True, 0.0, 0.0, row.number
+        return False, row.state != TrialState.COMPLETE, sign * row.value, row.size or 0.0, row.number
+
+    return sorted(rows, key=rank)
+
+
+def _study_id(connection: Connection, study: str) -> int:
+    found = connection.execute(_STUDY, {"study": study}).scalar()
+    if found is None:
+        known = ", ".join(connection.execute(_STUDIES).scalars()) or "none"
+        raise StudyNotFoundError(f"no study {study!r} in the database; there is: {known}")
+    return int(found)
+
+
+def _outlines(connection: Connection, study: str) -> _Outlines:
+    mine = {"id": _study_id(connection, study)}
+    last = {trial: (step, value) for trial, step, value in connection.execute(_LAST, mine)}
+    found: _Outlines = {}
+    for trial_id, number, state, value, size in connection.execute(_OUTLINES, mine):
+        step, measured = last.get(trial_id, (None, None))
+        if state == TrialState.PRUNED and step is not None:  # Optuna takes the last one over only without a second
+            value = measured
+        is_complete = state == TrialState.COMPLETE
+        found[trial_id] = TrialRow(
+            number=number,
+            state=TrialState(state),
+            value=value if state != TrialState.RUNNING else None,
+            steps=step or 0,
+            size=size if is_complete else None,
+        )
+    return found
+
+
+def _completed(connection: Connection, study: str, rows: _Outlines, *, all_of: int | None) -> list[TrialRow]:
+    """The rows with everything else. all_of: the id of the study, to read what belongs to any of its trials."""
+    ids = list(rows)
+    params: dict[int, dict[str, Scalar]] = defaultdict(dict)
+    for trial_id, name, value, distribution in _chosen(connection, _PARAMS, ids, all_of):
+        params[trial_id][name] = decoded(value, distribution)
+    told: dict[int, dict[str, Any]] = defaultdict(dict)
+    for trial_id, key, value in _chosen(connection, _ATTRIBUTES, ids, all_of):
+        told[trial_id][key] = json.loads(value)
+    spent = _spent(connection, study, [row.number for trial, row in rows.items() if "seconds" not in told[trial]])
+    adapters = {row.trial: row.path for row in connection.execute(_ADAPTERS, {"study": study})}
+    return [
+        replace(
+            row,
+            params=params[trial_id],
+            seconds=told[trial_id].get("seconds", spent.get(row.number, 0.0)),
+            stop_reason=told[trial_id].get("stop_reason"),
+            adapter=adapters.get(row.number),
+            trainable_params=_whole(told[trial_id].get("trainable_params")),
+            error=str(told[trial_id].get("error", "")),
+        )
+        for trial_id, row in rows.items()
+    ]
+
+
+def _chosen(connection: Connection, query: str, ids: Sequence[int], all_of: int | None) -> Iterable[Any]:
+    if all_of is not None:
+        return connection.execute(text(query.format(chosen=_ALL)), {"id": all_of})
+    some = text(query.format(chosen="p.trial_id IN :ids")).bindparams(bindparam("ids", expanding=True))
+    return connection.execute(some, {"ids": ids})
+
+
+def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[int, float]:
+    """Seconds of trials that have not ended, by number."""
+    if not numbers:
+        return {}
+    if len(numbers) > _FEW:
+        rows = connection.execute(text(_SPENT.format(chosen="1 = 1")), {"study": study})
+    else:
+        few = text(_SPENT.format(chosen="p.trial IN :numbers")).bindparams(bindparam("numbers", expanding=True))
+        rows = connection.execute(few, {"study": study, "numbers": numbers})
+    return {row.trial: row.seconds for row in rows}
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def decoded(value: float, distribution: str) -> Scalar:
+    """Optuna keeps a categorical value as the index of its choice."""
+    name, choices = _distribution(distribution)
+    if choices is not None:
+        return choices[int(value)]
+    return int(value) if name == "IntDistribution" else value
+
+
+@cache
+def _distribution(text: str) -> tuple[str, tuple[Scalar, ...] | None]:
+    """Name and, of a categorical one, choices. Many trials have the same few."""
+    read = json.loads(text)
+    choices = read["attributes"].get("choices")
+    return read["name"], None if choices is None else tuple(choices)
