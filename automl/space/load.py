@@ -111,16 +111,20 @@ def _model(section: ModelSection | None, folder: Path) -> ModelSettings:
 
 def _data(section: DataSection, folder: Path) -> DataSettings:
     columns: dict[str, str] = {ours: theirs for ours, theirs in section.columns.items()}  # noqa: C416  # widens Literal
+    found = _source(section, folder)
+    return replace(found, columns=columns, ignore=tuple(section.ignore))
+
+
+def _source(section: DataSection, folder: Path) -> DataSettings:
     if section.package is not None:
         path = section.folder or section.file or ""
-        return DataSettings(kind="package", location=section.package, path=path, columns=columns)
+        return DataSettings(kind="package", location=section.package, path=path)
     if section.hub is not None:
-        return DataSettings(kind="hub", location=section.hub, path=section.name or "", columns=columns)
+        return DataSettings(kind="hub", location=section.hub, path=section.name or "")
     if section.folder is not None:
-        return DataSettings(kind="folder", location=_resolved(section.folder, folder), columns=columns)
+        return DataSettings(kind="folder", location=_resolved(section.folder, folder))
     written = section.files.model_dump(exclude_none=True) if section.files else {"train": section.file}
-    files = {split: _resolved(str(path), folder) for split, path in written.items()}
-    return DataSettings(kind="files", files=files, columns=columns)
+    return DataSettings(kind="files", files={split: _resolved(str(path), folder) for split, path in written.items()})
 
 
 def _table(section: TableTask, folder: Path) -> TaskSettings:
@@ -142,11 +146,19 @@ def _task(section: AnyTask, folder: Path, *, max_length: int) -> TaskSettings:
         seed=section.seed,
         max_length=max_length,
         evaluate_rows=section.evaluate_rows,
+        bad_rows=section.bad_rows,
     )
     if section.type == "classification":
         return settings
-    settings = replace(settings, generate_rows=section.generate_rows, max_new_tokens=section.max_new_tokens)
-    return replace(settings, format=section.format) if isinstance(section, InstructionTask) else settings
+    settings = replace(
+        settings,
+        generate_rows=section.generate_rows,
+        max_new_tokens=section.max_new_tokens,
+        normalize=section.normalize or "",
+    )
+    if isinstance(section, InstructionTask):
+        return replace(settings, format=section.format, thinking=section.thinking)
+    return settings
 
 
 def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> SearchSettings:

@@ -20,10 +20,22 @@ from automl.metric import METRICS
 from automl.space.messages import shown
 from automl.space.schema_base import Section, Seed, Text, mistake
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 ColumnName = Literal[
-    "text", "text_pair", "label", "prompt", "response", "instruction", "input", "output", "messages", "conversations"
+    "text",
+    "text_pair",
+    "label",
+    "prompt",
+    "response",
+    "instruction",
+    "input",
+    "output",
+    "messages",
+    "conversations",
+    "system",
+    "history",
+    "tools",
 ]
 
 
@@ -116,7 +128,7 @@ Model = Annotated[ModelSection, BeforeValidator(_widen_model, json_schema_input_
 
 
 class FilesSection(Section):
-    """Data files by split: JSONL, CSV or Parquet, relative to this file."""
+    """Data files by split: JSON, JSONL, CSV, TSV or Parquet, relative to this file."""
 
     train: Text
     validation: Text | None = None
@@ -146,6 +158,9 @@ class DataSection(Section):
     """Configuration of the hub data set."""
     columns: dict[ColumnName, Text] = Field(default_factory=dict)
     """Our column name -> the name in the data."""
+    # Like bad_rows and thinking below, no part of what a study means: the rows' own fingerprint says what came of it.
+    ignore: Annotated[list[Text], Field(default_factory=list, max_length=100, exclude=True)]
+    """Columns that are left out on purpose, and of which nothing is said."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -201,6 +216,8 @@ class _TaskSection(Section):
     """Fixes the split and the order of the batches."""
     evaluate_rows: Annotated[int, Field(ge=0, le=10_000_000)] = 256
     """Rows of the validation split that each evaluation uses; 0 = all."""
+    bad_rows: Annotated[Literal["refuse", "skip"], Field(exclude=True)] = "refuse"
+    """Rows that cannot be used: refuse the data, or skip them; either way they are counted and named."""
 
     default_metric: ClassVar[str] = "loss"
 
@@ -218,6 +235,8 @@ class _TextTask(_TaskSection):
     """Rows used by the metrics that need generation."""
     max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = 64
     """Length limit of a generated text."""
+    normalize: Literal["squad"] | None = None
+    """exact_match as in SQuAD: without case, punctuation and English articles."""
 
 
 class CompletionTask(_TextTask):
@@ -232,6 +251,8 @@ class InstructionTask(_TextTask):
     type: Literal["instruction"]
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_response"] = "auto"
     """Shape of a row; auto reads it off the columns."""
+    thinking: Annotated[Literal["refuse", "keep", "template"], Field(exclude=True)] = "refuse"
+    """Thoughts (<think> ... </think>) that the chat template removes: refuse the data, keep them, or let it do so."""
 
 
 class TableArrays(Section):

@@ -98,7 +98,8 @@ class DataSettings:
     kind folder: `location` is a folder with one sub-folder of text files per label. kind package: the same inside an
     installed package, `path` in it (or a data file there). kind hub: `location` is a data set id, `path` its
     configuration's name.
-    columns: our column name (text, text_pair, label, prompt, response, instruction, input, output, messages) -> theirs.
+    columns: our column name (text, label, prompt, response, messages ...) -> theirs. ignore: columns of theirs that are
+    left out on purpose.
     """
 
     kind: Literal["files", "folder", "package", "hub"]
@@ -106,6 +107,11 @@ class DataSettings:
     path: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+
+
+DATA_RULES = 2
+"""Version of the rules by which data is read, split, tokenised and scored. docs/reference/tasks.md lists them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +123,10 @@ class TaskSettings:
     seed fixes the split and the order of the batches. max_length: tokens per example, longer ones are cut.
     evaluate_rows: a fixed subset of the validation split that every evaluation uses (0 = all of it).
     generate_rows, max_new_tokens: bound for the metrics that need generation.
+    bad_rows: what becomes of rows that cannot be used. normalize: how answers are compared by exact_match ("" = as they
+    are). thinking (instruction tasks): what becomes of thoughts that the chat template removes.
     log (tables of curves): columns on a log scale, None = all; `data.columns` renames the arrays of the file.
+    rules: a study keeps the `DATA_RULES` that it began with, so that its rows and scores do not change under it.
     """
 
     type: Literal["classification", "completion", "instruction", "table"]
@@ -131,7 +140,11 @@ class TaskSettings:
     evaluate_rows: int = 256
     generate_rows: int = 32
     max_new_tokens: int = 64
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    normalize: Literal["", "squad"] = ""
+    thinking: Literal["refuse", "keep", "template"] = "refuse"
     log: tuple[str, ...] | None = None
+    rules: int = DATA_RULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,7 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
         target_sets=target_sets,
         advice=(
             *notes(model),
+            *prepared.notes,
             *advice(space, backbone.parameters, spec.search.steps),
             *search_advice(space, spec.search),
         ),

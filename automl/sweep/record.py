@@ -14,8 +14,8 @@ from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 
 GROUND = "ground"
-"""Fingerprints of model and data, precision, size and target sets of the model, rows by split; workers and threads,
-slots, kernel."""
+"""Fingerprints of model and data, precision, size and target sets of the model, rows by split, rules by which the data
+was read and what there was to say of it; workers and threads, slots, kernel."""
 BASELINE = "baseline"
 """Metrics without any training."""
 TABLE = "table"
@@ -31,9 +31,19 @@ def last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:
 
 def recorded_spec(database: Database, study: str) -> SweepSpec:
     """The study's space file as it was stored, with relative paths resolved where it lay."""
-    row = database.store(study).sweep()
+    store = database.store(study)
+    row = store.sweep()
     folder = Path(str(row.provenance.get("folder", ".")))
-    return parse_space(row.space_text, f"space of study {study}", folder)
+    return with_recorded_rules(parse_space(row.space_text, f"space of study {study}", folder), store)
+
+
+def with_recorded_rules(spec: SweepSpec, store: ResultStore) -> SweepSpec:
+    """The spec with the rules for data that the study began with; those of today if it has not begun.
+
+    Studies of before there were such versions have no number recorded: theirs are 1.
+    """
+    ground = last_event(store, GROUND)
+    return spec if ground is None else replace(spec, task=replace(spec.task, rules=int(ground.get("rules", 1))))
 
 
 def recorded_baseline(store: ResultStore, metric: str) -> float | None:

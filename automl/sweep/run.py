@@ -38,7 +38,7 @@ from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings, kernel_of
 from automl.sweep.precision import settle_precision
 from automl.sweep.reach import publish
-from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event
+from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event, with_recorded_rules
 from automl.sweep.replay import replay
 from automl.sweep.reporting import renew_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
@@ -120,6 +120,7 @@ class _Sweep:
             return self._sum_up(database, replayed)
         store = database.store(self._spec.study, guard=lease.verify)
         recorded = last_event(store, GROUND) or {}
+        self._spec = with_recorded_rules(self._spec, store)
         self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))
         if log.run == 1:  # slot files of an older database would claim to be newer attempts
             shutil.rmtree(self._folder / "slots", ignore_errors=True)
@@ -168,6 +169,8 @@ class _Sweep:
             "model_parameters": ground.backbone.parameters,
             "target_sets": list(ground.target_sets),
             "rows": dict(ground.prepared.rows),
+            "rules": self._spec.task.rules,
+            "notes": list(ground.prepared.notes),
             "layout": self._layout.as_dict(),
             "packing": {"slots": self._packing.slots, "solo": self._packing.solo},
             "kernel": kernel_of(self._spec, self._layout, self._packing),

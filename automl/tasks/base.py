@@ -29,6 +29,7 @@ class Prepared:
     path: folder with the tokenised rows of each split. fingerprint: sha256 over split seed, contents and tokenizer.
     rows: number of rows by split (train, validation, test). labels: class names in the order of their ids.
     baseline: metrics that need no training at all (the majority class of the validation rows); may be empty.
+    notes: what a person should know of the data before anything is trained, one line each.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Prepared:
     labels: tuple[str, ...] = ()
     longest: int = 0  # tokens of the longest row
     baseline: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def without_test(self) -> Prepared:
         """What a search is given: the same, but asking for the test rows is an error."""
@@ -73,6 +75,10 @@ class Task(ABC):
 
         Atomic (build beside, rename) and keyed by content: any number of processes may call it at once.
         """
+
+    @abstractmethod
+    def lengths(self, tokenizer: Any, rows: int) -> list[int]:
+        """Tokens of the first `rows` training rows before any cut, those that can be used; raises DataError if none."""
 
     @abstractmethod
     def head(self, prepared: Prepared) -> Head:

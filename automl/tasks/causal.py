@@ -1,6 +1,6 @@
 """What completion and instruction tuning share: token rows with a loss mask, their loss, metrics, greedy generation.
 
-A text is a list of segments, each with or without loss. Segments are tokenised one by one, so the mask is a matter of
+A text is a list of segments, each with or without loss. Each segment has tokens of its own, so the mask is a matter of
 position and never of token ids (pad may be the end-of-turn token), no token spans a boundary, and a prompt has the
 same tokens in training as in generation. Legend: N rows, T tokens, C columns with a target, V vocabulary, M targets.
 """
@@ -18,11 +18,12 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig
 
+from automl.errors import DataError
 from automl.metric import GENERATION_METRICS
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
-from automl.tasks.base import IGNORED, Batch, LossParts, Row
-from automl.tasks.prepare import Encode, Recipe
+from automl.tasks.base import IGNORED, Batch, LossParts
+from automl.tasks.prepare import Encode, Encoded, Recipe
 from automl.tasks.split import Example
 
 _GENERATION_BATCH = 16
@@ -43,46 +44,124 @@ class Layout(NamedTuple):
     is_opened: bool = True  # the tokens that the tokenizer puts before a text come first
 
 
-def make_recipe(lay_out: Callable[[Example], Layout], tokenizer: Any, *, max_length: int, version: int) -> Recipe:
-    """The recipe of rows `input_ids`, `labels` (IGNORED where no loss is); rows without any target are dropped."""
+def make_recipe(
+    lay_out: Callable[[Example], Layout], tokenizer: Any, settings: TaskSettings, *, version: int
+) -> Recipe:
+    """The recipe of rows `input_ids`, `labels` (IGNORED where no loss is); rows without any target are dropped.
+
+    Rows that judge have a `reference` too: all tokens of the first response if it is cut, else none.
+    """
     return Recipe(
-        encode=_encoder(lay_out, tokenizer, max_length),
+        encode=_encoder(lay_out, tokenizer, settings),
         version=version,
         columns={"input_ids": True, "labels": True},
         baseline={},
+        judging=("reference",) if settings.rules > 1 else (),
     )
 
 
-def _encoder(lay_out: Callable[[Example], Layout], tokenizer: Any, max_length: int) -> Encode:
+def _encoder(lay_out: Callable[[Example], Layout], tokenizer: Any, settings: TaskSettings) -> Encode:
     opening = leading_tokens(tokenizer)
     closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokenise = _in_context if settings.rules > 1 and _marks_first_word(tokenizer) else _one_by_one
 
-    def encode(chunk: Sequence[Example]) -> list[Row | None]:
-        layouts = [lay_out(example) for example in chunk]
-        texts = [segment.text for layout in layouts for segment in layout.segments]
-        # verbose: no warning about texts longer than the model's limit, which are cut below
-        tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        return [_row(layout, tokens, opening, closing, max_length) for layout in layouts]
+    def encode(chunk: Sequence[Example]) -> list[Encoded]:
+        layouts = [_laid_out(lay_out, example) for example in chunk]
+        tokens = tokenise([layout.segments for layout in layouts if isinstance(layout, Layout)], tokenizer)
+        return [
+            Encoded(None, 0, error=layout)
+            if isinstance(layout, DataError)
+            else _encoded(layout, next(tokens), opening, closing, settings.max_length)
+            for layout in layouts
+        ]
 
     return encode
 
 
-def _row(
-    layout: Layout, tokens: Iterator[list[int]], opening: list[int], closing: list[int], max_length: int
-) -> Row | None:
-    """One row from the next tokens of the stream, or None if `max_length` leaves no target."""
+def _laid_out(lay_out: Callable[[Example], Layout], example: Example) -> Layout | DataError:
+    try:
+        return lay_out(example)
+    except DataError as error:
+        return error
+
+
+def _one_by_one(texts: Sequence[Sequence[Segment]], tokenizer: Any) -> Iterator[list[list[int]]]:
+    """Tokens of every segment of every text, each tokenised by itself."""
+    flat = [segment.text for segments in texts for segment in segments]
+    # verbose: no warning about texts longer than the model's limit, which are cut later
+    tokens = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else ())
+    for segments in texts:
+        yield [next(tokens) for _ in segments]
+
+
+def _in_context(texts: Sequence[Sequence[Segment]], tokenizer: Any) -> Iterator[list[list[int]]]:
+    """Tokens of every segment of every text, as they are in the whole text up to the segment's end.
+
+    That is what serving makes of a conversation so far. A segment of which the tokens before it do not survive, since
+    one spans the boundary, is tokenised by itself after a text that ends in a line break.
+    """
+    for segments in texts:
+        ends = [end for _, end in _spans_of(segments)]
+        whole = "".join(segment.text for segment in segments)
+        prefixes = tokenizer([whole[:end] for end in ends], add_special_tokens=False, verbose=False)["input_ids"]
+        before: list[int] = []
+        pieces = []
+        for segment, ids in zip(segments, prefixes, strict=True):
+            is_clean = ids[: len(before)] == before
+            pieces.append(ids[len(before) :] if is_clean else _continued(segment.text, tokenizer))
+            before = [*before, *pieces[-1]]
+        yield pieces
+
+
+def _spans_of(segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    """Where each segment begins and ends in the whole text."""
+    start = 0
+    for segment in segments:
+        yield start, start + len(segment.text)
+        start += len(segment.text)
+
+
+_BREAK = "a\n"
+
+
+def _continued(text: str, tokenizer: Any) -> list[int]:
+    """Tokens of a text that does not begin anything."""
+    before, both = tokenizer([_BREAK, _BREAK + text], add_special_tokens=False, verbose=False)["input_ids"]
+    return list(both[len(before) :])
+
+
+def _marks_first_word(tokenizer: Any) -> bool:
+    """Whether a text is tokenised differently at the beginning, as by Llama-2, which puts a space before it."""
+    alone = tokenizer("b", add_special_tokens=False)["input_ids"]
+    return list(alone) != _continued("b", tokenizer)
+
+
+def _encoded(
+    layout: Layout, pieces: Sequence[list[int]], opening: list[int], closing: list[int], max_length: int
+) -> Encoded:
+    """One example from the tokens of its segments; without a row if `max_length` leaves no target."""
     ids = list(opening) if layout.is_opened else []
     labels = [IGNORED] * len(ids)
-    for segment in layout.segments:
-        piece = next(tokens)
+    for segment, piece in zip(layout.segments, pieces, strict=True):
         ids += piece
         labels += piece if segment.has_loss else [IGNORED] * len(piece)
     if layout.is_closed:
         ids += closing
         labels += closing
-    ids, labels = ids[:max_length], labels[:max_length]
-    has_target = any(label != IGNORED for label in labels[1:])  # the first token is predicted from nothing
-    return {"input_ids": ids, "labels": labels} if has_target else None
+    kept = labels[:max_length]
+    has_target = any(label != IGNORED for label in kept[1:])  # the first token is predicted from nothing
+    lost = labels[max_length:]
+    start, end = first_response(labels)
+    reference = labels[start:end] if end > max_length else []
+    row = {"input_ids": ids[:max_length], "labels": kept, "reference": reference}
+    is_unfinished = bool(lost) and lost[0] != IGNORED  # not at the end of a turn
+    return Encoded(row if has_target else None, len(ids), is_unfinished)
+
+
+def first_response(labels: Sequence[int]) -> tuple[int, int]:
+    """Where the first run of labels with loss begins and ends; twice the length if there is none."""
+    start = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+    return start, next((place for place in range(start, len(labels)) if labels[place] == IGNORED), len(labels))
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:
@@ -177,14 +256,20 @@ class Prompt(NamedTuple):
 
 
 def prompts_of(batch: Batch) -> Iterator[Prompt]:
-    """The prompt and first response of every row that has a prompt."""
+    """The prompt and first response of every row that has a prompt; the response whole, though the row may be cut."""
     lengths = batch["attention_mask"].sum(dim=1).tolist()
-    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), lengths, strict=True)
-    for ids, labels, length in rows:
-        start = next(place for place, label in enumerate(labels) if label != IGNORED)
-        end = next((place for place in range(start, length) if labels[place] == IGNORED), length)
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), _references(batch), lengths, strict=True)
+    for ids, labels, reference, length in rows:
+        start, end = first_response(labels[:length])
         if start:
-            yield Prompt(tuple(ids[:start]), tuple(labels[start:end]))
+            yield Prompt(tuple(ids[:start]), reference or tuple(labels[start:end]))
+
+
+def _references(batch: Batch) -> list[tuple[int, ...]]:
+    """The whole first response of every row whose own is cut, else nothing."""
+    if "reference" not in batch:
+        return [()] * len(batch["labels"])
+    return [tuple(token for token in row if token != IGNORED) for row in batch["reference"].tolist()]
 
 
 def sample_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
@@ -201,9 +286,11 @@ def _generation_scores(
         chunk = [prompt.ids for prompt in ordered[start : start + _GENERATION_BATCH]]
         predictions += generate(model, chunk, tokenizer, max_new_tokens=settings.max_new_tokens)
     references = [_decode(tokenizer, prompt.response) for prompt in ordered]
+    normal = metrics.squad_normal if settings.normalize == "squad" else metrics.one_spaced
+    split = metrics.words if settings.rules > 1 else metrics.words_by_rules_1
     return {
-        "exact_match": metrics.exact_match(references, predictions),
-        "rouge_l": metrics.rouge_l(references, predictions),
+        "exact_match": metrics.exact_match(references, predictions, normal=normal),
+        "rouge_l": metrics.rouge_l(references, predictions, split=split),
     }
 
 

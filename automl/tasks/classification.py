@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
+from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, fault, take_label, take_text
-from automl.tasks.labels import check_classes, limit_classes
-from automl.tasks.prepare import Recipe, load_rows, prepare
-from automl.tasks.read import read_splits, source_name
-from automl.tasks.split import Example, Examples, split_examples
+from automl.tasks.labels import check_classes, limit_classes, rare_classes
+from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
+from automl.tasks.read import Split, read_splits, source_name
+from automl.tasks.reading import Reading
+from automl.tasks.split import Example, Examples, split_examples, split_notes
 
 VERSION = 1
 """Of the way texts become tokens; a change makes old caches unused."""
@@ -29,11 +32,16 @@ class Classification(Task):
     def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
         data = self.settings.data
         column = column_name(data, "label")
-        given = {split: list(limit_classes(self._read(rows), column)) for split, rows in read_splits(data).items()}
+        given, notes = self._examples()
         labels = check_classes(given, source_name(data), column)
         examples = split_examples(given, self.settings)
-        recipe = _recipe(examples, labels, tokenizer, self.settings.max_length)
-        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache)
+        notes += [*rare_classes(given), *split_notes(examples, self.settings)]
+        recipe = _recipe(examples, labels, tokenizer, self.settings)
+        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+
+    def lengths(self, tokenizer: Any, rows: int) -> list[int]:
+        given, _ = self._examples(rows)
+        return _full_lengths(tokenizer, given["train"])
 
     def head(self, prepared: Prepared) -> Head:
         return Head("classification", prepared.labels)
@@ -60,20 +68,40 @@ class Classification(Task):
             predicted.extend(logits.argmax(dim=-1).tolist())
         return {"loss": metrics.mean(losses)} | _scores(truth, predicted)
 
-    def _read(self, records: Iterable[Record]) -> Iterator[Example]:
-        """Checked examples; a pair if the data names or has a column `text_pair`."""
+    def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
+        """Examples by split (of at most so many rows each), and what there is to say of the reading."""
+        data = self.settings.data
+        reading = Reading(self.settings)
+        column = column_name(data, "label")
+        given = {
+            split: list(limit_classes(reading.examples(split, islice(records, rows), self._reader(reading)), column))
+            for split, records in read_splits(data, self.settings.rules).items()
+        }
+        return given, reading.notes
+
+    def _reader(self, reading: Reading) -> Callable[[Record], Example]:
+        """Checked examples of one file; a pair if the data names or has a column `text_pair`."""
         data = self.settings.data
         text, pair, label = (column_name(data, name) for name in ("text", "text_pair", "label"))
         is_pair = "text_pair" in data.columns
         kinds: dict[str, int] = {}
-        for record in records:
-            is_pair = is_pair or pair in record.values
-            content = (take_text(record, text), take_text(record, pair)) if is_pair else (take_text(record, text),)
+
+        def read(record: Record) -> Example:
+            nonlocal is_pair
+            both = is_pair or pair in record.values
+            content = (take_text(record, text), take_text(record, pair)) if both else (take_text(record, text),)
             found = take_label(record, label)
+            if kinds and found.kind not in kinds:
+                raise _mixed(record, label, {**kinds, found.kind: record.row})
             kinds.setdefault(found.kind, record.row)
-            if len(kinds) > 1:
-                raise _mixed(record, label, kinds)
-            yield Example(record.file, record.row, "\n".join(content), content, found.name)
+            is_pair = both
+            if data.kind != "folder":  # a text folder's columns are ours
+                reading.unused(
+                    (name, value) for name, value in record.values.items() if name not in (text, pair, label)
+                )
+            return Example(record.file, record.row, "\n".join(content), content, found.name)
+
+        return read
 
 
 def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -86,17 +114,20 @@ def _mixed(record: Record, column: str, kinds: dict[str, int]) -> Exception:
     return fault(record, column, f"label is a {second}, but a {first} in row {row}; one type in a file is needed")
 
 
-def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, max_length: int) -> Recipe:
+def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, settings: TaskSettings) -> Recipe:
     ids = {name: number for number, name in enumerate(labels)}
     is_pair = len(examples["train"][0].content) == 2
     names = ["input_ids", *(["token_type_ids"] if is_pair and _has_segments(tokenizer) else [])]
 
-    def encode(chunk: Sequence[Example]) -> list[Row | None]:
-        texts = [list(column) for column in zip(*(example.content for example in chunk), strict=True)]
-        found = tokenizer(*texts, truncation=True, max_length=max_length)
-        rows = zip(*(found[name] for name in names), strict=True)
-        pairs = zip(rows, chunk, strict=True)
-        return [{**dict(zip(names, row, strict=True)), "labels": ids[example.label or ""]} for row, example in pairs]
+    def encode(chunk: Sequence[Example]) -> list[Encoded]:
+        found = tokenizer(*_columns_of(chunk), truncation=True, max_length=settings.max_length)
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*(found[name] for name in names), strict=True)]
+        tokens = [len(row["input_ids"]) for row in rows]
+        full = [place for place, count in enumerate(tokens) if count >= settings.max_length]
+        for place, count in zip(full, _full_lengths(tokenizer, [chunk[place] for place in full]), strict=True):
+            tokens[place] = count
+        labelled = zip(rows, tokens, chunk, strict=True)
+        return [Encoded({**row, "labels": ids[example.label or ""]}, count) for row, count, example in labelled]
 
     return Recipe(
         encode=encode,
@@ -105,6 +136,19 @@ def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, max_lengt
         labels=tuple(labels),
         baseline=majority_scores([ids[example.label or ""] for example in examples["validation"]]),
     )
+
+
+def _columns_of(examples: Sequence[Example]) -> list[list[str]]:
+    """The first texts, and the second ones of pairs."""
+    return [list(column) for column in zip(*(example.content for example in examples), strict=True)]
+
+
+def _full_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
+    """Tokens of each row before any cut."""
+    if not examples:
+        return []
+    # verbose: no warning about texts longer than the model's limit, which are cut
+    return list(map(len, tokenizer(*_columns_of(examples), verbose=False)["input_ids"]))
 
 
 def _has_segments(tokenizer: Any) -> bool:

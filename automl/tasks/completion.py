@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ import torch
 
 from automl.errors import DataError
 from automl.metric import GENERATION_METRICS
+from automl.space.spec import DataSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import Layout, Segment, evaluate_text, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
-from automl.tasks.prepare import load_rows, prepare
-from automl.tasks.read import read_splits, source_name
-from automl.tasks.split import Example, split_examples
+from automl.tasks.prepare import Recipe, load_rows, prepare
+from automl.tasks.read import Split, read_splits, source_name
+from automl.tasks.reading import Reading
+from automl.tasks.split import Example, split_examples, split_notes
 
 VERSION = 1
 """Of the way examples become tokens; a change makes old caches unused."""
@@ -29,11 +32,16 @@ class Completion(Task):
     """
 
     def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
-        given = {split: list(self._read(rows)) for split, rows in read_splits(self.settings.data).items()}
+        given, notes = self._examples()
         self._check_metric(given["train"])
         examples = split_examples(given, self.settings)
-        recipe = make_recipe(_lay_out, tokenizer, max_length=self.settings.max_length, version=VERSION)
-        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache)
+        notes += split_notes(examples, self.settings)
+        recipe = self._recipe(tokenizer)
+        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+
+    def lengths(self, tokenizer: Any, rows: int) -> list[int]:
+        given, _ = self._examples(rows)
+        return [encoded.tokens for encoded in self._recipe(tokenizer).encode(given["train"])]
 
     def head(self, prepared: Prepared) -> Head:
         return Head("causal-lm")
@@ -50,15 +58,32 @@ class Completion(Task):
     def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
         return evaluate_text(model, batches, tokenizer, self.settings)
 
-    def _read(self, records: Iterable[Record]) -> Iterator[Example]:
-        """Checked examples; content is (text,) or (prompt, response), as the first record has it."""
+    def _recipe(self, tokenizer: Any) -> Recipe:
+        return make_recipe(_lay_out, tokenizer, self.settings, version=VERSION)
+
+    def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
+        """Examples by split (of at most so many rows each), and what there is to say of the reading."""
+        reading = Reading(self.settings)
+        given = {
+            split: list(reading.examples(split, islice(records, rows), self._reader(reading)))
+            for split, records in read_splits(self.settings.data, self.settings.rules).items()
+        }
+        return given, reading.notes
+
+    def _reader(self, reading: Reading) -> Callable[[Record], Example]:
+        """Checked examples of one file; content is (text,) or (prompt, response), as its first record has it."""
         data = self.settings.data
-        names = {name: column_name(data, name) for name in ("prompt", "response", "text")}
         columns: tuple[str, ...] = ()
-        for record in records:
-            columns = columns or _columns(record, names)
-            content = tuple(take_text(record, column) for column in columns)
-            yield Example(record.file, record.row, content[0], content)
+
+        def read(record: Record) -> Example:
+            nonlocal columns
+            names = columns or _columns(record, data)
+            content = tuple(take_text(record, column) for column in names)
+            columns = names
+            reading.unused((name, value) for name, value in record.values.items() if name not in names)
+            return Example(record.file, record.row, content[0], content)
+
+        return read
 
     def _check_metric(self, rows: Sequence[Example]) -> None:
         if self.settings.metric in GENERATION_METRICS and len(rows[0].content) == 1:
@@ -66,12 +91,16 @@ class Completion(Task):
             raise DataError(f"{source_name(self.settings.data)}: {message}; use loss, or prompt and response columns")
 
 
-def _columns(record: Record, names: dict[str, str]) -> tuple[str, ...]:
-    if names["prompt"] in record.values and names["response"] in record.values:
-        return names["prompt"], names["response"]
-    if names["text"] in record.values:
-        return (names["text"],)
-    wanted = names["response"] if names["prompt"] in record.values else names["prompt"]
+def _columns(record: Record, data: DataSettings) -> tuple[str, ...]:
+    """The columns that are read; other libraries call the response of a prompt its completion."""
+    prompt, response, text = (column_name(data, name) for name in ("prompt", "response", "text"))
+    if "response" not in data.columns and response not in record.values and "completion" in record.values:
+        response = "completion"
+    if prompt in record.values and response in record.values:
+        return prompt, response
+    if text in record.values:
+        return (text,)
+    wanted = response if prompt in record.values else prompt
     raise missing_column(record.file, record.row, wanted, record.values)
 
 

@@ -22,11 +22,15 @@ _SHOWN = 40
 
 
 class Record(NamedTuple):
-    """One example as the user wrote it. row counts from 1 (the line of a text file); 0 = the file is one example."""
+    """One example as the user wrote it. row counts from 1 (the line of a text file); 0 = the file is one example.
+
+    error: why it could not even be read; then there are no values.
+    """
 
     file: str
     row: int
     values: Mapping[str, Any]
+    error: DataError | None = None
 
 
 def column_name(data: DataSettings, name: str) -> str:

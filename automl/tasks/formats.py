@@ -1,7 +1,7 @@
-"""Streams of records out of one file or folder: JSONL, CSV, Parquet, and text folders. Knows nothing of tasks.
+"""Streams of records out of one file or folder: JSON, CSV, Parquet, and text folders. Knows nothing of tasks.
 
-Memory is bounded by the longest line, whatever is in the file. Everything that cannot be read becomes a DataError of
-one line naming file and row.
+Memory is bounded by the longest line, or by the size that a JSON list may have. What cannot be read becomes a DataError
+of one line naming file and row: inside the record if the rows after it can still be read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import csv
 import itertools
 import json
 import os
+import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -19,12 +20,24 @@ import pyarrow as pa  # type: ignore[import-untyped]  # comes with datasets, wit
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from automl.errors import DataError
-from automl.tasks.fields import Record, nearest, place, shown
+from automl.tasks.fields import Record, fault, nearest, place, shown
+from automl.tasks.json_document import LIST_KEYS, DocumentError, items
 
 LONGEST_LINE = 10_000_000
 """Bytes a line, a CSV row or a text file may have. Far above any example; a longer one is another kind of file."""
 
+LONGEST_DOCUMENT = 500_000_000
+"""Bytes of a JSON list, which is held in memory as a whole while its rows are read."""
+
 _BOM = b"\xef\xbb\xbf"
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _PARQUET_BATCH = 1000
 
@@ -34,14 +47,32 @@ class _Line(NamedTuple):
     text: str
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """Records of one data file, by its suffix; raises DataError at once if it is not a file of a known format."""
+def read_file(path: Path, *, class_names: bool = True) -> Iterator[Record]:
+    """Records of one data file, by its suffix; raises DataError at once if it is not a file of a known format.
+
+    class_names: numbers of classes in Parquet become their names, where the file holds names.
+    """
     check_file(path)
-    reader = _READERS.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _not_empty(path, _read_parquet(path, class_names=class_names))
+    reader = _READERS.get(suffix)
     if reader is None:
-        known = ", ".join(_READERS)
+        known = ", ".join([*_READERS, ".parquet"])
         raise DataError(f"{path}: unknown suffix {path.suffix!r}; known: {known}{nearest(path.suffix, _READERS)}")
+    _check_plain(path)
     return _not_empty(path, reader(path))
+
+
+def _check_plain(path: Path) -> None:
+    """Raise DataError for a file of text that begins as a compressed or binary one."""
+    with _open(path) as stream:
+        start = stream.read(8)
+    for mark, name in _COMPRESSED.items():
+        if start.startswith(mark):
+            raise DataError(f"{path}: is compressed ({name}); unpack it first")
+    if start.startswith(b"PAR1"):
+        raise DataError(f"{path}: is a Parquet file; name it .parquet")
 
 
 def check_file(path: Path) -> None:
@@ -122,50 +153,122 @@ def _text_record(file: Path, *, lenient: bool) -> Record:
     return Record(str(file), 0, values | {"text": text, "headline": text.partition("\n")[0].strip()})
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
+def _read_json(path: Path) -> Iterator[Record]:
+    """Objects one per line; or a list of objects, or objects over several lines, if the first line is none."""
+    first = next((line for line in _lines(path) if line.text.strip()), None)
+    if first is None:
+        return
+    if _is_document(path, first):
+        yield from _read_document(path)
+        return
     for line in _lines(path):
         if line.text.strip():
-            yield Record(str(path), line.number, _json_object(path, line))
+            yield _json_record(path, line)
 
 
-def _json_object(path: Path, line: _Line) -> dict[str, Any]:
+def _is_document(path: Path, first: _Line) -> bool:
+    """Whether the file is one JSON document: its first line opens a list, is cut short, or holds the list of rows."""
+    text = first.text.strip()
+    if text.startswith("["):
+        return True
+    if not text.startswith("{"):
+        return False
+    try:
+        value = json.loads(text)
+    except (RecursionError, ValueError):
+        return text == "{" or (path.suffix.lower() == ".json" and not text.endswith("}"))
+    holds_rows = any(
+        isinstance(value.get(key), list) and value[key] and isinstance(value[key][0], dict) for key in LIST_KEYS
+    )
+    return holds_rows and sum(1 for line in _lines(path) if line.text.strip()) == 1
+
+
+def _read_document(path: Path) -> Iterator[Record]:
+    size = path.stat().st_size
+    if size > LONGEST_DOCUMENT:
+        limit = f"{size:,} bytes as one JSON document, which may have {LONGEST_DOCUMENT:,}"
+        raise DataError(f"{path}: {limit}; JSONL, one object per line, has no such limit")
+    with _open(path) as stream:
+        raw = stream.read(LONGEST_DOCUMENT + 1)
+    start = len(_BOM) if raw.startswith(_BOM) else 0
+    text = _decode(raw[start:], place(str(path), 1), offset=start)
+    try:
+        for item in items(text):
+            yield _checked_object(path, item.line, item.value)
+    except DocumentError as error:
+        raise DataError(f"{place(str(path), error.line)}: {error}") from None
+
+
+def _json_record(path: Path, line: _Line) -> Record:
     where = place(str(path), line.number)
-    if line.text.lstrip().startswith("["):
-        raise DataError(f"{where}: starts a JSON list; JSONL is needed, one object per line")
     try:
         value = json.loads(line.text)
     except json.JSONDecodeError as error:
         message = f"not JSON: {error.msg} at column {error.colno}"
-        raise DataError(f"{where}: {message}; one JSON object per line is needed") from None
+        return Record(str(path), line.number, {}, DataError(f"{where}: {message}; one JSON object per line is needed"))
     except (RecursionError, ValueError):
-        raise DataError(f"{where}: JSON too deep, or a number too long; a flat object is needed") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: is {type(value).__name__} {shown(value)}; a JSON object is needed")
-    return value
+        message = "JSON too deep, or a number too long; a flat object is needed"
+        return Record(str(path), line.number, {}, DataError(f"{where}: {message}"))
+    return _checked_object(path, line.number, value)
+
+
+def _checked_object(path: Path, line: int, value: object) -> Record:
+    if isinstance(value, dict):
+        return Record(str(path), line, value)
+    message = f"is {type(value).__name__} {shown(value)}; a JSON object is needed"
+    return Record(str(path), line, {}, DataError(f"{place(str(path), line)}: {message}"))
 
 
 def _read_csv(path: Path) -> Iterator[Record]:
     # The limit is global to the process. csv's own (131,072) is below many real texts.
     csv.field_size_limit(LONGEST_LINE)
-    rows = _csv_rows(path)
-    header = next(rows, None)
+    separator = _separator(path)
+    rows = _csv_rows(path, separator)
+    header = next((row for row in rows if not _is_hint(row)), None)
     if header is None:
         raise DataError(f"{path}: holds no header line")
-    names = header.values["fields"]
+    names = [name if name.strip() else "" for name in header.values["fields"]]
     for name in names:
-        if names.count(name) > 1:
+        if name and names.count(name) > 1:
             raise DataError(f"{path}, row {header.row}: column {name!r} is there twice in the header")
     for row in rows:
-        fields = row.values["fields"]
-        if len(fields) != len(names):
-            found = f"{len(fields)} field{'s' * (len(fields) != 1)}"
-            raise DataError(f"{path}, row {row.row}: {found}, but the header has {len(names)} columns")
-        yield row._replace(values=dict(zip(names, fields, strict=True)))
+        yield _csv_record(row, names, separator)
 
 
-def _csv_rows(path: Path) -> Iterator[Record]:
+def _csv_record(row: Record, names: list[str], separator: str) -> Record:
+    """The row's fields by the names of the header; what has neither name nor content is left out."""
+    fields = row.values["fields"]
+    while len(fields) > len(names) and not fields[-1].strip():
+        fields = fields[:-1]
+    fields = [*fields, *([""] * sum(not name for name in names[len(fields) :]))]
+    if len(fields) != len(names):
+        found = f"{len(row.values['fields'])} field{'s' * (len(row.values['fields']) != 1)}"
+        message = f"{found}, but the header has {len(names)} columns, separated by {_SEPARATORS[separator]}"
+        return row._replace(values={}, error=DataError(f"{row.file}, row {row.row}: {message}"))
+    pairs = enumerate(zip(names, fields, strict=True), start=1)
+    values = {name or f"unnamed column {place}": field for place, (name, field) in pairs if name or field.strip()}
+    return row._replace(values=values)
+
+
+def _separator(path: Path) -> str:
+    """What separates the columns: tabs in a .tsv file; else commas, unless the header has none but another."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    first = next((line.text for line in _lines(path) if line.text.strip() and not line.text.startswith("sep=")), "")
+    for separator in _SEPARATORS:
+        if separator in re.sub(r'"[^"]*"', "", first):
+            return separator
+    return ","
+
+
+def _is_hint(row: Record) -> bool:
+    """Whether this is the line `sep=;` that spreadsheets write for each other."""
+    return row.row == 1 and "".join(row.values["fields"])[:4] == "sep="
+
+
+def _csv_rows(path: Path, separator: str) -> Iterator[Record]:
     """Rows as records with the one value `fields`; row is the line on which it starts. Blank lines are left out."""
-    reader = csv.reader((line.text for line in _lines(path)), strict=True)
+    reader = csv.reader((line.text for line in _lines(path)), strict=True, delimiter=separator)
     while True:
         start = reader.line_num + 1
         try:
@@ -178,40 +281,62 @@ def _csv_rows(path: Path) -> Iterator[Record]:
             yield Record(str(path), start, {"fields": fields})
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
+def _read_parquet(path: Path, *, class_names: bool) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             for name in names:
                 if names.count(name) > 1:
                     raise DataError(f"{path}: column {name!r} is there twice")
-            yield from _parquet_rows(path, file)
+            yield from _parquet_rows(path, file, _class_names(file) if class_names else {})
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a text is not UTF-8: {error.reason}") from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {_reason(error)}") from None
 
 
-def _parquet_rows(path: Path, file: Any) -> Iterator[Record]:
+def _class_names(file: Any) -> dict[str, list[str]]:
+    """Names of the classes of every column that `datasets` wrote as numbers of a ClassLabel."""
+    try:
+        about = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        features = about["info"]["features"].items()
+        return {name: list(kind["names"]) for name, kind in features if kind.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError):  # written by something else
+        return {}
+
+
+def _parquet_rows(path: Path, file: Any, classes: dict[str, list[str]]) -> Iterator[Record]:
     number = itertools.count(1)
     for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
         for values in batch.to_pylist():
-            yield Record(str(path), next(number), values)
+            yield named_classes(Record(str(path), next(number), values), classes)
+
+
+def named_classes(record: Record, classes: Mapping[str, Sequence[str]]) -> Record:
+    """The record with numbers of classes as names, -1 (unlabelled) as null; with an error for a number beyond them."""
+    values = dict(record.values)
+    for column in classes.keys() & values.keys():
+        code, names = values[column], classes[column]
+        if code is not None and code >= len(names):
+            message = f"class number {code}, but the file names {len(names)} classes"
+            return record._replace(values={}, error=fault(record, column, message))
+        values[column] = names[code] if code is not None and code >= 0 else None
+    return record._replace(values=values)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_jsonl,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".tsv": _read_csv,
 }
 
 
 def _not_empty(path: Path, records: Iterator[Record]) -> Iterator[Record]:
     first = next(records, None)
     if first is None:
-        what = "only a header and no rows" if path.suffix.lower() == ".csv" else "no rows"
+        what = "only a header and no rows" if path.suffix.lower() in (".csv", ".tsv") else "no rows"
         raise DataError(f"{path}: holds {what}")
     yield first
     yield from records

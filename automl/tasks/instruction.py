@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,13 @@ import torch
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import evaluate_text, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
-from automl.tasks.conversation import ReadConversation, choose_format, question
+from automl.tasks.conversation import Extras, Format, choose_format, question, read_conversation, unread
 from automl.tasks.fields import Record
-from automl.tasks.prepare import load_rows, prepare
-from automl.tasks.read import read_splits
-from automl.tasks.split import Example, split_examples
-from automl.tasks.templates import layout_for
+from automl.tasks.prepare import Recipe, load_rows, prepare
+from automl.tasks.read import Split, read_splits
+from automl.tasks.reading import Reading
+from automl.tasks.split import Example, split_examples, split_notes
+from automl.tasks.templates import knows_tools, layout_for
 
 VERSION = 1
 """Of the templates and their masks; a change makes old caches unused."""
@@ -26,10 +28,15 @@ class Instruction(Task):
     """Conversations through the model's chat template, else the Alpaca text. The end-of-turn token carries loss too."""
 
     def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
-        given = {split: list(self._read(rows)) for split, rows in read_splits(self.settings.data).items()}
+        given, notes = self._examples(tokenizer)
         examples = split_examples(given, self.settings)
-        recipe = make_recipe(layout_for(tokenizer), tokenizer, max_length=self.settings.max_length, version=VERSION)
-        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache)
+        notes += split_notes(examples, self.settings)
+        recipe = self._recipe(tokenizer)
+        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+
+    def lengths(self, tokenizer: Any, rows: int) -> list[int]:
+        given, _ = self._examples(tokenizer, rows)
+        return [encoded.tokens for encoded in self._recipe(tokenizer).encode(given["train"])]
 
     def head(self, prepared: Prepared) -> Head:
         return Head("causal-lm")
@@ -46,10 +53,30 @@ class Instruction(Task):
     def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
         return evaluate_text(model, batches, tokenizer, self.settings)
 
-    def _read(self, records: Iterable[Record]) -> Iterator[Example]:
-        """Checked examples; content is a tuple of (role, text)."""
-        read: ReadConversation | None = None
-        for record in records:
-            read = read or choose_format(self.settings.format, record, self.settings.data)
-            conversation = read(record, self.settings.data)
-            yield Example(record.file, record.row, question(conversation), conversation)
+    def _recipe(self, tokenizer: Any) -> Recipe:
+        return make_recipe(layout_for(tokenizer, self.settings), tokenizer, self.settings, version=VERSION)
+
+    def _examples(self, tokenizer: Any, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
+        """Examples by split (of at most so many rows each), and what there is to say of the reading."""
+        template = getattr(tokenizer, "chat_template", None) if self.settings.rules > 1 else None
+        extras = Extras(turns=template is not None, tools=template is not None and knows_tools(template))
+        reading = Reading(self.settings)
+        given = {
+            split: list(reading.examples(split, islice(records, rows), self._reader(reading, extras)))
+            for split, records in read_splits(self.settings.data, self.settings.rules).items()
+        }
+        return given, reading.notes
+
+    def _reader(self, reading: Reading, extras: Extras) -> Callable[[Record], Example]:
+        """Checked examples of one file; content is a tuple of (role, text)."""
+        data = self.settings.data
+        shapes: list[Format] = []
+
+        def read(record: Record) -> Example:
+            shape = shapes[0] if shapes else choose_format(self.settings.format, record, data)
+            conversation = read_conversation(record, data, shape, extras)
+            shapes[:] = [shape]
+            reading.unused(unread(record, data, shape, extras))
+            return Example(record.file, record.row, question(conversation), conversation)
+
+        return read

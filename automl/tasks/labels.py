@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,11 +11,10 @@ from automl.tasks.fields import nearest, place, shown
 from automl.tasks.read import Split
 from automl.tasks.split import Example
 
-logger = logging.getLogger(__name__)
-
 MOST_CLASSES = 1000
 """More classes than this are taken for a wrong label column."""
 
+_FEW = 10
 _LISTED = 10
 _RARE_LISTED = 3
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
@@ -45,8 +43,8 @@ def limit_classes(examples: Iterable[Example], column: str) -> Iterator[Example]
 def check_classes(given: Mapping[Split, Sequence[Example]], source: str, column: str) -> tuple[str, ...]:
     """The classes of train, sorted; their places are the ids.
 
-    Raises DataError for a single class, and for a class of another split that never occurs in train. Classes that
-    occur once in all the data are logged: a stray header row looks like that.
+    Raises DataError for a single class, for a class of another split that never occurs in train, and if no class occurs
+    twice: then the column holds texts.
     """
     labels = sort_labels(example.label or "" for example in given["train"])
     if len(labels) < 2:
@@ -57,7 +55,9 @@ def check_classes(given: Mapping[Split, Sequence[Example]], source: str, column:
         for example in given.get(split, ()):
             if example.label not in known:
                 raise _unseen(example, split, labels, column)
-    _warn_of_rare(given)
+    if len(labels) == len(given["train"]) > _FEW and len(given) == 1:
+        what = f"every one of {len(labels)} rows has a class of its own; is it really the column of the class?"
+        raise DataError(f"{source}, column {column!r}: {what}")
     return labels
 
 
@@ -68,19 +68,17 @@ def _unseen(example: Example, split: str, labels: Sequence[str], column: str) ->
     return DataError(f"{where}: {what}{nearest(example.label or '', labels)}")
 
 
-def _warn_of_rare(given: Mapping[Split, Sequence[Example]]) -> None:
+def rare_classes(given: Mapping[Split, Sequence[Example]]) -> list[str]:
+    """A line for each of the first classes that occur once in all the data: a stray header row looks like that."""
     examples = [example for split in given.values() for example in split]
     counts = Counter(example.label for example in examples)
     rare = [example for example in examples if counts[example.label] == 1]
-    for example in rare[:_RARE_LISTED]:
-        logger.warning(
-            "%s: class %s occurs only once in %d rows; a stray header row, or a class too rare to learn",
-            place(example.file, example.row),
-            shown(example.label),
-            len(examples),
-        )
-    if len(rare) > _RARE_LISTED:
-        logger.warning("%d classes in all occur only once", len(rare))
+    lines = [
+        f"{place(example.file, example.row)}: class {shown(example.label)} occurs only once in {len(examples)} rows;"
+        " a stray header row, or a class too rare to learn"
+        for example in rare[:_RARE_LISTED]
+    ]
+    return lines + [f"{len(rare)} classes in all occur only once"] * (len(rare) > _RARE_LISTED)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

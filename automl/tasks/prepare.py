@@ -12,14 +12,16 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 
@@ -29,6 +31,7 @@ from automl.space.spec import TaskSettings
 from automl.tasks.base import Prepared, Row
 from automl.tasks.quiet import quiet_datasets, single_threaded_tokenizers
 from automl.tasks.read import SPLITS, Split
+from automl.tasks.reading import BadRows
 from automl.tasks.rows import MappedRows
 from automl.tasks.split import Example, Examples, contents_hash
 
@@ -40,8 +43,22 @@ FORMAT = 1
 _CHUNK = 1000
 _MANIFEST = "prepared.json"
 
-Encode = Callable[[Sequence[Example]], Sequence[Row | None]]
-"""Tokenises examples in order; None for one of which max_length leaves nothing to learn."""
+
+class Encoded(NamedTuple):
+    """One tokenised example.
+
+    row: None if max_length leaves nothing to learn, or it cannot be used. tokens: before any cut. is_unfinished: the
+    end of an answer is cut off, and with it the token that says so. error: why it cannot be used.
+    """
+
+    row: Row | None
+    tokens: int
+    is_unfinished: bool = False
+    error: DataError | None = None
+
+
+Encode = Callable[[Sequence[Example]], Sequence[Encoded]]
+"""Tokenises examples in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +66,7 @@ class Recipe:
     """How a task turns checked examples into rows.
 
     version: of the task's templates; part of the key. columns: names of a row's values -> whether each is a list.
+    judging: columns of lists that only the rows of validation and test have.
     """
 
     encode: Encode
@@ -56,22 +74,31 @@ class Recipe:
     columns: Mapping[str, bool]
     labels: tuple[str, ...] = ()
     baseline: Mapping[str, float]
+    judging: tuple[str, ...] = ()
 
 
-def prepare(examples: Examples, settings: TaskSettings, recipe: Recipe, *, tokenizer: Any, cache: Path) -> Prepared:
+def prepare(
+    examples: Examples,
+    settings: TaskSettings,
+    recipe: Recipe,
+    *,
+    tokenizer: Any,
+    cache: Path,
+    notes: Sequence[str] = (),
+) -> Prepared:
     """The prepared rows of these examples, from `cache` or built there; see the module on concurrency.
 
-    Raises DataError if max_length leaves nothing of a whole split, ResourceError if the cache cannot be written.
+    notes: what there is to say of them already; what is found while they are built follows. Raises DataError if rows
+    cannot be used and are refused, or if max_length leaves nothing of a whole split, ResourceError if the cache cannot
+    be written.
     """
     key = prepared_key(examples, settings, recipe, tokenizer)
     target = cache.absolute() / "data" / key
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
-            found = load_prepared(target)
-            if found is not None:
-                return found
-            return _build(examples, settings, recipe, target)
+            found = load_prepared(target) or _build(examples, settings, recipe, target)
+            return replace(found, notes=(*notes, *found.notes))
     except OSError as error:
         raise ResourceError(f"data cache {target.parent} cannot be used: {error.strerror or error}") from error
 
@@ -88,6 +115,8 @@ def prepared_key(examples: Examples, settings: TaskSettings, recipe: Recipe, tok
         "max_length": settings.max_length,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+    if settings.rules > 1:
+        parts |= {"rules": settings.rules, "bad_rows": settings.bad_rows, "thinking": settings.thinking}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -122,6 +151,7 @@ def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
         "labels": list(prepared.labels),
         "longest": prepared.longest,
         "baseline": dict(prepared.baseline),
+        "notes": list(prepared.notes),
     }
 
 
@@ -134,6 +164,7 @@ def prepared_from_json(values: Mapping[str, Any], folder: Path) -> Prepared:
         labels=tuple(values["labels"]),
         longest=values["longest"],
         baseline=dict(values["baseline"]),
+        notes=tuple(values.get("notes", ())),
     )
 
 
@@ -178,46 +209,100 @@ def _build(examples: Examples, settings: TaskSettings, recipe: Recipe, target: P
 def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, folder: Path, key: str) -> Prepared:
     counts: dict[str, int] = {}
     longest = 0
+    told = _Told(settings)
     with quiet_datasets(), single_threaded_tokenizers():
         for split in SPLITS:
-            tables = list(_tables(examples[split], recipe))
+            columns = recipe.columns if split == "train" else {**recipe.columns, **dict.fromkeys(recipe.judging, True)}
+            tables = list(_tables(examples[split], recipe.encode, columns, told))
             counts[split] = sum(len(table) for table, _ in tables)
             longest = max(longest, *(length for _, length in tables)) if tables else longest
-            _check_dropped(examples[split], counts[split], split, settings.max_length)
+            told.end(split, examples[split], counts[split])
             if counts[split]:
                 whole = datasets.concatenate_datasets([table for table, _ in tables])
                 whole.save_to_disk(str(folder / split), num_shards=1)
     return Prepared(
-        path=folder, fingerprint=key, rows=counts, labels=recipe.labels, longest=longest, baseline=recipe.baseline
+        path=folder,
+        fingerprint=key,
+        rows=counts,
+        labels=recipe.labels,
+        longest=longest,
+        baseline=recipe.baseline,
+        notes=tuple(told.lines()),
     )
 
 
-def _tables(examples: Sequence[Example], recipe: Recipe) -> Iterator[tuple[Any, int]]:
+def _tables(
+    examples: Sequence[Example], encode: Encode, columns: Mapping[str, bool], told: _Told
+) -> Iterator[tuple[Any, int]]:
     """Tables of up to 1,000 rows with their longest row; nothing but the current one is held as Python objects."""
     number = datasets.Value("int32")
     features = datasets.Features(
-        {name: datasets.List(number) if is_list else number for name, is_list in recipe.columns.items()}
+        {name: datasets.List(number) if is_list else number for name, is_list in columns.items()}
     )
     for start in range(0, len(examples), _CHUNK):
-        rows = [row for row in recipe.encode(examples[start : start + _CHUNK]) if row is not None]
-        values = {name: [row[name] for row in rows] for name in recipe.columns}
+        encoded = encode(examples[start : start + _CHUNK])
+        told.add(encoded)
+        rows = [each.row for each in encoded if each.row is not None]
+        values = {name: [row[name] for row in rows] for name in columns}
         longest = max((len(row["input_ids"]) for row in rows), default=0)
         yield datasets.Dataset.from_dict(values, features=features), longest
 
 
-def _check_dropped(examples: Sequence[Example], kept: int, split: Split, max_length: int) -> None:
-    dropped = len(examples) - kept
-    if examples and not kept:
-        message = f"max_length {max_length} cuts off the response of every {split} row"
-        raise DataError(f"{examples[0].file}: {message}; a larger max_length is needed")
-    if dropped:
-        logger.warning(
-            "max_length %d cuts off the whole response of %d of %d %s rows; they are left out",
-            max_length,
-            dropped,
-            len(examples),
-            split,
-        )
+class _Told:
+    """What there is to say of the rows of all splits once they are tokenised."""
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self._settings = settings
+        self._tokens: array[int] = array("i")
+        self._unfinished = 0
+        self._bad = self._fresh()
+        self._lines: list[str] = []
+
+    def _fresh(self) -> BadRows:
+        return BadRows(skip=self._settings.bad_rows == "skip")
+
+    def add(self, encoded: Sequence[Encoded]) -> None:
+        """Count these rows."""
+        for each in encoded:
+            if each.error is not None:
+                self._bad.add(each.error)
+            else:
+                self._tokens.append(each.tokens)
+                self._unfinished += each.is_unfinished
+
+    def end(self, split: Split, examples: Sequence[Example], kept: int) -> None:
+        """The split is over. Raises DataError if rows cannot be used and are refused, or if none is left."""
+        good = len(examples) - self._bad.count
+        if said := self._bad.close(good):
+            self._lines.append(f"{split}: {said}")
+        self._bad = self._fresh()
+        limit = self._settings.max_length
+        if good and not kept:
+            message = f"max_length {limit} cuts off the response of every {split} row"
+            raise DataError(f"{examples[0].file}: {message}; a larger max_length is needed")
+        if kept < good:
+            what = f"cuts off the whole response of {good - kept} of {good} {split} rows; they are left out"
+            self._lines.append(f"max_length {limit} {what}")
+
+    def lines(self) -> list[str]:
+        """All of it, the cut rows last."""
+        limit = self._settings.max_length
+        cut = sum(count > limit for count in self._tokens)
+        if not cut:
+            return self._lines
+        line = f"max_length {limit} cuts {cut:,} of {len(self._tokens):,} rows"
+        if self._unfinished:
+            line += f"; {self._unfinished:,} lose the end of what is learnt, and with it the token that ends a text"
+        return [*self._lines, f"{line}; {SHARE:.0%} of the rows have at most {share_length(self._tokens)} tokens"]
+
+
+SHARE = 0.95
+"""Of the rows, which a good max_length leaves whole."""
+
+
+def share_length(tokens: Sequence[int]) -> int:
+    """The number of tokens that this share of the rows does not exceed."""
+    return sorted(tokens)[max(0, math.ceil(SHARE * len(tokens)) - 1)]
 
 
 @contextmanager

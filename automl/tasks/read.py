@@ -16,9 +16,9 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from automl.errors import DataError
-from automl.space.spec import DataSettings
+from automl.space.spec import DATA_RULES, DataSettings
 from automl.tasks.fields import Record, nearest, shown
-from automl.tasks.formats import read_file, read_text_folder
+from automl.tasks.formats import named_classes, read_file, read_text_folder
 from automl.tasks.quiet import quiet_datasets
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,13 @@ _HUB_SPLITS: dict[str, Split] = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def read_splits(data: DataSettings) -> dict[Split, Iterator[Record]]:
+def read_splits(data: DataSettings, rules: int = DATA_RULES) -> dict[Split, Iterator[Record]]:
     """One stream of records per split the data brings; `train` is always among them.
 
-    Raises DataError here for what can be seen without reading, and while streaming for the rest.
+    Raises DataError here for what can be seen without reading, and while streaming for the rest. A record that cannot
+    be read, where the next ones can, holds its error. rules: of `TaskSettings`.
     """
-    return _SOURCES[data.kind](data)
+    return _SOURCES[data.kind](data, rules)
 
 
 def source_name(data: DataSettings) -> str:
@@ -54,24 +55,25 @@ def source_name(data: DataSettings) -> str:
     return f"{data.kind} {data.location!r}" + (f" {data.path!r}" if data.path else "")
 
 
-def _from_files(data: DataSettings) -> dict[Split, Iterator[Record]]:
+def _from_files(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
     for name in data.files:
         if name not in SPLITS:
             raise DataError(f"data.files: unknown split {name!r}; known: {', '.join(SPLITS)}{nearest(name, SPLITS)}")
     if "train" not in data.files:
         raise DataError(f"data.files: no train file; given: {', '.join(data.files) or 'none'}")
-    return {split: read_file(Path(data.files[split])) for split in SPLITS if split in data.files}
+    given = [split for split in SPLITS if split in data.files]
+    return {split: read_file(Path(data.files[split]), class_names=rules > 1) for split in given}
 
 
-def _from_folder(data: DataSettings) -> dict[Split, Iterator[Record]]:
+def _from_folder(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
     return {"train": read_text_folder(Path(data.location))}
 
 
-def _from_package(data: DataSettings) -> dict[Split, Iterator[Record]]:
+def _from_package(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
     path = package_path(data.location, data.path)
     if path.is_dir():
         return {"train": _log_repairs(read_text_folder(path, lenient=True))}
-    return {"train": read_file(path)}
+    return {"train": read_file(path, class_names=rules > 1)}
 
 
 def package_path(package: str, path: str) -> Path:
@@ -104,7 +106,7 @@ def _log_repairs(records: Iterator[Record]) -> Iterator[Record]:
         logger.warning("not valid UTF-8 and mended: %d of the files, the first is %s", len(repaired), repaired[0])
 
 
-def _from_hub(data: DataSettings) -> dict[Split, Iterator[Record]]:
+def _from_hub(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
     """Splits of a hub data set; validation may be called valid, val or dev there."""
     if not _HUB_ID.fullmatch(data.location):
         raise DataError(f"data.hub: {shown(data.location)} is not a data set id such as 'stanfordnlp/sst2'")
@@ -137,15 +139,12 @@ def _class_columns(table: Any) -> dict[str, Any]:
 
 def table_records(name: str, table: Any) -> Iterator[Record]:
     """Records of a `datasets.Dataset`; numbers of a ClassLabel column become class names, -1 (unlabelled) null."""
-    classes = _class_columns(table)
+    classes = {column: kind.names for column, kind in _class_columns(table).items()}
     for number, values in enumerate(table, start=1):
-        for column, kind in classes.items():
-            code = values[column]
-            values[column] = kind.int2str(code) if code is not None and code >= 0 else None
-        yield Record(name, number, values)
+        yield named_classes(Record(name, number, values), classes)
 
 
-_SOURCES: dict[str, Callable[[DataSettings], dict[Split, Iterator[Record]]]] = {
+_SOURCES: dict[str, Callable[[DataSettings, int], dict[Split, Iterator[Record]]]] = {
     "files": _from_files,
     "folder": _from_folder,
     "package": _from_package,

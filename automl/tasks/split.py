@@ -1,22 +1,24 @@
 """Which example belongs to train, validation or test: a function of the seed and the example's own text.
 
 The same text lands in the same split, whatever the order or number of rows, so a copy of a training row never shows up
-in the rows that judge it.
+in the rows that judge it. Only where a class would be missing from a split does a text move, the nearest to the cut.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from automl.errors import DataError
 from automl.space.spec import TaskSettings
+from automl.tasks.batches import evaluation_rows
+from automl.tasks.fields import shown
 from automl.tasks.read import SPLITS, Split, source_name
 
-logger = logging.getLogger(__name__)
+_NAMED = 5
 
 
 class Example(NamedTuple):
@@ -38,8 +40,8 @@ Examples = dict[Split, list[Example]]
 def split_examples(given: Mapping[Split, Sequence[Example]], settings: TaskSettings) -> Examples:
     """All three splits. A split the data brings is kept as it is; a missing one is cut from train by its share.
 
-    A share of 0 cuts nothing. A class that the cut would leave without a training row keeps all its rows in train.
-    Raises DataError if train or validation would be empty; an empty test split is logged.
+    A share of 0 cuts nothing. Every class has a training row, and, as far as its texts suffice, one in validation and
+    one in test. Raises DataError if train or validation would be empty.
     """
     shares: dict[Split, float] = {"test": settings.test_share, "validation": settings.validation_share}
     shares = {split: share for split, share in shares.items() if split not in given and share > 0}
@@ -47,10 +49,20 @@ def split_examples(given: Mapping[Split, Sequence[Example]], settings: TaskSetti
     rows = len(result["train"])
     if shares:
         cut = _cut(result["train"], settings.seed, shares)
+        if settings.rules > 1:
+            _spread_classes(cut, settings.seed, [split for split in ("validation", "test") if split in shares])
         result.update({split: cut[split] for split in ("train", *shares)})
     _check_sizes(source_name(settings.data), result, rows, shares)
-    _warn_of_copies(result)
     return result
+
+
+def split_notes(examples: Examples, settings: TaskSettings) -> list[str]:
+    """What a person should know of these splits: no test rows, copies of training rows, classes that are missing."""
+    notes = []
+    if not examples["test"]:
+        source = source_name(settings.data)
+        notes.append(f"{source}: no test rows; nothing can be verified on data the search has not seen")
+    return [*notes, *_copies(examples), *_missing_classes(examples, settings)]
 
 
 def position(text: str, seed: int) -> float:
@@ -80,6 +92,35 @@ def _cut(rows: Sequence[Example], seed: int, shares: Mapping[Split, float]) -> E
     return parts
 
 
+def _spread_classes(parts: Examples, seed: int, splits: Sequence[Split]) -> None:
+    """Give each split a training text of every class that it lacks, if train keeps another one of that class.
+
+    Of such texts it takes the one whose position is lowest, that is nearest to the rows that were cut off.
+    """
+    for split in splits:
+        present = {example.label for example in parts[split]}
+        lacking = {example.label for example in parts["train"]} - present - {None}
+        if not lacking:
+            continue
+        labels_of: dict[str, set[str | None]] = defaultdict(set)
+        for example in parts["train"]:
+            labels_of[_normal(example)].add(example.label)
+        texts: dict[str | None, int] = defaultdict(int)
+        for labels in labels_of.values():
+            for label in labels:
+                texts[label] += 1
+        moved = set()
+        for text in sorted(labels_of, key=lambda text: position(text, seed)):
+            labels = labels_of[text]
+            if labels & lacking and all(texts[label] > 1 for label in labels):
+                moved.add(text)
+                lacking -= labels
+                for label in labels:
+                    texts[label] -= 1
+        parts[split] += [example for example in parts["train"] if _normal(example) in moved]
+        parts["train"] = [example for example in parts["train"] if _normal(example) not in moved]
+
+
 def _draw(example: Example, seed: int, shares: Mapping[Split, float]) -> Split:
     where = position(example.text, seed)
     for split, share in shares.items():
@@ -99,13 +140,33 @@ def _check_sizes(source: str, examples: Examples, rows: int, shares: Mapping[Spl
             wanted = ", ".join(f"{name} {share:g}" for name, share in shares.items()) or "nothing"
             message = f"{rows} rows leave none for {split} (cut off: {wanted})"
             raise DataError(f"{source}: {message}; more rows, other shares or an own file for it are needed")
-    if not examples["test"]:
-        logger.warning("%s: no test rows; nothing can be verified on data the search has not seen", source)
 
 
-def _warn_of_copies(examples: Examples) -> None:
+def _copies(examples: Examples) -> Iterator[str]:
     trained = {_normal(example) for example in examples["train"]}
     for split in ("validation", "test"):
         copies = sum(_normal(example) in trained for example in examples[split])
         if copies:
-            logger.warning("%d of %d %s rows have a text that is also in train", copies, len(examples[split]), split)
+            yield f"{copies} of {len(examples[split])} {split} rows have a text that is also in train"
+
+
+def _missing_classes(examples: Examples, settings: TaskSettings) -> Iterator[str]:
+    """A line for each kind of rows that lacks classes of train; those that trials are measured on come first."""
+    judged = examples["validation"]
+    picked = evaluation_rows(settings.seed, len(judged), settings.evaluate_rows)
+    if lacking := _lacking(examples["train"], judged):
+        yield f"validation holds no row of {lacking}; no trial is judged by them"
+    elif lacking := _lacking(examples["train"], [judged[place] for place in picked]):
+        yield f"the {len(picked)} validation rows that evaluations use hold none of {lacking}; see task.evaluate_rows"
+    if examples["test"] and (lacking := _lacking(examples["train"], examples["test"])):
+        yield f"test holds no row of {lacking}"
+
+
+def _lacking(trained: Sequence[Example], rows: Sequence[Example]) -> str:
+    """'2 of 9 classes: ...' for the classes that the rows lack, empty if they lack none."""
+    known = dict.fromkeys(example.label for example in trained if example.label is not None)
+    absent = known.keys() - {example.label for example in rows}
+    if not absent:
+        return ""
+    named = ", ".join(map(shown, sorted(absent)[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
+    return f"{len(absent)} of {len(known)} classes ({named})"

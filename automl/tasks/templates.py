@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError  # comes with transformers: chat templates are written in it
 
 from automl.errors import DataError
+from automl.space.spec import TaskSettings
 from automl.tasks.causal import Layout, Segment
-from automl.tasks.conversation import INPUT, Conversation, Message
-from automl.tasks.fields import place
+from automl.tasks.conversation import CALLS, INPUT, TOOL, TOOLS, UNLEARNT, Conversation, Message
+from automl.tasks.fields import place, shown
 from automl.tasks.split import Example
 
 ALPACA = (
@@ -26,12 +29,24 @@ ALPACA_WITH_INPUT = (
 
 _ALPACA_ROLES = (["user", "assistant"], ["user", INPUT, "assistant"])
 
+Thinking = Literal["refuse", "keep", "template"]
 
-def layout_for(tokenizer: Any) -> Callable[[Example], Layout]:
+_THOUGHT_END = "</think>"
+_NO_THOUGHT = r"(?:<think>\s*</think>\s*)?"
+_STAND_IN = "answer-with-its-thoughts-{}-"
+
+
+def layout_for(tokenizer: Any, settings: TaskSettings) -> Callable[[Example], Layout]:
     """The layout of conversations for this tokenizer: its chat template if it has one, else the Alpaca text."""
     if tokenizer.chat_template is None:
         return alpaca_layout
-    return lambda example: chat_layout(example, tokenizer)
+    return lambda example: chat_layout(example, tokenizer, thinking=settings.thinking, is_strict=settings.rules > 1)
+
+
+def knows_tools(template: object) -> bool:
+    """Whether a chat template (a text, or several by name) writes descriptions and calls of tools."""
+    text = str(template)
+    return "tools" in text and "tool_calls" in text
 
 
 def alpaca_layout(example: Example) -> Layout:
@@ -46,44 +61,111 @@ def alpaca_layout(example: Example) -> Layout:
     return Layout((Segment(prompt, has_loss=False), Segment(answer, has_loss=True)), is_closed=True)
 
 
-def chat_layout(example: Example, tokenizer: Any) -> Layout:
+def chat_layout(example: Example, tokenizer: Any, *, thinking: Thinking = "refuse", is_strict: bool = True) -> Layout:
     """The conversation as the chat template writes it; every message of the assistant carries loss.
 
     Where such a message begins is found by templating what comes before it; it ends with the end-of-turn text that
-    the template writes after the last one. White space after that is nobody's response. Raises DataError if the
-    template refuses the conversation or changes the assistant's text.
+    the template writes after the last one. White space after that is nobody's response. thinking: what becomes of
+    thoughts that the template removes. is_strict: the text of every message has to be in what the template writes.
+    Raises DataError if the template refuses the conversation or changes the assistant's text.
     """
-    messages = _merge_inputs(_conversation(example))
+    written = _merge_inputs(_conversation(example))
+    _check_tools(example, tokenizer, written)
+    messages = _thoughtless(written, thinking)
     whole = _template(example, tokenizer, messages, is_prompt=False)
     spans = _spans(example, tokenizer, messages, whole)
-    ending = whole[spans[-1][1] :].rstrip()  # end-of-turn text
+    if is_strict:
+        _check_complete(example, messages, whole)
+    ending = "" if spans[-1].is_whole else whole[spans[-1].stop :].rstrip()  # end-of-turn text
     segments: list[Segment] = []
     cursor = 0
-    for start, stop in spans:
-        end = stop + len(ending) if whole.startswith(ending, stop) else stop
+    for start, stop, is_whole in spans:
+        end = stop + len(ending) if not is_whole and whole.startswith(ending, stop) else stop
         segments += [Segment(whole[cursor:start], has_loss=False), Segment(whole[start:end], has_loss=True)]
         cursor = end
-    return Layout(tuple(segments), is_closed=not ending, is_opened=False)
+    if thinking == "keep":
+        segments = [segment._replace(text=_with_thoughts(segment.text, written)) for segment in segments]
+    return Layout(tuple(segments), is_closed=not ending and not spans[-1].is_whole, is_opened=False)
 
 
-def _spans(example: Example, tokenizer: Any, messages: Conversation, whole: str) -> list[tuple[int, int]]:
-    """Where each message of the assistant begins and where its text ends, in the templated conversation."""
-    spans: list[tuple[int, int]] = []
+class _Span(NamedTuple):
+    """Where a message of the assistant begins and ends in the templated conversation. is_whole: its end of turn too."""
+
+    start: int
+    stop: int
+    is_whole: bool
+
+
+def _spans(example: Example, tokenizer: Any, messages: Conversation, whole: str) -> list[_Span]:
+    """The span of every message of the assistant that is learnt."""
+    spans: list[_Span] = []
     for number, message in enumerate(messages):
-        if message.role != "assistant":
+        if message.role not in ("assistant", CALLS):
             continue
         before = _template(example, tokenizer, messages[:number], is_prompt=True)
         # Not always all of `before`: some templates open a thought in a prompt and leave it out of finished messages.
         start = _common_start(before, whole)
-        text = message.text if whole.find(message.text, start) >= 0 else message.text.strip()  # many templates strip
-        found = whole.find(text, start)
-        if found < 0 or (spans and start < spans[-1][1]):
-            raise DataError(
-                f"{place(example.file, example.row)}: the model's chat template changes message {number + 1}, "
-                "so its loss cannot be placed"
-            )
-        spans.append((start, found + len(text)))
+        if message.role == CALLS:
+            after = _template(example, tokenizer, messages[: number + 1], is_prompt=False)
+            found, length = start, len(whole[start : _common_start(after, whole)].rstrip())
+        else:
+            text = message.text if whole.find(message.text, start) >= 0 else message.text.strip()  # many strip
+            found, length = whole.find(text, start), len(text)
+        if found < 0 or not length or (spans and start < spans[-1].stop):
+            raise DataError(f"{place(example.file, example.row)}: {_changed(message, number)}")
+        spans.append(_Span(start, found + length, is_whole=message.role == CALLS))
     return spans
+
+
+def _changed(message: Message, number: int) -> str:
+    what = f"the model's chat template changes message {number + 1}, so its loss cannot be placed"
+    if _THOUGHT_END not in message.text:
+        return what
+    thought = shown(message.text.rpartition(_THOUGHT_END)[0] + _THOUGHT_END)
+    return (
+        f"the model's chat template removes {thought} from message {number + 1}; set task.thinking to keep (thoughts"
+        " are learnt too) or template (answers alone), or put a chat_template.jinja of your own beside the model"
+    )
+
+
+def _thoughtless(messages: Conversation, thinking: Thinking) -> Conversation:
+    """The messages as they are templated: an answer without its thoughts, or a stand-in for an answer with them."""
+    if thinking == "refuse":
+        return messages
+    return tuple(_without_thought(message, number, thinking) for number, message in enumerate(messages))
+
+
+def _without_thought(message: Message, number: int, thinking: Thinking) -> Message:
+    answer = message.text.rpartition(_THOUGHT_END)[2].strip()
+    if message.role not in ("assistant", UNLEARNT) or _THOUGHT_END not in message.text or not answer:
+        return message
+    return message._replace(text=answer if thinking == "template" else _STAND_IN.format(number))
+
+
+def _with_thoughts(text: str, messages: Conversation) -> str:
+    """The text with stand-ins replaced by what they stand for, and without an empty thought before them."""
+    for number, message in enumerate(messages):
+        stand_in = _STAND_IN.format(number)
+        if stand_in in text:
+            text = re.sub(_NO_THOUGHT + re.escape(stand_in), lambda _, message=message: message.text, text)  # type: ignore[misc]
+    return text
+
+
+def _check_tools(example: Example, tokenizer: Any, messages: Conversation) -> None:
+    if any(message.role in (TOOL, CALLS) for message in messages) and not knows_tools(tokenizer.chat_template):
+        message = "holds a call of a function or its result; the model's chat template knows no tools"
+        raise DataError(f"{place(example.file, example.row)}: {message}")
+
+
+def _check_complete(example: Example, messages: Conversation, whole: str) -> None:
+    """Raise DataError if the template leaves out what somebody else than the assistant says."""
+    for number, message in enumerate(messages):
+        text = message.text.strip()
+        escaped = json.dumps(text, ensure_ascii=False)[1:-1]  # results of tools are written as JSON by some
+        if message.role in ("system", "user", TOOL) and text not in whole and escaped not in whole:
+            what = f"the model's chat template leaves out message {number + 1} ({message.role}) or changes it"
+            remedy = "; task.data.ignore: [system] leaves a system column out" if message.role == "system" else ""
+            raise DataError(f"{place(example.file, example.row)}: {what}{remedy}")
 
 
 def _common_start(first: str, second: str) -> int:
@@ -95,13 +177,21 @@ def _common_start(first: str, second: str) -> int:
 
 
 def _template(example: Example, tokenizer: Any, messages: Sequence[Message], *, is_prompt: bool) -> str:
-    chat = [{"role": message.role, "content": message.text} for message in messages]
+    chat = [_as_chat(message) for message in messages if message.role != TOOLS]
+    tools = next((json.loads(message.text) for message in messages if message.role == TOOLS), None)
     try:
-        text: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=is_prompt)
-    except TemplateError as error:
+        text: str = tokenizer.apply_chat_template(chat, tools=tools, tokenize=False, add_generation_prompt=is_prompt)
+    except (TemplateError, TypeError, ValueError) as error:  # the last two: of descriptions of tools
         reason = str(error).partition("\n")[0]
         raise DataError(f"{place(example.file, example.row)}: the model's chat template refuses it: {reason}") from None
     return text
+
+
+def _as_chat(message: Message) -> dict[str, Any]:
+    """The message as chat templates take it."""
+    if message.role == CALLS:
+        return {"role": "assistant", **json.loads(message.text)}
+    return {"role": "assistant" if message.role == UNLEARNT else message.role, "content": message.text}
 
 
 def _merge_inputs(conversation: Conversation) -> Conversation:

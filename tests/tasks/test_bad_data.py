@@ -69,7 +69,17 @@ JSONL = {
         f", row 41: line longer than {LONGEST_LINE:,} bytes",
     ),
     "not an object": (jsonl(b'"text"'), ", row 41: is str 'text'; a JSON object is needed"),
-    "a list": (b'[{"text": "x", "label": "a"}]', ", row 1: starts a JSON list; JSONL is needed"),
+    "a list of one": (b'[{"text": "x", "label": "a"}]', ", column 'label': only one class, 'a', in 1 rows"),
+    "a list cut off": (b'[{"text": "x"},\n{"text": "y"', ", row 2: not JSON: Expecting ',' delimiter at column"),
+    "a list of texts": (b'["x",\n"y"]', ", row 1: is str 'x'; a JSON object is needed"),
+    "more after a list": (b'[{"text": "x", "label": "a"}]\n{}', ", row 2: '{' after the end of the list"),
+    "gzip": (b"\x1f\x8b\x08\0", ": is compressed (gzip); unpack it first"),
+    "spreadsheet": (b"PK\x03\x04rest", ": is compressed (zip); unpack it first"),
+    "Parquet by another name": (b"PAR1rest", ": is a Parquet file; name it .parquet"),
+    "a class for every row": (
+        b"".join(b'{"text": "a", "label": "text %d"}\n' % row for row in range(30)),
+        ", column 'label': every one of 30 rows has a class of its own; is it really the column of the class?",
+    ),
     "not JSON": (jsonl(b"{'text': 1}"), ", row 41: not JSON: Expecting property name"),
     "cut off": (jsonl(b'{"text": "x"'), ", row 41: not JSON: Expecting ',' delimiter"),
     "very deep": (jsonl(b'{"text": ' + b"[" * 200_000), ", row 41: JSON too deep"),
@@ -247,7 +257,7 @@ def test_bad_path(make: Callable[[Path], Any], expected: str, tmp_path: Path) ->
 
 
 FILES = {
-    "suffix": ({"train": "a.tsv"}, "a.tsv: unknown suffix '.tsv'; known: .jsonl, .ndjson, .json, .csv, .parquet"),
+    "suffix": ({"train": "a.txt"}, "a.txt: unknown suffix '.txt'; known: .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
     "no train": ({"test": "a.csv"}, "data.files: no train file; given: test"),
     "split": ({"train": "a.csv", "dev": "b.csv"}, "data.files: unknown split 'dev'; known: train, validation, test"),
 }
@@ -302,17 +312,25 @@ def test_bad_hub(location: str, expected: str, tmp_path: Path) -> None:
 
 CONVERSATIONS = {
     "no columns": ('{"question": "x"}', "", ", row 1: no column 'messages'; columns are 'question'; one of these sets"),
-    "format": ('{"messages": []}', "chatml", "task.format: unknown format 'chatml'; known: auto, alpaca, messages, s"),
+    "format": ('{"messages": []}', "chatml", "task.format: unknown format 'chatml'; known: auto, messages, sharegpt,"),
     "empty list": ('{"messages": []}', "", ", row 1, column 'messages': is an empty list; a list of messages"),
     "text": ('{"messages": "hi"}', "", ", row 1, column 'messages': is str 'hi'; a list of messages (role, content)"),
     "not an object": ('{"messages": ["hi"]}', "", ", row 1, column 'messages': message 1 is 'hi'; an object with role"),
     "role": (
-        '{"messages": [{"role": "bot", "content": "x"}]}', "",
-        ", row 1, column 'messages': message 1 has the role 'bot'; known: system, user, assistant",
+        '{"messages": [{"role": "narrator", "content": "x"}]}', "",
+        ", row 1, column 'messages': message 1 has the role 'narrator'; known: system, ",
     ),
     "empty message": (
         '{"messages": [{"role": "user", "content": ""}]}', "",
         ", row 1, column 'messages': text of message 1 is empty",
+    ),
+    "a picture": (
+        '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "",
+        ", row 1, column 'messages': message 1 has a part of type 'image_url'; only text can be learnt",
+    ),
+    "a weight between": (
+        '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0.5}]}', "",
+        ", row 1, column 'messages': message 2 has the weight 0.5; 0 (no loss) or 1 is needed",
     ),
     "no assistant": (
         '{"messages": [{"role": "user", "content": "x"}]}', "",

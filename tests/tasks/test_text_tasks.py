@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -256,17 +255,16 @@ def test_begin_of_text_comes_first_and_once(bert_tokenizer: Any, plain_tokenizer
 
 
 def test_rows_without_any_response_are_dropped(
-    settings_for: Callable[..., TaskSettings], plain_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    settings_for: Callable[..., TaskSettings], plain_tokenizer: Any, tmp_path: Path
 ) -> None:
     records = [{"prompt": "x", "response": "long " * 50}, {"prompt": "long " * 50, "response": "x"}]
     settings = settings_for(
         "completion", train=lines(records), validation=lines(records[:1]), test_share=0.0, max_length=20
     )
     task = make_task(settings)
-    with caplog.at_level(logging.WARNING):
-        prepared = task.prepare(plain_tokenizer, tmp_path / "cache")
+    prepared = task.prepare(plain_tokenizer, tmp_path / "cache")
     assert prepared.rows == {"train": 1, "validation": 1, "test": 0}
-    assert "max_length 20 cuts off the whole response of 1 of 2 train rows; they are left out" in caplog.text
+    assert "max_length 20 cuts off the whole response of 1 of 2 train rows; they are left out" in prepared.notes
     row = task.rows(prepared, "train")[0]
     assert len(row["input_ids"]) == prepared.longest == 20
     assert task.rows(prepared, "test") == ()
