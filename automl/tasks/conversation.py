@@ -121,15 +121,11 @@ def _unread_keys(column: str, entries: Sequence[Any], extras: Extras) -> Iterato
             yield from ((f"{column}: {key}", value) for key, value in entry.items() if key not in read)
 
 
-def question(conversation: Conversation) -> str:
-    """Everything said before the assistant's first message."""
-    texts = []
-    for message in conversation:
-        if message.role in SAID_BY_ASSISTANT:
-            break
-        if message.role != TOOLS:
-            texts.append(message.text)
-    return "\n".join(texts)
+def question(conversation: Conversation, record: Record, data: DataSettings, extras: Extras) -> str:
+    """Everything said before the assistant's first message; before the last one if earlier turns are mere history."""
+    said = [place for place, message in enumerate(conversation) if message.role in SAID_BY_ASSISTANT]
+    asked = conversation[: said[-1] if extras.turns and _beside(record, data, "history") else said[0]]
+    return "\n".join(message.text for message in asked if message.role != TOOLS)
 
 
 def _column(record: Record, data: DataSettings, name: str) -> str:

@@ -77,6 +77,7 @@ class Instruction(Task):
             conversation = read_conversation(record, data, shape, extras)
             shapes[:] = [shape]
             reading.unused(unread(record, data, shape, extras))
-            return Example(record.file, record.row, question(conversation), conversation)
+            asked = question(conversation, record, data, extras)
+            return Example(record.file, record.row, asked, conversation)
 
         return read

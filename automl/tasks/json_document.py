@@ -11,6 +11,7 @@ LIST_KEYS = ("data", "rows", "examples", "instances", "records", "items", "train
 """Keys under which an object may hold the list of rows."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_LIST_OF_OBJECTS = re.compile(r"\[[ \t\n\r]*\{")
 _DECODER = json.JSONDecoder()
 
 
@@ -64,7 +65,7 @@ def _finds_rows(reader: _Reader) -> bool:
     while reader.next() == '"':
         key = reader.value().value
         reader.take(":")
-        if key in LIST_KEYS and re.compile(r"\[[ \t\n\r]*\{").match(reader.text, reader.place):
+        if reader.next() == "[" and key in LIST_KEYS and _LIST_OF_OBJECTS.match(reader.text, reader.place):
             return True
         reader.value()
         if reader.next() == ",":

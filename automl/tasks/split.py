@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,32 +93,33 @@ def _cut(rows: Sequence[Example], seed: int, shares: Mapping[Split, float]) -> E
 
 
 def _spread_classes(parts: Examples, seed: int, splits: Sequence[Split]) -> None:
-    """Give each split a training text of every class that it lacks, if train keeps another one of that class.
+    """Give each of these splits a text of every class that it lacks, from train or from another of them.
 
-    Of such texts it takes the one whose position is lowest, that is nearest to the rows that were cut off.
+    Nobody gives away the last text of a class.
     """
+    trained = {example.label for example in parts["train"]} - {None}
     for split in splits:
-        present = {example.label for example in parts[split]}
-        lacking = {example.label for example in parts["train"]} - present - {None}
-        if not lacking:
-            continue
-        labels_of: dict[str, set[str | None]] = defaultdict(set)
-        for example in parts["train"]:
-            labels_of[_normal(example)].add(example.label)
-        texts: dict[str | None, int] = defaultdict(int)
-        for labels in labels_of.values():
-            for label in labels:
-                texts[label] += 1
-        moved = set()
-        for text in sorted(labels_of, key=lambda text: position(text, seed)):
-            labels = labels_of[text]
-            if labels & lacking and all(texts[label] > 1 for label in labels):
-                moved.add(text)
-                lacking -= labels
-                for label in labels:
-                    texts[label] -= 1
-        parts[split] += [example for example in parts["train"] if _normal(example) in moved]
-        parts["train"] = [example for example in parts["train"] if _normal(example) not in moved]
+        for donor in ("train", *(other for other in splits if other != split)):
+            lacking = trained - {example.label for example in parts[split]}
+            moved = _spare_texts(parts[donor], lacking, seed) if lacking else set()
+            parts[split] += [example for example in parts[donor] if _normal(example) in moved]
+            parts[donor] = [example for example in parts[donor] if _normal(example) not in moved]
+
+
+def _spare_texts(rows: Sequence[Example], lacking: set[str | None], seed: int) -> set[str]:
+    """A text of every lacking class of which the rows have another text: the one that lies nearest to the cut."""
+    labels_of: dict[str, set[str | None]] = defaultdict(set)
+    for example in rows:
+        labels_of[_normal(example)].add(example.label)
+    texts = Counter(label for labels in labels_of.values() for label in labels)
+    spare: set[str] = set()
+    for text in sorted(labels_of, key=lambda text: position(text, seed)):
+        labels = labels_of[text]
+        if labels & lacking and all(texts[label] > 1 for label in labels):
+            spare.add(text)
+            lacking = lacking - labels
+            texts.subtract(labels)
+    return spare
 
 
 def _draw(example: Example, seed: int, shares: Mapping[Split, float]) -> Split:
@@ -139,6 +140,9 @@ def _check_sizes(source: str, examples: Examples, rows: int, shares: Mapping[Spl
         if not examples[split]:
             wanted = ", ".join(f"{name} {share:g}" for name, share in shares.items()) or "nothing"
             message = f"{rows} rows leave none for {split} (cut off: {wanted})"
+            texts = len({_normal(example) for each in examples.values() for example in each})
+            if texts < min(rows, 3):
+                message += f"; they have {texts} different inputs, and rows with the same input land together"
             raise DataError(f"{source}: {message}; more rows, other shares or an own file for it are needed")
 
 

@@ -68,12 +68,42 @@ ROUGE = {
     "no prediction": ("a b", "", 0.0),
     "both without words": ("...", "!", 0.0),
     "umlauts": ("größer als", "größer wie", 0.5),
+    "two empty texts": ("", "", 0.0),
+    "underscores": ("foo_bar baz", "foo bar baz", 1.0),
+    "Chinese, 5 of 6 characters": ("我喜欢吃苹果", "我喜欢吃香果", 5 / 6),
+    "Japanese among Latin": ("今日 PyTorch を使う", "今日 pytorch を見る", 4 / 6),
+    "Thai": ("แมว", "แมว", 1.0),
+    "Hindi words keep their vowel signs": ("नमस्ते दुनिया", "नमस्ते", 2 / 3),
+    "composed and decomposed": ("café", "cafe\u0301", 1.0),
 }
 
 
 @pytest.mark.parametrize(("reference", "prediction", "expected"), ROUGE.values(), ids=ROUGE)
 def test_rouge_l(reference: str, prediction: str, expected: float) -> None:
     assert metrics.rouge_l([reference], [prediction]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_words_of_scripts_without_spaces() -> None:
+    assert metrics.words("Die 3 Größen: 我喜欢PyTorch_2") == ["die", "3", "größen", "我", "喜", "欢", "pytorch", "2"]
+    assert metrics.words("नमस्ते दुनिया") == ["नमस्ते", "दुनिया"]
+
+
+SQUAD = {
+    "articles, case, marks": ("The Eiffel Tower.", "eiffel tower", True),
+    "an article inside a word": ("theory", "ory", False),
+    "another answer": ("Paris", "Paris, France", False),
+}
+
+
+@pytest.mark.parametrize(("reference", "prediction", "is_same"), SQUAD.values(), ids=SQUAD)
+def test_exact_match_as_in_squad(reference: str, prediction: str, is_same: bool) -> None:
+    assert metrics.exact_match([reference], [prediction], normal=metrics.squad_normal) == float(is_same)
+
+
+def test_studies_of_the_first_rules_keep_their_rouge_l() -> None:
+    pairs = [("...", "!", 1.0), ("foo_bar", "foo bar", 0.0), ("a b", "", 0.0), ("我喜欢", "我喜", 0.0)]
+    for reference, prediction, expected in pairs:
+        assert metrics.rouge_l([reference], [prediction], split=metrics.words_by_rules_1) == expected
 
 
 def test_rouge_l_is_the_mean_over_pairs() -> None:
