@@ -13,11 +13,11 @@ from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
+from automl.space.submitted import validated
 from automl.storage.jobs import Firing, Submission
 from automl.storage.overview import PAGE, TrialLine
 from automl.storage.sql import Database
 from automl.storage.submissions import cancel, submit
-from dashboards.submission import validated
 from dashboards.views import Checkup, ScheduleLine, StudyLine, StudyView, Views
 
 _LARGEST_SPACE = 256_000

@@ -98,10 +98,11 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--apply", help="Run the SQL as the user of the URL, an administrator.")
         ] = False,
     ) -> None:
-        """Print (or apply) the SQL for least privilege on PostgreSQL: automl_owner, automl_rw and automl_ro.
+        """Print (or apply) the SQL for least privilege on PostgreSQL: automl_owner, automl_rw, automl_web, automl_ro.
 
-        With --apply, passwords are taken from AUTOML_OWNER_PASSWORD, AUTOML_RW_PASSWORD and AUTOML_RO_PASSWORD, or
-        from the files that these names with _FILE at the end point to. A role without one keeps what it has.
+        With --apply, passwords are taken from AUTOML_OWNER_PASSWORD, AUTOML_RW_PASSWORD, AUTOML_WEB_PASSWORD and
+        AUTOML_RO_PASSWORD, or from the files that these names with _FILE at the end point to. A role without one
+        keeps what it has.
         """
         from automl.storage.roles import ROLES, apply_roles, role_statements
 

@@ -93,7 +93,7 @@ def _register_changes(group: typer.Typer) -> None:
             list[str] | None,
             typer.Option(
                 "--notify",
-                help="webhook:https://…, webhook:@FILE, webhook:$NAME, mail:ADDRESS or command:/program …; repeatable.",
+                help="webhook:https://…, webhook:@FILE, webhook:$NAME, mail:ADDRESS or command:NAME; repeatable.",
                 metavar="TARGET",
             ),
         ] = None,
@@ -112,6 +112,7 @@ def _register_changes(group: typer.Typer) -> None:
         from automl.storage.claims import Claimant
         from automl.storage.schedules import Definition, ScheduleStore, find_schedule
         from automl.storage.sql import open_database
+        from automl.sweep.folders import output_problem
 
         spec = load_space(space)
         own = name or spec.study.replace(" ", "-")
@@ -126,6 +127,8 @@ def _register_changes(group: typer.Typer) -> None:
         )
         check_cron(cron, timezone)
         check_options(own, options)
+        if problem := output_problem(space.absolute().parent, spec.run.output):
+            raise ConfigError([Problem(str(space), 0, 0, "run.output", problem)])
         definition = Definition(
             cron=" ".join(cron.split()),
             timezone=timezone,

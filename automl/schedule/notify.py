@@ -8,7 +8,8 @@ nothing secret is in SQL, in a log or among a process's arguments:
   the HMAC of the body.
 - `mail:someone@example.org` sends a plain text by SMTP: AUTOML_SMTP_HOST, _PORT (587), _SECURITY (starttls, tls or
   none), _USER, _PASSWORD or _PASSWORD_FILE, _FROM.
-- `command:/path/to/program argument ...` runs a program, without a shell, with the JSON on standard input.
+- `command:NAME` runs the file NAME of the folder that AUTOML_COMMANDS names (~/.config/automl/commands), without a
+  shell, with the JSON on standard input. What is run is a file of the host, never a line of the database.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hmac
 import json
 import logging
 import os
-import shlex
+import re
 import smtplib
 import ssl
 import subprocess
@@ -37,8 +38,11 @@ logger = logging.getLogger(__name__)
 
 _SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
+COMMANDS_VARIABLE = "AUTOML_COMMANDS"
+_COMMANDS = "~/.config/automl/commands"
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER")
-_SYNTAX = "write webhook:https://…, webhook:@FILE, webhook:$NAME, mail:someone@host or command:/program …"
+_SYNTAX = "write webhook:https://…, webhook:@FILE, webhook:$NAME, mail:someone@host or command:NAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +132,12 @@ def _mail_problem(where: str) -> str:
 
 
 def _command_problem(where: str) -> str:
-    try:
-        words = shlex.split(where)
-    except ValueError as error:
-        return f"{where!r}: {error}"
-    if not words or not Path(words[0]).is_absolute():
-        return f"{where!r} does not begin with the absolute path of a program"
-    return ""
+    if _FILE_NAME.fullmatch(where):
+        return ""
+    return (
+        f"{where!r} is not the name of a file; put what is to be run into a file of the folder that {COMMANDS_VARIABLE}"
+        f" names ({_COMMANDS}), and write command:NAME"
+    )
 
 
 def _send_webhook(where: str, message: Message, environment: Mapping[str, str]) -> None:
@@ -200,8 +203,8 @@ def _smtp(host: str, port: int, security: str) -> smtplib.SMTP:
 
 def _run_command(where: str, message: Message, environment: Mapping[str, str]) -> None:
     kept = {name: environment[name] for name in _INHERITED if name in environment}
-    subprocess.run(  # noqa: S603 - a program named by who made the schedule; no shell
-        shlex.split(where),
+    subprocess.run(  # noqa: S603 - a file that the operator of this machine has laid out; no shell
+        [str(_command_file(where, environment))],
         input=json.dumps(message.detail, allow_nan=False, default=str).encode(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -209,6 +212,21 @@ def _run_command(where: str, message: Message, environment: Mapping[str, str]) -
         timeout=_COMMAND_SECONDS,
         check=True,
     )
+
+
+def _command_file(name: str, environment: Mapping[str, str]) -> Path:
+    """The program of that name. Raises ConfigError unless this user or root alone can change it."""
+    folder = Path(environment.get(COMMANDS_VARIABLE) or _COMMANDS).expanduser().absolute()
+    for path in (folder, folder / name):
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise _refused(f"command: {path}: {error.strerror}") from error
+        if state.st_uid not in (0, os.getuid()) or state.st_mode & 0o022:
+            raise _refused(f"command: {path}: others could change it; chown and chmod go-w")
+    if not (folder / name).is_file() or not os.access(folder / name, os.X_OK):
+        raise _refused(f"command: {folder / name}: is not a program; chmod +x")
+    return folder / name
 
 
 def _secret(name: str, environment: Mapping[str, str]) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from automl.errors import ConfigError, Problem
 from automl.schedule.work import DONE, INTERRUPTED, LOG_FILE, SPACE_FILE, Outcome, Place, Step, Work, write_space
 from automl.space.derive import derived_text
 from automl.space.load import parse_space
+from automl.space.submitted import validated
 from automl.storage.claims import Claimant
 from automl.storage.jobs import Submission, SubmissionState
 from automl.storage.submissions import SubmissionStore
@@ -19,6 +21,8 @@ class SubmissionWork(Work):
     def __init__(self, claimant: Claimant, submission: Submission, place: Place) -> None:
         self.submission = submission
         self.name = f"submitted study {submission.study}"
+        self.study = submission.study
+        self.database = claimant.database
         self._store = SubmissionStore(claimant)
         self._place = place
 
@@ -26,8 +30,13 @@ class SubmissionWork(Work):
     def attempts(self) -> int:
         return self.submission.attempts
 
+    def address(self) -> str | None:
+        return self._place.address
+
     def begin(self) -> list[Step]:
         given, folder = self.submission, self._place.folder
+        if (study := validated(given.space_text).study) != given.study:
+            raise ConfigError([Problem(f"submission {given.id}", 0, 0, "study", f"{study!r} is queued as another one")])
         spec = parse_space(given.space_text, f"submission {given.id}", folder)
         heading = f"Submitted by {given.submitted_by} as {given.id}."
         address = self._place.address

@@ -1,7 +1,9 @@
-"""Least privilege on PostgreSQL: one role that owns the tables, one that drives studies, one that only looks.
+"""Least privilege on PostgreSQL: roles that own the tables, that drive studies, that submit sweeps, that only look.
 
-automl_owner creates and upgrades tables, automl_rw reads and writes rows, automl_ro reads, in read-only transactions of
-at most 5 s. The administrator of the server makes them; every other command needs no more than its own role.
+automl_owner creates and upgrades tables, automl_rw reads and writes rows. automl_web, for the web application, reads,
+and queues and cancels submitted sweeps, nothing else: what it writes never becomes a command line. automl_ro reads, in
+read-only transactions of at most 5 s. The administrator of the server makes them; every other command needs no more
+than its own role.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from automl.errors import StorageError
 from automl.storage.connect import PostgresConnect, storage_errors
 from automl.storage.url import is_sqlite, mask_url, parse_url
 
-OWNER, WRITER, READER = ROLES = ("automl_owner", "automl_rw", "automl_ro")
+OWNER, WRITER, WEB, READER = ROLES = ("automl_owner", "automl_rw", "automl_web", "automl_ro")
+
+SUBMITTING = f"""DO $$ BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{WEB}') AND to_regclass('public.automl_submissions') IS NOT NULL THEN
+    GRANT INSERT (id, study_name, space_text, submitted_at, submitted_by, state, attempts, message)
+      ON public.automl_submissions TO {WEB};
+    GRANT UPDATE (state, owner, owner_process, lease_until, ended_at, message) ON public.automl_submissions TO {WEB};
+  END IF; END $$"""
+"""Rights of automl_web, given by the owner of the tables once they are there."""
 
 _TAKE_OVER = """DO $$ DECLARE item record; BEGIN
   FOR item IN SELECT c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -38,19 +48,20 @@ _STATEMENTS = (
     "REVOKE ALL ON DATABASE {database} FROM PUBLIC",
     "REVOKE ALL ON SCHEMA public FROM PUBLIC",
     f"GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {{database}} TO {OWNER}",
-    f"GRANT CONNECT ON DATABASE {{database}} TO {WRITER}, {READER}",
+    f"GRANT CONNECT ON DATABASE {{database}} TO {WRITER}, {WEB}, {READER}",
     f"GRANT USAGE, CREATE ON SCHEMA public TO {OWNER}",
-    f"GRANT USAGE ON SCHEMA public TO {WRITER}, {READER}",
+    f"GRANT USAGE ON SCHEMA public TO {WRITER}, {WEB}, {READER}",
     # What the one who runs this has created before.
     _TAKE_OVER,
     f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {WRITER}",
     f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {WRITER}",
-    f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {READER}",
+    f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {WEB}, {READER}",
+    SUBMITTING,
     # And what the owner will create.
     f"ALTER DEFAULT PRIVILEGES FOR ROLE {OWNER} IN SCHEMA public"
     f" GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {WRITER}",
     f"ALTER DEFAULT PRIVILEGES FOR ROLE {OWNER} IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {WRITER}",
-    f"ALTER DEFAULT PRIVILEGES FOR ROLE {OWNER} IN SCHEMA public GRANT SELECT ON TABLES TO {READER}",
+    f"ALTER DEFAULT PRIVILEGES FOR ROLE {OWNER} IN SCHEMA public GRANT SELECT ON TABLES TO {WEB}, {READER}",
     f"ALTER ROLE {READER} SET default_transaction_read_only = on",
     f"ALTER ROLE {READER} SET statement_timeout = '5s'",
 )

@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL
 from automl.errors import StorageError
 from automl.storage import migrations, views
 from automl.storage.connect import WRITES, make_engine, storage_errors
+from automl.storage.roles import SUBMITTING
 from automl.storage.sqlite_file import database_draft, folder_lock, wait_for
 from automl.storage.tables import metadata
 from automl.storage.url import is_sqlite, mask_url, sqlite_path
@@ -237,6 +238,8 @@ def migrate(url: URL) -> None:
     with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
         migrations.upgrade(connection)
         views.create_views(connection)
+        if not is_sqlite(url):
+            connection.exec_driver_sql(SUBMITTING)
 
 
 def _optuna_head(url: URL) -> str:

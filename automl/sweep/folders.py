@@ -15,6 +15,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "automl"
 
 
+def output_problem(folder: Path, output: Path) -> str:
+    """Why nothing could be written to `run.output` of a space file in this folder, in one line; empty if it could."""
+    place = (folder / output.expanduser()).absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return ""
+    begins = "" if output.is_absolute() else "; a relative one begins beside the space file. Write an absolute one"
+    return f"{place} cannot be made, {there} is not writable{begins}"
+
+
 def study_folder(spec: SweepSpec) -> Path:
     """Where the study's adapters, slot files and summary lie."""
     return spec.run.output.expanduser().resolve() / spec.study

@@ -19,6 +19,7 @@ import pytest
 from drive_scheduler import set_clock
 from scheduling import HandClock, add_schedule, space_of, states
 
+from automl.schedule.notify import COMMANDS_VARIABLE
 from automl.schedule.options import Options
 from automl.space.load import DATABASE_VARIABLE
 from automl.storage.claims import Claimant
@@ -51,8 +52,13 @@ def spoil(data: Path) -> None:
 
 @pytest.fixture
 def told(tmp_path: Path) -> Path:
-    """Where a notifier's command writes what it is told."""
-    return tmp_path / "told"
+    """Where a notifier's command writes what it is told; the folder of commands is beside it."""
+    told, folder = tmp_path / "told", tmp_path / "commands"
+    folder.mkdir(mode=0o700)
+    for name, line in (("fail", "exit 1"), ("tell", f"exec tee -a {told}")):
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (folder / name).chmod(0o700)
+    return told
 
 
 class Nights:
@@ -61,7 +67,7 @@ class Nights:
     def __init__(self, database: Database, url: str, folder: Path) -> None:
         self._database = database
         self._folder = folder
-        self._environment = {**os.environ, DATABASE_VARIABLE: url}
+        self._environment = {**os.environ, DATABASE_VARIABLE: url, COMMANDS_VARIABLE: str(folder / "commands")}
         self.process: psutil.Popen | None = None
 
     def start(self) -> None:
@@ -131,7 +137,7 @@ def test_four_nights(
     options = Options(
         noise=0.05,
         verify=True,
-        notify=("command:/bin/false", f"command:/usr/bin/tee -a {told}"),
+        notify=("command:fail", "command:tell"),
         keep_artifacts=2,
     )
     clock = Claimant(database, clock=HandClock(begin))

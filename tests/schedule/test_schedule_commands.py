@@ -89,6 +89,20 @@ def test_nights_are_verified_if_command_or_file_says_so(automl, space: str, tmp_
     assert [each["options"]["verify"] for each in found] == [False, True, True, False]
 
 
+# A relative output begins beside the space file; where nothing can be written there, every night would fail.
+def test_an_output_that_cannot_be_written_is_refused_at_once(automl, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "taken").write_text("a file", encoding="utf-8")
+    path = tmp_path / "nightly.yaml"
+    path.write_text(SPACE.replace("inline}", "inline, output: taken/results}"), encoding="utf-8")
+    code, _, err = automl("schedule", "add", str(path), "--cron", "0 2 * * *")
+    assert code == 2
+    assert "run.output" in err
+    assert f"{tmp_path}/taken/results cannot be made, {tmp_path}/taken is not writable" in err
+    assert "Write an absolute one" in err
+    path.write_text(SPACE.replace("inline}", f"inline, output: {tmp_path}/results}}"), encoding="utf-8")
+    assert automl("schedule", "add", str(path), "--cron", "0 2 * * *")[0] == 0
+
+
 def test_all_mistakes_are_named(automl, space: str) -> None:  # type: ignore[no-untyped-def]
     code, _, err = automl("schedule", "add", space, "--cron", "0 2 * *", "--timezone", "Mars")
     assert code == 2

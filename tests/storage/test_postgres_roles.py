@@ -11,15 +11,17 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sweeps import STUDY, finished_sweep
 
-from automl.errors import StorageError
+from automl.errors import StorageError, SubmissionRefused
 from automl.storage.invariants import check
-from automl.storage.roles import OWNER, READER, ROLES, WRITER, apply_roles, role_statements
+from automl.storage.roles import OWNER, READER, ROLES, WEB, WRITER, apply_roles, role_statements
 from automl.storage.sql import open_database
+from automl.storage.submissions import cancel, list_submissions, submit
+from automl.storage.tables import metadata
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 pytestmark = pytest.mark.postgres
 
-PASSWORDS = {OWNER: "own'er", WRITER: "wri%ter", READER: "rea der"}
+PASSWORDS = {OWNER: "own'er", WRITER: "wri%ter", WEB: "we;b", READER: "rea der"}
 
 
 def url_as(role: str, address: str) -> str:
@@ -35,7 +37,7 @@ def psycopg_parameters(url: str) -> dict[str, Any]:
 
 @pytest.fixture(params=[False, True], ids=["made before the tables", "made after the tables"])
 def address(request: pytest.FixtureRequest) -> str:
-    """A database with the three roles, whose tables the owner has created or taken over."""
+    """A database with the roles, whose tables the owner has created or taken over."""
     address = fresh_postgres(tables=request.param)
     assert apply_roles(address, PASSWORDS) == list(ROLES)
     apply_roles(address, {})
@@ -71,6 +73,29 @@ def test_the_reader_reads_everything_and_writes_nothing(address: str, tmp_path: 
         plain.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             plain.execute("DELETE FROM automl_events")
+
+
+# Whoever takes over the web application's container can queue sweeps, and look; no row that it may write is run.
+def test_the_web_submits_and_cancels_and_changes_nothing_else(address: str, tmp_path: Path) -> None:
+    with open_database(url_as(OWNER, address), create=False) as database:
+        finished_sweep(database, tmp_path)
+    with open_database(url_as(WEB, address), create=False) as database:
+        assert check(database, STUDY, finished=True) == []
+        first = submit(database, "one", "version: 1", "somebody")
+        with pytest.raises(SubmissionRefused):
+            submit(database, "one", "version: 1", "somebody")
+        assert cancel(database, first.id).state == "CANCELLED"
+        tables = [name for name in metadata.tables if name != "automl_submissions"]
+        writes = [f"INSERT INTO {name} DEFAULT VALUES" for name in tables]
+        writes += [f"UPDATE {name} SET {list(metadata.tables[name].c)[-1].name} = NULL" for name in tables]
+        writes += [f"DELETE FROM {name}" for name in (*metadata.tables, "trials", "studies")]
+        writes += ["UPDATE automl_submissions SET space_text = 'x'", "UPDATE automl_submissions SET study_name = 'x'"]
+        writes += ["CREATE TABLE mine (x int)", "INSERT INTO studies (study_name) VALUES ('x')"]
+        for statement in writes:
+            with pytest.raises(StorageError, match="permission denied"), database.writing("try") as writer:
+                writer.execute(text(statement))
+    with open_database(url_as(WRITER, address), create=False) as database:
+        assert [each.study for each in list_submissions(database)] == ["one"]
 
 
 def test_strangers_cannot_connect(address: str) -> None:

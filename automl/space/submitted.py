@@ -1,7 +1,8 @@
 """Which space files may be submitted through the API: those that touch nothing but what the operator has laid out.
 
 A submission is run by a scheduler, in its working folder. So paths must lie within that folder, the database is the
-scheduler's, results go where it puts them, and no address of another machine is contacted.
+scheduler's, results go where it puts them, and no address of another machine is contacted. The scheduler asks again:
+what it finds in the database may have been written past the API.
 """
 
 from __future__ import annotations
