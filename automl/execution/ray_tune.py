@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from automl.errors import ResourceError
 from automl.execution.base import Executor, HostFactory
+from automl.execution.cluster import unreachable
 from automl.execution.dispatch import CLUSTER_LOST, Dispatcher
 from automl.execution.ray_link import Cluster, Ended, Failed, Fleet, Lost, Ready, Reply, kill_session
 from automl.trial import Cohort
@@ -115,7 +115,8 @@ class RayExecutor(Executor):
         Raises ResourceError if nothing answers at the address; Ray itself would go on trying for minutes.
         """
         if self._head is None:
-            _check_address(self._address)
+            if problem := unreachable(self._address):
+                raise ResourceError(f"run.address: {problem}")
             cpus = self.workers * self.shards * self.cpus_per_worker
             self._head = _Head(self._address, cpus=cpus, threads=self.cpus_per_worker)
 
@@ -164,16 +165,6 @@ class RayExecutor(Executor):
             self.close()
         finally:
             shutil.rmtree(records, ignore_errors=True)
-
-
-def _check_address(address: str | None) -> None:
-    host, _, port = (address or "").rpartition(":")
-    if not port.isdigit() or "://" in host:
-        return  # "auto", or a kind of address that only Ray understands
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
-    except OSError as error:
-        raise ResourceError(f"run.address: no Ray cluster answers at {address}: {error.strerror or error}") from error
 
 
 def _next(connection: Connection[Any, Any], dispatcher: Dispatcher) -> object:

@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from automl.errors import StorageError
+from automl.execution.cluster import unreachable
 from automl.schedule.aftermath import after_night, after_problem, after_slots, tell
 from automl.schedule.due import fire_due
-from automl.schedule.nights import NightWork
+from automl.schedule.nights import NightWork, run_address
 from automl.schedule.notify import Message
 from automl.schedule.options import schedule_problem
 from automl.schedule.runner import STOP_SECONDS, Run
@@ -24,12 +25,13 @@ from automl.schedule.submitted import SubmissionWork
 from automl.schedule.work import USAGE, Outcome, Place, Work
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, Schedule
-from automl.storage.schedules import ScheduleStore, list_schedules
+from automl.storage.schedules import UNFINISHED, ScheduleStore, list_firings, list_schedules
 from automl.storage.submissions import SubmissionStore
 
 logger = logging.getLogger(__name__)
 
 _GLANCE = 0.1
+_CLUSTER_SECONDS = 2.0
 _AFTER_STOP = 5.0
 
 
@@ -55,6 +57,8 @@ class Scheduler:
         self._teller = ThreadPoolExecutor(max_workers=1, thread_name_prefix="notify")
         self._is_away = False
         self._unreadable: dict[str, str] = {}
+        self._answers: dict[str, str] = {}
+        self._silent: set[str] = set()
 
     @property
     def running(self) -> list[str]:
@@ -132,21 +136,46 @@ class Scheduler:
             raise failed
 
     def _take(self) -> None:
+        self._answers = {}
         while len(self._runs) < self._settings.capacity and (work := self._next()) is not None:
             logger.info("%s begins", work.name)
             self._runs.append(Run(work, self._place, self._claimant.now))
             self._look_after()
 
     def _next(self) -> Work | None:
-        while (firing := self._nights.take()) is not None:
+        while (firing := self._nights.take(without=self._cut_off())) is not None:
             schedule = self._schedule(firing.schedule)
             problem = "its schedule was removed" if schedule is None else schedule_problem(schedule)
             if schedule is not None and not problem:
                 return NightWork(self._claimant, schedule, firing, self._place)
             logger.error("a night of schedule %s cannot be run: %s", firing.schedule, problem)
             self._nights.end(firing, FiringState.FAILED, problem, exit_code=USAGE)
-        submission = self._submissions.take() if self._settings.takes_submissions else None
+        submission = self._submissions.take() if self._takes_submissions() else None
         return SubmissionWork(self._claimant, submission, self._place) if submission else None
+
+    def _cut_off(self) -> set[str]:
+        """Schedules with nights to run whose Ray cluster does not answer: they wait for it."""
+        waiting = {night.schedule for night in list_firings(self._claimant.database, states=UNFINISHED)}
+        known = [each for each in list_schedules(self._claimant.database) if each.name in waiting]
+        return {each.name for each in known if not self._answer(run_address(each))}
+
+    def _takes_submissions(self) -> bool:
+        is_asked = self._settings.takes_submissions and self._submissions.has_work()
+        return is_asked and self._answer(self._place.address)
+
+    def _answer(self, address: str | None) -> bool:
+        """Whether the cluster is there, or none is needed; asked once at each look."""
+        if address is None:
+            return True
+        if address not in self._answers:
+            self._answers[address] = problem = unreachable(address, _CLUSTER_SECONDS)
+            if problem and address not in self._silent:
+                logger.warning("%s; what needs it waits", problem)
+                self._silent.add(address)
+            elif not problem and address in self._silent:
+                logger.warning("the Ray cluster at %s answers again", address)
+                self._silent.discard(address)
+        return not self._answers[address]
 
     def _schedule(self, name: str) -> Schedule | None:
         known = list_schedules(self._claimant.database)

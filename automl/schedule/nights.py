@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from automl.errors import StudyNotFoundError
+from automl.errors import ConfigError, StudyNotFoundError
 from automl.schedule.comparison import Comparison, Night, compare_nights, read_night
 from automl.schedule.options import read_options
 from automl.schedule.work import (
@@ -39,6 +40,7 @@ class NightWork(Work):
         self.options = read_options(schedule.options)
         self.name = f"night {firing.slot.astimezone(ZoneInfo(schedule.timezone)):%Y-%m-%d %H:%M} of {schedule.name}"
         self.study = firing.study
+        self.database = claimant.database
         self._store = ScheduleStore(claimant)
         self._place = place
         self.comparison: Comparison | None = None
@@ -47,6 +49,9 @@ class NightWork(Work):
     @property
     def attempts(self) -> int:
         return self.firing.attempts
+
+    def address(self) -> str | None:
+        return run_address(self.schedule)
 
     def begin(self) -> list[Step]:
         with open_database(self._place.url, create=False) as database:
@@ -139,6 +144,19 @@ class NightWork(Work):
             return None
         is_good = state in (FiringState.SUCCEEDED, FiringState.NO_IMPROVEMENT)
         return Outcome(self.name, state.value, message, not is_good)
+
+
+def run_address(schedule: Schedule) -> str | None:
+    """The Ray cluster that a schedule's nights join; None if they join none, or the space file cannot be read."""
+    return _address_in(schedule.space_text)
+
+
+@lru_cache(maxsize=256)
+def _address_in(space_text: str) -> str | None:
+    try:
+        return parse_space(space_text, "schedule", Path("/")).run.address
+    except ConfigError:
+        return None
 
 
 def study_name(schedule: Schedule, slot: datetime, cause: Cause) -> str:

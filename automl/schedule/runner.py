@@ -1,7 +1,8 @@
 """Runs works as child processes, several at once, without ever waiting for one: `tick` looks at each.
 
-A work ends in one of four ways: its processes end; its deadline comes; this process is to stop, and gives it back to be
-continued; or it is taken away (cancelled, or another scheduler thought this one dead), and its process is stopped. What
+A work ends in one of five ways: its processes end; its deadline comes; it is interrupted (its cluster went away,
+somebody stopped it), has no result yet and is given back to be continued; this process is to stop, and gives it back
+likewise; or it is taken away (cancelled, or another scheduler thought this one dead), and its process is stopped. What
 may succeed later (database away, killed from outside) is given back a few times before it counts as failed.
 """
 
@@ -16,8 +17,18 @@ from enum import Enum
 
 from automl.durable import disk_errors_named
 from automl.errors import AutomlError, StorageError
+from automl.execution.cluster import unreachable
 from automl.schedule.child import Child
-from automl.schedule.work import Outcome, Place, Step, Work, is_worth_retrying
+from automl.schedule.work import (
+    INTERRUPTED,
+    Outcome,
+    Place,
+    Step,
+    Work,
+    is_worth_retrying,
+    trials_ended,
+    was_cut_short,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +38,7 @@ STOP_SECONDS = 30.0
 
 _RETRY_SECONDS = 30.0
 _RENEW_SECONDS = 10.0
+_GLANCE_SECONDS = 2.0
 
 
 class _Stop(Enum):
@@ -48,6 +60,7 @@ class Run:
         self._renewed = time.monotonic()
         self._code = 0
         self._has_begun = False
+        self._ended_before = 0
 
     @property
     def pid(self) -> int | None:
@@ -104,6 +117,7 @@ class Run:
 
     def _start_first(self) -> None:
         self._steps = self.work.begin()
+        self._ended_before = trials_ended(self.work)
         self._start_next()
         self._has_begun = True
 
@@ -142,12 +156,24 @@ class Run:
             return None
         if self._stop is _Stop.DEADLINE:
             return work.time_out()
+        is_cut_off = code != 0 and bool(unreachable(work.address(), _GLANCE_SECONDS))
+        if is_cut_off or (code == INTERRUPTED and was_cut_short(work)):
+            return self._continue_later(code, message, counts=not is_cut_off)
         if is_worth_retrying(code) and work.attempts < MOST_ATTEMPTS:
             wait = _RETRY_SECONDS * 2 ** (work.attempts - 1)
             logger.warning("%s: %s; tried again in %.0f s", work.name, message, wait)
             work.give_back(message, wait_seconds=wait, counts=True)
             return None
         return work.finish(code, message)
+
+    def _continue_later(self, code: int, message: str, *, counts: bool) -> Outcome | None:
+        """It was interrupted, and so has no result yet. Without progress it is not continued for ever."""
+        counts = counts and trials_ended(self.work) <= self._ended_before
+        if counts and self.work.attempts >= MOST_ATTEMPTS:
+            return self.work.fail(code, f"given up: it was interrupted {MOST_ATTEMPTS} times: {message}")
+        logger.warning("%s: interrupted, it is continued: %s", self.work.name, message)
+        self.work.give_back(f"interrupted, it is continued: {message}", wait_seconds=_RETRY_SECONDS, counts=counts)
+        return None
 
     def _last_words(self) -> str:
         """The last line of its output that says something; of a killed process, by which signal."""

@@ -17,6 +17,10 @@ from typing import NamedTuple
 from automl.durable import disk_errors_named, make_folder, replace_file
 from automl.errors import ConfigError, InterruptedSearch, StorageError
 from automl.space.load import DATABASE_VARIABLE
+from automl.storage.base import RunEnd
+from automl.storage.overview import study_totals
+from automl.storage.runs import last_run
+from automl.storage.sql import Database
 
 SPACE_FILE = "space.yaml"
 LOG_FILE = "search.log"
@@ -68,9 +72,11 @@ class Outcome(NamedTuple):
 
 
 class Work(ABC):
-    """A job that this process has taken."""
+    """A job that this process has taken. study: what it searches, once that is known; database: where that is."""
 
     name: str
+    study: str | None
+    database: Database
 
     @abstractmethod
     def begin(self) -> list[Step]:
@@ -94,6 +100,10 @@ class Work(ABC):
         """How often it has been started."""
 
     @abstractmethod
+    def address(self) -> str | None:
+        """The Ray cluster that it joins; None if it joins none."""
+
+    @abstractmethod
     def finish(self, exit_code: int, message: str) -> Outcome | None:
         """Its processes have ended; None if it is this process's no longer."""
 
@@ -104,6 +114,17 @@ class Work(ABC):
     @abstractmethod
     def fail(self, exit_code: int | None, message: str) -> Outcome | None:
         """It cannot be run, or not any more; None if it is this process's no longer."""
+
+
+def was_cut_short(work: Work) -> bool:
+    """Whether a search that says it was interrupted has more to do: all but one whose own `search.time` is over."""
+    run = last_run(work.database, work.study) if work.study else None
+    return run is None or run.ended is not RunEnd.TIME
+
+
+def trials_ended(work: Work) -> int:
+    """Trials of its study that have ended so far."""
+    return sum(each.ended for each in study_totals(work.database, [work.study] if work.study else []))
 
 
 def is_worth_retrying(exit_code: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -168,16 +168,20 @@ class ScheduleStore:
         """Nights of a schedule that are queued or running."""
         return list_firings(self._database, name, states=UNFINISHED)
 
-    def take(self, schedule: str | None = None, slot: datetime | None = None) -> Firing | None:
+    def take(
+        self, schedule: str | None = None, slot: datetime | None = None, *, without: Collection[str] = ()
+    ) -> Firing | None:
         """The next night that nobody works on, now this process's own; None if there is none.
 
-        At most one night of a schedule runs at a time.
+        At most one night of a schedule runs at a time. without: schedules whose nights stay where they are.
         """
         with self._database.reading("look for a night to run") as connection:
             rows = self._claimant.takeable(connection, firings, firings.c.slot, firings.c.schedule)
             busy = set(connection.execute(select(firings.c.schedule).where(firings.c.state == "RUNNING")).scalars())
         for row in rows:
             if (schedule is not None and row.schedule != schedule) or (slot is not None and row.slot != slot):
+                continue
+            if row.schedule in without:
                 continue
             if row.state == "QUEUED" and row.schedule in busy:
                 continue

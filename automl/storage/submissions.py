@@ -97,6 +97,11 @@ class SubmissionStore:
         self._claimant = claimant
         self._database = claimant.database
 
+    def has_work(self) -> bool:
+        """Whether there is a submission that nobody works on."""
+        with self._database.reading("look for a submission") as connection:
+            return bool(self._claimant.takeable(connection, submissions))
+
     def take(self) -> Submission | None:
         """The next submission that nobody works on, now this process's own; None if there is none."""
         with self._database.reading("look for a submission") as connection:

@@ -124,6 +124,44 @@ print("done")
 """
 
 
+# Stands for an `automl search FILE` that ends with exit code 4, for the reason that is put in, after some trials.
+CUT_SHORT = """\
+import json, os, sys
+from pathlib import Path
+
+import optuna
+
+from automl.storage.base import RunEnd
+from automl.storage.lease import StudyLease
+from automl.storage.runs import RunLog
+from automl.storage.sql import open_database
+
+text = Path(sys.argv[2]).read_text()
+document = json.loads(text.split("\\n", 1)[1])
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+with open_database(os.environ["AUTOML_DB_URL"], create=False) as database:
+    with StudyLease(database, document["study"]) as lease:
+        log = RunLog(database, document["study"], lease.take(text, "0" * 64, {"folder": "."}), lease.verify)
+        log.begin(trials=6, steps=20, metric="accuracy")
+        study = optuna.create_study(
+            study_name=document["study"],
+            storage=database.optuna_storage(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        for value in VALUES:
+            study.add_trial(optuna.trial.create_trial(value=value))
+        log.end(RunEnd("REASON"))
+print("stopped (Ray ended unexpectedly) after 2 of 6 trials")
+sys.exit(4)
+"""
+
+
+def cut_short(reason: str, *values: float) -> str:
+    """The program that stands for it."""
+    return CUT_SHORT.replace("REASON", reason).replace("VALUES", repr(list(values)))
+
+
 def plan_values(tmp_path: Path, *values: float) -> None:
     """What the coming nights of ONE_TRIAL find."""
     (tmp_path / "values").write_text("\n".join(str(value) for value in values), encoding="utf-8")

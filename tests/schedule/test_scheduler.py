@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
-from scheduling import ONE_TRIAL, SPACE, HandClock, add_schedule, plan_values, space_of, states, tick_until
+from databases import free_port
+from scheduling import (
+    ONE_TRIAL,
+    SPACE,
+    HandClock,
+    add_schedule,
+    cut_short,
+    plan_values,
+    space_of,
+    states,
+    tick_until,
+)
 
 from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.options import Options
@@ -141,6 +154,79 @@ def test_a_sweep_that_crashes_is_tried_again_and_given_up_in_the_end(
     assert night.message == "ended by signal 6: so far"
 
 
+# Two of six trials are no result: a night is not judged by them, and a submission is not done.
+@pytest.mark.parametrize("reason", ["interrupted", "stopped"])
+def test_what_was_interrupted_is_continued_and_judged_by_nobody(
+    reason: str,
+    database: Database,
+    clock: HandClock,
+    place: MakePlace,
+    scheduler: Callable[[Place], Scheduler],
+    tmp_path: Path,
+) -> None:
+    text = "version: 1\nstudy: asked\nmodel: ./m\ntask: {type: classification, data: ./d.jsonl}\n"
+    add_schedule(Claimant(database, clock=clock), tmp_path)
+    clock.forward(days=1)
+    asked = submit(database, "asked", text, "somebody")
+    one = scheduler(place(cut_short(reason, 0.1, 0.2)))
+
+    def waits() -> bool:
+        (night,), submission = list_firings(database), find_submission(database, asked.id)
+        said = "interrupted, it is continued: stopped (Ray ended unexpectedly) after 2 of 6 trials"
+        return [(each.state, each.message) for each in (night, submission)] == [("QUEUED", said)] * 2
+
+    tick_until(one.tick, waits)
+    # Trials ended meanwhile, so the start does not count; one without any is given up in the end.
+    assert [each.attempts for each in (*list_firings(database), find_submission(database, asked.id))] == [0, 0]
+    two = scheduler(place(cut_short(reason)))
+    for _ in range(3):
+        clock.forward(seconds=31)
+        tick_until(two.tick, lambda: not two.running)
+    tick_until(two.tick, lambda: states(database) == ["FAILED"])
+    (night,) = list_firings(database)
+    assert (night.exit_code, night.value) == (4, None)
+    assert night.message.startswith("given up: it was interrupted 3 times: stopped (Ray ended unexpectedly)")
+
+
+def test_a_search_whose_own_time_is_over_is_a_finished_night(
+    database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
+) -> None:
+    add_schedule(Claimant(database, clock=clock), tmp_path)
+    clock.forward(days=1)
+    one = scheduler(place(cut_short("time", 0.7, 0.8)))
+    tick_until(one.tick, lambda: states(database) == ["SUCCEEDED"])
+    assert list_firings(database)[0].value == 0.8
+
+
+# While the head of the cluster is away nothing is started that could only fail.
+def test_work_waits_for_the_cluster_that_it_joins(
+    database: Database,
+    clock: HandClock,
+    place: MakePlace,
+    scheduler: Callable[[Place], Scheduler],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    text = "version: 1\nstudy: asked\nmodel: ./m\ntask: {type: classification, data: ./d.jsonl}\n"
+    address = f"127.0.0.1:{free_port()}"
+    joining = SPACE.replace("{executor: inline}", f'{{executor: ray, address: "{address}"}}')
+    claimant = Claimant(database, clock=clock)
+    add_schedule(claimant, tmp_path, "joining", space_text=joining)
+    add_schedule(claimant, tmp_path, "alone")
+    asked = submit(database, "asked", text, "somebody")
+    clock.forward(days=1)
+    one = scheduler(replace(place("raise SystemExit(2)"), address=address))
+    for _ in range(3):
+        tick_until(one.tick, lambda: not one.running)
+    assert states(database, "alone") == ["FAILED"]
+    waiting = [*list_firings(database, "joining"), find_submission(database, asked.id)]
+    assert [(each.state, each.attempts) for each in waiting] == [("QUEUED", 0)] * 2
+    assert len([record for record in caplog.records if "no Ray cluster answers" in record.getMessage()]) == 1
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        tick_until(one.tick, lambda: states(database, "joining") == ["FAILED"])
+        tick_until(one.tick, lambda: find_submission(database, asked.id).state == "FAILED")
+
+
 def test_a_night_whose_output_cannot_be_written_fails_and_the_scheduler_goes_on(
     database: Database, clock: HandClock, place: MakePlace, scheduler: Callable[[Place], Scheduler], tmp_path: Path
 ) -> None:
@@ -214,6 +300,38 @@ def test_submissions_are_run(
     failed = find_submission(database, bad.id)
     assert failed.state is SubmissionState.FAILED
     assert failed.exit_code == 2
+
+
+# Rows that were written past the API are judged as the API would have judged them.
+@pytest.mark.parametrize(
+    ("row", "text", "said"),
+    [
+        (
+            "asked",
+            "model: /etc/m\ntask: {type: classification, data: ./d.jsonl}\n",
+            "model: a submitted sweep may only",
+        ),
+        ("asked", "model: ./m\ntask: {type: classification, data: ../d.jsonl}\n", "a submitted sweep may only name"),
+        ("asked", "model: ./m\ntask: {type: classification, data: ./d.jsonl}\nrun: {output: /srv}\n", "run.output"),
+        ("../up", "model: ./m\ntask: {type: classification, data: ./d.jsonl}\n", "'asked' is queued as another one"),
+    ],
+)
+def test_a_submission_is_judged_again_before_it_is_run(
+    row: str,
+    text: str,
+    said: str,
+    database: Database,
+    place: MakePlace,
+    scheduler: Callable[[Place], Scheduler],
+    tmp_path: Path,
+) -> None:
+    one = scheduler(place(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    asked = submit(database, row, f"version: 1\nstudy: asked\n{text}", "somebody")
+    one.tick()
+    found = find_submission(database, asked.id)
+    assert (found.state, found.exit_code) == (SubmissionState.FAILED, 2)
+    assert said in found.message
+    assert not (tmp_path / "ran").exists()
 
 
 def start_daemon(url: str, *options: str) -> subprocess.Popen[str]:

@@ -1,7 +1,8 @@
-"""docker-compose.yml as the tests read it: anchors resolved, one mapping for each service."""
+"""docker-compose.yml as the tests read it: anchors and default settings resolved, one mapping for each service."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
-DOCUMENT: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+SETTING = re.compile(r"\$\{(AUTOML_\w+):-([^}]*)\}")
+"""A setting and its default, as the compose file writes it."""
+DOCUMENT: dict[str, Any] = yaml.safe_load(SETTING.sub(r"\2", FILE.read_text(encoding="utf-8")))
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 ONCE = ("migrate", "roles")
 """Services that run to their end; all others stay."""

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import DOCUMENT, FILE, ONCE, ROOT, SERVICES, environment_of, probe_of
+from composed import DOCUMENT, FILE, ONCE, ROOT, SERVICES, SETTING, environment_of, probe_of
 from sqlalchemy.engine import make_url
+
+from automl.space.derive import derived_text
+from automl.space.load import parse_space
+from automl.storage.roles import WEB
 
 _PINNED = re.compile(r"[\w./-]+:\d+\.\d+[\w.-]*")
 _SECRET_FOLDER = "/run/secrets/"
@@ -109,11 +113,82 @@ def test_a_service_that_stays_is_watched_and_waited_for(name: str) -> None:
 @_each_service
 def test_images_are_pinned_or_built_here(name: str) -> None:
     service = SERVICES[name]
-    if "build" in service:
-        assert service["image"] == "automl-lora:local"
+    if service["image"] == "automl-lora:local":
+        assert service["pull_policy"] == "never"
         assert service["user"] == re.findall(r"^USER (\S+)$", _dockerfile(), re.MULTILINE)[-1]
     else:
         assert _PINNED.fullmatch(service["image"])
+
+
+# As many builds as services would leave as many images, all but one of them without a name.
+def test_the_image_is_built_once_by_a_service_that_is_always_started() -> None:
+    builders = [name for name, service in SERVICES.items() if "build" in service]
+    assert builders == ["roles"]
+    assert "profiles" not in SERVICES["roles"]
+
+
+# Whatever machine it is started on: nothing that a small one cannot give is asked for by default.
+def test_settings_have_defaults_that_start_everywhere_and_are_explained() -> None:
+    settings = dict(SETTING.findall(FILE.read_text(encoding="utf-8")))
+    assert settings == {
+        "AUTOML_OBJECT_STORE": "209715200",
+        "AUTOML_WORKERS": "1",
+        "AUTOML_WORKER_CPUS": "0",
+        "AUTOML_WORKER_MEMORY": "0",
+        "AUTOML_PORT": "8321",
+    }
+    head = FILE.read_text(encoding="utf-8").split("\nname:")[0]
+    guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert [name for name in settings if name not in head or f"`{name}`" not in guide] == []
+    limits = SERVICES["ray-worker"]["deploy"]["resources"]["limits"]
+    assert {float(limit) for limit in limits.values()} == {0.0}  # as Docker writes: none
+    assert "${" not in str(DOCUMENT)
+
+
+@_each_service
+def test_processes_are_limited_and_shared_memory_holds_the_object_store(name: str) -> None:
+    service = SERVICES[name]
+    assert service["pids_limit"] > 0
+    stores = [int(word.partition("=")[2]) for word in service["command"] if word.startswith("--object-store-memory=")]
+    assert bool(stores) == name.startswith("ray-")
+    assert all(store < int(service["shm_size"].removesuffix("g")) << 30 for store in stores)
+
+
+# Somebody waits for the first answer of a health check, and it comes after one interval.
+@_each_service
+def test_no_start_waits_long_for_a_health_check(name: str) -> None:
+    if name not in ONCE:
+        assert int(SERVICES[name]["healthcheck"]["interval"].removesuffix("s")) <= 10
+
+
+def test_the_web_has_a_role_of_its_own_and_no_other_secret() -> None:
+    web, others = SERVICES["web"], [service for name, service in SERVICES.items() if name != "web"]
+    assert make_url(environment_of(web)["AUTOML_DB_URL"]).username == WEB
+    assert web["secrets"] == ["database_web", "dashboard_token"]
+    roles = {make_url(environment_of(each).get("AUTOML_DB_URL", "x://none@x")).username for each in others}
+    assert WEB not in roles
+
+
+# The example is what a reader copies: it must be accepted, and its nights must be able to write.
+def test_the_schedule_of_the_guide_starts_where_its_services_can_write(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n# data/nightly.yaml\n(.*?)```", guide, flags=re.DOTALL)
+    spec = parse_space(text, "nightly.yaml", Path("/srv/automl/data"))
+    mounts = {mount["target"]: mount.get("read_only", False) for mount in SERVICES["scheduler"]["volumes"]}
+    holding = [target for target in mounts if spec.run.output.is_relative_to(target)]
+    assert mounts[max(holding, key=len)] is False
+    assert f"--port={(spec.run.address or '').partition(':')[2]}" in SERVICES["ray-head"]["command"]
+    assert (spec.run.address or "").partition(":")[0] in SERVICES
+    derived = derived_text(spec, study="night", heading="a night", folder=Path("/srv/automl/data"))
+    night = parse_space(derived, "space.yaml", tmp_path)
+    assert (night.run.output, night.run.address) == (spec.run.output, spec.run.address)
+    assert str(night.model.location).startswith("/srv/automl/data/")
+
+
+def test_the_image_holds_no_bytecode() -> None:
+    installs = [line for line in _dockerfile().splitlines() if "pip install" in line]
+    assert all("--no-compile" in line for line in installs)
+    assert "PYTHONPYCACHEPREFIX=/tmp/" in _dockerfile()
 
 
 @_each_service

@@ -30,6 +30,7 @@ TRIALS = 4
 _SECRETS = {
     "database_owner": "own er%of/it",
     "database_rw": "wri:ter@work",
+    "database_web": "we/b%er",
     "dashboard_token": TOKEN,
     "ray_token": "0123456789abcdef0123456789abcdef",
 }
@@ -50,6 +51,7 @@ def test_a_submitted_sweep_is_trained_on_the_cluster_watched_and_reported(here: 
         assert here.run("roles").splitlines() == [
             "automl_owner: password set",
             "automl_rw: password set",
+            "automl_web: password set",
             "automl_ro: no password given",
         ]
         assert here.run("migrate").endswith(", ready\n")
