@@ -35,7 +35,7 @@ from automl.errors import ModelError
 from automl.models.calling import first_line, quietly
 from automl.models.fingerprint import combined_digest, file_digest
 from automl.models.gguf import converted_gguf
-from automl.models.inventory import head_modules
+from automl.models.inventory import head_modules, mark_made_anew
 from automl.space.spec import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -116,8 +116,9 @@ def load_backbone(
 
     Dropout is 0 because a trial's curve may depend on its own generator only; the adapter's dropout is the only one.
     labels: class names in the order of their ids, for classification. A head that the checkpoint lacks (or has for
-    another number of classes) is initialised from `seed`, as is a missing pooler; the global generators stay as they
-    are. Raises ModelError if the architecture has no such head or the checkpoint lacks other weights.
+    another number of classes) is initialised from `seed`, as is a missing pooler (`inventory.made_anew`); the global
+    generators stay as they are. Raises ModelError if the architecture has no such head or the checkpoint lacks other
+    weights.
     """
     auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
@@ -134,7 +135,7 @@ def load_backbone(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    _check_loaded(ref, model, info)
+    mark_made_anew(model, _check_loaded(ref, model, info))
     model.requires_grad_(False)
     model.eval()
     assert isinstance(model, torch.nn.Module)
@@ -341,8 +342,8 @@ def _check_head(config: Any, kind: Kind) -> None:
         )
 
 
-def _check_loaded(ref: BackboneRef, model: Any, info: Any) -> None:
-    """Every weight outside the head must have come from the checkpoint; a new pooler is worth a warning."""
+def _check_loaded(ref: BackboneRef, model: Any, info: Any) -> list[str]:
+    """Weights of a new pooler; every other one outside the head must have come from the checkpoint."""
     head = tuple(f"{name}." for name in head_modules(model))
     mismatched = sorted(key for key, *_ in info["mismatched_keys"] if not key.startswith(head))
     if mismatched:
@@ -352,4 +353,9 @@ def _check_loaded(ref: BackboneRef, model: Any, info: Any) -> None:
     if lost:
         raise ModelError(f"{ref.path}: the checkpoint lacks {len(lost)} weights of {type(model).__name__}: {lost[0]} …")
     if missing:
-        logger.warning("%s: the checkpoint has no pooler; it is initialised from the seed and stays frozen", ref.path)
+        logger.warning(
+            "%s: the checkpoint has no pooler; it is initialised from the seed, stays frozen and is exported with"
+            " every adapter",
+            ref.path,
+        )
+    return missing

@@ -23,6 +23,9 @@ from automl.models.naming import ROLES, SETS
 WORTH_SAYING = 0.01
 """Share of a model's parameters from which on it is said that they stay frozen."""
 
+_ANEW = "_automl_made_anew"
+_POOLER = re.compile(r"(?:^|(?<=\.))pooler(?=\.)")
+
 LONGEST_PATTERN = 200
 """Characters of a pattern in a target set of the user: longer ones are refused, as matching could take for ever."""
 
@@ -82,6 +85,20 @@ def head_modules(model: nn.Module) -> list[str]:
         for name, child in children.items()
         if name != model.base_model_prefix and child is not output and next(child.parameters(), None) is not None
     ]
+
+
+def made_anew(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the modules of the backbone that its checkpoint lacked (a pooler), so that no file of it has them.
+
+    They stay frozen as they were made, and must travel with every adapter.
+    """
+    return tuple(getattr(model, _ANEW, ()))
+
+
+def mark_made_anew(model: nn.Module, parameters: Sequence[str]) -> None:
+    """Remember the modules that these parameters belong to: for each the path down to its pooler."""
+    paths = (parameter[: match.end()] for parameter in parameters if (match := _POOLER.search(parameter)))
+    setattr(model, _ANEW, tuple(dict.fromkeys(paths)))
 
 
 def head_parameters(model: nn.Module) -> int:
@@ -230,9 +247,12 @@ def _excluded(model: nn.Module) -> dict[str, str]:
     heads = tuple(f"{name}." for name in head_modules(model))
     output = _output_embeddings(model)
     reasons = left_out(model)
+    anew = tuple(f"{name}." for name in made_anew(model))
     for path in (layer.path for layer in linear_layers(model)):
         if f"{path}.".startswith(heads):
             reasons[path] = "it is part of the head, which is trained in full"
+        elif f"{path}.".startswith(anew):
+            reasons[path] = "the checkpoint lacks it, so it was made anew and stays as it is"
         elif model.get_submodule(path) is output:
             reasons[path] = "the output over the vocabulary stays as it is, as it is often the embeddings' own weight"
     return reasons

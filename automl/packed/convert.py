@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, peft_patterns
+from automl.models.inventory import made_anew
 from automl.packed.layout import file_name
 
 WEIGHTS = "adapter_model.safetensors"
@@ -29,6 +30,15 @@ def write_adapter(
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def made_anew_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Frozen parameters that are in no checkpoint and belong into the file of every adapter, by PEFT's names."""
+    return {
+        f"base_model.model.{path}.{name}": tensor
+        for path in made_anew(model)
+        for name, tensor in model.get_submodule(path).named_parameters()
+    }
 
 
 def read_adapter(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
@@ -48,10 +58,11 @@ def adapter_config(
 ) -> dict[str, Any]:
     """PEFT's LoraConfig for inference, as JSON; what is left out has PEFT's default.
 
-    modules: full paths of the adapted layers. heads: modules trained in full. base: folder or id of the backbone.
+    modules: full paths of the adapted layers. heads: modules trained in full; parts that were made anew are saved
+    beside them. base: folder or id of the backbone.
     """
     # PEFT adds these two itself for SEQ_CLS (peft/peft_model.py, PeftModelForSequenceClassification), and writes them.
-    saved = sorted({*heads, "classifier", "score"}) if heads else None
+    saved = sorted({*heads, *made_anew(model), *(("classifier", "score") if heads else ())}) or None
     ranks, alphas = peft_patterns(hyper)
     return {
         "peft_type": "LORA",

@@ -29,7 +29,7 @@ from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import COUNTED_STATE, Adapter
 from automl.packed.bank import Bank, BankSize, Storage
 from automl.packed.body import Body, Call, Outputs, View
-from automl.packed.convert import adapter_config, write_adapter
+from automl.packed.convert import adapter_config, made_anew_parameters, write_adapter
 from automl.packed.heads import PackedHeads, can_batch
 from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
 from automl.packed.layout import adapter_layout
@@ -164,7 +164,8 @@ class PackedTrainer:
         """
         spec = self.members[trial].spec
         config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.heads), base=base)
-        write_adapter(folder, self.members[trial].adapter.parameters(), config)
+        parameters = {**self.members[trial].adapter.parameters(), **made_anew_parameters(self.model)}
+        write_adapter(folder, parameters, config)
 
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _FEW = 4  # so many module names are listed as they are
 
@@ -33,10 +33,10 @@ def recipe(adapter: str | None) -> Recipe | None:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
-        auto, base = _base(config, about)
+        base = _base(config, about, str(folder))
         return Recipe(
-            use=_use(auto, base, str(folder)),
-            train=_train(auto, base, config),
+            use=_use(base, str(folder)),
+            train=_train(base, config),
             training=_training(about["hyperparameters"], int(about["step"])),
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -71,30 +71,39 @@ def _of_prefix(prefix: str, suffixes: Mapping[str, Sequence[int]]) -> list[str]:
     return pieces
 
 
-def _base(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[str, str]:
-    """Name of the auto class, and the line that loads the base model."""
-    labels = about.get("labels") or []
-    auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
-    extra = f", num_labels={len(labels)}" if labels else ""
-    return auto, f"base = {auto}.from_pretrained({str(config['base_model_name_or_path'])!r}{extra})"
+class _Base(NamedTuple):
+    """What is to be imported from transformers, and the lines that load the base model as it was trained on."""
+
+    names: str
+    lines: str
 
 
-def _use(auto: str, base: str, folder: str) -> str:
+def _base(config: Mapping[str, Any], about: Mapping[str, Any], folder: str) -> _Base:
+    auto = "AutoModelForSequenceClassification" if about.get("labels") else "AutoModelForCausalLM"
+    dtype = "bfloat16" if about["precision"] == "bf16" else "float32"
+    load = f"base = {auto}.from_pretrained({str(config['base_model_name_or_path'])!r}"
+    if not about.get("labels"):
+        return _Base(auto, f"{load}, dtype={dtype!r})")
+    named = f"settings = AutoConfig.from_pretrained({folder!r})  # with the names of the classes"
+    return _Base(f"AutoConfig, {auto}", f"{named}\n{load}, config=settings, dtype={dtype!r})")
+
+
+def _use(base: _Base, folder: str) -> str:
     return f"""\
 from peft import PeftModel
-from transformers import {auto}
+from transformers import {base.names}
 
-{base}
+{base.lines}
 model = PeftModel.from_pretrained(base, {folder!r})"""
 
 
-def _train(auto: str, base: str, config: Mapping[str, Any]) -> str:
+def _train(base: _Base, config: Mapping[str, Any]) -> str:
     arguments = "\n".join(f"    {line}," for line in _arguments(config))
     return f"""\
 from peft import LoraConfig, get_peft_model
-from transformers import {auto}
+from transformers import {base.names}
 
-{base}
+{base.lines}
 config = LoraConfig(
 {arguments}
 )

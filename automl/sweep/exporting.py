@@ -13,19 +13,23 @@ from typing import Any
 
 from automl.errors import CheckpointError, ConfigError, Problem, SearchError
 from automl.metric import METRICS
+from automl.report.recipe import recipe
 from automl.space.spec import SweepSpec
+from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.sweep.folders import cache_folder
-from automl.sweep.ground import Ground, prepare
+from automl.sweep.ground import prepare
 from automl.sweep.keeping import fetch_adapter
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import Packing, host_settings
 from automl.sweep.precision import settle_precision
 from automl.sweep.record import GROUND, last_event
 from automl.sweep.summary import best_trial
-from automl.training.export import evaluate_export, evaluate_merged, merge_adapter, verify_manifest
-from automl.trial import TrialState
+from automl.training.bench import HostSettings
+from automl.training.export import merge_adapter, verify_manifest
+from automl.training.reload import Reloaded, measure_afresh
+from automl.trial import Metrics, TrialState
 
 _SAME = 1e-6
 _SAME_MERGED = 1e-4
@@ -34,7 +38,7 @@ _SAME_BF16H = 2e-2  # the adapter is measured with plain PEFT in fp32; see docs/
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written, and the metric it was recorded and (if checked) measured with."""
+    """What was written, and the metric it was recorded and (if checked) measured with. lines: of Python, to load it."""
 
     trial: int
     folder: str
@@ -43,28 +47,16 @@ class Exported:
     recorded: float
     measured: float | None
     base: str
-    kind: str
-    labels: int
+    lines: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 
     def how_to_load(self) -> Iterator[str]:
-        """A few lines of Python that load it."""
-        auto = "AutoModelForCausalLM"
-        extra = ""
-        if self.kind == "classification":
-            auto = "AutoModelForSequenceClassification"
-            extra = "" if self.merged else f", num_labels={self.labels}"
+        """A few lines of Python that load it: those by which it was loaded when it was checked."""
         yield "load it with:"
-        yield f"  from transformers import {auto}"
-        if self.merged:
-            yield f"  model = {auto}.from_pretrained({self.folder!r})"
-            return
-        yield "  from peft import PeftModel"
-        yield f"  base = {auto}.from_pretrained({self.base!r}{extra})"
-        yield f"  model = PeftModel.from_pretrained(base, {self.folder!r})"
+        yield from (f"  {line}".rstrip() for line in self.lines)
 
 
 def export_trial(
@@ -72,7 +64,8 @@ def export_trial(
 ) -> Exported:
     """Copy (or merge) a complete trial's adapter to `output` and, if asked, measure it again on validation rows.
 
-    An adapter that is not on this machine is fetched from where the study stores its artifacts. Raises SearchError if
+    It is measured in a fresh process that loads it as the user is told to; what does not pass is not left behind. An
+    adapter that is not on this machine is fetched from where the study stores its artifacts. Raises SearchError if
     there is no such trial or its adapter is not to be found; CheckpointError if its files are damaged or do not
     reproduce the recorded metric (1e-6 relative; 1e-4 for a merged model).
     """
@@ -104,22 +97,53 @@ def _export(
     ground = prepare(spec, cache_folder())
     settled = settle_precision(spec, ground, layout, last_event(database.store(spec.study), GROUND))
     settings = host_settings(settled, ground, layout, Packing(slots=1))
-    measured = None
     if merged:
         merge_adapter(adapter, settings, output)
     else:
         shutil.copytree(adapter, output)
-    if check:
-        evaluate = evaluate_merged if merged else evaluate_export
-        metrics = evaluate(output, settings, "validation")
-        recorded = database.store(spec.study).measurements(row.number)[-1].metrics
-        if settings.precision == "bf16h":  # in another precision a text or two may change sides
-            _same("loss", metrics["loss"], recorded["loss"], _SAME_BF16H)
-        else:
-            for name in (spec.task.metric, "loss"):  # an accuracy alone is too coarse to tell
-                _same(name, metrics[name], recorded[name], _SAME_MERGED if merged else _SAME)
-        measured = metrics[spec.task.metric]
-    return _described(spec, ground, row, output, merged=merged, measured=measured)
+    exported = Exported(
+        trial=row.number,
+        folder=str(output),
+        merged=merged,
+        metric=spec.task.metric,
+        recorded=row.value or 0.0,
+        measured=None,
+        base=ground.backbone.path,
+        lines=_lines(output, merged=merged, is_classifier=bool(ground.prepared.labels)),
+    )
+    return _checked(exported, settings, database.store(spec.study)) if check else exported
+
+
+def _lines(output: Path, *, merged: bool, is_classifier: bool) -> tuple[str, ...]:
+    """Python that loads what is in `output`, and leaves it as `model`."""
+    if not merged:
+        found = recipe(str(output))
+        if found is None:
+            raise CheckpointError(f"{output}: adapter_config.json or manifest.json does not say how to load it")
+        return tuple(found.use.splitlines())
+    auto = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
+    return f"from transformers import {auto}", f"model = {auto}.from_pretrained({str(output)!r})"
+
+
+def _checked(exported: Exported, settings: HostSettings, store: ResultStore) -> Exported:
+    """With what the exported model measures as a stranger loads it; it is deleted if that is not what is recorded."""
+    try:
+        found = measure_afresh(exported.lines, settings)
+        _compare(exported, settings, found, store.measurements(exported.trial)[-1].metrics)
+    except BaseException:
+        shutil.rmtree(exported.folder)  # otherwise the same command would find it there
+        raise
+    return replace(exported, measured=found.metrics[exported.metric])
+
+
+def _compare(exported: Exported, settings: HostSettings, found: Reloaded, recorded: Metrics) -> None:
+    if found.labels != settings.prepared.labels:
+        raise CheckpointError(f"{exported.folder}: names the classes {found.labels}, not {settings.prepared.labels}")
+    if settings.precision == "bf16h":  # in another precision a text or two may change sides
+        _same("loss", found.metrics["loss"], recorded["loss"], _SAME_BF16H)
+        return
+    for name in (exported.metric, "loss"):  # an accuracy alone is too coarse to tell
+        _same(name, found.metrics[name], recorded[name], _SAME_MERGED if exported.merged else _SAME)
 
 
 def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
@@ -146,19 +170,3 @@ def _same(name: str, measured: float, recorded: float, tolerance: float) -> None
             f"the exported model measures {name} {measured:.8f}, the database says {recorded:.8f};"
             " it was trained on another device or with other library versions (--no-check exports it all the same)"
         )
-
-
-def _described(
-    spec: SweepSpec, ground: Ground, row: TrialRow, output: Path, *, merged: bool, measured: float | None
-) -> Exported:
-    return Exported(
-        trial=row.number,
-        folder=str(output),
-        merged=merged,
-        metric=spec.task.metric,
-        recorded=row.value or 0.0,
-        measured=measured,
-        base=ground.backbone.path,
-        kind="classification" if spec.task.type == "classification" else "causal-lm",
-        labels=len(ground.prepared.labels),
-    )

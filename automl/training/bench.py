@@ -17,6 +17,8 @@ from automl.tasks import make_task
 from automl.tasks.base import Batch, Prepared, Row, Task
 from automl.tasks.batches import evaluation_batches, evaluation_rows
 
+Split = Literal["validation", "test"]
+
 EVALUATION_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Tokens, padding included, of one forward pass of an evaluation, by type of device."""
 
@@ -46,7 +48,7 @@ class HostSettings:
     threads: int | None = None
     capacity: int = 1
     packed: bool = False
-    judged_on: Literal["validation", "test"] = "validation"
+    judged_on: Split = "validation"
     largest: Hyperparameters | None = None
     choices: tuple[str, ...] = ()
     tokens: int = 0
@@ -96,14 +98,17 @@ class Bench:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 
-def load_bench(settings: HostSettings) -> Bench:
-    """Load backbone, tokenizer and rows once, and set torch up for repeatable results on this device."""
+def load_bench(settings: HostSettings, model: nn.Module | None = None) -> Bench:
+    """Load backbone, tokenizer and rows once, and set torch up for repeatable results on this device.
+
+    model: takes the place of the backbone, which is then not read.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     task = make_task(settings.task)
     return Bench(
-        model=load_model(settings).to(device),
+        model=(model or load_model(settings)).to(device),
         tokenizer=load_tokenizer(settings.backbone),
         task=task,
         train_rows=task.rows(settings.prepared, "train"),

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
@@ -17,11 +17,10 @@ from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer
 from automl.models.calling import quietly
+from automl.models.inventory import made_anew
 from automl.tasks import make_task
 from automl.training.adapter import AdapterMeta, adapter_draft
-from automl.training.bench import Bench, HostSettings, load_bench
-
-Split = Literal["validation", "test"]
+from automl.training.bench import Bench, HostSettings, Split, load_bench
 
 
 def export_adapter(
@@ -29,9 +28,11 @@ def export_adapter(
 ) -> None:
     """Write the PEFT model's adapter and head as a folder for `PeftModel.from_pretrained`; all of it or nothing.
 
+    Parts of the backbone that were made anew are in it too, as modules to save: no other file has them.
+
     adapter_model.safetensors, adapter_config.json (its base model is the backbone's folder), the tokenizer unless it is
     large, manifest.json; for classification also config.json, whose id2label names the classes. An older folder is
-    replaced. tensors: of adapter and head, by parameter name, where those of the model are parts only. Raises
+    replaced. tensors: those of `travelling`, by parameter name, where the model's are shares only. Raises
     ResourceError if the disk refuses.
     """
     with adapter_draft(folder, meta, config=model.config, tokenizer=tokenizer) as draft:
@@ -39,9 +40,28 @@ def export_adapter(
             # peft 0.21 (utils/save_and_load.py) takes a layer that AdaLoRA has left without ranks for a lost shard.
             warnings.filterwarnings("ignore", message=r"(?s).*LoRA tensor\(s\) have invalid shape")
             saved = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+        whole = travelling(model) if tensors is None else tensors
+        saved |= {name: whole[name] for name in _made_anew(model)}
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()}
         durable.write_file(draft / "adapter_model.safetensors", save(contiguous, metadata={"format": "pt"}))
         _write_adapter_config(model, meta.backbone, draft)
+
+
+def travelling(model: Any) -> dict[str, Tensor]:
+    """All that an exported adapter must hold, by parameter name: what is trained, and what was made anew."""
+    parameters = dict(model.named_parameters())
+    anew = set(_made_anew(model))
+    return {name: tensor for name, tensor in parameters.items() if tensor.requires_grad or name in anew}
+
+
+def _made_anew(model: Any) -> list[str]:
+    """Parameters of the PEFT model's backbone that its checkpoint lacked."""
+    base = model.get_base_model()
+    return [
+        f"base_model.model.{path}.{name}"
+        for path in made_anew(base)
+        for name, _ in base.get_submodule(path).named_parameters()
+    ]
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
@@ -116,6 +136,8 @@ def _write_adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> Non
     path = draft / "adapter_config.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     document.update(base_model_name_or_path=backbone.path, inference_mode=True)
+    if anew := made_anew(model.get_base_model()):
+        document["modules_to_save"] = [*(document.get("modules_to_save") or ()), *anew]
     for name in ("target_modules", "modules_to_save"):
         if isinstance(document.get(name), list):
             document[name] = sorted(document[name])

@@ -29,7 +29,7 @@ from automl.training import optim
 from automl.training.adapter import AdapterMeta
 from automl.training.bench import Bench, HostSettings, choose_device, load_bench, load_model
 from automl.training.checkpoint import SlotFolder
-from automl.training.export import export_adapter
+from automl.training.export import export_adapter, travelling
 from automl.training.host import Resident, SoloHost
 from automl.training.solo import SoloTrial
 from automl.training.state import SlotRecord, TrainState
@@ -101,7 +101,7 @@ class ShardedHost(SoloHost):
             super()._write(slot, record)
 
     def _export(self, trial: SoloTrial, folder: Path, meta: AdapterMeta) -> None:
-        tensors = {name: whole(tensor) for name, tensor in optim.trainable(trial.model).items()}
+        tensors = {name: whole(tensor) for name, tensor in travelling(trial.model).items()}
         if self.is_writer:
             export_adapter(trial.model, folder, meta, tokenizer=self.bench.tokenizer, tensors=tensors)
 
