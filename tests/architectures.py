@@ -378,7 +378,13 @@ FURTHER: dict[str, Further] = {
     ),
     "mixtral": Further(_plain(num_local_experts=4, num_key_value_heads=2), **_LLAMA, mlp=(), has_stacked=True),
     "qwen2_moe": Further(
-        _plain(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=32),
+        _plain(
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=32,
+            num_key_value_heads=2,
+        ),
         **_LLAMA,
         mlp=tuple(f"shared_expert.{name}" for name in _GATED),
         also=("shared_expert_gate",),

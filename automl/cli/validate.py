@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _advice(spec: SweepSpec) -> list[str]:
-    """What can be said without model and data. Raises ConfigError for what a search would refuse.
+    """What can be said without weights and data. Raises ConfigError for what a search would refuse.
+
+    Of a model that is on this machine its JSON files are read.
 
     A server is only asked if the file starts from another study, for it may not be there where a file is checked.
     Without a database at all what reads it is not even imported.
@@ -59,7 +61,10 @@ def _advice(spec: SweepSpec) -> list[str]:
         found = database_remarks(spec)
     if spec.task.type == "table":  # whose columns are the space
         return found
-    return [*found, *search_advice(resolve(spec.space, model_parameters=0, steps=spec.search.steps), spec.search)]
+    from automl.sweep.fitness import model_remarks
+
+    space = resolve(spec.space, model_parameters=0, steps=spec.search.steps)
+    return [*found, *model_remarks(spec), *search_advice(space, spec.search)]
 
 
 def _is_file(url: str) -> bool:

@@ -8,12 +8,10 @@ Only safetensors are read (pickled weights can run code), and no code that comes
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +32,7 @@ from transformers.models.auto.modeling_auto import (
 from automl.errors import ModelError
 from automl.models.calling import first_line, quietly
 from automl.models.fingerprint import combined_digest, file_digest
+from automl.models.folder import QUANTISED_FILES, inside_package, read_config, read_json, refuse_quantised_tensors
 from automl.models.gguf import converted_gguf
 from automl.models.inventory import head_modules, mark_made_anew
 from automl.space.spec import ModelSettings
@@ -99,7 +98,7 @@ def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
         case "hub":
             folder = _hub_snapshot(settings.location, settings.revision)
         case "package":
-            folder = _folder_or_gguf(_inside_package(settings.location, settings.path), cache)
+            folder = _folder_or_gguf(inside_package(settings.location, settings.path), cache)
         case _:
             folder = _folder_or_gguf(Path(settings.location), cache)
     return reference(folder, cache)
@@ -174,6 +173,7 @@ def _hub_snapshot(model_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
+    wanted += ["adapter_config.json", "README.md", *QUANTISED_FILES]  # by these a repository without a model is known
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*wanted, *TOKENIZER_FILES]))
     except HFValidationError as error:
@@ -188,21 +188,6 @@ def _hub_snapshot(model_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _inside_package(name: str, inside: str) -> Path:
-    """Path of a file or folder of an installed package, found without importing it."""
-    try:
-        spec = find_spec(name)
-    except (ModuleNotFoundError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"package '{name}' is not installed in this environment; install it, or name a folder")
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    path = (root / inside).resolve()
-    if not path.is_relative_to(root):
-        raise ModelError(f"path '{inside}' leaves the package '{name}'; name a folder or file inside it")
-    return path
-
-
 def _folder_or_gguf(path: Path, cache: Path) -> Path:
     if path.is_dir():
         return path.resolve()
@@ -214,10 +199,14 @@ def _folder_or_gguf(path: Path, cache: Path) -> Path:
 
 
 def reference(folder: Path, cache: Path) -> BackboneRef:
-    """What a model folder holds. Raises ModelError if it is none, is not safetensors, or brings its own code."""
-    config = _read_json(folder / "config.json")
+    """What a model folder holds.
+
+    Raises ModelError if it is no whole model in full precision (an adapter, say), is not safetensors, or brings its own
+    code.
+    """
+    config = read_config(folder)
     for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).exists() and "auto_map" in _read_json(folder / name):
+        if (folder / name).exists() and "auto_map" in read_json(folder / name):
             raise ModelError(
                 f"{folder / name}: auto_map asks for code that comes with the model, which is never run; "
                 "use a model whose architecture is part of transformers"
@@ -250,7 +239,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, in the order of their names; every shard the index names is there."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     else:
         files = [folder / "model.safetensors"]
     missing = [file.name for file in files if not file.is_file()]
@@ -272,25 +261,13 @@ def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:
     widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
     try:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in refuse_quantised_tensors(file, tensors.keys()):
                 part = tensors.get_slice(name)
                 if part.get_dtype() in widths:
                     elements = math.prod(part.get_shape())
                     yield elements, elements * widths[part.get_dtype()]
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: not a readable safetensors file: {first_line(error)}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{file.parent}: {file.name} is missing; a model folder needs it") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: should hold a JSON object, holds {type(content).__name__}")
-    return content
 
 
 # Loading

@@ -17,6 +17,7 @@ from automl.space.advice import search_advice
 from automl.space.defaults import advice, resolve
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.sweep.costs import choices, target_names
+from automl.sweep.fitness import check_length, check_vocabulary
 from automl.tasks import make_task
 from automl.tasks.base import Prepared
 
@@ -70,10 +71,12 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
     is known is reported at once.
     """
     backbone = resolve_model(spec.model, cache)
-    task = make_task(spec.task)
-    prepared = task.prepare(load_tokenizer(backbone), cache)
+    too_long = tuple(check_length(spec, Path(backbone.path)))
+    task, tokenizer = make_task(spec.task), load_tokenizer(backbone)
+    prepared = task.prepare(tokenizer, cache)
     head = task.head(prepared)
     model = skeleton(backbone, head.kind, head.labels)
+    unknown = tuple(check_vocabulary(tokenizer, model, task, prepared))
     target_sets = resolvable_sets(model)
     space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
     derive = Derivation(model, space.targets)
@@ -89,6 +92,8 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
         derive=derive,
         target_sets=target_sets,
         advice=(
+            *too_long,
+            *unknown,
             *notes(model),
             *prepared.notes,
             *advice(space, backbone.parameters, spec.search.steps),

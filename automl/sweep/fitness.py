@@ -1,0 +1,73 @@
+"""Whether model, tokenizer and space fit each other, found out before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automl.errors import ConfigError, ModelError, Problem
+from automl.models.folder import folder_at_hand, read_config
+from automl.models.positions import positions
+from automl.space.spec import SweepSpec
+
+if TYPE_CHECKING:  # `automl validate` does without torch
+    from torch import nn
+
+    from automl.tasks.base import Prepared, Task
+
+
+def check_length(spec: SweepSpec, folder: Path) -> Iterator[str]:
+    """A note if texts may be longer than the model in `folder` was made for.
+
+    Needs neither torch nor data. Raises ConfigError with both numbers if the model cannot read texts as long as
+    `max_length` allows, ModelError if the folder holds no model that can be adapted.
+    """
+    config = read_config(folder)
+    limit, length = positions(config), spec.task.max_length
+    if limit is None or length <= limit.tokens:
+        return
+    named = f"the model ({config.get('model_type')})"
+    if limit.is_hard:
+        message = f"{length} is above the {limit.tokens} positions of {named}, the most that it can read"
+        raise ConfigError([Problem(spec.source, 0, 0, "fixed.max_length", message)])
+    yield f"max_length: {length} is above the {limit.tokens} tokens that {named} was made for, and may be read worse"
+
+
+def model_remarks(spec: SweepSpec) -> list[str]:
+    """The notes of `check_length` if the model is on this machine, without importing torch; else none.
+
+    Raises ConfigError for what a search would refuse.
+    """
+    folder = folder_at_hand(spec.model)
+    try:
+        return [] if folder is None else list(check_length(spec, folder))
+    except ModelError as error:
+        raise ConfigError([Problem(spec.source, 0, 0, "model", str(error))]) from error
+
+
+def check_vocabulary(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared) -> Iterator[str]:
+    """A note if the tokenizer knows tokens for which the model has no embedding.
+
+    Raises ModelError with both sizes if one of them is in the data, or is the padding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if len(tokenizer) <= rows:
+        return
+    sizes = f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings"
+    highest = max(int(tokenizer.pad_token_id), _highest_id(task, prepared))
+    if highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise ModelError(
+            f"{sizes}: {token!r} (id {highest}) has none; use the tokenizer that belongs to the model, or save the"
+            " model with its embeddings resized to the tokenizer"
+        )
+    yield f"{sizes}; no text needs the others"
+
+
+def _highest_id(task: Task, prepared: Prepared) -> int:
+    splits: tuple[Any, ...] = ("train", "validation", "test")
+    return max(
+        (max(row["input_ids"]) for split in splits if prepared.rows.get(split) for row in task.rows(prepared, split)),
+        default=0,
+    )
