@@ -42,21 +42,18 @@ class LineObserver(Observer):
     """What happens is logged by those who do it; this knows how far the search is, for who asks when all is silent."""
 
     def __init__(self, spec: SweepSpec) -> None:
-        self._spec = spec
-        self._study: Study | None = None
-        self._began = time.monotonic()
+        self._overview = _Overview(spec)
         self.line = "starting"
 
     def stage(self, text: str) -> None:
         self.line = text
 
     def started(self, study: Study) -> None:
-        self._study = study
+        self._overview.start(study)
 
     def tick(self) -> None:
         # Here, in the driver's thread: the study is not to be read from any other.
-        if self._study is not None:
-            self.line = overview(self._spec, self._study, time.monotonic() - self._began)
+        self.line = self._overview.line() or self.line
 
 
 class LiveObserver(Observer):
@@ -65,6 +62,7 @@ class LiveObserver(Observer):
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
         self._study: Study | None = None
+        self._overview = _Overview(spec)
         self._began = time.monotonic()
         self._stage = "starting"
         self._picture: Group | None = None
@@ -74,6 +72,7 @@ class LiveObserver(Observer):
 
     def started(self, study: Study) -> None:
         self._study = study
+        self._overview.start(study)
 
     def tick(self) -> None:
         # Drawn here, in the driver's thread: the study is not to be read from the thread that refreshes the screen.
@@ -86,8 +85,7 @@ class LiveObserver(Observer):
         return Group(self._picture, now) if self._picture else Group(Text(f"{self._spec.study}: {self._stage}"), now)
 
     def _draw(self, study: Study) -> Group:
-        line = overview(self._spec, study, time.monotonic() - self._began)
-        return Group(Text(f"{self._spec.study}: {line}"), self._running(study))
+        return Group(Text(f"{self._spec.study}: {self._overview.line()}"), self._running(study))
 
     def _running(self, study: Study) -> Table:
         metric = self._spec.task.metric
@@ -108,18 +106,47 @@ class LiveObserver(Observer):
         return drawn
 
 
-def overview(spec: SweepSpec, study: Study, elapsed: float) -> str:
-    """One line: `14 of 24 trials (5 complete, 9 pruned), best 0.8710 (trial 6), 95 s, about 60 s left`."""
-    counts = study.counts()
+class _Overview:
+    """How far a search is, in one line; the pace is that of this run."""
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._trials = spec.search.trials
+        self._began = time.monotonic()
+        self._study: Study | None = None
+        self._steps_before = 0
+        self._training_since = self._began
+
+    def start(self, study: Study) -> None:
+        """Trials begin, or go on."""
+        self._study = study
+        self._steps_before = study.spent_steps
+        self._training_since = time.monotonic()
+
+    def line(self) -> str:
+        """Empty before trials begin, then as `overview` has it."""
+        if self._study is None:
+            return ""
+        now = time.monotonic()
+        gained = self._study.spent_steps - self._steps_before
+        pace = gained / (now - self._training_since) if gained else 0.0
+        return overview(self._study, self._trials, seconds=now - self._began, pace=pace)
+
+
+def overview(study: Study, trials: int, *, seconds: float, pace: float) -> str:
+    """One line: `10 of 150 trials ended (9 complete, 1 pruned, 0 failed), 4 training, 127 parked, 78 % of about 6,440
+    steps, best 0.8710 (trial 6), 95 s, about 60 s left`. seconds: since the start; pace: steps per second, 0 = unknown.
+    """
+    counts, outlook = study.counts(), study.outlook()
     complete, pruned, failed = (counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    ended = complete + pruned
-    parked = counts[TrialState.RUNNING] - len(study.live)
-    states = f"{complete} complete, {pruned} pruned, {failed} failed" + (f", {parked} parked" if parked else "")
-    parts = [f"{ended + parked} of {spec.search.trials} trials ({states})"]
+    ended = f"{complete + pruned} of {trials} trials ended ({complete} complete, {pruned} pruned, {failed} failed)"
+    parts = [ended, f"{len(study.live)} training"]
+    if study.parked:
+        parts.append(f"{study.parked} parked")
+    parts.append(f"{100 * outlook.share:.0f} % of about {outlook.expected:,} steps")
     best = study.best()
     if best is not None:
         parts.append(f"best {best.value:.4f} (trial {best.number})")
-    parts.append(f"{elapsed:.0f} s")
-    if ended and not parked:
-        parts.append(f"about {elapsed / ended * (spec.search.trials - ended):.0f} s left")
+    parts.append(f"{seconds:.0f} s")
+    if pace and outlook.left:
+        parts.append(f"about {outlook.left / pace:.0f} s left")
     return ", ".join(parts)

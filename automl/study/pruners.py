@@ -51,24 +51,46 @@ def make_pruner(settings: SearchSettings) -> BasePruner:
         raise refuse("pruner_options", str(error)) from error
 
 
+class Survival(NamedTuple):
+    """How many trials are to go on from each rung: the best one in `factor`, at least `least`."""
+
+    rungs: tuple[int, ...]
+    factor: float
+    least: int
+
+    def of(self, trials: float) -> float:
+        """How many of so many go on, on average."""
+        return min(trials, max(trials / self.factor, self.least))
+
+
+def survival_of(settings: SearchSettings) -> Survival | None:
+    """What each rung is meant to keep in the end; without pruning everything. None where that cannot be said."""
+    if settings.pruner == "none":
+        return Survival((settings.steps,), 1.0, 0)
+    if settings.pruner not in ("halving", "peer"):
+        return None
+    options = merge_options("pruner", settings.pruner_options, PRUNERS[settings.pruner].defaults(settings))
+    factor = float(options["reduction_factor"])
+    if settings.pruner == "halving":
+        factor = min(factor, CLOSING_FACTOR)  # what counts in the end, once all trials have started
+    steps = rungs(settings.evaluate_every, settings.steps, int(options["first_rung"]))
+    return Survival(steps, factor, int(options.get("finalists", 0)))
+
+
 def expected_share(settings: SearchSettings) -> float | None:
     """Share of the steps of an unpruned search that is left if each rung keeps exactly the share it is meant to.
 
     In (0, 1]; a guess made beforehand: ties, the guard and the first trials, which have few peers, change it. None for
-    a pruner of which that cannot be said.
+    a pruner of which that cannot be said, and without one.
     """
-    if settings.pruner not in ("halving", "peer"):
+    survival = survival_of(settings)
+    if survival is None or settings.pruner == "none":
         return None
-    options = merge_options("pruner", settings.pruner_options, PRUNERS[settings.pruner].defaults(settings))
-    least = float(options.get("finalists", 0)) / settings.trials
-    factor = float(options["reduction_factor"])
-    if settings.pruner == "halving":
-        factor = min(factor, CLOSING_FACTOR)  # what counts in the end, once all trials have started
-    alive, reached, spent = 1.0, 0, 0.0
-    for rung in rungs(settings.evaluate_every, settings.steps, int(options["first_rung"])):
+    alive, reached, spent = float(settings.trials), 0, 0.0
+    for rung in survival.rungs:
         spent += alive * (rung - reached)
-        alive, reached = min(alive, max(alive / factor, least)), rung
-    return spent / settings.steps
+        alive, reached = survival.of(alive), rung
+    return spent / settings.trials / settings.steps
 
 
 def _no_options(settings: SearchSettings) -> Options:

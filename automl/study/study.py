@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ from automl.study.enqueueing import WARM_START, lent, missing
 from automl.study.feasibility import Derive, Feasibility
 from automl.study.front import Point
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent, exhausted_text
+from automl.study.outlook import Outlook, outlook
 from automl.study.parking import ParkedAsPruned, ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
 from automl.study.pruners import make_pruner
@@ -144,6 +146,7 @@ class Study:
         self._live: dict[int, _Open] = {}
         self._queued: dict[int, _Open] = {}
         self._parked: dict[int, _Open] = {}
+        self._reached: Counter[int] = Counter()  # of all trials that were started
         self._waiting = 0
         self._exhausted = False
         self._is_stalled = any(
@@ -204,6 +207,19 @@ class Study:
     def spent_steps(self) -> int:
         """Training steps of all trials, up to their last measurement."""
         return self._budget.steps
+
+    @property
+    def parked(self) -> int:
+        """Trials that are paused; they may go on, or not."""
+        return len(self._parked)
+
+    def outlook(self) -> Outlook:
+        """How far the search is, and what it may take yet."""
+        unfinished = Counter(
+            opened.reached for place in (self._live, self._queued, self._parked) for opened in place.values()
+        )
+        to_come = self._waiting + self._new_trials
+        return outlook(self._settings, reached=self._reached, unfinished=unfinished, to_come=to_come)
 
     def counts(self) -> Mapping[TrialState, int]:
         """Number of trials by state."""
@@ -317,6 +333,7 @@ class Study:
     def _ask(self) -> _Open:
         trial = self._optuna.ask()
         self._waiting = max(0, self._waiting - 1)  # Optuna hands out what is enqueued first
+        self._reached.update([0])
         params = suggest(trial, self._space)
         return _Open(trial=trial, params=params, hyper=assemble(self._space, params))
 
@@ -410,6 +427,8 @@ class Study:
         opened.seen.add(step)
         if step > reached:
             opened.reached, opened.last = step, measurement
+            self._reached.subtract([reached])
+            self._reached.update([step])
             self._budget.steps += step - reached
 
     # --- deciding ---------------------------------------------------------------------------------------------------
@@ -474,9 +493,14 @@ class Study:
             self._optuna.get_trials(deepcopy=False),
             self._parked.keys(),
             direction=self._optuna.direction,
-            to_come=0 if self._is_stalled or self._exhausted else self._room,
+            to_come=self._new_trials,
             steps_left=self._budget.steps_left,
         )
+
+    @property
+    def _new_trials(self) -> int:
+        """Trials that may still be created, beside those that are enqueued."""
+        return 0 if self._is_stalled or self._exhausted else self._room
 
     # --- ending trials ----------------------------------------------------------------------------------------------
 
@@ -601,6 +625,7 @@ class Study:
         error = trial.user_attrs.get("error", "")
         self._budget.ended(trial.number, TrialState(trial.state.name), StopReason(reason) if reason else None, error)
         self._budget.steps += trial.last_step or 0
+        self._reached.update([trial.last_step or 0])
         if trial.state is OptunaState.COMPLETE:
             self._rank(trial.number, trial.values, trial.params)
 
@@ -618,6 +643,7 @@ class Study:
             reached=frozen.last_step or 0,
         )
         self._budget.steps += opened.reached
+        self._reached.update([opened.reached])
         for measurement in self._store.measurements(opened.number):
             if measurement.step in opened.seen:
                 opened.last = measurement
