@@ -36,7 +36,9 @@ class Refused(_Answer):
 class StudyAnswer(_Answer):
     """A study in numbers. Values are of the objective on validation rows, seconds and steps summed over all trials.
 
-    planned: trials its latest run was asked for. ended: why that run ended, null while it runs and if it was killed.
+    trials: by state; PARKED ones are paused, and may go on. planned: trials its latest run was asked for. progress:
+    share of the expected steps that has been trained, steps_left: the rest, a guess; null in lists unless it runs.
+    ended: why that run ended, null while it runs and if it was killed.
     """
 
     study: str
@@ -48,6 +50,8 @@ class StudyAnswer(_Answer):
     verification: str
     trials: dict[str, int]
     planned: int
+    progress: float | None
+    steps_left: int | None
     ended: Literal["finished", "time", "stopped", "interrupted", "failed"] | None
     steps: int
     seconds: float
@@ -60,7 +64,7 @@ class StudyAnswer(_Answer):
 
 
 class TrialAnswer(_Answer):
-    """A trial. value: of a running one its latest measurement; step: of that measurement."""
+    """A trial. state: as in Optuna, or PARKED. value: of one that has not ended its latest measurement; step: of it."""
 
     number: int
     state: str
@@ -81,7 +85,7 @@ class Improvement(_Answer):
 
 
 class StudyDetail(StudyAnswer):
-    """A study with its best trials, those in progress, and its history. eta: end of the last trial at this pace."""
+    """A study with its best trials, those in progress, and its history. eta: its end at this pace."""
 
     best_trials: list[TrialAnswer]
     running_trials: list[TrialAnswer]
@@ -207,7 +211,9 @@ def _add_studies(router: APIRouter, views: Views) -> None:
     @router.get("/studies/{study:path}/trials", tags=["studies"], responses=_ABSENT)
     def list_trials(
         study: _Study,
-        state: Annotated[list[Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING"]] | None, Query()] = None,
+        state: Annotated[
+            list[Literal["RUNNING", "PARKED", "COMPLETE", "PRUNED", "FAIL", "WAITING"]] | None, Query()
+        ] = None,
         order: Literal["number", "best"] = "number",
         limit: _Limit = 50,
         offset: _Offset = 0,
@@ -291,6 +297,8 @@ def _study(line: StudyLine) -> dict[str, Any]:
         "verification": totals.verification.headline if totals.verification else "",
         "trials": dict(totals.counts),
         "planned": line.planned,
+        "progress": None if line.outlook is None else round(line.outlook.share, 4),
+        "steps_left": None if line.outlook is None else line.outlook.left,
         "ended": totals.last_run.ended if totals.last_run else None,
     }
 

@@ -28,7 +28,7 @@ _EVERY_RUNNING, _EVERY_REST = 2, 5
 _PAGE = 50
 _COMPARED = 6
 _ORDERS = ("number", "best")
-_STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING")
+_STATES = ("RUNNING", "PARKED", "COMPLETE", "PRUNED", "FAIL", "WAITING")
 _ASSETS: Mapping[str, str] = {
     "dashboard.css": "text/css",
     "dashboard.js": "text/javascript",

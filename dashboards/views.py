@@ -36,6 +36,7 @@ from automl.storage.sql import Database
 from automl.storage.submissions import find_submission, list_schedulers, list_submissions
 from automl.sweep.record import recorded_spec
 from automl.sweep.reporting import study_frame
+from automl.sweep.standing import Outlook, outlook_of
 from dashboards.recent import Recent
 
 FRESH = 1.0
@@ -50,9 +51,10 @@ _ENDED = (FiringState.SUCCEEDED, FiringState.NO_IMPROVEMENT, FiringState.REGRESS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyLine:
-    """A study as one line."""
+    """A study as one line. outlook: how far it is, in steps; None where that was not read."""
 
     totals: StudyTotals
+    outlook: Outlook | None = None
 
     @property
     def study(self) -> str:
@@ -90,7 +92,7 @@ class StudyLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyView:
-    """A study in full. eta: when its last trial would end at the present pace, None if it is not driven or unknown."""
+    """A study in full. eta: when it would end at the present pace, None if it is not driven or unknown."""
 
     line: StudyLine
     running: Sequence[TrialLine]
@@ -226,13 +228,17 @@ class Views:
 
     def _read_studies(self, limit: int, offset: int) -> list[StudyLine]:
         names = list_studies(self._database, limit=limit, offset=offset)
-        return [StudyLine(totals=totals) for totals in study_totals(self._database, names)]
+        found = study_totals(self._database, names)
+        return [self._line(totals) if totals.state == "running" else StudyLine(totals=totals) for totals in found]
+
+    def _line(self, totals: StudyTotals) -> StudyLine:
+        return StudyLine(totals=totals, outlook=outlook_of(self._database, totals))
 
     def _read_line(self, name: str) -> StudyLine:
         found = study_totals(self._database, [name])
         if not found:
             raise StudyNotFoundError(f"no study {name!r}")
-        return StudyLine(totals=found[0])
+        return self._line(found[0])
 
     def _read_study(self, name: str) -> StudyView:
         database = self._database
@@ -291,10 +297,9 @@ class Views:
 
 
 def _eta(line: StudyLine, current: Pace | None) -> datetime | None:
-    left = line.planned - line.totals.ended
-    if line.state != "running" or left <= 0 or current is None or current.seconds <= 0:
+    if line.state != "running" or line.outlook is None or current is None or not line.outlook.left:
         return None
-    return current.now + timedelta(seconds=left * current.seconds / current.trials)
+    return current.now + timedelta(seconds=line.outlook.left * current.seconds / current.steps)
 
 
 def _due(schedule: Schedule | None, now: datetime) -> datetime | None:

@@ -11,6 +11,9 @@ from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument,
 
 if TYPE_CHECKING:
     from automl.storage.overview import StudyTotals
+    from automl.sweep.standing import Outlook
+
+_STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "PARKED")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,22 +23,32 @@ def register(app: typer.Typer) -> None:
     def status(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show who drives a study, how many trials ended how, and the best value so far."""
         from automl.storage.overview import study_totals
+        from automl.sweep.standing import outlook_of
         from automl.sweep.summary import headline, summarise
 
         with opened(study, url) as (database, name):
             (totals,) = study_totals(database, [name])
+            outlook = outlook_of(database, totals)
             summary = summarise(database, recorded_spec(database, name))
         if as_json:
             about = {"driven_by": totals.driver, "runs": totals.runs, "planned": totals.planned}
+            about["parked"] = totals.counts.get("PARKED", 0)
+            about["steps_left"] = outlook.left if outlook else None
             ended = totals.last_run.ended if totals.last_run else None
             console.result_json({**summary.as_dict(), **about, "state": totals.state, "ended": ended})
             return
         planned = f" of {totals.planned}" if totals.planned else ""
         console.result(f"{name}: {_in_words(totals)}; {totals.ended}{planned} trials ended")
-        console.table("", ("state", ">trials"), summary.counts.items())
+        console.table("", ("state", ">trials"), ((state, totals.counts.get(state, 0)) for state in _STATES))
         driver = totals.driver or "nobody"
-        console.result(f"driven by {driver}; {totals.runs} runs, {summary.spent_steps:,} training steps so far")
+        console.result(f"driven by {driver}; {totals.runs} runs, {_steps_in_words(totals, outlook)}")
         console.result(headline(summary))
+
+
+def _steps_in_words(totals: StudyTotals, outlook: Outlook | None) -> str:
+    if outlook is None or not outlook.left:
+        return f"{totals.steps:,} training steps"
+    return f"{totals.steps:,} of about {outlook.expected:,} training steps ({100 * outlook.share:.0f} %)"
 
 
 def _in_words(totals: StudyTotals) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from socketserver import ThreadingMixIn
@@ -24,8 +24,10 @@ from automl.schedule.cron import next_slots
 from automl.schedule.options import schedule_problem
 from automl.storage.jobs import Schedule
 from automl.storage.operations import Operations, read_operations
+from automl.storage.overview import study_totals
 from automl.storage.schedules import list_schedules
 from automl.storage.sql import Database
+from automl.sweep.standing import Outlook, outlook_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +50,12 @@ class ServiceCollector(Collector):
         try:
             found = read_operations(self._database)
             schedules = list_schedules(self._database)
+            outlooks = _outlooks(self._database, found)
         except StorageError:
             yield _gauge("automl_up", "1 if the database answers", 0.0)
             return
         yield _gauge("automl_up", "1 if the database answers", 1.0)
-        yield from _families(found, schedules)
+        yield from _families(found, schedules, outlooks)
 
 
 @contextmanager
@@ -77,7 +80,7 @@ def serving(database: Database, port: int) -> Iterator[int]:
         thread.join()
 
 
-def _families(found: Operations, schedules: Sequence[Schedule]) -> Iterator[Metric]:
+def _families(found: Operations, schedules: Sequence[Schedule], outlooks: Mapping[str, Outlook]) -> Iterator[Metric]:
     unreadable = {schedule.name for schedule in schedules if schedule_problem(schedule)}
     due = _next_slots([schedule for schedule in schedules if schedule.name not in unreadable], found.at)
     yield _gauge("automl_studies", "Studies in the database", float(found.studies))
@@ -86,6 +89,10 @@ def _families(found: Operations, schedules: Sequence[Schedule]) -> Iterator[Metr
     yield _labelled("automl_study_trials", "Trials of studies being driven", ("study", "state"), by_state)
     rates = {(each.study,): each.steps_per_second for each in found.driven}
     yield _labelled("automl_steps_per_second", "Training steps, mean of the last 5 minutes", ("study",), rates)
+    steps = {(study,): each.steps for study, each in outlooks.items()}
+    yield _labelled("automl_study_steps", "Training steps so far, of studies being driven", ("study",), steps)
+    left = {(study,): each.left for study, each in outlooks.items()}
+    yield _labelled("automl_study_steps_left", "Training steps to come, a guess", ("study",), left)
     leases = {(each.study,): each.lease_seconds for each in found.driven}
     yield _labelled("automl_lease_seconds", "Until a driver's lease ends unless renewed", ("study",), leases)
     yield _labelled("automl_queue_length", "Waiting to be run", ("kind",), {(k,): v for k, v in found.queued.items()})
@@ -103,6 +110,12 @@ def _families(found: Operations, schedules: Sequence[Schedule]) -> Iterator[Metr
     yield _labelled("automl_schedule_unreadable", "1 if this version cannot go by the schedule", ("schedule",), odd)
     silent = {(name,): seconds for name, seconds in found.silent_seconds.items()}
     yield _labelled("automl_scheduler_silent_seconds", "Since a scheduler's last heartbeat", ("scheduler",), silent)
+
+
+def _outlooks(database: Database, found: Operations) -> dict[str, Outlook]:
+    totals = study_totals(database, [each.study for each in found.driven])
+    known = {each.study: outlook_of(database, each) for each in totals}
+    return {study: each for study, each in known.items() if each is not None}
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

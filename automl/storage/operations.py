@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, Integer, String, cast, column, func, select, table
-from sqlalchemy.sql.expression import Select
+from sqlalchemy import Connection, func, select, text
 
 from automl.storage.jobs import FiringState
+from automl.storage.overview import STATE
 from automl.storage.sql import Database
 from automl.storage.tables import Now, firings, measurements, schedulers, schedules, submissions, sweeps
 
-_TRIALS = table("trials", column("study_id", Integer), column("state", String))
-_STUDIES = table("studies", column("study_id", Integer), column("study_name", String))
+_COUNTS = text(
+    """
+    SELECT {state} AS state, COUNT(*) FROM trials t JOIN studies s ON s.study_id = t.study_id
+    WHERE CAST(:study AS VARCHAR(255)) IS NULL OR s.study_name = :study GROUP BY 1
+    """.replace("{state}", STATE)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrivenStudy:
-    """A study whose driver lives. lease_seconds: until its lease ends unless renewed; negative: overdue.
+    """A study whose driver lives. trials: by state, parked ones as PARKED. lease_seconds: until its lease ends unless
+    renewed; negative: overdue.
 
     steps_per_second: training steps of all its trials, over the last minutes.
     """
@@ -35,7 +39,8 @@ class DrivenStudy:
 class Operations:
     """The service at one moment, `at` by the database's clock.
 
-    trials: of all studies by state. queued, running: nights and submissions. nights: (schedule, state) -> number.
+    trials: of all studies by state, parked ones as PARKED. queued, running: nights and submissions.
+    nights: (schedule, state) -> number.
     last_success: schedule -> end of its last successful night. silent_seconds: scheduler -> since its last heartbeat.
     """
 
@@ -58,7 +63,7 @@ def read_operations(database: Database, *, rate_seconds: float = 300.0) -> Opera
         return Operations(
             at=now,
             studies=connection.execute(select(func.count()).select_from(sweeps)).scalar_one(),
-            trials=_pairs(connection, select(_state(), func.count()).select_from(_TRIALS).group_by(_state())),
+            trials=_trials(connection, None),
             driven=_driven(connection, now, rate_seconds),
             queued=_jobs(connection, "QUEUED"),
             running=_jobs(connection, "RUNNING"),
@@ -75,12 +80,8 @@ def read_operations(database: Database, *, rate_seconds: float = 300.0) -> Opera
         )
 
 
-def _state() -> Any:
-    return cast(_TRIALS.c.state, String(16))
-
-
-def _pairs(connection: Connection, query: Select[Any]) -> dict[str, int]:
-    return {str(name): int(count) for name, count in connection.execute(query)}
+def _trials(connection: Connection, study: str | None) -> dict[str, int]:
+    return {str(state): int(count) for state, count in connection.execute(_COUNTS, {"study": study})}
 
 
 def _jobs(connection: Connection, state: str) -> dict[str, int]:
@@ -108,12 +109,10 @@ def _driven(connection: Connection, now: datetime, rate_seconds: float) -> tuple
     rates = _steps(connection, now - timedelta(seconds=rate_seconds))
     found = []
     for study, until in connection.execute(query.order_by(sweeps.c.study_name)).all():
-        counts = select(_state(), func.count()).join_from(_TRIALS, _STUDIES, _STUDIES.c.study_id == _TRIALS.c.study_id)
-        counts = counts.where(_STUDIES.c.study_name == study).group_by(_state())
         found.append(
             DrivenStudy(
                 study=study,
-                trials=_pairs(connection, counts),
+                trials=_trials(connection, study),
                 lease_seconds=(until - now).total_seconds(),
                 steps_per_second=rates.get(study, 0) / rate_seconds,
             )

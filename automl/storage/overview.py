@@ -11,23 +11,22 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, String, TextClause, bindparam, func, select, text
+from sqlalchemy import Connection, Row, Select, String, TextClause, bindparam, case, func, select, text
 
 from automl.metric import METRICS
 from automl.storage.lease import drivers, holds
 from automl.storage.runs import RunRow, StudyState, last_runs, study_state
 from automl.storage.sql import Database
-from automl.storage.tables import Now, importances, sweeps
+from automl.storage.tables import Now, importances, measurements, sweeps
 from automl.storage.trials import decoded
 from automl.trial import ModuleImportance, Scalar
 
 PAGE = 200
 """Most trials that `list_page` returns at once."""
 _PLACES = 500
-_RECENT = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +42,9 @@ class VerificationState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyTotals:
-    """A study in numbers. counts: trials by state. best: objective of the best COMPLETE trial on validation rows.
+    """A study in numbers. counts: trials by state, parked ones as PARKED. best: objective of the best COMPLETE trial on
+    validation rows.
+
 
     steps, seconds, tokens: trained so far, by all trials. driver: who holds the lease, None if nobody does.
     last_run: what the latest run was to do, and how it ended.
@@ -84,9 +85,9 @@ class StudyTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialLine:
-    """One trial. value: of an ended one the objective, of a running one the latest measurement. step: last measured.
+    """One trial. value: of an ended one the objective, of another one the latest measurement. step: last measured.
 
-    worker: that trains it at this moment, None if none does.
+    state: as in Optuna, or PARKED. worker: that trains it at this moment, None if none does.
     """
 
     number: int
@@ -118,12 +119,27 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How quickly trials end: `trials` of them within the `seconds` up to the latest. now: the database's clock."""
+    """How quickly a study is trained: steps of all its trials within the last `seconds`. now: the database's clock."""
 
-    trials: int
+    steps: int
     seconds: float
-    latest: datetime
     now: datetime
+
+
+class Standing(NamedTuple):
+    """So many trials of a study are in this state and have this last step, 0 without a measurement."""
+
+    state: str
+    step: int
+    trials: int
+
+
+STATE = """CASE WHEN t.state = 'RUNNING' AND EXISTS (
+    SELECT 1 FROM automl_attempts a WHERE a.study_name = s.study_name AND a.trial = t.number AND a.state = 'PARKED'
+    AND NOT EXISTS (SELECT 1 FROM automl_attempts b
+      WHERE b.study_name = a.study_name AND b.trial = a.trial AND b.number > a.number)
+  ) THEN 'PARKED' ELSE CAST(t.state AS VARCHAR(16)) END"""
+"""State of a trial t of a study s as people see it. To Optuna, which knows no pause, a parked trial is RUNNING."""
 
 
 def _of_studies(query: str) -> TextClause:
@@ -135,11 +151,13 @@ FROM trials t JOIN studies s ON s.study_id = t.study_id
 JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
 WHERE s.study_name = :study"""
 
-_COUNTS = _of_studies("""
-SELECT s.study_name, CAST(t.state AS VARCHAR(16)) AS state, COUNT(*) AS trials,
+_COUNTS = _of_studies(
+    """
+SELECT s.study_name, {state} AS state, COUNT(*) AS trials,
   MIN(t.datetime_start) AS started, MAX(t.datetime_complete) AS ended
 FROM trials t JOIN studies s ON s.study_id = t.study_id
-WHERE s.study_name IN :studies GROUP BY s.study_name, t.state""")
+WHERE s.study_name IN :studies GROUP BY 1, 2""".replace("{state}", STATE)
+)
 
 _ABOUT = _of_studies("""
 SELECT s.study_name, d.direction, o.value_json AS metric
@@ -187,17 +205,20 @@ _SAMPLE = text(
     " AND t.number % :every = 0 ORDER BY t.number"
 )
 
-_ENDS = text("""
-SELECT t.datetime_complete AS at FROM trials t JOIN studies s ON s.study_id = t.study_id
-WHERE s.study_name = :study AND t.state IN ('COMPLETE', 'PRUNED') AND t.datetime_complete IS NOT NULL
-ORDER BY t.datetime_complete DESC LIMIT :n""")
+_STANDING = text(
+    """
+SELECT {state} AS state, COALESCE(m.step, 0) AS step, COUNT(*) AS trials
+FROM trials t JOIN studies s ON s.study_id = t.study_id LEFT JOIN (
+  SELECT trial, MAX(step) AS step FROM automl_measurements WHERE study_name = :study GROUP BY trial
+) m ON m.trial = t.number WHERE s.study_name = :study GROUP BY 1, 2""".replace("{state}", STATE)
+)
 
 _LINES = """
-SELECT t.trial_id, t.number, CAST(t.state AS VARCHAR(16)) AS state, v.value,
+SELECT t.trial_id, t.number, {state} AS state, v.value,
   t.datetime_start AS started, t.datetime_complete AS ended
 FROM trials t JOIN studies s ON s.study_id = t.study_id
 LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
-WHERE s.study_name = :study AND (:every_state OR CAST(t.state AS VARCHAR(16)) IN :states)
+WHERE s.study_name = :study AND (:every_state OR {state} IN :states)
 ORDER BY {order} LIMIT :limit OFFSET :offset"""
 
 _STEPS = text("""
@@ -331,16 +352,28 @@ def sampled_trials(database: Database, study: str, trials: int) -> list[Place]:
         return [Place(*row) for row in connection.execute(_SAMPLE, {"study": study, "every": every})]
 
 
-def pace(database: Database, study: str) -> Pace | None:
-    """How quickly the latest trials ended (at most 50); None if fewer than three have."""
+def standing(database: Database, study: str) -> list[Standing]:
+    """Trials of a study by state and last step; empty if it has none."""
+    with database.reading("read how far trials are") as connection:
+        return [Standing(*row) for row in connection.execute(_STANDING, {"study": study})]
+
+
+def pace(database: Database, study: str, *, seconds: float = 300.0) -> Pace | None:
+    """How quickly a study was trained in the last minutes, or since its first measurement; None if it was not."""
+    mine = measurements.c.study_name == study
     with database.reading("read the pace of a study") as connection:
-        ends = [_instant(row.at) for row in connection.execute(_ENDS, {"study": study, "n": _RECENT})]
-        now = connection.execute(select(Now())).scalar_one()
-    known = [at for at in ends if at is not None]
-    if len(known) < 3:
+        now: datetime = connection.execute(select(Now())).scalar_one()
+        since = now - timedelta(seconds=seconds)
+        last = func.max(measurements.c.step)
+        before = func.coalesce(func.max(case((measurements.c.at <= since, measurements.c.step))), 0)
+        gains = select((last - before).label("gain")).where(mine).group_by(measurements.c.trial).subquery()
+        steps = connection.execute(select(func.sum(gains.c.gain))).scalar_one()
+        first = connection.execute(
+            select(func.min(measurements.c.at, type_=measurements.c.at.type)).where(mine)
+        ).scalar()
+    if not steps or first is None:
         return None
-    seconds = (known[0] - known[-1]).total_seconds()
-    return Pace(trials=len(known) - 1, seconds=seconds, latest=known[0], now=now)
+    return Pace(steps=int(steps), seconds=min(seconds, (now - first).total_seconds()), now=now)
 
 
 def list_page(
@@ -355,7 +388,7 @@ def list_page(
 ) -> list[TrialLine]:
     """Some trials of a study. order: of `ORDERS`; states: all if empty; limit: at most 200."""
     value = "v.value DESC" if direction == "maximize" else "v.value"
-    query = text(_LINES.format(order=ORDERS[order].replace("{value}", value)))
+    query = text(_LINES.format(state=STATE, order=ORDERS[order].replace("{value}", value)))
     asked = {"study": study, "every_state": not states, "states": list(states) or [""]}
     with database.reading("list trials") as connection:
         rows = connection.execute(

@@ -89,7 +89,12 @@ def test_curves_sample_pace_and_importances(database: Database) -> None:
     assert set(thinned) == {place for place in every if place.number % 2 == 0}
     found = overview.pace(database, "topics")
     assert found is not None
-    assert found.trials == 29
+    assert found.steps == sum(trial.last_step or 0 for trial in study.trials)
+    assert 0 <= found.seconds <= 300
+    assert overview.pace(database, "absent") is None
+    standing = overview.standing(database, "topics")
+    assert sum(each.trials for each in standing) == len(study.trials)
+    assert sum(each.step * each.trials for each in standing) == found.steps
     measured = overview.importances_of(database, "topics", 2)
     assert len(measured) == 2
     for number, modules in measured.items():
