@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
         from automl.storage.sql import database_status, open_database
 
-        state = database_status(database_url(url))
+        state = database_status(database_url(url), thorough=True)
         studies = []
         if state.ready:
             with open_database(database_url(url), create=False, read_only=True) as database:

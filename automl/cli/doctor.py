@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
         from automl.storage.invariants import check, repair
 
         with opened(study, url) as (database, name):
+            database.check_pages()
             changes = repair(database, name) if fix else []
             violations = check(database, name, finished=False)
         if as_json:

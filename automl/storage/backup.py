@@ -129,7 +129,7 @@ def _empty_log(path: Path) -> None:
 
 def _is_readable(url: URL) -> bool:
     try:
-        return schema.database_status(url).exists
+        return schema.database_status(url, thorough=True).exists
     except StorageError:
         return False
 

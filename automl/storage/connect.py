@@ -152,9 +152,14 @@ def storage_errors(url: URL, doing: str) -> Iterator[None]:
     except (SQLAlchemyError, sqlite3.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         text = " ".join(redact(str(cause), url).split())
-        raise StorageError(f"{mask_url(url)}: cannot {doing}: {text}") from error
+        hint = "; restore a backup" if _is_damage(cause) else ""
+        raise StorageError(f"{mask_url(url)}: cannot {doing}: {text}{hint}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StorageError(f"{mask_url(url)}: cannot {doing}: the database holds damaged text: {error}") from error
+
+
+def _is_damage(cause: BaseException) -> bool:
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -50,17 +50,22 @@ class Depot:
             self._fs.rm_file(self._key(name))
 
     def put_folder(self, name: str, files: Mapping[str, Path]) -> Digest:
-        """Store a folder of these files (by relative path), unless it is there already; returns their digest.
+        """Store a folder of these files (by relative path), unless it is there already; returns the digest of it.
 
-        The name should follow from the content, so that no other folder is ever replaced.
+        The name must follow from the content: a folder of that name with files of these names and sizes is not read, or
+        a model of 140 GB would be at each start.
         """
+        size = sum(file.stat().st_size for file in files.values())
+        with self._errors_named(f"read {name}"):
+            stored = self._read_index(name)
+        if stored is not None and (stored.get("files"), stored.get("bytes")) == (sorted(files), size):
+            return Digest(stored["sha256"], size)
         digest = digest_files(files)
         index = {"files": sorted(files), "sha256": digest.sha256, "bytes": digest.bytes, "format": 1}
         with self._errors_named(f"write {name}"):
-            if self._read_index(name) != index:
-                for relative, file in files.items():
-                    self._upload(file, f"{name}/{relative}")
-                self._write(f"{name}.json", durable.canonical(index))
+            for relative, file in files.items():
+                self._upload(file, f"{name}/{relative}")
+            self._write(f"{name}.json", durable.canonical(index))
         return digest
 
     def put_file(self, name: str, file: Path) -> None:

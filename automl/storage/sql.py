@@ -53,20 +53,22 @@ def open_database(url: str, *, create: bool, read_only: bool = False, grace_seco
     """Open a database whose tables are at this program's revision.
 
     create: make the file and the tables if there are none; without it nothing is ever written by opening, so a missing,
-    empty, damaged or foreign file stays as it is. read_only: for viewers, every write fails. grace_seconds: longest
-    outage that the holder of a lease waits out, see `automl.storage.patience`; opening itself does not wait.
+    empty, damaged or foreign file stays as it is. Who creates will write, so a large SQLite file is then looked at page
+    by page; else only a small one is, and damage to another is noticed where it is read. read_only: for viewers, every
+    write fails. grace_seconds: longest outage that the holder of a lease waits out, see `automl.storage.patience`;
+    opening itself does not wait.
     Raises StorageError with a one-line hint (`automl db init`, `automl db upgrade`).
     """
     parsed = parse_url(url)
     if create:
         schema.create_database(parsed)
-    schema.verify_database(parsed)
+    schema.verify_database(parsed, thorough=create)
     return Database(parsed, read_only=read_only, grace_seconds=grace_seconds)
 
 
-def database_status(url: str) -> DatabaseStatus:
-    """Describe a database of any revision, also a missing one, without changing it."""
-    return schema.database_status(parse_url(url))
+def database_status(url: str, *, thorough: bool = False) -> DatabaseStatus:
+    """Describe a database of any revision, also a missing one, without changing it. thorough: every page is read."""
+    return schema.database_status(parse_url(url), thorough=thorough)
 
 
 class Database:
@@ -134,6 +136,10 @@ class Database:
         """The newest importances of each trial of a study that has any, by trial; modules in natural order."""
         with self.reading(f"read the importances of study {study!r}") as connection:
             return read_importances(connection, study)
+
+    def check_pages(self) -> None:
+        """Look at every page of a SQLite file. Raises StorageError if one is damaged."""
+        schema.check_pages(self.address)
 
     def status(self) -> DatabaseStatus:
         """Revisions, number of studies and size."""

@@ -33,7 +33,7 @@ def upgrade_database(url: str) -> Upgrade:
     Raises StorageError, also while a study of the database is being driven.
     """
     parsed = parse_url(url)
-    before = schema.database_status(parsed)
+    before = schema.database_status(parsed, thorough=True)
     if before.ready:
         return Upgrade(before, before, None)
     if not before.revision or not before.optuna_revision:

@@ -169,6 +169,14 @@ class TestEvents:
         assert early <= late
         assert early.tzinfo is UTC
 
+    def test_the_last_of_a_kind_is_found_among_others(self, store: ResultStore) -> None:
+        assert store.last_event("ground") is None
+        for number in range(3):
+            store.add_event("ground", {"number": number})
+            store.add_event("other", {})
+        assert store.last_event("ground") == {"number": 2}
+        assert store.last_event("workers") is None
+
     def test_without_json_are_refused(self, store: ResultStore) -> None:
         with pytest.raises((StorageError, ValueError)):
             store.add_event("bad", {"loss": math.nan})

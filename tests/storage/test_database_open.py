@@ -17,6 +17,7 @@ from databases import fresh_postgres, fresh_sqlite
 from automl.errors import StorageError
 from automl.storage.migrations import revisions
 from automl.storage.sql import Database, database_status, open_database
+from automl.storage.upgrade import upgrade_database
 from automl.trial import Measurement
 
 Damage = Callable[[Path], None]
@@ -82,6 +83,30 @@ def test_a_file_that_is_no_database_of_ours_is_refused_and_left_alone(
         open_database(f"sqlite:///{path}", create=create)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
+
+
+# Every page of a file of gigabytes takes seconds: those look at it who will write, and who asks whether it is whole.
+def test_a_large_file_is_looked_at_page_by_page_by_who_writes_or_asks(sqlite_url: str) -> None:
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    with open_database(sqlite_url, create=False) as database:
+        for _ in range(34):
+            database.store("large").add_event("filled", {"text": "x" * (1 << 20)})
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(os.urandom(200_000))
+    for look in (
+        lambda: open_database(sqlite_url, create=True),
+        lambda: database_status(sqlite_url, thorough=True),
+        lambda: upgrade_database(sqlite_url),
+    ):
+        with pytest.raises(StorageError, match="damaged"):
+            look()
+    with open_database(sqlite_url, create=False) as database:
+        assert database.study_names() == []
+        with pytest.raises(StorageError, match=r"cannot read events: .*; restore a backup"):
+            database.store("large").events()
+        with pytest.raises(StorageError, match="damaged"):
+            database.check_pages()
 
 
 def test_a_missing_file_is_named_and_not_created(tmp_path: Path) -> None:

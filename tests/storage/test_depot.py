@@ -80,11 +80,16 @@ def test_a_folder_comes_back_as_it_was(url: str, folder: Path, tmp_path: Path) -
 
 def test_a_folder_that_is_there_is_not_sent_again(url: str, folder: Path) -> None:
     depot = Depot(url)
-    depot.put_folder("data", files_below(folder))
+    digest = depot.put_folder("data", files_below(folder))
     fs, root = fsspec.url_to_fs(url)
     fs.pipe_file(f"{root}/data/model.safetensors", b"marked")
-    depot.put_folder("data", files_below(folder))
+    assert depot.put_folder("data", files_below(folder)) == digest
     assert fs.cat_file(f"{root}/data/model.safetensors") == b"marked"
+    size = (folder / "model.safetensors").stat().st_size
+    (folder / "model.safetensors").write_bytes(b"y" * size)
+    assert depot.put_folder("data", files_below(folder)) == digest, "its files are not even read"
+    (folder / "model.safetensors").write_bytes(b"y" * (size + 1))
+    assert depot.put_folder("data", files_below(folder)) == digest_folder(folder)
 
 
 def test_damage_is_noticed_and_nothing_is_left_of_it(url: str, folder: Path, tmp_path: Path) -> None:
