@@ -15,11 +15,12 @@ from contextlib import redirect_stderr, suppress
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.quantization_config import GgufConfig
+from transformers.utils import quantization_config
 
 from automl import durable
 from automl.errors import MissingExtraError, ModelError, ResourceError
@@ -75,13 +76,19 @@ def _convert(file: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
-            quantization_config=GgufConfig(dequantize=True),
+            **_unpacked(),
             dtype=torch.float32,
             local_files_only=True,
         )
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _unpacked() -> dict[str, Any]:
+    """Versions of transformers that can leave the weights packed must be told not to; older ones always unpack them."""
+    config = getattr(quantization_config, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _publish(building: Path, target: Path) -> None:

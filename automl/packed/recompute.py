@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from automl.packed.seating import Seating
-
-_CACHES = frozenset({"past_key_values", "layer_past"})
-"""Arguments through which a layer would be given keys and values to add its own to, twice."""
 
 
 def recomputable(body: nn.Module) -> list[nn.Module]:
@@ -50,10 +48,9 @@ class _Forgetful:
         self._anchor = torch.zeros((), device=next(layer.parameters()).device, requires_grad=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict.fromkeys(_CACHES & kwargs.keys())
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # text may be generated, with a cache that must grow
             return self._run(*args, **kwargs)
-        leaves, structure = pytree.tree_flatten((args, kwargs))
+        leaves, structure = pytree.tree_flatten(_without_cache(args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
         def run(tensors: Sequence[Tensor]) -> tuple[list[Any], Any]:
@@ -65,6 +62,15 @@ class _Forgetful:
         given = [leaves[place] for place in places]
         found = _Twice.apply(self._anchor, run, self._seating, shape := _Shape(), *given)  # type: ignore[no-untyped-call]
         return shape.built(found)
+
+
+def _without_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments without keys and values to which the layer would add its own, twice.
+
+    What the argument is called differs between architectures and versions of transformers: it is known by its type.
+    """
+    kept = tuple(None if isinstance(value, Cache) else value for value in args)
+    return kept, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
 
 
 class _Shape:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from architectures import tiny_model
 from packed_oracle import spec, workload
+from torch import nn
+from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from automl.packed.bank import BankSize
-from automl.packed.recompute import recomputable
-from automl.packed.seating import Seat
+from automl.packed.body import View
+from automl.packed.recompute import Recomputation, recomputable
+from automl.packed.seating import Seat, Seating
 from automl.packed.trainer import PackedTrainer
 from automl.training.state import TrainState
 
@@ -102,3 +108,68 @@ def test_bf16_stays_near_fp32_and_keeps_adapters_in_float32(name: str, kind: str
             )
         )
         assert 0 < apart < 0.1 * norm
+
+
+class Remembering(GradientCheckpointingLayer):
+    """A layer that adds what it is given to a cache, which it is handed under one of many names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor, **caches: DynamicCache | None) -> torch.Tensor:
+        for cache in caches.values():
+            if cache is not None:
+                cache.update(x, x, 0)
+        return x * self.weight
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "past_key_value", "layer_past", "cache", "kept"])
+def test_a_cache_grows_where_text_is_generated_and_nowhere_else(name: str) -> None:
+    # transformers calls it past_key_values up to 5.23, cache from 5.24 on, and architectures differ.
+    layer, cache = Remembering(), DynamicCache()
+    recomputation = Recomputation([layer], Seating())
+
+    with torch.no_grad():
+        layer(torch.ones(1, 2, 3, 4), **{name: cache})
+    assert cache.get_seq_length() == 3
+    layer(torch.ones(1, 2, 3, 4), **{name: cache}).sum().backward()
+    assert cache.get_seq_length() == 3
+    recomputation.close()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox"])
+@pytest.mark.parametrize("is_renamed", [False, True], ids=["as it is called", "past_key_values"])
+def test_text_is_generated_as_without_checkpointing(name: str, is_renamed: bool) -> None:
+    model: Any = tiny_model(name, kind="causal-lm")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10.0)  # or the same token follows whatever was said
+    prompts = {"input_ids": torch.arange(3, 9)[None], "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+    options = {"do_sample": False, "min_new_tokens": 6, "max_new_tokens": 6}
+    plain = model.generate(**prompts, **options)
+    inside = [layer for layer in recomputable(model.base_model) if is_renamed]
+    for layer in inside:
+        layer.forward = renamed(layer.forward, "past_key_values", own_cache_name(layer))
+
+    trainer = PackedTrainer(model, workload("causal-lm"), recompute=True)
+    for layer in inside:
+        layer.forward = renamed(layer.forward, own_cache_name(layer), "past_key_values")
+    with torch.no_grad():
+        found = View(model, {}).generate(**prompts, **options)
+
+    assert torch.equal(found, plain)
+    trainer.close()
+
+
+def own_cache_name(layer: nn.Module) -> str:
+    """How this version of transformers calls the cache of the layer."""
+    names = inspect.signature(type(layer).forward).parameters
+    return next(name for name in ("cache", "past_key_values", "layer_past") if name in names)
+
+
+def renamed(forward: Callable[..., Any], outside: str, inside: str) -> Callable[..., Any]:
+    """The same with another name for one of its arguments."""
+    return lambda *args, **kwargs: forward(
+        *args, **{inside if name == outside else name: value for name, value in kwargs.items()}
+    )
