@@ -16,15 +16,19 @@ _PACKAGES = ("torch", "transformers", "peft", "optuna", "ray", "datasets", "sqla
 def provenance(folder: Path) -> dict[str, str | int | None]:
     """Versions of this program and its libraries, the machine, and the git revision of `folder` if it has one."""
     return {
-        "automl": automl.__version__,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **versions(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "git": _revision(folder),
         "folder": str(folder),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of this program, Python and the libraries."""
+    packages = {name: _version(name) for name in _PACKAGES}
+    return {"automl": automl.__version__, "python": platform.python_version(), **packages}
 
 
 def _version(package: str) -> str | None:
@@ -34,7 +38,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model name of the first CPU on Linux, else what the platform says."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

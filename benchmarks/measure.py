@@ -120,11 +120,11 @@ def gemm_peak(*, threads: int | None = None, seconds: float = 1.0) -> dict[str, 
     """
     import torch
 
-    from automl.packed.kernels import KERNELS, prepacked_works
+    from automl.packed.kernels import KERNELS, works
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    names = [name for name in KERNELS if prepacked_works() or name.startswith("torch")]
+    names = [name for name in KERNELS if works(name)]
     try:
         return {name: _best_rate(name, seconds / len(names)) for name in names}
     finally:

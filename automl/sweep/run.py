@@ -17,7 +17,7 @@ from automl.errors import SearchError, SpaceChangedError
 from automl.execution import make_executor
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
-from automl.provenance import provenance
+from automl.provenance import processor, provenance
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import digest_folder
 from automl.storage.base import ResultStore, RunEnd
@@ -35,7 +35,7 @@ from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host, build_host_anywhere
 from automl.sweep.keeping import store_results
 from automl.sweep.layout import choose_layout
-from automl.sweep.packing import choose_packing, host_settings, kernel_of
+from automl.sweep.packing import choose_packing, host_settings, kernel_of, prove
 from automl.sweep.precision import settle_precision
 from automl.sweep.reach import publish
 from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event, with_recorded_rules
@@ -99,6 +99,7 @@ class _Sweep:
         self._cache = cache
         self._observer = observer
         self._allow_change = allow_change
+        self._finds_precision = spec.run.precision == "auto"
         self._folder = study_folder(spec)
         check_disk(self._folder)
         if spec.artifacts is not None:
@@ -129,6 +130,7 @@ class _Sweep:
             ground = prepare(self._spec, self._cache)
             for line in ground.advice:
                 logger.warning(line)
+            ground = prove(self._spec, ground, self._layout, recorded)
             self._spec = settle_precision(self._spec, ground, self._layout, recorded)
             self._spec = settle_evaluation(self._spec, ground, recorded)
             self._packing = choose_packing(self._spec, ground, self._layout)
@@ -174,11 +176,13 @@ class _Sweep:
             "layout": self._layout.as_dict(),
             "packing": {"slots": self._packing.slots, "solo": self._packing.solo},
             "kernel": kernel_of(self._spec, self._layout, self._packing),
+            "processor": processor(),
             "evaluate_every": self._spec.search.evaluate_every,
             "evaluations": [list(pair) for pair in self._spec.search.evaluations or ()],
         }
         before = last_event(store, GROUND)
-        changed = [name for name in ("model", "data", "precision") if before and before.get(name) != now[name]]
+        fixed = ("model", "data") if self._finds_precision else ("model", "data", "precision")
+        changed = [name for name in fixed if before and before.get(name) != now[name]]
         if changed and not self._allow_change:
             raise SpaceChangedError(
                 f"study {self._spec.study!r} was started with another {' and '.join(changed)}; its trials would not be"

@@ -10,7 +10,7 @@ import torch
 from architectures import tiny_model
 from packed_oracle import PeftRun, spec, workload
 
-from automl.packed.kernels import choose_kernel, prepacked_works
+from automl.packed.kernels import choose_kernel, works
 from automl.packed.trainer import PackedTrainer
 from automl.trial import TrialSpec
 
@@ -105,7 +105,7 @@ def test_forty_steps_of_mixed_trials_follow_peft(name: str, kind: str) -> None:
     ],
 )
 def test_every_architecture_follows_peft_with_every_kernel(name: str, kind: str, kernel: str) -> None:
-    if kernel.startswith("onednn") and not prepacked_works():
+    if not works(kernel):
         pytest.skip("this torch has no prepacked oneDNN kernels")
     # Adam divides by the root of tiny second moments: at a high rate rounding grows to 1e-5 in some of these models,
     # in PEFT against PEFT with its rows in another order too. At this rate it does not.

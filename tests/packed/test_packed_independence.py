@@ -10,7 +10,7 @@ import torch
 from architectures import tiny_model
 from packed_oracle import spec, workload
 
-from automl.packed.kernels import choose_kernel, prepacked_works
+from automl.packed.kernels import works
 from automl.packed.trainer import PackedTrainer
 from automl.tasks.base import Batch, LossParts, Row
 from automl.tasks.batches import batch_rows
@@ -46,14 +46,14 @@ def turn(trainer: PackedTrainer, rounds: int) -> list[TrialFailure]:
     return [failure for _ in range(rounds) for failure in trainer.round(list(trainer.members.values()))]
 
 
-def same(one: TrainState, other: TrainState) -> bool:
+def same(one: TrainState, other: TrainState, precision: str = "fp32") -> bool:
     """To the bit with prepacked kernels; 1e-6 with torch's own, which pick a kernel by the number of rows."""
     pairs = [(one.params, other.params), (one.moments, other.moments)]
-    return one.step == other.step and all(equal(left, right) for left, right in pairs)
+    return one.step == other.step and all(equal(left, right, precision) for left, right in pairs)
 
 
-def equal(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
-    if prepacked_works():
+def equal(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor], precision: str) -> bool:
+    if works(f"onednn-{precision}"):
         return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
     return all(torch.allclose(left[name], right[name], rtol=1e-4, atol=1e-6) for name in left)
 
@@ -68,7 +68,7 @@ def test_neighbours_position_and_token_budget_do_not_matter(name: str, kind: str
     for trial in TRIALS:
         alone = states_after(pack(kind, name, precision), [trial], 8)
         others = (alone, reverse, tight)
-        assert all(same(together[trial.number], other[trial.number]) for other in others), choose_kernel(precision, CPU)
+        assert all(same(together[trial.number], other[trial.number], precision) for other in others)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -83,7 +83,7 @@ def test_a_trial_moves_to_another_pack_and_goes_on(precision: str) -> None:
 
     for trial in (TRIALS[1], TRIALS[2]):
         moved, stayed = second.snapshot(trial.number), undisturbed[trial.number]
-        assert same(moved, stayed)
+        assert same(moved, stayed, precision)
         assert moved.dropout is not None
         assert stayed.dropout is not None
         assert torch.equal(moved.dropout, stayed.dropout)
@@ -100,7 +100,7 @@ def test_a_neighbour_that_diverges_changes_nothing(precision: str) -> None:
 
     assert [(failure.trial, failure.reason) for failure in failures] == [(9, StopReason.DIVERGED)]
     assert "training loss is" in failures[0].message
-    assert all(same(calm[trial.number], trainer.snapshot(trial.number)) for trial in TRIALS)
+    assert all(same(calm[trial.number], trainer.snapshot(trial.number), precision) for trial in TRIALS)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
