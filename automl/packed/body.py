@@ -24,9 +24,10 @@ class _Recorded(Exception):
 
 
 class Call:
-    """Arguments of one call of the body, for `rows` rows."""
+    """Arguments of one call of the body, for `rows` rows. run: the forward that was called."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> None:
+    def __init__(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> None:
+        self.run = run
         self.args = args
         self.kwargs = kwargs | {name: False for name in ("use_cache",) if name in kwargs}
         self.rows = rows
@@ -37,6 +38,12 @@ def find_body(model: nn.Module) -> nn.Module | None:
     prefix = getattr(model, "base_model_prefix", "")
     body = getattr(model, prefix, None) if prefix else None
     return body if isinstance(body, nn.Module) else None
+
+
+def _entries(body: nn.Module) -> list[nn.Module]:
+    """Where a model may enter its body: OPT's language model calls the decoder inside, past the body's own forward."""
+    decoder = None if getattr(body.config, "is_encoder_decoder", False) else getattr(body, "decoder", None)
+    return [body, decoder] if isinstance(decoder, nn.Module) else [body]
 
 
 class Body:
@@ -52,16 +59,18 @@ class Body:
             prefix = getattr(model, "base_model_prefix", "")
             raise ModelError(f"{type(model).__name__} has no body under the name '{prefix}'; it cannot be packed")
         self.module = body
-        self._run: Callable[..., Any] = body.forward
-        self._handler: Callable[..., Any] = self._run
+        self._handler: Callable[..., Any] | None = None
+        self._entries = _entries(body)
         self._cached: bool | None = getattr(body.config, "use_cache", None)
         if self._cached is not None:
             body.config.use_cache = False  # type: ignore[union-attr]
-        body.forward = lambda *args, **kwargs: self._handler(*args, **kwargs)
+        for entry in self._entries:
+            entry.forward = self._watched(entry.forward)
 
     def close(self) -> None:
         """Undo what the constructor did."""
-        del self.module.forward
+        for entry in self._entries:
+            del entry.forward
         if self._cached is not None:
             self.module.config.use_cache = self._cached  # type: ignore[union-attr]
 
@@ -69,8 +78,8 @@ class Body:
         """The call of the body that `work` makes first; `work` is left there. Raises what `work` raises before."""
         calls: list[Call] = []
 
-        def keep(*args: Any, **kwargs: Any) -> None:
-            calls.append(Call(args, kwargs, rows))
+        def keep(run: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+            calls.append(Call(run, args, kwargs, rows))
             raise _Recorded
 
         with self._handled_by(keep):
@@ -84,13 +93,21 @@ class Body:
         """All calls as one, rows one below the other."""
         args = [_joined(list(values), calls) for values in zip(*(call.args for call in calls), strict=True)]
         kwargs = {name: _joined([call.kwargs[name] for call in calls], calls) for name in calls[0].kwargs}
-        return Outputs(self._run(*args, **kwargs), calls)
+        return Outputs(calls[0].run(*args, **kwargs), calls)
 
     @contextmanager
     def replaying(self, output: Any) -> Iterator[None]:
         """Inside the block the body answers with this output whatever it is asked."""
-        with self._handled_by(lambda *args, **kwargs: output):
+        with self._handled_by(lambda run, *args, **kwargs: output):
             yield
+
+    def _watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """`run`, unless somebody handles the calls of the body."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return run(*args, **kwargs) if self._handler is None else self._handler(run, *args, **kwargs)
+
+        return forward
 
     @contextmanager
     def _handled_by(self, handler: Callable[..., Any]) -> Iterator[None]:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from automl import durable
+from automl.errors import ModelError
 from automl.packed.bank import BankSize
 from automl.packed.body import find_body
 from automl.packed.host import PackedHost
-from automl.packed.memory import SHARE, available_bytes, capacity, pack_bytes
+from automl.packed.memory import SHARE, available_bytes, capacity, give_back_memory, pack_bytes
+from automl.packed.remembered import objection
 from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
 from automl.training.adapter import adapter_draft, adapter_folder, adapter_meta
-from automl.training.bench import Bench, HostSettings, load_bench, stored_dtype
+from automl.training.bench import Bench, HostSettings, choose_device, load_bench, stored_dtype
 from automl.training.checkpoint import slot_files, slot_folder
 from automl.training.finalists import Finalists
 from automl.trial import Measurement, TrialSpec
+
+if TYPE_CHECKING:
+    from automl.training.host import SoloHost
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +45,43 @@ def obstacle(model: nn.Module, methods: Iterable[str]) -> str:
     return ""
 
 
-def build_packed_host(settings: HostSettings) -> PackedHost:
-    """Load backbone and data and return the host; called inside the worker."""
-    return packed_host(settings, load_bench(settings))
+def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:
+    """Load backbone and data and return the host; called inside the worker.
+
+    Where packed training does not follow PEFT on this model and device, the host trains its trials one at a time.
+    Raises ModelError then if the precision is for packed training only.
+    """
+    bench = load_bench(settings)
+    reason = disagreement(settings, bench.model, bench=lambda: bench)
+    if not reason:
+        return packed_host(settings, bench)
+    if settings.precision == "bf16h":
+        raise ModelError(f"precision bf16h is for packed training, and this model cannot be packed: {reason}")
+    from automl.training.host import SoloHost  # it needs PEFT, which takes seconds to import
+
+    logger.warning("trials are trained one at a time: %s", reason)
+    return SoloHost(settings, bench)
+
+
+def disagreement(settings: HostSettings, model: nn.Module, *, bench: Callable[[], Bench] | None) -> str | None:
+    """Why packed training, in the way that a worker would choose here, does not do as PEFT; empty if it does.
+
+    model: with or without its weights. bench: loads them if that is not known yet; None leaves it at what is known,
+    and is answered by None if nothing is.
+    """
+    device = choose_device(settings.device)
+    way = choose_way(settings, model, device, available=_available(settings, device))
+    return objection(settings, model, device, bank=way.bank is not None, recompute=way.recompute, bench=bench)
+
+
+def examine(settings: HostSettings, model: nn.Module) -> str:
+    """`disagreement`, found out in a process that does not train itself: memory and threads are as before."""
+    threads = torch.get_num_threads()
+    try:
+        return disagreement(settings, model, bench=lambda: load_bench(settings)) or ""
+    finally:
+        torch.set_num_threads(threads)
+        give_back_memory()
 
 
 def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:

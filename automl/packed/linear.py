@@ -51,51 +51,64 @@ class PackedLinear:
         self.anchor = torch.zeros((), device=weight.device, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (rows, ..., I); returns (rows, ..., O) in the type of the weight."""
-        seats = self._seats(x.shape[0])
-        # Without the anchor autograd would skip the backward of the lowest adapted layer, whose x needs no gradient.
-        y: Tensor = _Packed.apply(x, self.anchor if seats else None, self, seats)  # type: ignore[no-untyped-call]
-        return y
+        """x: (rows, ..., I), or rows and tokens in one dimension; returns (..., O) in the type of the weight.
 
-    def _seats(self, rows: int) -> Pack | Sequence[Seat]:
+        Raises ValueError if these are not the rows of the batch and somebody adapts the layer.
+        """
+        seats = self._seats()
+        flat = x.reshape(-1, x.shape[-1])  # (N, I)
+        per_row = self._per_row(x) if seats else 0
+        # Without the anchor autograd would skip the backward of the lowest adapted layer, whose x needs no gradient.
+        y: Tensor = _Packed.apply(flat, self.anchor if seats else None, self, seats, per_row)  # type: ignore[no-untyped-call]
+        # Shaped out here: models may change what a layer returns in place, but not a view that a Function made.
+        return y.view(*x.shape[:-1], -1)
+
+    def _seats(self) -> Pack | Sequence[Seat]:
         """Whose low-rank updates belong here; empty if nobody's do."""
         if self.seating is None:
             return ()
         if self.seating.pack is not None:
             return self.seating.pack if self.path in self.seating.pack.bank.stacks else ()
-        return [seat for seat in self.seating.seats_of(rows) if self.path in seat.adapter.low_rank]
+        return [seat for seat in self.seating.seats if self.path in seat.adapter.low_rank]
+
+    def _per_row(self, x: Tensor) -> int:
+        """Rows of the flattened x that belong to one row of the batch."""
+        assert self.seating is not None
+        rows = self.seating.rows
+        if x.shape[0] % rows:
+            raise ValueError(f"a layer got {x.shape[0]} rows of a batch of {rows}: the model mixes or splits rows")
+        return x.shape[:-1].numel() // rows
 
 
 class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, anchor: Tensor | None, layer: PackedLinear, seats: Pack | Sequence[Seat]
+        ctx: Any, x: Tensor, anchor: Tensor | None, layer: PackedLinear, seats: Pack | Sequence[Seat], per_row: int
     ) -> Tensor:
-        ctx.layer, ctx.shape, ctx.dtype, ctx.saved = layer, x.shape, x.dtype, None
-        per_row = x[0].numel() // x.shape[-1]
+        ctx.layer, ctx.dtype, ctx.saved = layer, x.dtype, None
         with _own_types(x.device.type):
-            flat = x.reshape(-1, x.shape[-1]).to(layer.dtype)  # (N, I)
-            y = layer.kernel.forward(flat)  # (N, O)
+            own = x.to(layer.dtype)
+            y = layer.kernel.forward(own)  # (N, O)
             if isinstance(seats, Pack):
-                ctx.saved = batched.forward(seats, layer.path, flat, y, per_row)
+                ctx.saved = batched.forward(seats, layer.path, own, y, per_row)
             elif seats:
                 wide = y.float()
-                ctx.saved = loop.forward(layer.path, seats, flat.float(), wide, per_row, is_narrow=layer.is_narrow)
+                ctx.saved = loop.forward(layer.path, seats, own.float(), wide, per_row, is_narrow=layer.is_narrow)
                 y = wide.to(layer.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         layer, saved = ctx.layer, ctx.saved
         with _own_types(grads[0].device.type):
-            g = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()  # (N, O)
+            g = grads[0].contiguous()  # (N, O)
             dx = layer.kernel.backward(g) if ctx.needs_input_grad[0] else None  # (N, I)
             if isinstance(saved, batched.Saved):
                 batched.backward(saved, g, dx)
             elif saved is not None:
                 dx = None if dx is None else dx.float()
                 loop.backward(saved, g.float(), dx)
-        return (None if dx is None else dx.to(ctx.dtype).view(ctx.shape)), None, None, None
+        return (None if dx is None else dx.to(ctx.dtype)), None, None, None, None
 
 
 def _own_types(device: str) -> AbstractContextManager[object]:

@@ -30,9 +30,9 @@ class Seat(NamedTuple):
 class Pack:
     """Seats of a bank with equal numbers of rows, described by tensors alone, so that who sits there may change.
 
-    rows: of the bank, (K,) int64. scaling: of the low-rank updates, divided by 1 - dropout, (K, 1, 1). seeds, steps,
-    first: what names the dropout masks (`automl.packed.masks`), (K,) int32. limits: of what they keep, (K, 1, 1, 1)
-    int32. is_dropping: whether any of these slots has dropout.
+    rows: of the bank, (K,) int64. rows_each: of the batch, of each seat. scaling: of the low-rank updates, divided by
+    1 - dropout, (K, 1, 1). seeds, steps, first: what names the dropout masks (`automl.packed.masks`), (K,) int32.
+    limits: of what they keep, (K, 1, 1, 1) int32. is_dropping: whether any of these slots has dropout.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Pack:
         bank: Bank,
         *,
         rows: Tensor,
+        rows_each: int,
         scaling: Tensor,
         seeds: Tensor,
         steps: Tensor,
@@ -49,6 +50,7 @@ class Pack:
     ) -> None:
         self.bank = bank
         self.rows = rows
+        self.rows_each = rows_each
         self.scaling = scaling
         self.is_dropping = is_dropping
         self._named = seeds, steps, first
@@ -79,22 +81,17 @@ class Pack:
 class Seating:
     """The seats of the forward pass that is under way, read by every packed layer; empty outside of one.
 
-    sole: the adapter that all rows belong to, however many there are. pack: seats of a bank instead of `seats`.
+    pack: seats of a bank instead of `seats`.
     """
 
     def __init__(self) -> None:
         self.seats: Sequence[Seat] = ()
-        self.sole: Adapter | None = None
         self.pack: Pack | None = None
 
-    def seats_of(self, rows: int) -> Sequence[Seat]:
-        """The seats of a batch of this many rows. Raises ValueError if they do not add up."""
-        if self.sole is not None:
-            return (Seat(self.sole, 0, rows, 0, is_training=False),)
-        seated = self.seats[-1].stop if self.seats else 0
-        if seated not in (0, rows):
-            raise ValueError(f"a layer got {rows} rows for {seated} seats: the model mixes or splits rows")
-        return self.seats
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that is seated; 1 for a single adapter that all rows belong to, however many there are."""
+        return self.pack.seats * self.pack.rows_each if self.pack is not None else self.seats[-1].stop
 
     @contextmanager
     def seated(self, seats: Sequence[Seat]) -> Iterator[None]:
@@ -118,8 +115,8 @@ class Seating:
     @contextmanager
     def alone(self, adapter: Adapter | None) -> Iterator[None]:
         """All rows belong to this adapter inside the block, without dropout; None is the bare backbone."""
-        self.sole = adapter
+        self.seats = () if adapter is None else (Seat(adapter, 0, 1, 0, is_training=False),)
         try:
             yield
         finally:
-            self.sole = None
+            self.seats = ()

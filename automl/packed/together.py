@@ -189,6 +189,7 @@ class _Static:
         self.pack = Pack(
             bank,
             rows=rows,
+            rows_each=shape.rows,
             scaling=scaling,
             seeds=seeds,
             steps=steps,

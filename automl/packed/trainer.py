@@ -25,6 +25,7 @@ from automl.errors import Diverged, OutOfMemory, TargetError
 from automl.importance.heldout import HELD_OUT_ROWS, in_batches, removal_effects, with_held_out
 from automl.importance.sensitivity import Sensitivity, weight_norms
 from automl.lora import Hyperparameters, LinearShape, check_pattern
+from automl.models.calling import first_line
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import COUNTED_STATE, Adapter
 from automl.packed.bank import Bank, BankSize, Storage
@@ -83,7 +84,8 @@ class PackedTrainer:
     slots that are computed together and not one by one; pays where launching kernels is what takes time. A trial that
     does not fit into it is trained beside it. recompute: gradient checkpointing of the body's layers. graphs: record
     a bank's micro-steps as CUDA graphs, on a GPU. importance: how
-    much the loss of each trial hangs on each module's update is measured on the way.
+    much the loss of each trial hangs on each module's update is measured on the way. parted: why a micro-step of
+    several trials last failed, so that each went alone; empty if none did.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class PackedTrainer:
         self.members: dict[int, Member] = {}
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.parted = ""
         self._precision = precision
         self._uses_graphs = graphs and self.device.type == "cuda"
         self._importance = importance
@@ -333,7 +336,8 @@ class PackedTrainer:
                 turn.member.restart_step()
             if len(turns) == 1:
                 return failures + self._blamed(turns[0].member, error)
-            logger.info("a micro-step of %d trials failed (%s); each goes alone", len(turns), type(error).__name__)
+            self.parted = first_line(error)
+            logger.info("a micro-step of %d trials failed (%s); each goes alone", len(turns), self.parted)
             if is_out_of_memory(error):
                 self.token_budget = max(1, sum(turn.micro.rows * turn.micro.width for turn in turns) // 2)
         # Out of the except block first: the traceback keeps the tensors of the failed attempt alive.

@@ -28,3 +28,8 @@ def output_problem(folder: Path, output: Path) -> str:
 def study_folder(spec: SweepSpec) -> Path:
     """Where the study's adapters, slot files and summary lie."""
     return spec.run.output.expanduser().resolve() / spec.study
+
+
+def proofs_folder(cache: Path) -> Path:
+    """Where is remembered which models can be packed."""
+    return cache / "packing"

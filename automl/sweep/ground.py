@@ -57,6 +57,7 @@ class Ground:
     target_sets: tuple[str, ...]
     advice: tuple[str, ...]
     obstacle: str
+    cache: Path
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -100,6 +101,7 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
             *search_advice(space, spec.search),
         ),
         obstacle=hindrance,
+        cache=cache,
     )
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
 from automl.models.memory import estimate_bytes
+from automl.packed.build import disagreement, examine
 from automl.packed.kernels import choose_kernel
 from automl.packed.memory import available_bytes, capacity
 from automl.packed.trainer import TOKEN_BUDGET
 from automl.space.spec import SweepSpec
 from automl.sweep.costs import extremes, highest, target_names
-from automl.sweep.folders import study_folder
+from automl.sweep.folders import proofs_folder, study_folder
 from automl.sweep.ground import Ground
 from automl.sweep.layout import Layout
+from automl.sweep.precision import settle_precision
 from automl.training.bench import HostSettings, stored_dtype
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SLOTS = {"cpu": 4, "cuda": 8}
 """Trials in a pack unless the file says how many, by type of device.
@@ -83,7 +91,36 @@ def host_settings(spec: SweepSpec, ground: Ground, layout: Layout, packing: Pack
         tokens=_most_tokens(spec, ground),
         workers=layout.workers,
         shards=layout.shards,
+        proofs=str(proofs_folder(ground.cache)),
     )
+
+
+def prove(
+    spec: SweepSpec,
+    ground: Ground,
+    layout: Layout,
+    recorded: Mapping[str, Any] | None = None,
+    *,
+    is_thorough: bool = True,
+) -> Ground:
+    """The ground, with an obstacle if packed training does not follow PEFT on this model: found out once, then known.
+
+    recorded: as for `settle_precision`, which comes afterwards. is_thorough: load the model to find it out; otherwise
+    what is not known yet is no obstacle. Raises ConfigError if the precision is for packed training only.
+    """
+    settled = settle_precision(spec, ground, layout, recorded)
+    packing = choose_packing(settled, ground, layout)
+    if not packing.is_packed:
+        return ground
+    settings = host_settings(settled, ground, layout, packing)
+    found = examine(settings, ground.model) if is_thorough else disagreement(settings, ground.model, bench=None)
+    if not found:
+        return ground
+    is_fixed = spec.run.precision != "auto" or (recorded or {}).get("precision")
+    if settled.run.precision == "bf16h" and is_fixed:
+        raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {found}")])
+    logger.warning("trials are trained one at a time, since packed they would not do as with PEFT: %s", found)
+    return replace(ground, obstacle=found)
 
 
 def kernel_of(spec: SweepSpec, layout: Layout, packing: Packing) -> str:

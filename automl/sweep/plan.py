@@ -26,7 +26,7 @@ from automl.sweep.evaluation import in_words, measured_rows, settle_evaluation, 
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.host import build_host
 from automl.sweep.layout import Layout, choose_layout
-from automl.sweep.packing import Packing, choose_packing, host_settings, worker_bytes
+from automl.sweep.packing import Packing, choose_packing, host_settings, prove, worker_bytes
 from automl.sweep.payoff import doubts
 from automl.sweep.precision import settle_precision
 from automl.training.bench import HostSettings
@@ -162,6 +162,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     remarks = database_remarks(spec)
     ground = prepare(spec, cache)
     layout = choose_layout(spec.run, trials=spec.search.trials)
+    ground = prove(spec, ground, layout, is_thorough=probe)
     spec = settle_evaluation(settle_precision(spec, ground, layout), ground)
     packing = choose_packing(spec, ground, layout)
     rows = whole_evaluation(spec, ground)

@@ -14,6 +14,7 @@ from automl.errors import AutomlError, ModelError, ResourceError
 from automl.models.backbone import BackboneRef, model_files, reference
 from automl.storage.artifacts import files_below
 from automl.storage.depot import Depot
+from automl.sweep.folders import proofs_folder
 from automl.sweep.ground import Ground
 from automl.tasks.base import Prepared
 from automl.tasks.prepare import load_prepared
@@ -45,6 +46,7 @@ def at_hand(settings: HostSettings, artifacts: str | None, cache: Path) -> HostS
             settings,
             backbone=_backbone_at_hand(settings.backbone, artifacts, cache),
             prepared=_prepared_at_hand(settings.prepared, artifacts, cache),
+            proofs=str(proofs_folder(cache)),
         )
     except AutomlError as error:
         raise ResourceError(f"node {socket.gethostname()}: {error}") from error

@@ -35,7 +35,7 @@ class HostSettings:
     that trials may have; workers: how many there are. From these a packed worker finds out how it trains, and whether
     it has the memory for `capacity` trials.
     importance: how much the loss hangs on each module's update is measured on the way. shards: processes that hold one
-    trial together.
+    trial together. proofs: folder in which is remembered what can be packed; empty: it is found out anew.
     """
 
     backbone: BackboneRef
@@ -55,6 +55,7 @@ class HostSettings:
     workers: int = 1
     importance: bool = True
     shards: int = 1
+    proofs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

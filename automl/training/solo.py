@@ -51,7 +51,8 @@ class SoloTrial:
     """One trial on a bench: where it stands, and, while it trains, its adapter.
 
     state: where an earlier attempt stood; None starts at step 0. micro_batch, evaluation_tokens: how much is
-    worked on at once; they shrink when memory is short, while the effective batch and the grid of steps stay.
+    worked on at once; they shrink when memory is short, while the effective batch and the grid of steps stay. loss: of
+    the last step, mean over its batch.
     """
 
     def __init__(self, spec: TrialSpec, bench: Bench, state: TrainState | None = None) -> None:
@@ -62,6 +63,7 @@ class SoloTrial:
         self.tokens = state.tokens if state else 0
         self.micro_batch = state.micro_batch if state else spec.hyper.batch_size
         self.evaluation_tokens = state.evaluation_tokens if state else bench.evaluation_tokens
+        self.loss = math.nan
         self._method = METHODS[spec.hyper.method]
         self._start = state
         self._layers: list[LinearShape] = []
@@ -114,12 +116,12 @@ class SoloTrial:
             seat.model.train()
             rows = self._rows()
             masks = dropout_state(seat.model)
-            loss, self.micro_batch = self._within_memory(
+            self.loss, self.micro_batch = self._within_memory(
                 self.micro_batch,
                 lambda at_once: self._accumulate(rows, at_once, masks),
                 what=f"trial {self.spec.number} (rank {hyper.rank}, target {hyper.target})",
             )
-            _check_finite({"training loss": loss}, self.step + 1)
+            _check_finite({"training loss": self.loss}, self.step + 1)
             if seat.sensitivity is not None and is_sample(self.step):
                 seat.sensitivity.add(self._factors(seat.model))
             if (penalty := self._method.penalty(seat.model)) is not None:

@@ -27,7 +27,7 @@ from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.keeping import store_results
 from automl.sweep.layout import choose_layout
-from automl.sweep.packing import choose_packing, host_settings
+from automl.sweep.packing import choose_packing, host_settings, prove
 from automl.sweep.precision import settle_precision
 from automl.sweep.record import GROUND, last_event, recorded_space
 from automl.sweep.reporting import renew_report
@@ -125,9 +125,10 @@ class _Work:
         self._database = database
         self._store = database.store(spec.study)
         recorded = last_event(self._store, GROUND)
-        self._ground = prepare(spec, cache)
-        _check_same(spec.study, recorded or {}, self._ground)
+        ground = prepare(spec, cache)
+        _check_same(spec.study, recorded or {}, ground)
         self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
+        self._ground = prove(spec, ground, self._layout, recorded)
         self._spec = settle_precision(spec, self._ground, self._layout, recorded)
         self._folder = study_folder(spec) / "verification"
         self._stopped: str | None = None

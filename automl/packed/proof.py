@@ -1,0 +1,281 @@
+"""Packing is held against PEFT before it is used: two unlike adapters, two batches of real rows, on the very model.
+
+Whether the rows of several trials can go through one pass depends on what a model does between its layers: some send
+position tables through an adapted layer, some are time-major, some normalise over the whole batch. No list of names is
+kept; the model is asked. Both adapters are drawn so large that a row in the wrong hands would show: an adapter as it
+is initialised changes nothing at all, and whatever is mixed up then agrees.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from automl.errors import CheckpointError
+from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
+from automl.methods.seeding import stream
+from automl.models.inventory import resolve_targets
+from automl.packed.bank import BankSize
+from automl.packed.together import bank_class
+from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
+from automl.packed.workload import Workload
+from automl.tasks.batches import batch_rows
+from automl.training.bench import Bench
+from automl.training.solo import SoloTrial
+from automl.training.state import TrainState
+from automl.trial import TrialSpec
+
+
+class Tolerance(NamedTuple):
+    """loss, gradient: largest relative difference to PEFT. visible: least relative effect of an adapter on the loss."""
+
+    loss: float
+    gradient: float
+    visible: float
+
+
+TOLERANCES = {
+    # Sums in another order: 1e-7 for a loss, some 1e-6 for the gradient of one matrix.
+    "fp32": Tolerance(loss=1e-5, gradient=1e-3, visible=3e-4),
+    # Eight bits of mantissa: PEFT differs by 1e-2 from itself with the same rows in another batch.
+    "bf16": Tolerance(loss=2e-2, gradient=0.2, visible=0.1),
+}
+"""By precision. bf16h is proven in fp32: it rounds inside of a layer, and sends no row elsewhere."""
+
+STRENGTHS = (0.3, 1.0, 3.0)
+"""Size of an adapter's update relative to its layer's input; the first that shows in the loss is taken."""
+
+_STEPS = 2
+_ROWS = 2  # of a batch
+_LOOKED_AT = 512  # rows among which long ones are sought
+_SEEDS = 24  # orders of the rows among which two are sought whose batches have the same shape
+_EVERYTHING = "every target"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One adapter trained by PEFT alone.
+
+    start: its weights before. losses: of every step. moments: AdamW's, afterwards.
+    bare, adapted: losses of batches that are the same for both adapters, without and with the low-rank updates.
+    """
+
+    spec: TrialSpec
+    start: TrainState
+    losses: list[float]
+    moments: dict[str, Tensor]
+    bare: list[float]
+    adapted: list[float]
+
+
+def disproof(
+    bench: Bench,
+    choices: Sequence[str],
+    *,
+    bank: bool,
+    recompute: bool,
+    kernel: str | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+) -> str:
+    """Why trials on these target sets are not to be packed on this model, in one line; empty if packing follows PEFT.
+
+    bank, recompute, kernel: the path that the pack will take. The model is given back as it was. Raises OutOfMemory.
+    """
+    if bench.precision == "bf16h":
+        bench = replace(bench, precision="fp32")
+    tolerance = TOLERANCES[bench.precision]
+    bench = _small(bench, choices)
+    specs = _specs(bench)
+    for strength in strengths:
+        alone = [_alone(spec, bench, strength) for spec in specs]
+        if _shows(alone, tolerance):
+            break
+    else:
+        return "adapters hardly change this model's loss, so packing cannot be held against PEFT"
+    trainer = PackedTrainer(
+        bench.model,
+        Workload(
+            task=bench.task,
+            train_rows=bench.train_rows,
+            evaluation_rows=[],
+            tokenizer=bench.tokenizer,
+        ),
+        targets=bench.targets,
+        precision=bench.precision,
+        kernel=kernel,
+        token_budget=2**31,
+        bank=BankSize(2, max(spec.hyper.rank for spec in specs), (_EVERYTHING,)) if bank else None,
+        recompute=recompute,
+    )
+    try:
+        return _compared(trainer, alone, tolerance)
+    finally:
+        trainer.close()
+
+
+def _small(bench: Bench, choices: Sequence[str]) -> Bench:
+    """The bench with a few long and a few other rows, and a set of all layers that trials may adapt."""
+    count = len(bench.train_rows)
+    rows = [bench.train_rows[index] for index in range(0, count, max(1, count // _LOOKED_AT))]
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    most = TOKEN_BUDGET.get(bench.device.type, TOKEN_BUDGET["cpu"]) // (2 * _ROWS)
+    rows = [row for row in rows if len(row["input_ids"]) <= most] or rows[:1]
+    few = [*rows[:: max(1, len(rows) // 4)][:4], *rows[-4:]]
+    layers = [layer for name in choices for layer in resolve_targets(bench.model, name, bench.targets)]
+    every = tuple(dict.fromkeys(re.escape(layer.path) for layer in layers))
+    return replace(bench, train_rows=few, targets={**bench.targets, _EVERYTHING: every}, importance=False)
+
+
+def _specs(bench: Bench) -> list[TrialSpec]:
+    """Two trials that differ in all that a slot may differ in, but for the shape of their batches."""
+    one = Hyperparameters(
+        rank=3,
+        alpha=6.0,
+        target=_EVERYTHING,
+        learning_rate=1e-3,
+        batch_size=_ROWS,
+        warmup=0.0,
+        schedule="constant",
+        clip=0.0,
+    )
+    hypers = one, replace(one, rank=2, alpha=2.0, learning_rate=2e-3, use_rslora=True, clip=1.0)
+    return [
+        TrialSpec(
+            number=number,
+            params={},
+            hyper=hyper,
+            seed=11 + number,
+            data_seed=seed,
+            steps=_STEPS,
+            evaluate_every=_STEPS,
+        )
+        for number, (hyper, seed) in enumerate(zip(hypers, _data_seeds(bench), strict=True))
+    ]
+
+
+def _data_seeds(bench: Bench) -> tuple[int, int]:
+    """Two orders of the rows whose batches have the same shapes, so that they share a pass, and differ if possible."""
+    seen: dict[object, tuple[int, object]] = {}
+    found: list[tuple[int, int, int]] = []
+    for seed in range(_SEEDS):
+        rows, shape, width = _batches(bench, seed)
+        other, others = seen.setdefault(shape, (seed, rows))
+        if rows != others:
+            found.append((width, other, seed))
+    return max(found)[1:] if found else (0, 0)
+
+
+def _batches(bench: Bench, seed: int) -> tuple[object, object, int]:
+    """Numbers of the rows of every step, the classes of their batches, and the greatest width."""
+    load = Workload(task=bench.task, train_rows=[], evaluation_rows=[], tokenizer=bench.tokenizer)
+    numbers = [batch_rows(seed, step, _ROWS, len(bench.train_rows)) for step in range(_STEPS)]
+    micros = [load.micro_batch([bench.train_rows[at] for at in batch], torch.device("cpu")) for batch in numbers]
+    classes = [(micro.shape_class, bank_class(micro, bench.task.settings.max_length)) for micro in micros]
+    return [sorted(batch) for batch in numbers], tuple(classes), max(micro.width for micro in micros)
+
+
+def _alone(spec: TrialSpec, bench: Bench, strength: float) -> _Run:
+    trial = SoloTrial(spec, bench)
+    trial.attach()
+    try:
+        fresh = trial.snapshot()
+        start = replace(fresh, params=dict(_drawn(fresh, spec, strength)))
+        bare = _losses(trial, start, without_updates=True)
+        adapted = _losses(trial, start)
+        losses = []
+        for _ in range(_STEPS):
+            trial.take_step()
+            losses.append(trial.loss)
+        return _Run(
+            spec=spec,
+            start=start,
+            losses=losses,
+            moments=dict(trial.snapshot().moments),
+            bare=bare,
+            adapted=adapted,
+        )
+    finally:
+        trial.detach()
+
+
+def _drawn(fresh: TrainState, spec: TrialSpec, strength: float) -> Iterator[tuple[str, Tensor]]:
+    """Weights that matter, by name. An update of B A has about `strength` times the size of what it is added for."""
+    generator = stream(spec.seed, "proof")
+    for name, tensor in fresh.params.items():
+        drawn = torch.randn(tensor.shape, generator=generator)
+        if ".lora_B." in name:
+            yield name, drawn * (strength * math.sqrt(3.0 / spec.hyper.rank) / spec.hyper.scaling)
+        elif ".lora_A." in name or tensor.dim() < 2:
+            yield name, tensor
+        else:
+            yield name, drawn / math.sqrt(tensor[0].numel())
+
+
+def _losses(trial: SoloTrial, start: TrainState, *, without_updates: bool = False) -> list[float]:
+    """Mean losses of all rows in batches, with these weights, which the trial has then."""
+    bench = trial.bench
+    params = {
+        name: torch.zeros_like(tensor) if without_updates and ".lora_B." in name else tensor
+        for name, tensor in start.params.items()
+    }
+    METHODS["lora"].load_state(trial.model, params)
+    trial.model.eval()
+    with torch.no_grad(), bench.autocast():
+        rows = range(0, len(bench.train_rows), _ROWS)
+        parts = [bench.task.loss(trial.model, bench.batch(bench.train_rows[at : at + _ROWS])) for at in rows]
+    return [float(part.total) / max(1, part.count) for part in parts]
+
+
+def _shows(alone: Sequence[_Run], tolerance: Tolerance) -> bool:
+    """Whether both adapters change losses by far more than is tolerated, each in its own way."""
+    one, other = alone
+    pairs = [(one.adapted, one.bare), (other.adapted, other.bare), (one.adapted, other.adapted)]
+    return all(max(map(_relative, *pair)) >= tolerance.visible for pair in pairs)
+
+
+def _compared(trainer: PackedTrainer, alone: Sequence[_Run], tolerance: Tolerance) -> str:
+    try:
+        for run in alone:
+            trainer.admit(run.spec, run.start)
+    except CheckpointError as error:
+        return f"PEFT adapts other layers: {error}"
+    members = list(trainer.members.values())
+    for step in range(_STEPS):
+        failures = trainer.micro_step(members)
+        if trainer.parted or failures:
+            return trainer.parted or _last_line(failures[0].message)
+        for member, run in zip(members, alone, strict=True):
+            if (difference := _relative(member.loss, run.losses[step])) > tolerance.loss:
+                return f"a trial's loss differs from PEFT's by {difference:.1e}, {tolerance.loss:.0e} is allowed"
+    for member, run in zip(members, alone, strict=True):
+        difference, name = _worst_gradient(member.snapshot().moments, run.moments)
+        if difference > tolerance.gradient:
+            return f"a gradient differs from PEFT's by {difference:.1e} ({name})"
+    return ""
+
+
+def _worst_gradient(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[float, str]:
+    """Largest relative difference of a matrix's mean gradient, and its name.
+
+    Relative to a thousandth of the largest gradient at least: what should be zero is rounding alone.
+    """
+    norms = {key: float(tensor.norm()) for key, tensor in wanted.items() if key.startswith("exp_avg/")}
+    least = max(1e-3 * max(norms.values()), 1e-30)
+    return max((float((found[key] - wanted[key]).norm()) / max(norm, least), key) for key, norm in norms.items())
+
+
+def _relative(one: float, other: float) -> float:
+    """Infinite if either is not a number."""
+    difference = abs(one - other) / max(abs(other), 1e-30)
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
