@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     def init(
         model: Annotated[str, typer.Argument(help="Hub id, folder or .gguf file of the base model.", metavar="MODEL")],
         data: Annotated[
-            str, typer.Argument(help="JSONL, CSV or Parquet file, text folder, or hub id.", metavar="DATA")
+            str, typer.Argument(help="JSON, JSONL, CSV, TSV or Parquet file, text folder, or hub id.", metavar="DATA")
         ],
         task: Annotated[
             str | None,
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: stdout.")] = None,
         force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     ) -> None:
-        """Write a commented space.yaml with ranges that suit the model's size."""
+        """Write a commented space.yaml with ranges that suit the model's size, and a length that suits the data."""
         from automl.errors import ConfigError, Problem
         from automl.sweep.start import starting_space
 

@@ -402,6 +402,7 @@ def _provenance(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         ("data", frame.data),
         ("data fingerprint", str(ground.get("data", "–"))),
         ("rows", ", ".join(f"{count:,} {split}" for split, count in (ground.get("rows") or {}).items()) or "–"),
+        *(("to know of the data", str(note)) for note in ground.get("notes") or ()),
         ("precision", str(ground.get("precision", "–"))),
         *((name, str(value)) for name, value in frame.provenance.items() if value is not None and name != "folder"),
     ]

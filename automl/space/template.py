@@ -33,12 +33,14 @@ def commented_space(
     model_parameters: int | None = None,
     columns: Mapping[str, str] | None = None,
     target_sets: Sequence[str] = TARGETS,
+    max_length: int = 128,
+    cut: str = "longer ones are cut",
 ) -> str:
     """Text of a space file with a comment on every line that has something to decide.
 
     model, data: as a user would write them (hub id, folder, file). model_parameters: number of parameters of the
     backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
-    target_sets: those that the model has.
+    target_sets: those that the model has. cut: what max_length means for this data, in a few words.
     """
     metric = "accuracy" if task_type == "classification" else "loss"
     fitting = ", ".join(name for name, facts in METRICS.items() if task_type in facts.tasks)
@@ -62,7 +64,7 @@ def commented_space(
             "",
             "fixed:",
             "  batch_size: 8  # rows per optimizer step",
-            "  max_length: 128  # tokens per example; longer ones are cut",
+            f"  max_length: {max_length}  # tokens per example; {cut}",
             "",
             "# constraints:",
             '#   - "trainable_params <= 1_000_000"  # checked before a trial costs anything',

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from automl.errors import DataError
-from automl.models.backbone import Kind, resolve_model, skeleton
+from automl.models.backbone import BackboneRef, Kind, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
+from automl.models.positions import positions
 from automl.space.load import load_space, parse_space
 from automl.space.spec import SweepSpec
 from automl.space.template import commented_space
 from automl.sweep.folders import cache_folder
+from automl.tasks import make_task
+from automl.tasks.prepare import SHARE, share_length
 from automl.tasks.read import read_splits
 
 _LOOKED_AT = 20
@@ -32,7 +37,16 @@ _TEXT_NAMES = (
     "premise",
 )
 _PAIR_NAMES = ("text_pair", "sentence2", "hypothesis")
-_INSTRUCTION_COLUMNS = ({"messages"}, {"conversations"}, {"instruction", "output"}, {"prompt", "response"})
+_INSTRUCTION_COLUMNS = (
+    {"messages"},
+    {"conversations"},
+    {"instruction", "output"},
+    {"prompt", "response"},
+    {"prompt", "completion"},
+)
+_MEASURED = 2000
+_SHORTEST = 16
+_ROUND = 8
 
 
 def starting_space(model: str, data: str, *, task_type: str | None, study: str | None) -> str:
@@ -49,7 +63,11 @@ def starting_space(model: str, data: str, *, task_type: str | None, study: str |
     backbone = resolve_model(spec.model, cache_folder())
     kind: Kind = "classification" if found == "classification" else "causal-lm"
     target_sets = resolvable_sets(skeleton(backbone, kind))
-    return commented_space(study or _study_name(data), model, data, found, backbone.parameters, renamed, target_sets)
+    longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=renamed)
+    name = study or _study_name(data)
+    return commented_space(
+        name, model, data, found, backbone.parameters, renamed, target_sets, max_length=longest, cut=cut
+    )
 
 
 def inspect_location(model: str, labels: int) -> ModelReport:
@@ -62,6 +80,25 @@ def inspect_location(model: str, labels: int) -> ModelReport:
     backbone = resolve_model(spec.model, cache_folder())
     names = tuple(str(number) for number in range(labels))
     return inspect_model(skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets)
+
+
+def _max_length(
+    backbone: BackboneRef, *, model: str, data: str, task_type: str, columns: Mapping[str, str]
+) -> tuple[int, str]:
+    """A length that leaves most rows whole, within what the model can read, and what it means in words.
+
+    Raises DataError if no row can be used.
+    """
+    text = commented_space("start", model, data, task_type, columns=columns)
+    settings = parse_space(text, "command line", Path.cwd()).task
+    found = make_task(replace(settings, bad_rows="skip")).lengths(load_tokenizer(backbone), _MEASURED)
+    most = share_length(found)
+    wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
+    limit = positions(json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")))
+    covered = f"{SHARE:.0%} of the rows have at most {most:,}"
+    if limit is not None and limit.tokens < wanted:
+        return limit.tokens, f"{covered}, the model reads {limit.tokens:,}; longer ones are cut"
+    return wanted, f"{covered}; longer ones are cut"
 
 
 def _provisional(model: str, data: str) -> SweepSpec:

@@ -21,7 +21,7 @@ from automl.study.front import Point, pareto_front
 from automl.study.outcome import exhausted_text
 from automl.study.study import EXHAUSTED, STALLED
 from automl.sweep.folders import study_folder
-from automl.sweep.record import last_event, recorded_baseline, recorded_space
+from automl.sweep.record import GROUND, last_event, recorded_baseline, recorded_space
 from automl.trial import Scalar, TrialState
 
 SUMMARY_JSON = "summary.json"
@@ -38,7 +38,8 @@ class Summary:
     better value after which the search ended before its budget was spent, None if it did not. exhausted: number of
     configurations of a finite space of which none was left to try, None if there were more. also_minimize: the second
     objective, if there are two; front: then the complete trials that no other one beats in both, smallest first.
-    verification: result of the newest complete one, if there is any (docs/verification.md).
+    verification: result of the newest complete one, if there is any (docs/verification.md). notes: what there was to
+    say of the data.
     """
 
     study: str
@@ -58,6 +59,7 @@ class Summary:
     also_minimize: str | None = None
     front: tuple[TrialRow, ...] = ()
     verification: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -99,6 +101,7 @@ class Summary:
             "also_minimize": self.also_minimize,
             "front": [asdict(row) for row in self.front],
             "verification": self.verification,
+            "notes": list(self.notes),
         }
 
 
@@ -127,6 +130,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         also_minimize=spec.search.also_minimize,
         front=front_of(rows, direction),
         verification=verified.result if verified is not None else None,
+        notes=tuple((last_event(store, GROUND) or {}).get("notes", ())),
     )
 
 
@@ -223,6 +227,7 @@ def markdown(summary: Summary) -> str:
         f"- training time, summed over workers: {summary.seconds:,.0f} s",
         f"- database: `{summary.database}`",
         f"- adapter: `{summary.best.adapter if summary.best else 'none'}`",
+        *(f"- data: {note}" for note in summary.notes),
         "",
         "| trial | state | " + summary.metric + " | steps | configuration |",
         "|--:|---|--:|--:|---|",

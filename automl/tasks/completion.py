@@ -16,7 +16,7 @@ from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import Layout, Segment, evaluate_text, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
-from automl.tasks.prepare import Recipe, load_rows, prepare
+from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
 from automl.tasks.read import Split, read_splits, source_name
 from automl.tasks.reading import Reading
 from automl.tasks.split import Example, split_examples, split_notes
@@ -41,7 +41,7 @@ class Completion(Task):
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(rows)
-        return [encoded.tokens for encoded in self._recipe(tokenizer).encode(given["train"])]
+        return lengths(self._recipe(tokenizer).encode(given["train"]))
 
     def head(self, prepared: Prepared) -> Head:
         return Head("causal-lm")

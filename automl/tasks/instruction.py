@@ -14,7 +14,7 @@ from automl.tasks.causal import evaluate_text, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.conversation import Extras, Format, choose_format, question, read_conversation, unread
 from automl.tasks.fields import Record
-from automl.tasks.prepare import Recipe, load_rows, prepare
+from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
 from automl.tasks.read import Split, read_splits
 from automl.tasks.reading import Reading
 from automl.tasks.split import Example, split_examples, split_notes
@@ -36,7 +36,7 @@ class Instruction(Task):
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(tokenizer, rows)
-        return [encoded.tokens for encoded in self._recipe(tokenizer).encode(given["train"])]
+        return lengths(self._recipe(tokenizer).encode(given["train"]))
 
     def head(self, prepared: Prepared) -> Head:
         return Head("causal-lm")

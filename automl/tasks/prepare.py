@@ -296,6 +296,14 @@ class _Told:
         return [*self._lines, f"{line}; {SHARE:.0%} of the rows have at most {share_length(self._tokens)} tokens"]
 
 
+def lengths(encoded: Sequence[Encoded]) -> list[int]:
+    """Tokens of these rows before any cut, without those that cannot be used; raises DataError if none can."""
+    errors = [each.error for each in encoded if each.error is not None]
+    if len(errors) == len(encoded) and errors:
+        raise errors[0]
+    return [each.tokens for each in encoded if each.error is None]
+
+
 SHARE = 0.95
 """Of the rows, which a good max_length leaves whole."""
 
