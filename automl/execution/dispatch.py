@@ -158,7 +158,8 @@ class Dispatcher:
             return None
         kinds = {TIME_IS_UP: TimeIsUp, CLUSTER_LOST: ClusterLost, _NO_WORKER_LEFT: ClusterLost}
         return kinds.get(self._stopped, InterruptedSearch)(
-            f"stopped ({self._stopped}) after {ended} of {trials} trials; nothing is lost, the same command continues"
+            f"stopped ({self._stopped}) after {ended} of {trials} trials, {self._study.spent_steps:,} training steps;"
+            " nothing is lost, the same command continues"
         )
 
     def _interrupt_after(self, error: Exception) -> None:

@@ -69,6 +69,8 @@ class Configurations:
 
     def are_exhausted(self, study: Study) -> bool:
         """Whether the study has a trial of every one."""
+        if len(study.get_trials(deepcopy=False)) < len(self.feasible):
+            return False
         tried = self._tried(study)
         return all(frozenset(point.items()) in tried for point in self.feasible)
 
