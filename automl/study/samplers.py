@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from optuna.exceptions import ExperimentalWarning
@@ -23,6 +23,7 @@ from automl.study.feasibility import Feasibility
 from automl.study.grid import Configurations, GridSampler
 from automl.study.registry import Options, lookup, merge_options, refuse
 from automl.study.seeding import derive_seed, sampler_seed
+from automl.study.shown import View, parked_as_pruned, unfinished_as_complete
 
 EXTRA = "automl-lora[samplers]"
 
@@ -40,12 +41,14 @@ class SamplerEntry(NamedTuple):
     """How to build a sampler, its options with their defaults, and the packages it needs beyond Optuna.
 
     proposals: tries it has per trial to satisfy the constraints before configurations are drawn at random.
+    from_complete: it learns from COMPLETE trials only.
     """
 
     build: Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]
     defaults: Options
     packages: tuple[str, ...] = ()
     proposals: int = 20
+    from_complete: bool = False
 
 
 def make_sampler(settings: SearchSettings, space: SearchSpace, feasibility: Feasibility, *, run: int) -> BaseSampler:
@@ -77,6 +80,18 @@ def make_sampler(settings: SearchSettings, space: SearchSpace, feasibility: Feas
     return ConstrainedSampler(
         base, space, feasibility, proposals=entry.proposals, seed=context.seed, configurations=finite
     )
+
+
+def view_for(settings: SearchSettings, parked: Callable[[], Set[int]], *, can_park: bool) -> View | None:
+    """How the sampler is to see trials that were not trained to the last step; None: as they are.
+
+    parked: numbers of the parked trials, as they are when it is called. `cmaes` may be told by its own option that only
+    what was trained to the end counts.
+    """
+    wants_complete = settings.sampler_options.get("consider_pruned_trials") is False
+    if settings.pruner != "none" and SAMPLERS[settings.sampler].from_complete and not wants_complete:
+        return unfinished_as_complete
+    return parked_as_pruned(parked) if can_park else None
 
 
 def configurations_of(sampler: BaseSampler) -> Configurations | None:
@@ -112,7 +127,12 @@ def _gp(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
 def _cmaes(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
     """CMA-ES for numbers; categorical parameters are drawn at random beside it."""
     independent = RandomSampler(seed=context.seed)
-    return CmaEsSampler(seed=context.seed, independent_sampler=independent, warn_independent_sampling=False, **options)
+    return CmaEsSampler(
+        seed=context.seed,
+        independent_sampler=independent,
+        warn_independent_sampling=False,
+        **{**options, "consider_pruned_trials": False},  # see view_for: Optuna would mix values of different steps
+    )
 
 
 def _qmc(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
@@ -139,7 +159,11 @@ SAMPLERS: dict[str, SamplerEntry] = {
         },
     ),
     "gp": SamplerEntry(
-        _gp, {"n_startup_trials": 10, "deterministic_objective": False}, ("scipy", "torch"), proposals=2
+        _gp,
+        {"n_startup_trials": 10, "deterministic_objective": False},
+        ("scipy", "torch"),
+        proposals=2,
+        from_complete=True,
     ),
     "cmaes": SamplerEntry(
         _cmaes,
@@ -147,12 +171,13 @@ SAMPLERS: dict[str, SamplerEntry] = {
             "n_startup_trials": 1,
             "sigma0": None,  # a sixth of the range
             "popsize": None,  # 4 + floor(3 ln d) for d parameters
-            "consider_pruned_trials": False,
+            "consider_pruned_trials": True,
             "use_separable_cma": False,
             "with_margin": False,
             "lr_adapt": False,
         },
         ("cmaes",),
+        from_complete=True,
     ),
     "qmc": SamplerEntry(_qmc, {"qmc_type": "sobol", "scramble": True}, ("scipy",)),
     "random": SamplerEntry(lambda context, _: RandomSampler(seed=context.seed), {}),
@@ -165,6 +190,7 @@ SAMPLERS: dict[str, SamplerEntry] = {
             "crossover_prob": 0.9,
             "swapping_prob": 0.5,
         },
+        from_complete=True,
     ),
 }
-"""Every sampler `search.sampler` may name. gp and cmaes learn from COMPLETE trials only; tpe from PRUNED ones too."""
+"""Every sampler `search.sampler` may name."""

@@ -35,13 +35,14 @@ from automl.study.feasibility import Derive, Feasibility
 from automl.study.front import Point
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent, exhausted_text
 from automl.study.outlook import Outlook, outlook
-from automl.study.parking import ParkedAsPruned, ParkingPruner
+from automl.study.parking import ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
 from automl.study.pruners import make_pruner
 from automl.study.retention import ADAPTER, Retention
-from automl.study.samplers import configurations_of, make_sampler
+from automl.study.samplers import configurations_of, make_sampler, view_for
 from automl.study.screening import screen
 from automl.study.seeding import data_seed, trial_seed
+from automl.study.shown import ShownTrials
 from automl.study.sole_writer import SoleWriterStorage
 from automl.study.stopping import Stall
 from automl.trial import Action, Decision, Measurement, Scalar, StopReason, TrialFailure, TrialSpec, TrialState
@@ -158,10 +159,11 @@ class Study:
         self._pruner = make_pruner(settings)
         self._parking = self._pruner if isinstance(self._pruner, ParkingPruner) else None
         self._directions = [self.direction] if settings.also_minimize is None else [self.direction, "minimize"]
+        view = view_for(settings, self._parked.keys, can_park=self._parking is not None)
         self._optuna = optuna.create_study(
             study_name=name,
             storage=self._storage,
-            sampler=ParkedAsPruned(self._sampler, self._parked.keys) if self._parking else self._sampler,
+            sampler=self._sampler if view is None else ShownTrials(self._sampler, view),
             pruner=self._pruner,
             directions=self._directions,
             load_if_exists=True,
@@ -518,7 +520,9 @@ class Study:
             self._retention.record(number, last.adapter, final[0])
         attempt = AttemptState.FAILED if state is TrialState.FAIL else AttemptState.SUCCEEDED
         self._store.end_attempt(number, attempt, reason)
-        self._optuna.tell(opened.trial, final, state=OptunaState[state])
+        with warnings.catch_warnings():  # CMA-ES warns that it does not steer away from what diverged
+            warnings.filterwarnings("ignore", "Constraints have been set", UserWarning)
+            self._optuna.tell(opened.trial, final, state=OptunaState[state])
         self._forget(number)
         self._budget.ended(number, state, reason, error)
         if final is not None:

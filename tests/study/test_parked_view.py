@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import optuna
+import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from automl.storage.sql import Database
-from automl.study.parking import ParkedAsPruned
+from automl.study.shown import ShownTrials, parked_as_pruned, unfinished_as_complete
 from automl.study.sole_writer import SoleWriterStorage
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
@@ -26,7 +27,7 @@ class Looking(RandomSampler):
 def test_parked_trials_are_shown_as_pruned() -> None:
     looking = Looking(seed=0)
     parked = {1}
-    study = optuna.create_study(sampler=ParkedAsPruned(looking, lambda: parked))
+    study = optuna.create_study(sampler=ShownTrials(looking, parked_as_pruned(lambda: parked)))
     for _ in range(3):
         study.ask(SPACE).report(0.5, 1)
     study.ask(SPACE)
@@ -44,7 +45,8 @@ def test_the_same_proposals_as_if_they_had_been_pruned() -> None:
     def proposals(*, really: bool) -> list[float]:
         values: list[float] = []
         base = TPESampler(seed=3, n_startup_trials=4)
-        study = optuna.create_study(sampler=base if really else ParkedAsPruned(base, lambda: set(range(len(values)))))
+        view = parked_as_pruned(lambda: set(range(len(values))))
+        study = optuna.create_study(sampler=base if really else ShownTrials(base, view))
         for _ in range(12):
             trial = study.ask(SPACE)
             values.append(trial.params["x"])
@@ -54,6 +56,27 @@ def test_the_same_proposals_as_if_they_had_been_pruned() -> None:
         return values
 
     assert proposals(really=False) == proposals(really=True)
+
+
+def test_unfinished_trials_are_expected_to_change_as_those_that_went_on() -> None:
+    study = optuna.create_study()
+    curves = [{10: 1.0, 20: 0.5, 40: 0.2}, {10: 1.2, 20: 0.9}, {10: 2.0, 20: 1.9}, {10: 3.0}, {10: 1.1}, {}, {10: 9.0}]
+    states = [TrialState.COMPLETE, TrialState.PRUNED, None, TrialState.PRUNED, TrialState.FAIL, None, TrialState.PRUNED]
+    for curve, state in zip(curves, states, strict=True):
+        trial = study.ask(SPACE)
+        for step, value in curve.items():
+            trial.report(value, step)
+        if curve == {10: 9.0}:
+            trial.set_constraint("finite", 1.0)
+        if state is not None:
+            study.tell(trial, curve[40] if state is TrialState.COMPLETE else None, state=state)
+    shown = unfinished_as_complete(study.get_trials(deepcopy=False))
+    # medians: -0.3 from 10 to 20, -0.3 from 20 to 40
+    expected = [("COMPLETE", 0.2), ("COMPLETE", 0.6), ("COMPLETE", 1.6), ("COMPLETE", 2.4), ("FAIL", 0.5)]
+    expected += [("RUNNING", None), ("PRUNED", 8.4)]
+    assert [trial.state.name for trial in shown] == [state for state, _ in expected]
+    assert [trial.value for trial in shown] == pytest.approx([value for _, value in expected])
+    assert study.get_trials()[1].state is TrialState.PRUNED, "the study itself is unchanged"
 
 
 def test_the_storage_says_what_the_database_says(database: Database) -> None:
