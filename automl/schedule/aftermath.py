@@ -51,15 +51,21 @@ def after_problem(schedule: Schedule, problem: str, tell: Tell = tell) -> None:
         tell(targets, problem_message(schedule, problem))
 
 
-def after_night(database: Database, work: NightWork, outcome: Outcome, tell: Tell = tell) -> None:
-    """Log, tell, tidy up."""
+def after_night(work: NightWork, outcome: Outcome, tell: Tell = tell) -> None:
+    """Log and tell."""
     logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
     _tell_if_wanted(tell, work.options, night_message(work, outcome), outcome.alert)
+
+
+def tidy_up(database: Database, schedule: Schedule) -> None:
+    """Remove older nights that are not kept. May take minutes."""
     try:
-        for removal in retain(database, work.schedule):
+        for removal in retain(database, schedule):
             logger.info("removed %s", removal)
     except AutomlError as error:
-        logger.warning("schedule %s: older nights were not tidied up: %s", work.schedule.name, error)
+        logger.warning("schedule %s: older nights were not tidied up: %s", schedule.name, error)
+    except Exception:
+        logger.exception("schedule %s: older nights were not tidied up", schedule.name)
 
 
 def _tell_if_wanted(tell: Tell, options: Options, message: Message, is_alert: bool) -> None:

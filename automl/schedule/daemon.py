@@ -2,7 +2,8 @@
 
 Any number may run on any number of machines on one database: who fires a slot and who runs a night is decided by
 compare-and-set in SQL. One thread does everything; it never waits for longer than a transaction, so leases are renewed
-in time. Only notification, which talks to strangers, has a thread of its own.
+in time. Only notification, which talks to strangers, and the removal of older nights, which may take minutes, have
+threads of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from automl.errors import StorageError
 from automl.execution.cluster import unreachable
-from automl.schedule.aftermath import after_night, after_problem, after_slots, tell
+from automl.schedule.aftermath import after_night, after_problem, after_slots, tell, tidy_up
 from automl.schedule.due import fire_due
 from automl.schedule.nights import NightWork, run_address
 from automl.schedule.notify import Message
@@ -55,6 +56,7 @@ class Scheduler:
         self._submissions = SubmissionStore(claimant)
         self._runs: list[Run] = []
         self._teller = ThreadPoolExecutor(max_workers=1, thread_name_prefix="notify")
+        self._tidier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidy")
         self._is_away = False
         self._unreadable: dict[str, str] = {}
         self._answers: dict[str, str] = {}
@@ -100,6 +102,7 @@ class Scheduler:
                 self._away(error)
             time.sleep(_GLANCE)
         self._teller.shutdown(wait=True, cancel_futures=False)
+        self._tidier.shutdown(wait=True, cancel_futures=True)  # what was not begun follows the next night
         try:
             self._submissions.say_goodbye()
         except StorageError as error:
@@ -186,9 +189,10 @@ class Scheduler:
             return
         if isinstance(work, NightWork):
             try:
-                after_night(self._claimant.database, work, outcome, self._tell)
+                after_night(work, outcome, self._tell)
             except Exception:
                 logger.exception("%s: what follows a night failed", work.name)
+            self._tidier.submit(tidy_up, self._claimant.database, work.schedule)
         else:
             logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from automl.errors import InterruptedSearch, StorageError, StudyBusyError
-from automl.schedule.aftermath import after_night, after_slots
+from automl.schedule.aftermath import after_night, after_slots, tidy_up
 from automl.schedule.due import fire_due, refuse
 from automl.schedule.nights import NightWork
 from automl.schedule.options import schedule_problem
@@ -89,7 +89,8 @@ def _run(claimant: Claimant, firing: Firing, place: Place, stop: threading.Event
         work = NightWork(claimant, find_schedule(claimant.database, taken.schedule), taken, place)
         outcome = _to_its_end(Run(work, place, claimant.now), stop)
         if outcome is not None:
-            after_night(claimant.database, work, outcome)
+            after_night(work, outcome)
+            tidy_up(claimant.database, work.schedule)
         night = _as_it_is(claimant, firing)
         if night.state not in UNFINISHED:
             code = _EXIT_CODES.get(night.state, night.exit_code or _NO_RESULT)

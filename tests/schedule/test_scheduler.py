@@ -99,6 +99,28 @@ def test_nights_are_compared_with_the_last_successful_one(
     ]
 
 
+# It may take minutes, and the leases of what runs meanwhile are renewed by the scheduler's own thread.
+def test_older_nights_are_removed_beside_what_runs(
+    database: Database,
+    clock: HandClock,
+    place: MakePlace,
+    scheduler: Callable[[Place], Scheduler],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="automl")
+    plan_values(tmp_path, 0.80, 0.85, 0.90)
+    add_schedule(Claimant(database, clock=clock), tmp_path, options=Options(keep_artifacts=1, keep_nights=1))
+    one = scheduler(place(ONE_TRIAL))
+    for _ in range(3):
+        clock.forward(days=1)
+        one.tick()
+        tick_until(one.tick, lambda: not one.running)
+    tick_until(one.tick, lambda: len(database.study_names()) == 1)
+    removed = [record.threadName for record in caplog.records if record.getMessage().startswith("removed study ")]
+    assert [str(name).rpartition("_")[0] for name in removed] == ["tidy", "tidy"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "written"),
     [(False, ""), (False, "verify: {automatic: true, seeds: 3}\n"), (True, "verify: {seeds: 3}\n")],
