@@ -262,7 +262,7 @@ def count_studies(database: Database) -> int:
 
 def list_studies(database: Database, *, limit: int = PAGE, offset: int = 0) -> list[str]:
     """Names of studies: those being driven, then the others, each the one that was driven last first."""
-    name, latest_first = sweeps.c.study_name, (sweeps.c.updated_at.desc(), sweeps.c.study_name)
+    name, latest_first = sweeps.c.study_name, (sweeps.c.updated_at.desc(), sweeps.c.study_name.desc())
     with database.reading("list the studies") as connection:
         held = [driver.study for driver in drivers(connection)]
         driven = list(connection.execute(select(name).where(name.in_(held)).order_by(*latest_first)).scalars())

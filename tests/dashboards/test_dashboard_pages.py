@@ -89,7 +89,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     url = fresh_sqlite(tmp_path)
     fill_with_payloads(url, tmp_path)
     with site(url) as running:
-        pages = ["/?all=1", "/live?all=1", "/compare", "/doctor"]
+        pages = ["/", "/live?page=1", "/compare", "/doctor"]
         for payload in PAYLOADS:
             named = quote(payload, safe="")
             pages += [f"/studies/{named}", f"/studies/{named}/live", f"/studies/{named}/trials"]

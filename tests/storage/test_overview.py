@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
 import pytest
 from databases import fresh_postgres, fresh_sqlite
+from sqlalchemy import Engine, event
 
 from automl.storage import overview
+from automl.storage.base import RunEnd
+from automl.storage.lease import StudyLease
+from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from tests.report.studies import add_study, add_verification, space_of, verification_result
 
@@ -99,3 +104,53 @@ def test_curves_sample_pace_and_importances(database: Database) -> None:
     assert len(measured) == 2
     for number, modules in measured.items():
         assert set(modules) == set(database.importances("topics")[number])
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def many(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Forty studies with runs, none of whose space files can be read, of which 7 and 23 are being driven."""
+    url = fresh_sqlite(tmp_path) if request.param == "sqlite" else fresh_postgres()
+    with open_database(url, create=False) as opened, ExitStack() as driving:
+        for number in range(40):
+            lease = StudyLease(opened, f"study-{number:02d}")
+            with ExitStack() as once:
+                (driving if number in (7, 23) else once).enter_context(lease)
+                log = RunLog(opened, lease.study, lease.take("no space file", "0" * 64, {}), lease.verify)
+                log.begin(trials=number + 1, steps=20, metric="loss")
+                if number not in (7, 23):
+                    log.end(RunEnd.FINISHED if number % 2 else RunEnd.TIME)
+        yield opened
+
+
+def test_pages_of_studies_hold_each_once_those_that_are_driven_first(many: Database) -> None:
+    pages = [overview.list_studies(many, limit=16, offset=offset) for offset in (0, 16, 32, 48)]
+    names = [name for page in pages for name in page]
+    assert [len(page) for page in pages] == [16, 16, 8, 0]
+    assert overview.count_studies(many) == len(set(names)) == 40
+    assert names[:2] == ["study-23", "study-07"]
+    assert names[2:] == [f"study-{number:02d}" for number in range(39, -1, -1) if number not in (7, 23)]
+    assert overview.list_studies(many, limit=1, offset=1) == ["study-07"]
+
+
+# A page costs what it shows: as many questions for forty studies as for one, and no space file is read.
+def test_a_page_of_studies_asks_as_often_as_a_page_of_one(many: Database) -> None:
+    asked: list[str] = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    try:
+        names = overview.list_studies(many)
+        before = len(asked)
+        (one,) = overview.study_totals(many, ["study-05"])
+        for_one = len(asked) - before
+        all_of_them = overview.study_totals(many, names)
+        assert len(asked) - before == 2 * for_one
+        assert not any("space_text" in statement for statement in asked)
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    assert (one.state, one.planned, one.metric, one.direction) == ("finished", 6, "loss", "minimize")
+    found = {each.study: (each.state, each.planned) for each in all_of_them}
+    assert found["study-23"] == ("running", 24)
+    assert found["study-04"] == ("stopped", 5)
