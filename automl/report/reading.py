@@ -20,6 +20,7 @@ from automl.report.frames import (
 )
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import Attempt, ResultStore
+from automl.storage.runs import last_run
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
@@ -37,6 +38,7 @@ def read_frame(
     baseline = (store.last_event("baseline") or {}).get(spec.task.metric)
     storage = database.optuna_storage()
     attempts = store.attempts()
+    run = last_run(database, spec.study)
     return StudyFrame(
         study=spec.study,
         metric=spec.task.metric,
@@ -44,7 +46,7 @@ def read_frame(
         model=_location(spec.model.location, spec.model.path),
         task=spec.task.type,
         data=_location(spec.task.data.location, spec.task.data.path) or ", ".join(spec.task.data.files.values()),
-        planned_trials=spec.search.trials,
+        planned_trials=run.trials if run is not None and run.trials else spec.search.trials,
         planned_steps=spec.search.steps,
         sampler=spec.search.sampler,
         pruner=spec.search.pruner,
