@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from automl.errors import ModelError, ResourceError, StorageError
-from automl.execution.dispatch import Dispatcher, Occupation
+from automl.errors import ClusterLost, InterruptedSearch, ModelError, ResourceError, StorageError, TimeIsUp
+from automl.execution.dispatch import CLUSTER_LOST, TIME_IS_UP, Dispatcher, Occupation
 from automl.trial import Action, Cohort, Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 from tests.execution.scripted import ScriptedStudy
 
@@ -264,6 +264,28 @@ class BrokenStudy(ScriptedStudy):
 
     def next(self, worker: int) -> TrialSpec | None:
         raise StorageError("database is gone")
+
+
+# Who continues it, and when, depends on what it was: a cluster that went away, its own time, or somebody.
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        (CLUSTER_LOST, ClusterLost),
+        (TIME_IS_UP, TimeIsUp),
+        ("SIGTERM", InterruptedSearch),
+        (None, ClusterLost),  # the executor ended with trials left, and nobody had asked it to
+    ],
+)
+def test_why_a_run_stopped_before_its_end_is_known(reason: str | None, kind: type[Exception]) -> None:
+    study = ScriptedStudy(2)
+    dispatcher = Dispatcher(study)
+    Talk(dispatcher).hello()
+    if reason is not None:
+        dispatcher.stop(reason)
+    dispatcher.finish()
+    interruption = dispatcher.interruption(1, 2)
+    assert type(interruption) is kind
+    assert "after 1 of 2 trials; nothing is lost, the same command continues" in str(interruption)
 
 
 def test_an_error_of_the_study_sends_workers_home_and_is_raised_at_the_end() -> None:
