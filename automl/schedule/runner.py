@@ -159,7 +159,7 @@ class Run:
         is_cut_off = code != 0 and bool(unreachable(work.address(), _GLANCE_SECONDS))
         if is_cut_off or (code == INTERRUPTED and was_cut_short(work)):
             return self._continue_later(code, message, counts=not is_cut_off)
-        if is_worth_retrying(code) and work.attempts < MOST_ATTEMPTS:
+        if is_worth_retrying(code, joins=work.address() is not None) and work.attempts < MOST_ATTEMPTS:
             wait = _RETRY_SECONDS * 2 ** (work.attempts - 1)
             logger.warning("%s: %s; tried again in %.0f s", work.name, message, wait)
             work.give_back(message, wait_seconds=wait, counts=True)

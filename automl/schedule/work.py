@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from automl.durable import disk_errors_named, make_folder, replace_file
-from automl.errors import ConfigError, InterruptedSearch, StorageError
+from automl.errors import ConfigError, InterruptedSearch, ResourceError, StorageError
 from automl.space.load import DATABASE_VARIABLE
 from automl.storage.base import RunEnd
 from automl.storage.overview import study_totals
@@ -29,6 +29,7 @@ DONE = 0
 USAGE = ConfigError.exit_code
 STORAGE = StorageError.exit_code
 INTERRUPTED = InterruptedSearch.exit_code
+RESOURCES = ResourceError.exit_code
 REGRESSION = 6
 
 _NOTIFIERS = ("AUTOML_WEBHOOK_", "AUTOML_SMTP_")
@@ -127,9 +128,12 @@ def trials_ended(work: Work) -> int:
     return sum(each.ended for each in study_totals(work.database, [work.study] if work.study else []))
 
 
-def is_worth_retrying(exit_code: int) -> bool:
-    """Whether the same command may well succeed later: the database was away or busy, or something killed it."""
-    return exit_code == STORAGE or exit_code < 0 or exit_code > 128
+def is_worth_retrying(exit_code: int, *, joins: bool = False) -> bool:
+    """Whether the same command may well succeed later: the database was away or busy, or something killed it.
+
+    joins: it joins a Ray cluster, whose nodes may be on their way back.
+    """
+    return exit_code == STORAGE or (joins and exit_code == RESOURCES) or exit_code < 0 or exit_code > 128
 
 
 def write_space(folder: Path, text: str) -> None:

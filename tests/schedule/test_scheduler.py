@@ -29,7 +29,7 @@ from scheduling import (
 
 from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.options import Options
-from automl.schedule.work import Place
+from automl.schedule.work import Place, is_worth_retrying
 from automl.space.load import load_space
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, SubmissionState
@@ -247,6 +247,14 @@ def test_work_waits_for_the_cluster_that_it_joins(
     with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
         tick_until(one.tick, lambda: states(database, "joining") == ["FAILED"])
         tick_until(one.tick, lambda: find_submission(database, asked.id).state == "FAILED")
+
+
+@pytest.mark.parametrize(
+    ("code", "joins", "again"),
+    [(3, False, True), (-9, False, True), (2, True, False), (5, False, False), (5, True, True)],
+)
+def test_what_may_succeed_later_is_tried_again(code: int, joins: bool, again: bool) -> None:
+    assert is_worth_retrying(code, joins=joins) is again
 
 
 def test_a_night_whose_output_cannot_be_written_fails_and_the_scheduler_goes_on(
