@@ -22,7 +22,8 @@ def register(app: typer.Typer) -> None:
         trial: Annotated[int | None, typer.Option("--trial", help="Export this trial. Default: the best.")] = None,
         merged: Annotated[bool, typer.Option("--merged", help="Merge into the model and write a whole model.")] = False,
         check: Annotated[
-            bool, typer.Option("--check/--no-check", help="Load it again and compare its metric with the database.")
+            bool,
+            typer.Option("--check/--no-check", help="Load it in a fresh process, as printed, and compare its metric."),
         ] = True,
         as_json: JsonOption = False,
     ) -> None:

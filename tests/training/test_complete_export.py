@@ -41,7 +41,10 @@ POOLERS = {
 }
 """Architectures whose classifier reads the body's own pooler, and where that is."""
 
-HEADS_ONLY = ["roberta", "distilbert", "modernbert", "gpt2", "llama", "deberta", "deberta-v2", "mpnet", "xlnet", "opt"]
+HEADS_ONLY = [
+    *("roberta", "distilbert", "modernbert", "deberta", "deberta-v2", "mpnet", "xlnet", "t5", "bart"),
+    *("gpt2", "llama", "opt", "falcon", "bloom", "mixtral"),
+]
 """Architectures in which all that is new is the head; most have several layers in it."""
 
 
@@ -95,6 +98,7 @@ def meta_for(folder: Path, cache: Path) -> AdapterMeta:
 
 def logits_of(model: Any) -> Tensor:
     ids = torch.arange(3, VOCABULARY - 1).view(4, -1)[:, :8]
+    ids[:, -1] = {"bart": 2, "t5": 1}.get(model.config.model_type, 3)  # they read a text at its end-of-text token
     with torch.no_grad():
         found: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return found
