@@ -22,7 +22,8 @@ from automl.errors import DataError
 from automl.metric import GENERATION_METRICS
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
-from automl.tasks.base import IGNORED, Batch, LossParts
+from automl.tasks.base import IGNORED, Batch, LossParts, Row
+from automl.tasks.batches import evaluation_rows
 from automl.tasks.prepare import Encode, Encoded, Recipe
 from automl.tasks.split import Example
 
@@ -162,6 +163,24 @@ def first_response(labels: Sequence[int]) -> tuple[int, int]:
     """Where the first run of labels with loss begins and ends; twice the length if there is none."""
     start = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
     return start, next((place for place in range(start, len(labels)) if labels[place] == IGNORED), len(labels))
+
+
+def generation_notes(rows: Sequence[Row], settings: TaskSettings) -> list[str]:
+    """A line if answers of these rows, the judging ones, are longer than what is generated to compare with them."""
+    if settings.metric not in GENERATION_METRICS:
+        return []
+    picked = [rows[place] for place in evaluation_rows(settings.seed, len(rows), settings.evaluate_rows)]
+    longer = sum(_answer_length(row) > settings.max_new_tokens for row in picked)
+    if not longer:
+        return []
+    what = f"of {longer} of {len(picked)} validation rows the answer is longer than max_new_tokens"
+    return [f"{what} {settings.max_new_tokens}, so that {settings.metric} cannot reach 1 there"]
+
+
+def _answer_length(row: Row) -> int:
+    """Tokens of the first answer without the one that ends it, which need not be generated."""
+    start, end = first_response(row["labels"])
+    return (len(row.get("reference", ())) or end - start) - 1
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from automl.errors import DataError
 from automl.metric import GENERATION_METRICS
 from automl.space.spec import DataSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.causal import Layout, Segment, evaluate_text, loss_parts, make_recipe
+from automl.tasks.causal import Layout, Segment, evaluate_text, generation_notes, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
 from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
@@ -37,7 +38,8 @@ class Completion(Task):
         examples = split_examples(given, self.settings)
         notes += split_notes(examples, self.settings)
         recipe = self._recipe(tokenizer)
-        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+        made = prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+        return replace(made, notes=(*made.notes, *generation_notes(self.rows(made, "validation"), self.settings)))
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(rows)

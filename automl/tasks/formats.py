@@ -45,6 +45,7 @@ _PARQUET_BATCH = 1000
 class _Line(NamedTuple):
     number: int  # from 1
     text: str
+    error: DataError | None = None  # why it is no text; then it is empty
 
 
 def read_file(path: Path, *, class_names: bool = True) -> Iterator[Record]:
@@ -132,7 +133,10 @@ def _label_folder(folder: Path, *, lenient: bool) -> Iterator[Record]:
     for file in files:
         if file.is_dir():
             raise DataError(f"{file}: is a folder inside the folder of class {folder.name!r}; text files are needed")
-        yield _text_record(file, lenient=lenient)
+        try:
+            yield _text_record(file, lenient=lenient)
+        except DataError as error:
+            yield Record(str(file), 0, {}, error)
 
 
 def _text_record(file: Path, *, lenient: bool) -> Record:
@@ -155,14 +159,18 @@ def _text_record(file: Path, *, lenient: bool) -> Record:
 
 def _read_json(path: Path) -> Iterator[Record]:
     """Objects one per line; or a list of objects, or objects over several lines, if the first line is none."""
-    first = next((line for line in _lines(path) if line.text.strip()), None)
+    first = next((line for line in _lines(path) if line.text.strip() or line.error), None)
     if first is None:
         return
+    if first.error is not None:
+        raise first.error
     if _is_document(path, first):
         yield from _read_document(path)
         return
     for line in _lines(path):
-        if line.text.strip():
+        if line.error is not None:
+            yield Record(str(path), line.number, {}, line.error)
+        elif line.text.strip():
             yield _json_record(path, line)
 
 
@@ -254,7 +262,7 @@ def _separator(path: Path) -> str:
     """What separates the columns: tabs in a .tsv file; else commas, unless the header has none but another."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    first = next((line.text for line in _lines(path) if line.text.strip() and not line.text.startswith("sep=")), "")
+    first = next((text for text in _texts(path) if text.strip() and not text.startswith("sep=")), "")
     for separator in _SEPARATORS:
         if separator in re.sub(r'"[^"]*"', "", first):
             return separator
@@ -268,7 +276,7 @@ def _is_hint(row: Record) -> bool:
 
 def _csv_rows(path: Path, separator: str) -> Iterator[Record]:
     """Rows as records with the one value `fields`; row is the line on which it starts. Blank lines are left out."""
-    reader = csv.reader((line.text for line in _lines(path)), strict=True, delimiter=separator)
+    reader = csv.reader(_texts(path), strict=True, delimiter=separator)
     while True:
         start = reader.line_num + 1
         try:
@@ -343,7 +351,7 @@ def _not_empty(path: Path, records: Iterator[Record]) -> Iterator[Record]:
 
 
 def _lines(path: Path) -> Iterator[_Line]:
-    """Lines with their endings, decoded; raises DataError with the byte where decoding fails."""
+    """Lines with their endings, decoded; a line that is no UTF-8 holds an error that names the byte."""
     offset = 0
     with _open(path) as stream:
         for number in itertools.count(1):
@@ -354,8 +362,19 @@ def _lines(path: Path) -> Iterator[_Line]:
             if len(raw) > LONGEST_LINE:
                 raise DataError(f"{where}: line longer than {LONGEST_LINE:,} bytes; one example per line is needed")
             start = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
-            yield _Line(number, _decode(raw[start:], where, offset=offset + start))
+            try:
+                yield _Line(number, _decode(raw[start:], where, offset=offset + start))
+            except DataError as error:
+                yield _Line(number, "", error)
             offset += len(raw)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """Lines as `_lines`, where one that is no text spoils the rest."""
+    for line in _lines(path):
+        if line.error is not None:
+            raise line.error
+        yield line.text
 
 
 def _decode(raw: bytes, where: str, *, offset: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.causal import evaluate_text, loss_parts, make_recipe
+from automl.tasks.causal import evaluate_text, generation_notes, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.conversation import Extras, Format, choose_format, question, read_conversation, unread
 from automl.tasks.fields import Record
@@ -32,7 +33,8 @@ class Instruction(Task):
         examples = split_examples(given, self.settings)
         notes += split_notes(examples, self.settings)
         recipe = self._recipe(tokenizer)
-        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+        made = prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+        return replace(made, notes=(*made.notes, *generation_notes(self.rows(made, "validation"), self.settings)))
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(tokenizer, rows)

@@ -278,8 +278,10 @@ class _Told:
         self._bad = self._fresh()
         limit = self._settings.max_length
         if good and not kept:
-            message = f"max_length {limit} cuts off the response of every {split} row"
-            raise DataError(f"{examples[0].file}: {message}; a larger max_length is needed")
+            message = f"max_length {limit} cuts off the response of every {split} row; a larger max_length is needed"
+            what = f"{SHARE:.0%} of the rows have at most {share_length(self._tokens)} tokens"
+            beside = ", columns such as system and history included (task.data.ignore leaves them out)"
+            raise DataError(f"{examples[0].file}: {message}; {what}{beside * (self._settings.type == 'instruction')}")
         if kept < good:
             what = f"cuts off the whole response of {good - kept} of {good} {split} rows; they are left out"
             self._lines.append(f"max_length {limit} {what}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import datasets
 import pytest
 
 from automl.errors import DataError
-from automl.space.spec import TaskSettings
+from automl.space.spec import DataSettings, TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import IGNORED, Prepared
 from automl.tasks.quiet import quiet_datasets
@@ -321,6 +322,22 @@ def test_bad_rows_are_counted_and_the_first_few_named(prepared_of: Callable[...,
     _, prepared = prepared_of("classification", text, bert_tokenizer, bad_rows="skip")
     assert prepared.rows["train"] == 40
     assert prepared.notes[0].startswith("train: 6 of 46 rows cannot be used and are left out: ")
+
+
+def test_lines_and_files_that_are_no_text_can_be_skipped(
+    prepared_of: Callable[..., Any], settings_for: Callable[..., TaskSettings], bert_tokenizer: Any, tmp_path: Path
+) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS).encode() + b'{"text": "\xa3", "label": "a"}\n'
+    _, prepared = prepared_of("classification", text, bert_tokenizer, bad_rows="skip")
+    assert "train: 1 of 5 rows cannot be used and are left out: " in prepared.notes[0]
+    for row in range(40):
+        (tmp_path / "texts" / "ab"[row % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / "ab"[row % 2] / f"{row}.txt").write_text(f"text {row}" * (row != 7))
+    settings = settings_for("classification", bad_rows="skip")
+    settings = replace(settings, data=DataSettings(kind="folder", location=str(tmp_path / "texts")))
+    notes = make_task(settings).prepare(bert_tokenizer, tmp_path / "cache").notes
+    assert notes[0].startswith("train: 1 of 40 rows cannot be used and are left out: ")
+    assert "7.txt: is empty (0 bytes)" in notes[0]
 
 
 def test_rows_that_the_template_refuses_are_bad_rows(prepared_of: Callable[..., Any], chat_tokenizer: Any) -> None:

@@ -82,6 +82,24 @@ def test_references_are_never_cut(
     assert all(whole.startswith(cut) and cut != whole for cut, whole in zip(found[1], found[2], strict=True))
 
 
+def test_answers_longer_than_what_is_generated_are_counted(
+    settings_for: Callable[..., TaskSettings], plain_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "x", "response": "z" * length} for length in (2, 6, 7)]
+    for metric, limit, said in (("exact_match", 6, True), ("exact_match", 9, False), ("loss", 6, False)):
+        settings = settings_for(
+            "completion",
+            train=lines(rows),
+            validation=lines(rows),
+            test_share=0.0,
+            metric=metric,
+            max_new_tokens=limit,
+        )
+        notes = make_task(settings).prepare(plain_tokenizer, tmp_path / "cache").notes
+        expected = "of 1 of 3 validation rows the answer is longer than max_new_tokens 6, so that exact_match cannot"
+        assert any(note.startswith(expected) for note in notes) == said
+
+
 def metaspace_tokenizer(scheme: str) -> Any:
     """As Llama-2's: words begin with a mark, and so does a text (scheme first), or every piece of one (always)."""
     corpus = ["the cat sat on the mat . hello there , what is your name ? My name is Bob . [INST] [/INST]"] * 30
