@@ -66,7 +66,11 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepRow:
-    """The study's row: what was asked for, by whom it is driven now, and what it has cost so far."""
+    """The study's row: what was asked for, by whom it is driven now, and where its files are.
+
+    runs: those that have begun, refused ones not counted. identity: made with the study, another one for a study of the
+    same name anywhere else; None until a version that knows it drives it. folder: where its files lie, None if unknown.
+    """
 
     study: str
     space_text: str
@@ -75,6 +79,8 @@ class SweepRow:
     runs: int = 0
     owner: str | None = None
     lease_until: datetime | None = None
+    identity: str | None = None
+    folder: str | None = None
 
 
 class ResultStore(ABC):

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from automl.errors import (
@@ -136,6 +136,8 @@ class StudyLease:
         self._ttl = ttl_seconds
         self._tenure = _Tenure(database, study, ttl_seconds, on_lost or _end_process, is_run=True)
         self.owner = self._tenure.owner
+        self._request: _Request | None = None
+        self._run = 0
 
     def __enter__(self) -> StudyLease:
         return self
@@ -146,12 +148,21 @@ class StudyLease:
     def take(
         self, space_text: str, space_sha256: str, provenance: Mapping[str, Any], allow_space_change: bool = False
     ) -> int:
-        """Take the lease, record the space and its provenance, and return the run's number, counted from 1.
+        """`claim` and `accept` in one."""
+        run = self.claim(space_text, space_sha256, provenance, allow_space_change)
+        self.accept()
+        return run
 
-        Attempts that a dead driver has left open are closed. Raises StudyBusyError naming host and process of the
-        holder, SpaceChangedError if the study was started with another space and allow_space_change is not set.
+    def claim(
+        self, space_text: str, space_sha256: str, provenance: Mapping[str, Any], allow_space_change: bool = False
+    ) -> int:
+        """Take the lease for a run and return the number it will have, counted from 1; nothing else is recorded yet.
+
+        A run that is refused before `accept` so leaves the study as it was, and no study where there was none. Attempts
+        that a dead driver has left open are closed. Raises StudyBusyError naming host and process of the holder,
+        SpaceChangedError if the study was started with another space and allow_space_change is not set.
         """
-        request = _Request(space_text, space_sha256, provenance, allow_space_change)
+        request = self._request = _Request(space_text, space_sha256, provenance, allow_space_change)
         seen: _Holder | None = None
         while isinstance(outcome := self._try(request), _Holder):
             self._refuse_unless_silent(outcome, seen)
@@ -164,6 +175,10 @@ class StudyLease:
             time.sleep(min(max(outcome.seconds_left, 0.01), 1.0, self._ttl / 10))
         self._tenure.begin()
         return outcome
+
+    def accept(self, folder: str | None = None) -> None:
+        """Record that the run has begun, by which space and from where, and the study's folder if it is given."""
+        self._database.patience.call(lambda: self._accept(folder))
 
     def verify(self, connection: Connection | None = None) -> None:
         """Raise LeaseLostError unless this driver still holds the lease, expired or not.
@@ -186,32 +201,40 @@ class StudyLease:
             changed = row.space_sha256 != request.space_sha256
             if changed and row.runs > 0 and not request.allow_space_change:
                 raise SpaceChangedError(_space_changed(self.study, row.space_sha256, request.space_sha256))
-            self._become_owner(connection, request, row.owner, row.runs + 1)
+            self._become_owner(connection, row.owner, identity=row.identity or secrets.token_hex(16))
             close_abandoned(connection, self.study)
-            if changed:
-                self._log(connection, "space_changed", {"from": row.space_sha256, "to": request.space_sha256})
-            self._log(connection, "run_started", {"run": row.runs + 1, "owner": self.owner})
-        return int(row.runs) + 1
+        self._run = int(row.runs) + 1
+        return self._run
+
+    def _accept(self, folder: str | None) -> None:
+        assert self._request is not None, "accepted before it was claimed"
+        mine = sweeps.c.study_name == self.study
+        with self._database.writing(f"begin run {self._run} of study {self.study!r}") as connection:
+            self._tenure.verify(connection)
+            before = connection.execute(select(sweeps.c.runs, sweeps.c.space_sha256).where(mine)).one()
+            if before.runs == self._run:  # it is repeated: it was committed, but the answer was lost
+                return
+            where = {} if folder is None else {"folder": folder}
+            connection.execute(update(sweeps).where(mine).values(**self._request.recorded(), runs=self._run, **where))
+            if before.runs and before.space_sha256 != self._request.space_sha256:
+                change = {"from": before.space_sha256, "to": self._request.space_sha256}
+                self._log(connection, "space_changed", change)
+            self._log(connection, "run_started", {"run": self._run, "owner": self.owner})
 
     def _ensure_row(self, connection: Connection, request: _Request) -> None:
         statement = sqlite.insert(sweeps) if connection.dialect.name == "sqlite" else postgresql.insert(sweeps)
         row = {
             "study_name": self.study,
-            "space_text": request.space_text,
-            "space_sha256": request.space_sha256,
-            "provenance": dict(request.provenance),
+            **request.recorded(),
             "runs": 0,
             "created_at": Now(),
             "updated_at": Now(),
         }
         connection.execute(statement.values(row).on_conflict_do_nothing())
 
-    def _become_owner(self, connection: Connection, request: _Request, previous: str | None, run: int) -> None:
+    def _become_owner(self, connection: Connection, previous: str | None, *, identity: str) -> None:
         values = {
-            "space_text": request.space_text,
-            "space_sha256": request.space_sha256,
-            "provenance": dict(request.provenance),
-            "runs": run,
+            "identity": identity,
             "updated_at": Now(),
             **self._tenure.claim(),
         }
@@ -356,6 +379,8 @@ class _Tenure:
         if self._is_run:
             free["updated_at"] = Now()
         with self._database.writing(f"give back {self.what}") as connection:
+            if self._is_run:  # a study whose first run was refused leaves no row
+                connection.execute(delete(sweeps).where(self._mine(), sweeps.c.runs == 0))
             connection.execute(update(sweeps).where(self._mine()).values(free))
 
     def _mine(self) -> ColumnElement[bool]:
@@ -371,6 +396,11 @@ class _Request(NamedTuple):
     space_sha256: str
     provenance: Mapping[str, Any]
     allow_space_change: bool
+
+    def recorded(self) -> dict[str, Any]:
+        """What is kept of it, by column."""
+        named = {"space_text": self.space_text, "space_sha256": self.space_sha256}
+        return {**named, "provenance": dict(self.provenance)}
 
 
 class _Holder(NamedTuple):
@@ -390,10 +420,7 @@ def _name(owner: str) -> str:
 
 
 def _space_changed(study: str, old: str, new: str) -> str:
-    return (
-        f"study {study!r} was started with another space file ({old[:8]}, this one is {new[:8]}); "
-        "give the study a new name, or continue it with --allow-space-change"
-    )
+    return f"study {study!r} was started with another space file ({old[:8]}, this one is {new[:8]})"
 
 
 def _seconds() -> float:

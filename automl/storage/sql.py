@@ -408,6 +408,8 @@ def _sweep_row(row: Row[Any]) -> SweepRow:
         runs=row.runs,
         owner=row.owner,
         lease_until=row.lease_until,
+        identity=row.identity,
+        folder=row.folder,
     )
 
 

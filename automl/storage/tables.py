@@ -104,6 +104,8 @@ sweeps = Table(
     Column("lease_until", UtcDateTime),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    Column("identity", String(32)),
+    Column("folder", Text),
     CheckConstraint("runs >= 0", name="runs"),
     CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
     # Pages list studies by these; the rows themselves hold long texts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -188,4 +189,17 @@ def _definitions(path: Path) -> dict[str, set[str]]:
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE name LIKE 'automl_%' AND type = 'table'")
         tables = {name: sql for name, sql in rows if name in metadata.tables}
-    return {name: {re.sub(r"\s+", " ", line).strip(" ,") for line in sql.splitlines()} for name, sql in tables.items()}
+    return {name: set(_parts(sql)) for name, sql in tables.items()}
+
+
+def _parts(statement: str) -> Iterator[str]:
+    """The definitions between the outer parentheses; an added column stands on the line of the one before it."""
+    depth, part = 0, ""
+    for letter in re.sub(r"\s+", " ", statement[statement.index("(") + 1 : statement.rindex(")")]):
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and not depth:
+            yield part.strip()
+            part = ""
+        else:
+            part += letter
+    yield part.strip()
