@@ -7,10 +7,9 @@ only the trainer is replaced. No torch.
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from automl.errors import DataError
 from automl.space.spec import FloatParameter
 from automl.trial import Measurement, Metrics, Scalar, StopReason, TrialFailure, TrialSpec
 
-ROWS_FILE = "rows.jsonl"
 ARRAYS = ("names", "configurations", "curves")
 """Arrays of a table file (.npz): hyperparameters (d), their values (N, d), the metric at each evaluation (N, E)."""
 
@@ -116,19 +114,28 @@ def _array(file: Mapping[str, NDArray[np.generic]], path: Path, name: str) -> ND
 class TableHost:
     """Replays `capacity` trials side by side: each `advance` brings the next value of every resident trial.
 
-    folder: where the rows that trials have got are written down, so that a search that continues later gives nobody
-    another row; None keeps them in memory. A non-finite value ends a trial as diverged.
+    begun: number and parameters of the trials that other hosts have opened before, in that order: they have the rows
+    that they got then, so a search that continues later gives nobody another one. A non-finite value ends a trial as
+    diverged.
     """
 
-    def __init__(self, table: CurveTable, *, metric: str, capacity: int = 1, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        table: CurveTable,
+        *,
+        metric: str,
+        capacity: int = 1,
+        begun: Iterable[tuple[int, Mapping[str, Scalar]]] = (),
+    ) -> None:
         self._table = table
         self._metric = metric
         self._capacity = capacity
-        self._file = None if folder is None else folder / ROWS_FILE
         self._cube = table.scaled()
         self._open: dict[int, TrialSpec] = {}
         self._done: dict[int, int] = {}
-        self.rows = self._read_rows()
+        self.rows: dict[int, int] = {}
+        for trial, params in list(begun)[: len(self._cube)]:  # there was no row for more
+            self.rows[trial] = self._row(params)
         self.evaluations = 0
 
     @property
@@ -149,7 +156,7 @@ class TableHost:
                 f" {self._table.evaluations}; set search.steps and search.evaluate_every accordingly"
             )
         if spec.number not in self.rows:
-            self._assign(spec)
+            self.rows[spec.number] = self._row(spec.params)
         self._open[spec.number] = spec
         done = self._done.setdefault(spec.number, 0)
         return [self._measurement(spec, evaluation) for evaluation in range(1, done + 1)]
@@ -194,23 +201,11 @@ class TableHost:
     def _step(self, spec: TrialSpec, evaluation: int) -> int:
         return min(spec.steps, evaluation * spec.evaluate_every)
 
-    def _assign(self, spec: TrialSpec) -> None:
-        distances = ((self._cube - self._table.place(spec.params)) ** 2).sum(axis=1)
+    def _row(self, params: Mapping[str, Scalar]) -> int:
+        """The unused row that is nearest; it depends on nothing but the trials before this one."""
+        distances = ((self._cube - self._table.place(params)) ** 2).sum(axis=1)
         distances[list(self.rows.values())] = np.inf
         row = int(distances.argmin())
         if not math.isfinite(distances[row]):
             raise DataError(f"the table's {len(self._cube)} rows are used up")
-        self.rows[spec.number] = row
-        if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"trial": spec.number, "row": row}) + "\n")
-
-    def _read_rows(self) -> dict[int, int]:
-        if self._file is None:
-            return {}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        if not self._file.exists():
-            return {}
-        lines = self._file.read_text(encoding="utf-8").split("\n")
-        entries = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last line
-        return {int(entry["trial"]): int(entry["row"]) for entry in entries}
+        return row

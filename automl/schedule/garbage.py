@@ -73,10 +73,10 @@ def _unneeded(database: Database, study: str) -> list[tuple[Path, str]]:
         return found
     if (folder / "slots").is_dir():
         found.append((folder / "slots", f"study {study} is finished; nothing continues from these"))
-    kept = {Path(artifact.path).resolve() for artifact in database.store(study).artifacts()}
+    kept = {Path(artifact.path).name for artifact in database.store(study).artifacts()}  # the folder may have moved
     adapters = sorted((folder / "adapters").glob("trial-*"))
     why = f"study {study} keeps no adapter of this trial"
-    return found + [(adapter, why) for adapter in adapters if adapter.resolve() not in kept]
+    return found + [(adapter, why) for adapter in adapters if adapter.name not in kept]
 
 
 def _drafts(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from automl.storage.lease import held, refuse_driven
 from automl.storage.removal import remove_study
 from automl.storage.schedules import SUCCESSFUL, UNFINISHED, last_successful, list_firings
 from automl.storage.sql import Database
+from automl.sweep import record
 from automl.sweep.folders import study_folder
 
 logger = logging.getLogger(__name__)
@@ -62,11 +63,9 @@ def retain(database: Database, schedule: Schedule, *, dry_run: bool = False) -> 
 
 
 def recorded_folder(database: Database, study: str) -> Path | None:
-    """The folder a study's files are in, by its adapters or by its space file; None if that is not to be found out."""
-    store = database.store(study)
-    paths = [Path(artifact.path) for artifact in store.artifacts(include_deleted=True) if artifact.kind == "adapter"]
-    if paths:
-        return paths[0].parent.parent
+    """The folder a study's files are in, as recorded or by its space file; None if that is not to be found out."""
+    if (folder := record.recorded_folder(database.store(study))) is not None:
+        return folder
     spec = recorded_spec(database, study)
     return study_folder(spec) if spec is not None else None
 

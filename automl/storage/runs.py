@@ -1,6 +1,6 @@
 """The runs of a search: what each was to do, and how it ended. Whether a study is finished is decided here alone.
 
-A run is one start of `automl search`, numbered by the lease; a verification takes a number too, but leaves no row here.
+A run is one start of `automl search`, numbered by the lease; a verification is none.
 """
 
 from __future__ import annotations

@@ -15,21 +15,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from automl.errors import ConfigError, Problem, SpaceChangedError
+from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
 from automl.metric import METRICS, Direction
 from automl.space.assemble import active_parameters, assemble
 from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
 from automl.study.budget import Budget, last_line
-from automl.study.distributions import check_compatible, suggest
+from automl.study.continuing import OURS, refuse_unfit
+from automl.study.distributions import suggest
 from automl.study.enqueueing import WARM_START, lent, missing
 from automl.study.feasibility import Derive, Feasibility
 from automl.study.front import Point
@@ -160,6 +160,8 @@ class Study:
         self._parking = self._pruner if isinstance(self._pruner, ParkingPruner) else None
         self._directions = [self.direction] if settings.also_minimize is None else [self.direction, "minimize"]
         view = view_for(settings, self._parked.keys, can_park=self._parking is not None)
+        self._objectives = [self.metric, *filter(None, [settings.also_minimize])]
+        refuse_unfit(self._storage, name, space=space, objectives=self._objectives, directions=self._directions)
         self._optuna = optuna.create_study(
             study_name=name,
             storage=self._storage,
@@ -585,30 +587,18 @@ class Study:
 
     def _describe(self, space_sha256: str) -> None:
         """Say in Optuna's tables what the study is about, where its dashboard shows it."""
-        stored = [direction.name.lower() for direction in self._optuna.directions]
-        if len(stored) != len(self._directions):
-            here, wanted = ("one objective", "two") if len(stored) == 1 else ("two objectives", "one")
-            raise SpaceChangedError(
-                f"study {self.name!r} has {here}, not {wanted} (search.also_minimize); choose another study name"
-            )
-        if stored != self._directions:
-            raise SpaceChangedError(
-                f"study {self.name!r} is there to {stored[0]} its objective, not to {self.direction} it"
-            )
         told = self._optuna.user_attrs
-        about = {"objective": self.metric, "direction": self.direction, "space_sha256": space_sha256}
+        about = {"objective": self.metric, "direction": self.direction, OURS: space_sha256}
         for key, value in about.items():
             if told.get(key) != value:
                 self._optuna.set_user_attr(key, value)
-        names = [self.metric, *filter(None, [self._settings.also_minimize])]
-        if self._optuna.metric_names != names:
+        if self._optuna.metric_names != self._objectives:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self._optuna.set_metric_names(names)
+                self._optuna.set_metric_names(self._objectives)
 
     def _adopt(self, trials: Sequence[FrozenTrial]) -> None:
         """Take over what the study holds: count what has ended, complete or queue what has not, enqueue what is new."""
-        check_compatible(self._space, _stored_distributions(trials))
         running = [trial for trial in trials if trial.state is OptunaState.RUNNING]
         self._waiting = sum(trial.state is OptunaState.WAITING for trial in trials)
         for trial in trials:
@@ -700,10 +690,6 @@ class Study:
     def _add(self, params: Mapping[str, Scalar], attributes: Mapping[str, Any]) -> None:
         self._optuna.enqueue_trial(dict(params), user_attrs=dict(attributes))
         self._waiting += 1
-
-
-def _stored_distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    return {name: distribution for trial in trials for name, distribution in trial.distributions.items()}
 
 
 def _in_words(params: Mapping[str, Scalar]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from automl.space.spec import SweepSpec
@@ -25,8 +26,16 @@ def output_problem(folder: Path, output: Path) -> str:
     return f"{place} cannot be made, {there} is not writable{begins}"
 
 
+def within(spec: SweepSpec, folder: Path) -> SweepSpec:
+    """The same, with `folder`, which bears the study's name, as `study_folder`."""
+    return replace(spec, run=replace(spec.run, output=folder.parent))
+
+
 def study_folder(spec: SweepSpec) -> Path:
-    """Where the study's adapters, slot files and summary lie."""
+    """Where the study's adapters, slot files and summary lie: below `run.output`, unless it has begun elsewhere.
+
+    For a study that has begun, `spec` is that of `recorded_spec` or of an open home, which know where.
+    """
     return spec.run.output.expanduser().resolve() / spec.study
 
 

@@ -12,6 +12,7 @@ from automl.space.load import parse_space
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
+from automl.sweep.folders import within
 
 GROUND = "ground"
 """Fingerprints of model and data, precision, size and target sets of the model, rows by split, rules by which the data
@@ -30,11 +31,27 @@ def last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:
 
 
 def recorded_spec(database: Database, study: str) -> SweepSpec:
-    """The study's space file as it was stored, with relative paths resolved where it lay."""
+    """The study's space file as it was stored, with relative paths resolved where it lay, and its folder found."""
     store = database.store(study)
     row = store.sweep()
-    folder = Path(str(row.provenance.get("folder", ".")))
-    return with_recorded_rules(parse_space(row.space_text, f"space of study {study}", folder), store)
+    source = Path(str(row.provenance.get("folder", ".")))
+    spec = with_recorded_rules(parse_space(row.space_text, f"space of study {study}", source), store)
+    folder = recorded_folder(store)
+    return spec if folder is None else within(spec, folder)
+
+
+def recorded_folder(store: ResultStore) -> Path | None:
+    """The folder in which the study's files lie; of a study of an older version, that of its adapters."""
+    row = store.sweep()
+    if row.folder is not None:
+        return Path(row.folder)
+    folders = [Path(each.path).parent.parent for each in store.artifacts(include_deleted=True)]
+    return next((folder for folder in folders if folder.name == row.study), None)
+
+
+def started_by(store: ResultStore) -> set[str]:
+    """The drivers (`host:pid:random`) of all runs of the study."""
+    return {str(detail.get("owner")) for _, kind, detail in store.events() if kind == "run_started"}
 
 
 def with_recorded_rules(spec: SweepSpec, store: ResultStore) -> SweepSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.study.study import Study, StudyEvent
-from automl.sweep.folders import study_folder
 from automl.sweep.record import BASELINE, TABLE, last_event
 from automl.sweep.signals import StopRequest
-from automl.trial import TrialState
+from automl.trial import Scalar, TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +32,15 @@ def replay(
     run: int,
     stop: StopRequest,
     *,
+    accept: Callable[[ResultStore], None],
     started: Callable[[Study], None],
     event: Callable[[StudyEvent], None],
     tick: Callable[[], None],
 ) -> ResultStore:
     """Run the study over its table, in this process, `run.slots` trials side by side; returns the store to sum up.
 
-    started, event, tick: what a front end may watch, see `automl.sweep.run.Observer`.
+    accept: called once nothing has been found wrong with what is asked for. started, event, tick: what a front end may
+    watch, see `automl.sweep.run.Observer`.
 
     Raises DataError if the file is no table, SpaceChangedError if it is not the one the study was started with,
     InterruptedSearch if a signal or the wall clock stopped it.
@@ -47,7 +48,7 @@ def replay(
     path = Path(spec.task.data.files["table"])
     table = read_table(path, arrays=spec.task.data.columns, log=spec.task.log)
     store = database.store(spec.study, guard=lease.verify)
-    _record_table(store, spec.study, path, table)
+    changed = _changed_table(store, spec.study, path, table)
     study = Study(
         name=spec.study,
         storage=database.driver_storage(lease.verify),
@@ -60,22 +61,34 @@ def replay(
         space_sha256=spec.sha256,
         on_event=event,
     )
+    accept(store)
+    if changed:
+        store.add_event(TABLE, changed)
     started(study)
     if not study.finished:
-        _drive(spec, study, store, table, stop, tick)
+        _drive(spec, study, database, store, table, stop, tick)
     study.close()
     store.add_event("finished", {"run": run})
     return store
 
 
 def _drive(
-    spec: SweepSpec, study: Study, store: ResultStore, table: CurveTable, stop: StopRequest, tick: Callable[[], None]
+    spec: SweepSpec,
+    study: Study,
+    database: Database,
+    store: ResultStore,
+    table: CurveTable,
+    stop: StopRequest,
+    tick: Callable[[], None],
 ) -> None:
     dispatcher = Dispatcher(study, max_seconds=spec.search.max_seconds, on_exchange=tick)
-    stop.then(dispatcher.stop)
-    host = partial(
-        TableHost, table, metric=spec.task.metric, capacity=spec.run.slots or 1, folder=study_folder(spec) / "slots"
-    )
+
+    def halt(reason: str) -> None:
+        dispatcher.stop(reason)
+        database.patience.interrupt(reason)
+
+    stop.then(halt)
+    host = partial(TableHost, table, metric=spec.task.metric, capacity=spec.run.slots or 1, begun=_begun(study, store))
     logger.info("replaying %d recorded runs, %d at once", len(table.curves), spec.run.slots or 1)
     InlineExecutor().run(dispatcher, host)
     if dispatcher.baseline is not None and last_event(store, BASELINE) is None:
@@ -86,8 +99,8 @@ def _drive(
         raise interruption
 
 
-def _record_table(store: ResultStore, study: str, path: Path, table: CurveTable) -> None:
-    """Remember which table the study is about; refuse to mix it with another."""
+def _changed_table(store: ResultStore, study: str, path: Path, table: CurveTable) -> Mapping[str, Any] | None:
+    """What is to be remembered of the table the study is about, None if it is; refuses to mix it with another."""
     now: dict[str, Any] = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "rows": len(table.curves),
@@ -97,5 +110,11 @@ def _record_table(store: ResultStore, study: str, path: Path, table: CurveTable)
     before = last_event(store, TABLE)
     if before is not None and before.get("sha256") != now["sha256"]:
         raise SpaceChangedError(f"study {study!r} was started with another table; choose another study name")
-    if before is None:
-        store.add_event(TABLE, now)
+    return now if before is None else None
+
+
+def _begun(study: Study, store: ResultStore) -> list[tuple[int, Mapping[str, Scalar]]]:
+    """Number and parameters of the trials that were ever handed out, in the order they were first."""
+    handed_out = {attempt.trial for attempt in store.attempts()}
+    trials = study.optuna.get_trials(deepcopy=False)
+    return [(trial.number, trial.params) for trial in trials if trial.number in handed_out]

@@ -7,8 +7,9 @@ trial is told, and the lease is released last. Everything can be killed at any p
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
+from automl.sweep.changing import advise
 from automl.sweep.database_check import check_warm_start
-from automl.sweep.disk import DiskWatch, check_disk
+from automl.sweep.disk import DiskWatch
 from automl.sweep.ending import recorded_run
 from automl.sweep.evaluation import settle_evaluation
-from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
+from automl.sweep.home import Home, open_home
 from automl.sweep.host import build_host, build_host_anywhere
 from automl.sweep.keeping import store_results
 from automl.sweep.layout import choose_layout
@@ -78,7 +80,8 @@ def run_sweep(
     study; SpaceChangedError if the study was started with another space, model or data; InterruptedSearch if a signal
     or the wall clock stopped it (resumable); SearchError if it ended without a single complete trial.
     """
-    sweep = _Sweep(spec, cache, observer or Observer(), allow_change=allow_space_change)
+    if spec.artifacts is not None:
+        Depot(spec.artifacts).check()
     origin = provenance(Path(spec.source).resolve().parent)
     with (
         signals_as_interruption() as stop_requested,
@@ -86,26 +89,38 @@ def run_sweep(
         StudyLease(database, spec.study) as lease,
     ):
         check_warm_start(database, spec)
-        run = lease.take(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
-        with recorded_run(RunLog(database, spec.study, run, lease.verify), spec) as log:
-            return sweep.run(database, lease, log, stop_requested)
+        run = _claim(lease, database, spec, origin, allow_space_change=allow_space_change)
+        with (
+            open_home(database, spec, lease.owner) as home,
+            recorded_run(RunLog(database, spec.study, run, lease.verify), spec) as log,
+        ):
+            sweep = _Sweep(home, lease, cache, observer or Observer(), allow_change=allow_space_change)
+            return sweep.run(database, log, stop_requested)
+
+
+def _claim(
+    lease: StudyLease, database: Database, spec: SweepSpec, origin: Mapping[str, Any], *, allow_space_change: bool
+) -> int:
+    try:
+        return lease.claim(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
+    except SpaceChangedError as error:
+        raise SpaceChangedError(f"{error}; {advise(database, spec)}") from None
 
 
 class _Sweep:
-    """One run of one study, by the holder of its lease."""
+    """One run of one study, by the holder of its lease, in its folder."""
 
-    def __init__(self, spec: SweepSpec, cache: Path, observer: Observer, *, allow_change: bool) -> None:
-        self._spec = spec
+    def __init__(self, home: Home, lease: StudyLease, cache: Path, observer: Observer, *, allow_change: bool) -> None:
+        self._home = home
+        self._spec = home.spec
+        self._lease = lease
         self._cache = cache
         self._observer = observer
         self._allow_change = allow_change
-        self._finds_precision = spec.run.precision == "auto"
-        self._folder = study_folder(spec)
-        check_disk(self._folder)
-        if spec.artifacts is not None:
-            Depot(spec.artifacts).check()
+        self._finds_precision = home.spec.run.precision == "auto"
+        self._folder = home.folder
 
-    def run(self, database: Database, lease: StudyLease, log: RunLog, stop: StopRequest) -> Summary:
+    def run(self, database: Database, log: RunLog, stop: StopRequest) -> Summary:
         """Everything between taking the lease and releasing it."""
         if self._spec.task.type == "table":
             watch = self._observer
@@ -115,16 +130,22 @@ class _Sweep:
                 watch.started(study)
 
             replayed = replay(
-                self._spec, database, lease, log.run, stop, started=started, event=watch.event, tick=watch.tick
+                self._spec,
+                database,
+                self._lease,
+                log.run,
+                stop,
+                accept=partial(self._accept, log.run),
+                started=started,
+                event=watch.event,
+                tick=watch.tick,
             )
             log.end(RunEnd.FINISHED)
             return self._sum_up(database, replayed)
-        store = database.store(self._spec.study, guard=lease.verify)
+        store = database.store(self._spec.study, guard=self._lease.verify)
         recorded = last_event(store, GROUND) or {}
         self._spec = with_recorded_rules(self._spec, store)
         self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))
-        if log.run == 1:  # slot files of an older database would claim to be newer attempts
-            shutil.rmtree(self._folder / "slots", ignore_errors=True)
         with self._executor() as executor:
             self._stage("preparing model and data")
             ground = prepare(self._spec, self._cache)
@@ -134,18 +155,26 @@ class _Sweep:
             self._spec = settle_precision(self._spec, ground, self._layout, recorded)
             self._spec = settle_evaluation(self._spec, ground, recorded)
             self._packing = choose_packing(self._spec, ground, self._layout)
-            self._record_ground(store, ground)
-            study = self._open_study(database, lease, store, ground, log.run)
+            changed = self._changed_ground(store, ground)
+            study = self._open_study(database, store, ground, log.run)
+            self._accept(log.run, store)
+            if changed:
+                store.add_event(GROUND, changed)
             if not study.finished:
                 log.has_trained = True
                 self._train(study, database, store, ground, executor, stop)
             study.close()  # not after an error: what is parked or interrupted then goes on in the next run
         store.add_event("finished", {"run": log.run})
         log.end(RunEnd.FINISHED)
-        renew_report(database, self._spec, guard=lease.verify)
+        renew_report(database, self._spec, guard=self._lease.verify)
         summary = self._sum_up(database, store)
         store_results(store, self._spec)
         return summary
+
+    def _accept(self, run: int, store: ResultStore) -> None:
+        """Nothing has been found wrong with what is asked for: from here on the study is as this run's file says."""
+        self._lease.accept(str(self._folder))
+        self._home.settle(run, store)
 
     def _stage(self, text: str) -> None:
         logger.info(text)
@@ -163,8 +192,8 @@ class _Sweep:
             folder=self._folder,
         )
 
-    def _record_ground(self, store: ResultStore, ground: Ground) -> None:
-        """Remember model, data and precision at the first run; refuse to mix them with others later."""
+    def _changed_ground(self, store: ResultStore, ground: Ground) -> Mapping[str, Any] | None:
+        """What is to be remembered of model, data and precision, None if it is; refuses to mix them with others."""
         now: dict[str, Any] = {
             **ground.fingerprints,
             "precision": self._spec.run.precision,
@@ -188,13 +217,12 @@ class _Sweep:
                 f"study {self._spec.study!r} was started with another {' and '.join(changed)}; its trials would not be"
                 " comparable. Choose another study name, or add --allow-space-change"
             )
-        if before != now:
-            store.add_event(GROUND, now)
+        return now if before != now else None
 
-    def _open_study(self, database: Database, lease: StudyLease, store: ResultStore, ground: Ground, run: int) -> Study:
+    def _open_study(self, database: Database, store: ResultStore, ground: Ground, run: int) -> Study:
         return Study(
             name=self._spec.study,
-            storage=database.driver_storage(lease.verify),
+            storage=database.driver_storage(self._lease.verify),
             store=store,
             space=ground.space,
             settings=self._spec.search,
@@ -297,5 +325,6 @@ def _point_to_best(folder: Path, adapter: str | None) -> None:
         return
     fresh = folder / ".best"
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(Path(adapter).relative_to(folder))
+    here = folder / "adapters" / Path(adapter).name
+    fresh.symlink_to(os.path.relpath(here if here.is_dir() else adapter, folder))
     fresh.replace(folder / "best")

@@ -25,13 +25,14 @@ from automl.storage.verification import Score, ScoredSplit, Verification, Verifi
 from automl.study.seeding import data_seed, derive_seed, trial_seed
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
+from automl.sweep.home import open_home
 from automl.sweep.keeping import store_results
 from automl.sweep.layout import choose_layout
 from automl.sweep.packing import choose_packing, host_settings, prove
 from automl.sweep.precision import settle_precision
 from automl.sweep.record import GROUND, last_event, recorded_space
 from automl.sweep.reporting import renew_report
-from automl.sweep.signals import signals_as_interruption
+from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.summary import summarise, write_summary
 from automl.tasks import TASKS, make_task
 from automl.tasks.classification import majority_scores
@@ -75,34 +76,41 @@ class Options:
 def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Options) -> Verification:
     """Verify the study's best configurations, or go on with it, or return what was found by the same plan before.
 
-    spec: as the study was recorded. Raises DataError if there are no test rows, SearchError if no trial is complete or
-    a training fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if another driver
-    holds the study, ResourceError if memory is short; resumable: InterruptedSearch if a signal stopped it, StorageError
-    if the database was away for longer than its grace.
+    spec: as the study was recorded, or its file. Raises DataError if there are no test rows, SearchError if no trial is
+    complete or a training fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if
+    another driver holds the study, ResourceError if memory is short; resumable: InterruptedSearch if a signal stopped
+    it, StorageError if the database was away for longer than its grace.
     """
     with signals_as_interruption("anything was verified") as stop, StudyLease(database, spec.study) as lease:
         if hindrance := obstacle(database, spec):
             raise DataError(f"study {spec.study!r} cannot be verified: {hindrance}")
         row = database.store(spec.study).sweep()
-        lease.take(row.space_text, row.space_sha256, row.provenance)
-        store = VerificationStore(database, spec.study, guard=lease.verify)
-        with progress.telling("preparing the verification".format):
-            work = _Work(database, spec, cache)
-        number, plan, known = database.patience.call(lambda: work.plan(store.latest(), options))
-        if known is not None and known.is_done:
-            return known
-        if known is None:
-            store.begin(number, plan.as_dict())
-        stop.then(work.halt)
-        scores = work.train(plan, number, store)
-        store.finish(number, conclude(plan, scores))
-        renew_report(database, spec, guard=lease.verify)
-        summary = database.patience.call(lambda: summarise(database, spec))
-        write_summary(summary, Path(summary.folder))
-        store_results(database.store(spec.study, guard=lease.verify), spec)
-        found = store.latest()
-        assert found is not None
-        return found
+        lease.claim(row.space_text, row.space_sha256, row.provenance)
+        with open_home(database, spec, lease.owner) as home:
+            return _verified(database, home.spec, cache, options, lease, stop)
+
+
+def _verified(
+    database: Database, spec: SweepSpec, cache: Path, options: Options, lease: StudyLease, stop: StopRequest
+) -> Verification:
+    store = VerificationStore(database, spec.study, guard=lease.verify)
+    with progress.telling("preparing the verification".format):
+        work = _Work(database, spec, cache)
+    number, plan, known = database.patience.call(lambda: work.plan(store.latest(), options))
+    if known is not None and known.is_done:
+        return known
+    if known is None:
+        store.begin(number, plan.as_dict())
+    stop.then(work.halt)
+    scores = work.train(plan, number, store)
+    store.finish(number, conclude(plan, scores))
+    renew_report(database, spec, guard=lease.verify)
+    summary = database.patience.call(lambda: summarise(database, spec))
+    write_summary(summary, Path(summary.folder))
+    store_results(database.store(spec.study, guard=lease.verify), spec)
+    found = store.latest()
+    assert found is not None
+    return found
 
 
 def obstacle(database: Database, spec: SweepSpec) -> str:

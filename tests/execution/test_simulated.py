@@ -78,13 +78,21 @@ def test_steps_are_those_of_the_search() -> None:
     assert steps == [10, 20, 25]
 
 
-def test_a_host_that_starts_again_gives_every_trial_its_row(tmp_path: Path) -> None:
-    first = TableHost(small_table(), metric="loss", folder=tmp_path / "slots")
-    first.open(spec(0, lr=8e-4, width=1.0))
-    first.open(spec(1, lr=8e-4, width=1.0))
-    again = TableHost(small_table(), metric="loss", folder=tmp_path / "slots")
-    again.open(spec(1, lr=8e-4, width=1.0))
+def test_a_host_that_starts_again_gives_every_trial_its_row() -> None:
+    first = TableHost(small_table(), metric="loss")
+    trials = [spec(number, lr=8e-4, width=1.0) for number in range(4)]
+    for trial in trials[:2]:
+        first.open(trial)
+    again = TableHost(small_table(), metric="loss", begun=[(trial.number, trial.params) for trial in trials[:2]])
+    again.open(trials[1])
     assert again.rows == first.rows
+    for host in (first, again):
+        host.open(trials[2])
+    assert again.rows == first.rows
+    with pytest.raises(DataError, match="used up"):
+        TableHost(small_table(), metric="loss", begun=[(trial.number, trial.params) for trial in trials]).open(
+            trials[3]
+        )
 
 
 def test_the_baseline_is_the_median_first_value() -> None:

@@ -1,0 +1,76 @@
+"""Whether a study that is in the database can go on with what is asked for now. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from automl.errors import SpaceChangedError
+from automl.metric import METRICS, Direction
+from automl.space.spec import SearchSpace, SweepSpec
+from automl.study.distributions import check_compatible
+from automl.study.outcome import STOP_REASON
+
+OURS = "space_sha256"
+"""User attribute of every study that this program has begun."""
+
+
+def refuse_unfit(
+    storage: BaseStorage, name: str, *, space: SearchSpace, objectives: Sequence[str], directions: Sequence[Direction]
+) -> None:
+    """Raise SpaceChangedError if the study was made by other code, or what it holds cannot go on like this.
+
+    objectives, directions: what is wanted, the first of them first. A study that does not exist yet is fine.
+    """
+    try:
+        stored = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler(), pruner=NopPruner())
+    except KeyError:
+        return
+    trials = stored.get_trials(deepcopy=False)
+    _refuse_foreign(stored, trials)
+    _refuse_other_objectives(stored, trials, objectives, directions)
+    check_compatible(space, {key: value for trial in trials for key, value in trial.distributions.items()})
+
+
+def objectives_of(spec: SweepSpec) -> tuple[list[str], list[Direction]]:
+    """Names and directions of what a search is for: the metric, and what is minimised beside it."""
+    second = spec.search.also_minimize
+    names, directions = [spec.task.metric], [METRICS[spec.task.metric].direction]
+    return (names, directions) if second is None else ([*names, second], [*directions, "minimize"])
+
+
+def _refuse_foreign(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+    strange = [trial.number for trial in trials if trial.state.is_finished() and STOP_REASON not in trial.user_attrs]
+    if strange or (trials and OURS not in study.user_attrs):
+        number = strange[0] if strange else trials[0].number
+        raise SpaceChangedError(
+            f"study {study.study_name!r} in this database holds trials that automl has not made (trial {number});"
+            " choose another study name"
+        )
+
+
+def _refuse_other_objectives(
+    study: optuna.Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], directions: Sequence[Direction]
+) -> None:
+    stored = [direction.name.lower() for direction in study.directions]
+    if len(stored) != len(directions):
+        here, wanted = ("one objective", "two") if len(stored) == 1 else ("two objectives", "one")
+        raise SpaceChangedError(
+            f"study {study.study_name!r} has {here}, not {wanted} (search.also_minimize); choose another study name"
+        )
+    if stored != list(directions):
+        raise SpaceChangedError(
+            f"study {study.study_name!r} is there to {stored[0]} its objective, not to {directions[0]} it;"
+            " choose another study name"
+        )
+    names = study.metric_names
+    if trials and names is not None and list(names) != list(objectives):
+        raise SpaceChangedError(
+            f"study {study.study_name!r} is about {' and '.join(names)}, not about {' and '.join(objectives)};"
+            " choose another study name"
+        )
