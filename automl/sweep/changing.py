@@ -16,13 +16,18 @@ def advise(database: Database, spec: SweepSpec) -> str:
     """How to go on: `--allow-space-change` is named only where it can work, else what is in its way."""
     if missing := next(_missing(spec), None):
         return f"{missing} does not exist"
+    return hindrance(database, spec) or "give the study a new name, or continue it with --allow-space-change"
+
+
+def hindrance(database: Database, spec: SweepSpec) -> str:
+    """Why the study that is in the database cannot go on with this file at all; empty if it can, or is not there."""
     objectives, directions = objectives_of(spec)
     space = recorded_space(database.store(spec.study), spec)
     try:
         refuse_unfit(database.optuna_storage(), spec.study, space=space, objectives=objectives, directions=directions)
     except SpaceChangedError as reason:
         return str(reason)
-    return "give the study a new name, or continue it with --allow-space-change"
+    return ""
 
 
 def _missing(spec: SweepSpec) -> Iterator[str]:

@@ -8,6 +8,7 @@ from automl.space.spec import SweepSpec
 from automl.storage.sql import Database, database_status, open_database
 from automl.study.beginning import best_of_earlier
 from automl.study.enqueueing import has_to_borrow
+from automl.sweep.changing import advise, hindrance
 
 
 def database_remarks(spec: SweepSpec) -> list[str]:
@@ -45,9 +46,9 @@ def _without_database(spec: SweepSpec) -> list[str]:
 
 def _changed(database: Database, spec: SweepSpec) -> list[str]:
     row = next((row for row in database.studies() if row.study == spec.study), None)
-    if row is None or row.space_sha256 == spec.sha256 or not row.runs:
+    if row is not None and row.runs and row.space_sha256 == spec.sha256:
         return []
-    return [
-        f"study: {spec.study!r} was started with another space, which a search refuses to go on with; choose another"
-        " study name, or add --allow-space-change"
-    ]
+    reason = hindrance(database, spec)
+    if row is None or not row.runs:
+        return [f"study: {reason}"] if reason else []
+    return [f"study: {spec.study!r} was started with another space, which a search refuses; {advise(database, spec)}"]
