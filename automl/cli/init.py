@@ -31,11 +31,13 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write a commented space.yaml with ranges that suit the model's size, and a length that suits the data."""
         from automl.errors import ConfigError, Problem
-        from automl.sweep.start import starting_space
+        from automl.sweep.start import starting_advice, starting_space
 
         if output is not None and output.exists() and not force:
             raise ConfigError([Problem(str(output), 0, 0, "", "exists already; add --force to replace it")])
         text = starting_space(model, data, task_type=task, study=study)
+        for line in starting_advice(text):
+            console.warning(line)
         if output is None:
             console.result(text.rstrip("\n"))
             return

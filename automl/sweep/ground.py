@@ -13,10 +13,10 @@ from automl.lora import Hyperparameters, LinearShape, lora_parameters
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
-from automl.space.advice import search_advice
+from automl.space.advice import coverage_advice, search_advice
 from automl.space.defaults import advice, resolve
 from automl.space.spec import SearchSpace, SweepSpec
-from automl.sweep.costs import choices, target_names
+from automl.sweep.costs import choices, extremes, target_names
 from automl.sweep.fitness import check_length, check_vocabulary
 from automl.tasks import make_task
 from automl.tasks.base import Prepared
@@ -46,7 +46,8 @@ class Derivation:
 class Ground:
     """Backbone and data of a sweep, ready; `space` has every automatic range filled in.
 
-    target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can.
+    target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can. notes: of
+    the advice, what the summary and the report repeat.
     """
 
     backbone: BackboneRef
@@ -56,6 +57,7 @@ class Ground:
     derive: Derivation
     target_sets: tuple[str, ...]
     advice: tuple[str, ...]
+    notes: tuple[str, ...]
     obstacle: str
     cache: Path
 
@@ -85,6 +87,7 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
     hindrance = obstacle(model, choices(space, "method"))
     if hindrance and spec.run.precision == "bf16h":
         raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
+    seen = (*prepared.notes, *_coverage(spec, space, prepared))
     return Ground(
         backbone=backbone,
         model=model,
@@ -96,13 +99,20 @@ def prepare(spec: SweepSpec, cache: Path) -> Ground:
             *too_long,
             *unknown,
             *notes(model),
-            *prepared.notes,
+            *seen,
             *advice(space, backbone.parameters, spec.search.steps),
             *search_advice(space, spec.search),
         ),
+        notes=seen,
         obstacle=hindrance,
         cache=cache,
     )
+
+
+def _coverage(spec: SweepSpec, space: SearchSpace, prepared: Prepared) -> list[str]:
+    smallest = extremes(space, "batch_size")[0]
+    classes = len(prepared.labels)
+    return coverage_advice(prepared.rows["train"], classes, steps=spec.search.steps, batch_size=smallest)
 
 
 def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:

@@ -18,6 +18,7 @@ import torch
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
 from automl.packed.memory import available_bytes
+from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
 from automl.study.pruners import expected_share
 from automl.sweep.costs import extremes, highest, target_names
@@ -66,6 +67,8 @@ class Plan:
     """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
 
     measured: when, in words. evaluations: of all evaluation rows, that the measurements of a full trial amount to.
+    evaluation_rows: of one evaluation of all. most_steps: training steps of the search if nothing is pruned.
+    verification_trainings: of the verification that follows the search, at most, rank patterns aside; 0 if none does.
     """
 
     study: str
@@ -78,6 +81,9 @@ class Plan:
     steps: int
     measured: str
     evaluations: float
+    evaluation_rows: int
+    most_steps: int
+    verification_trainings: int
     parameters: tuple[str, ...]
     constraints: tuple[str, ...]
     corners: tuple[Corner, ...]
@@ -90,18 +96,35 @@ class Plan:
 
     @property
     def unpruned_seconds(self) -> float | None:
-        """Wall clock if every trial ran to its last step."""
+        """Wall clock of the search if every trial ran to its last step."""
         if self.probe is None:
             return None
-        trial = self.steps * self.probe.step_seconds + self.evaluations * self.probe.evaluation_seconds
-        return _START_SECONDS + self.trials * trial / self.layout.workers
+        measuring = self.most_steps / self.steps * self.evaluations * self.probe.evaluation_seconds
+        return _START_SECONDS + (self.most_steps * self.probe.step_seconds + measuring) / self.layout.workers
 
     @property
     def pruned_seconds(self) -> float | None:
-        """Wall clock if the pruner stops what it is expected to stop; None if that is not known."""
+        """Wall clock of the search if the pruner stops what it is expected to; None if that is not known."""
         if self.unpruned_seconds is None or self.pruned_share is None:
             return None
         return _START_SECONDS + (self.unpruned_seconds - _START_SECONDS) * self.pruned_share
+
+    @property
+    def verification_seconds(self) -> float | None:
+        """Wall clock of the verification: its trainings, each scored once on the test rows."""
+        if self.probe is None or not self.verification_trainings:
+            return None
+        scoring = self.probe.evaluation_seconds * self.rows.get("test", 0) / self.evaluation_rows
+        training = self.steps * self.probe.step_seconds + scoring
+        return _START_SECONDS + self.verification_trainings * training / self.layout.workers
+
+    @property
+    def evaluation_share(self) -> float | None:
+        """Share of a full trial's time that its evaluations take."""
+        if self.probe is None:
+            return None
+        measuring = self.evaluations * self.probe.evaluation_seconds
+        return measuring / max(measuring + self.steps * self.probe.step_seconds, 1e-9)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -109,6 +132,9 @@ class Plan:
             **asdict(self),
             "unpruned_seconds": self.unpruned_seconds,
             "pruned_seconds": self.pruned_seconds,
+            "verification_steps": self.verification_trainings * self.steps,
+            "verification_seconds": self.verification_seconds,
+            "evaluation_share": self.evaluation_share,
         }
 
     def lines(self) -> Iterator[str]:
@@ -133,8 +159,19 @@ class Plan:
             f" {self.available_bytes / 2**30:.1f} GiB of memory available"
         )
         yield f"each worker trains {self.packing}"
+        yield from self._steps()
         yield from self._time()
         yield from (f"advice: {text}" for text in self.advice)
+
+    def _steps(self) -> Iterator[str]:
+        pruned = "" if self.pruned_share is None else f", about {self.most_steps * self.pruned_share:,.0f} with pruning"
+        yield f"steps: {self.most_steps:,} in the search if nothing is pruned{pruned}"
+        if self.verification_trainings:
+            yield (
+                f"       and up to {self.verification_trainings * self.steps:,} in the verification after it"
+                f" ({self.verification_trainings} trainings of {self.steps:,})"
+            )
+        yield f"evaluations: of a full trial, {self.evaluations * self.evaluation_rows:,.0f} rows beside its training"
 
     def _time(self) -> Iterator[str]:
         if self.probe is None or self.unpruned_seconds is None:
@@ -150,6 +187,10 @@ class Plan:
                 f"      about {_duration(self.pruned_seconds)} with pruning, which may save up to"
                 f" {1 - self.pruned_share:.0%} of the steps"
             )
+        if self.verification_seconds is not None:
+            yield f"      and up to {_duration(self.verification_seconds)} for the verification"
+        if self.evaluation_share is not None:
+            yield f"      of a full trial's time, evaluations take {self.evaluation_share:.0%}"
 
 
 def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
@@ -177,6 +218,9 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         steps=spec.search.steps,
         measured=in_words(spec.search),
         evaluations=measured_rows(spec, rows) / rows,
+        evaluation_rows=rows,
+        most_steps=_most_steps(spec, ground.space),
+        verification_trainings=_verification_trainings(spec, ground),
         parameters=tuple(map(describe, ground.space.parameters)),
         constraints=tuple(constraint.expression for constraint in ground.space.constraints),
         corners=tuple(_corners(spec, ground, layout, packing)),
@@ -187,6 +231,20 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         probe=_probe(ground, host_settings(spec, ground, layout, packing)) if probe and layout.shards == 1 else None,
         advice=(*remarks, *ground.advice, *doubts(spec, ground, layout, packing)),
     )
+
+
+def _most_steps(spec: SweepSpec, space: SearchSpace) -> int:
+    """Training steps of the search without pruning: of all trials, or of all configurations, within `max_steps`."""
+    search = spec.search
+    count = count_configurations(space, grid_values if search.sampler == "grid" else values)
+    trials = search.trials if count is None or not space.parameters else min(search.trials, count)
+    return min(trials * search.steps, search.max_steps or sys.maxsize)
+
+
+def _verification_trainings(spec: SweepSpec, ground: Ground) -> int:
+    """Finalists, the default configuration and the smallest within noise, on each seed; 0 if none are trained."""
+    can_verify = spec.verify.automatic and spec.run.shards == 1 and ground.prepared.rows.get("test", 0) > 0
+    return (spec.verify.finalists + 2) * spec.verify.seeds if can_verify else 0
 
 
 def describe(parameter: Parameter) -> str:

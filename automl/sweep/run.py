@@ -201,7 +201,7 @@ class _Sweep:
             "target_sets": list(ground.target_sets),
             "rows": dict(ground.prepared.rows),
             "rules": self._spec.task.rules,
-            "notes": list(ground.prepared.notes),
+            "notes": list(ground.notes),
             "layout": self._layout.as_dict(),
             "packing": {"slots": self._packing.slots, "solo": self._packing.solo},
             "kernel": kernel_of(self._spec, self._layout, self._packing),

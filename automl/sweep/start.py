@@ -10,9 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 from automl.errors import DataError
+from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef, Kind, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
 from automl.models.positions import positions
+from automl.space.advice import coverage_advice
 from automl.space.load import load_space, parse_space
 from automl.space.spec import SweepSpec
 from automl.space.template import commented_space
@@ -22,6 +24,8 @@ from automl.tasks.prepare import SHARE, share_length
 from automl.tasks.read import read_splits
 
 _LOOKED_AT = 20
+_COUNTED = 200_000
+"""Rows that are counted; so many are enough to say that a trial sees few of them."""
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic", "sentiment", "y")
 _TEXT_NAMES = (
@@ -68,6 +72,25 @@ def starting_space(model: str, data: str, *, task_type: str | None, study: str |
     return commented_space(
         name, model, data, found, backbone.parameters, renamed, target_sets, max_length=longest, cut=cut
     )
+
+
+def starting_advice(text: str) -> list[str]:
+    """What a trial by this space file would see too little of, told from the training data; it is read for that."""
+    spec = parse_space(text, "command line", Path.cwd())
+    splits = read_splits(spec.task.data)
+    label = spec.task.data.columns.get("label", "label")
+    rows, classes = 0, set[str]()
+    for record in islice(splits["train"], _COUNTED):
+        rows += 1
+        if spec.task.type == "classification" and label in record.values:
+            classes.add(str(record.values[label]))
+    kept = 1.0 - sum(
+        share
+        for split, share in (("test", spec.task.test_share), ("validation", spec.task.validation_share))
+        if split not in splits
+    )
+    batch_size = int(spec.space.fixed.get("batch_size", Hyperparameters().batch_size))
+    return coverage_advice(round(kept * rows), len(classes), steps=spec.search.steps, batch_size=batch_size)
 
 
 def inspect_location(model: str, labels: int) -> ModelReport:

@@ -109,7 +109,7 @@ def test_plan_says_what_will_be_searched(
 ) -> None:
     from tests.sweep.tiny_world import make_world
 
-    make_world(tmp_path, trials=12, steps=40, pruner="peer")
+    make_world(tmp_path, trials=12, steps=40, pruner="peer", verify=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOML_CACHE", str(tmp_path / "cache"))
     code, out, err = run("plan", "space.yaml", "--json", capsys=capsys)
@@ -122,5 +122,10 @@ def test_plan_says_what_will_be_searched(
     code, out, _ = run("plan", "space.yaml", "--no-probe", capsys=capsys)
     assert code == 0
     assert "12 trials of 40 steps" in out
+    assert "steps: 480 in the search if nothing is pruned" in out
+    assert "and up to 480 in the verification after it (12 trainings of 40)" in out
+    assert (plan["most_steps"], plan["verification_steps"]) == (480, 480)
+    assert plan["verification_seconds"] > 0
+    assert 0 < plan["evaluation_share"] < 1
     assert "rank: 1 … 8, log" in out
     assert "each worker trains 4 trials packed" in out

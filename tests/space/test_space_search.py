@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automl.errors import ConfigError
-from automl.space.advice import search_advice
+from automl.space.advice import coverage_advice, search_advice
 from automl.space.load import parse_space
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.study.budget import Budget
@@ -120,3 +120,20 @@ def test_what_is_rarely_meant_is_said(text: str, said: list[str]) -> None:
 
 def test_a_space_without_parameters_is_not_finite() -> None:
     assert search_advice(SearchSpace(parameters=()), spec_of("").search)[0].startswith("space: nothing is searched")
+
+
+def test_a_trial_that_sees_too_little_of_the_data_is_said_with_what_would_do() -> None:
+    (line,) = coverage_advice(4510, 150, steps=120, batch_size=8)
+    assert line == (
+        "a trial of 120 steps of 8 rows sees 960 of 4,510 training rows (0.2 epochs), about 6.4 of each of 150"
+        " classes; 3 epochs and 20 of each class take 1,692 steps (or 423 of 32)"
+    )
+    (line,) = coverage_advice(300, 150, steps=60, batch_size=32)
+    assert line.endswith("3 epochs and 20 of each class take 94 steps"), "few of each class, though six epochs"
+    (line,) = coverage_advice(10_000, 0, steps=120, batch_size=16)
+    assert line.endswith("(0.2 epochs); 3 epochs take 1,875 steps (or 938 of 32)")
+
+
+def test_a_trial_that_sees_enough_is_left_in_peace() -> None:
+    assert coverage_advice(4510, 150, steps=423, batch_size=32) == []
+    assert coverage_advice(900, 0, steps=120, batch_size=8) == []
