@@ -73,6 +73,16 @@ def optimise(url: str, study: str) -> None:
         time.sleep(600)
 
 
+def remove(url: str, study: str) -> None:
+    """Remove a study; it may be killed in the midst of it."""
+    from automl.storage.removal import remove_study
+    from automl.storage.sql import open_database
+
+    with open_database(url, create=False) as database:
+        say("removing")
+        remove_study(database, study)
+
+
 def create(url: str, processes: str) -> None:
     """Create the same database from many processes at the same moment; prints one line for each."""
     import automl.storage.optuna_storage
@@ -100,4 +110,6 @@ def create(url: str, processes: str) -> None:
 
 
 if __name__ == "__main__":
-    {"hold": hold, "killed": killed, "take": take, "optimise": optimise, "create": create}[sys.argv[1]](*sys.argv[2:])
+    {"hold": hold, "killed": killed, "take": take, "remove": remove, "optimise": optimise, "create": create}[
+        sys.argv[1]
+    ](*sys.argv[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from automl.storage.sql import Database, database_status, open_database
 from automl.storage.tables import Now, sweeps
 from automl.storage.upgrade import upgrade_database
 from automl.storage.url import parse_url
+from automl.trial import Measurement
 
 Change = Callable[[str, Path], object]
 
@@ -158,6 +160,25 @@ def test_a_removed_study_leaves_nothing_in_any_table(database: Database, url: st
     assert remove_study(database, STUDY)
     assert rows(url) == before
     assert not remove_study(database, STUDY)
+
+
+def test_a_removal_that_was_killed_is_completed_at_once(
+    database: Database, url: str, tmp_path: Path, start_process: Callable[..., subprocess.Popen[str]]
+) -> None:
+    before = rows(url)
+    finished_sweep(database, tmp_path)
+    many = [Measurement(trial=9, step=step, metrics={"a": 0.5}, seconds=1.0, tokens=1) for step in range(1, 12_000)]
+    database.store(STUDY).add_measurements(many)
+    killed = start_process("remove", url, STUDY)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "removing\n"
+    deadline = time.monotonic() + 60
+    while rows(url)["automl_metric_values"] > 10_000 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    killed.kill()
+    killed.wait()
+    remove_study(database, STUDY)
+    assert rows(url) == before
 
 
 # It was made while its study was driven, by a process that may well go on: with the original.
