@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
             (
                 (
                     row.number,
-                    row.state,
+                    row.shown_state,
                     "" if row.value is None else f"{row.value:.4f}",
                     *(size_text(name, row.size) for name in second),
                     row.steps,

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, func, select, text
 
 from automl.storage.jobs import FiringState
-from automl.storage.overview import STATE
 from automl.storage.sql import Database
 from automl.storage.tables import Now, firings, measurements, schedulers, schedules, submissions, sweeps
+from automl.storage.trials import STATE
 
 _COUNTS = text(
     """

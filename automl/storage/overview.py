@@ -21,7 +21,7 @@ from automl.storage.lease import drivers, holds
 from automl.storage.runs import RunRow, StudyState, last_runs, study_state
 from automl.storage.sql import Database
 from automl.storage.tables import Now, importances, measurements, sweeps
-from automl.storage.trials import decoded
+from automl.storage.trials import STATE, decoded
 from automl.trial import ModuleImportance, Scalar
 
 PAGE = 200
@@ -132,14 +132,6 @@ class Standing(NamedTuple):
     state: str
     step: int
     trials: int
-
-
-STATE = """CASE WHEN t.state = 'RUNNING' AND EXISTS (
-    SELECT 1 FROM automl_attempts a WHERE a.study_name = s.study_name AND a.trial = t.number AND a.state = 'PARKED'
-    AND NOT EXISTS (SELECT 1 FROM automl_attempts b
-      WHERE b.study_name = a.study_name AND b.trial = a.trial AND b.number > a.number)
-  ) THEN 'PARKED' ELSE CAST(t.state AS VARCHAR(16)) END"""
-"""State of a trial t of a study s as people see it. To Optuna, which knows no pause, a parked trial is RUNNING."""
 
 
 def _of_studies(query: str) -> TextClause:

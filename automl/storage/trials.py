@@ -27,7 +27,7 @@ class TrialRow:
     value: objective at the last measurement of an ended trial, None otherwise. size: of a complete trial, what is
     minimised beside it (`search.also_minimize`), else None. steps, seconds: trained so far, up to
     the last measurement. adapter: folder of its adapter, if that is still kept. trainable_params: LoRA and head, None
-    if unknown. error: what a failed trial said last, empty otherwise.
+    if unknown. error: what a failed trial said last, empty otherwise. is_parked: it is RUNNING, but paused.
     """
 
     number: int
@@ -41,17 +41,35 @@ class TrialRow:
     trainable_params: int | None = None
     error: str = ""
     size: float | None = None
+    is_parked: bool = False
 
+    @property
+    def shown_state(self) -> str:
+        """State as people see it."""
+        return PARKED if self.is_parked else str(self.state)
+
+
+PARKED = "PARKED"
+"""Shown as the state of a trial that is paused; to Optuna it is RUNNING."""
+
+STATE = """CASE WHEN t.state = 'RUNNING' AND EXISTS (
+    SELECT 1 FROM automl_attempts a WHERE a.study_name = s.study_name AND a.trial = t.number AND a.state = 'PARKED'
+    AND NOT EXISTS (SELECT 1 FROM automl_attempts b
+      WHERE b.study_name = a.study_name AND b.trial = a.trial AND b.number > a.number)
+  ) THEN 'PARKED' ELSE CAST(t.state AS VARCHAR(16)) END"""
+"""State of a trial t of a study s as people see it. To Optuna, which knows no pause, a parked trial is RUNNING."""
 
 _STUDY = text("SELECT study_id FROM studies WHERE study_name = :study")
 _STUDIES = text("SELECT study_name FROM studies ORDER BY study_name")
 
-_OUTLINES = text("""
-SELECT t.trial_id, t.number, CAST(t.state AS VARCHAR(16)) AS state, v.value, w.value AS size
-FROM trials t
+_OUTLINES = text(
+    """
+SELECT t.trial_id, t.number, {state} AS state, v.value, w.value AS size
+FROM trials t JOIN studies s ON s.study_id = t.study_id
 LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
 LEFT JOIN trial_values w ON w.trial_id = t.trial_id AND w.objective = 1 AND w.value_type = 'FINITE'
-WHERE t.study_id = :id AND t.state <> 'WAITING' ORDER BY t.number""")
+WHERE t.study_id = :id AND t.state <> 'WAITING' ORDER BY t.number""".replace("{state}", STATE)
+)
 
 _LAST = text("""
 SELECT i.trial_id, i.step, i.intermediate_value AS value FROM trial_intermediate_values i JOIN (
@@ -126,11 +144,12 @@ def _outlines(connection: Connection, study: str) -> _Outlines:
         step, measured = last.get(trial_id, (None, None))
         if state == TrialState.PRUNED and step is not None:  # Optuna takes the last one over only without a second
             value = measured
-        is_complete = state == TrialState.COMPLETE
+        is_complete, is_parked = state == TrialState.COMPLETE, state == PARKED
         found[trial_id] = TrialRow(
             number=number,
-            state=TrialState(state),
-            value=value if state != TrialState.RUNNING else None,
+            state=TrialState.RUNNING if is_parked else TrialState(state),
+            is_parked=is_parked,
+            value=value if state != TrialState.RUNNING and not is_parked else None,
             steps=step or 0,
             size=size if is_complete else None,
         )

@@ -82,6 +82,8 @@ def test_pages_api_metrics_and_status_say_the_same(stopped: SweepSpec) -> None:
         said = generate_latest(registry).decode()
         assert f'automl_study_trials{{state="PARKED",study="recorded"}} {totals.counts["PARKED"]:.1f}' in said
         assert f'automl_study_steps_left{{study="recorded"}} {found.left:.1f}' in said
+    listed = CliRunner().invoke(app, ["trials", stopped.source])
+    assert listed.stdout.count("PARKED") == totals.counts["PARKED"]
     shown = CliRunner().invoke(app, ["status", stopped.source])
     assert f"{totals.steps:,} of about {found.expected:,} training steps" in shown.stdout
     told = json.loads(CliRunner().invoke(app, ["status", stopped.source, "--json"]).stdout)
