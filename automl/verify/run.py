@@ -23,6 +23,7 @@ from automl.storage.sql import Database
 from automl.storage.trials import list_trials
 from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
 from automl.study.seeding import data_seed, derive_seed, trial_seed
+from automl.sweep.disk import check_disk
 from automl.sweep.folders import study_folder
 from automl.sweep.ground import Ground, prepare
 from automl.sweep.home import open_home
@@ -133,6 +134,7 @@ class _Work:
         self._database = database
         self._store = database.store(spec.study)
         recorded = last_event(self._store, GROUND)
+        check_disk(study_folder(spec))
         ground = prepare(spec, cache)
         _check_same(spec.study, recorded or {}, ground)
         self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
