@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -72,28 +72,33 @@ class Classification(Task):
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
         data = self.settings.data
         reading = Reading(self.settings)
-        column = column_name(data, "label")
         given = {
-            split: list(limit_classes(reading.examples(split, islice(records, rows), self._reader(reading)), column))
+            split: list(self._one_kind(split, islice(records, rows), reading))
             for split, records in read_splits(data, self.settings.rules).items()
         }
         return given, reading.notes
 
-    def _reader(self, reading: Reading) -> Callable[[Record], Example]:
-        """Checked examples of one file; a pair if the data names or has a column `text_pair`."""
+    def _one_kind(self, split: Split, records: Iterable[Record], reading: Reading) -> Iterator[Example]:
+        """The examples of one split. Raises DataError if labels are of several kinds: no single row is wrong then."""
+        column = column_name(self.settings.data, "label")
+        kinds: dict[str, Record] = {}
+        for example in limit_classes(reading.examples(split, records, self._reader(reading, kinds)), column):
+            if len(kinds) > 1:
+                raise _mixed(column, kinds)
+            yield example
+
+    def _reader(self, reading: Reading, kinds: dict[str, Record]) -> Callable[[Record], Example]:
+        """Checked examples of one file, a pair if the data names or has a column `text_pair`; notes kinds of labels."""
         data = self.settings.data
         text, pair, label = (column_name(data, name) for name in ("text", "text_pair", "label"))
         is_pair = "text_pair" in data.columns
-        kinds: dict[str, int] = {}
 
         def read(record: Record) -> Example:
             nonlocal is_pair
             both = is_pair or pair in record.values
             content = (take_text(record, text), take_text(record, pair)) if both else (take_text(record, text),)
             found = take_label(record, label)
-            if kinds and found.kind not in kinds:
-                raise _mixed(record, label, {**kinds, found.kind: record.row})
-            kinds.setdefault(found.kind, record.row)
+            kinds.setdefault(found.kind, record)
             is_pair = both
             if data.kind != "folder":  # a text folder's columns are ours
                 reading.unused(
@@ -109,9 +114,10 @@ def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return functional.cross_entropy(_logits(model, batch).float(), batch["labels"], reduction="none")
 
 
-def _mixed(record: Record, column: str, kinds: dict[str, int]) -> Exception:
-    (first, row), (second, _) = kinds.items()
-    return fault(record, column, f"label is a {second}, but a {first} in row {row}; one type in a file is needed")
+def _mixed(column: str, kinds: dict[str, Record]) -> Exception:
+    (first, earlier), (second, record) = kinds.items()
+    what = f"label is a {second}, but a {first} in row {earlier.row}; one type in a file is needed"
+    return fault(record, column, what)
 
 
 def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, settings: TaskSettings) -> Recipe:

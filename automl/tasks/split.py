@@ -142,7 +142,7 @@ def _check_sizes(source: str, examples: Examples, rows: int, shares: Mapping[Spl
             message = f"{rows} rows leave none for {split} (cut off: {wanted})"
             texts = len({_normal(example) for each in examples.values() for example in each})
             if texts < min(rows, 3):
-                message += f"; they have {texts} different inputs, and rows with the same input land together"
+                message += f"; distinct inputs: {texts}, and rows with the same input land together"
             raise DataError(f"{source}: {message}; more rows, other shares or an own file for it are needed")
 
 

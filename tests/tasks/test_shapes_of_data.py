@@ -340,6 +340,12 @@ def test_lines_and_files_that_are_no_text_can_be_skipped(
     assert "7.txt: is empty (0 bytes)" in notes[0]
 
 
+def test_labels_of_two_kinds_are_no_matter_of_single_rows(prepared_of: Callable[..., Any], bert_tokenizer: Any) -> None:
+    text = "".join(json.dumps({"text": f"film {row}", "label": row % 2 if row % 5 else "a"}) + "\n" for row in range(9))
+    with pytest.raises(DataError, match="row 2, column 'label': label is a number, but a text in row 1; one"):
+        prepared_of("classification", text, bert_tokenizer, bad_rows="skip")
+
+
 def test_rows_that_the_template_refuses_are_bad_rows(prepared_of: Callable[..., Any], chat_tokenizer: Any) -> None:
     strict = (
         "{% if messages[0]['content'] == 'no' %}{{ raise_exception('not that') }}{% endif %}"
