@@ -62,5 +62,8 @@ class MemoryStore(ResultStore):
     def add_event(self, kind: str, detail: Mapping[str, Any]) -> None:
         self._events.append((datetime.now(UTC), kind, dict(detail)))
 
+    def last_event(self, kind: str) -> Mapping[str, Any] | None:
+        return next((detail for _, each, detail in reversed(self._events) if each == kind), None)
+
     def events(self) -> list[tuple[datetime, str, Mapping[str, Any]]]:
         return list(self._events)
