@@ -24,7 +24,8 @@ ATTEMPTS = 200
 class ConstrainedSampler(BaseSampler):
     """Asks the base sampler for whole configurations until one satisfies every constraint, then draws at random.
 
-    In a finite space it must also be new to the study: trained again, it would differ by its random start only.
+    In a finite space it must also be new to the study: trained again, it would differ by its random start only. There
+    the first untried configuration in a random order takes the place of random draws.
 
     Optuna samples parameters one after another, so a condition over several of them can only be checked when all are
     known. Hence the whole active configuration is drawn inside `sample_relative`, from what the base proposes jointly
@@ -63,10 +64,10 @@ class ConstrainedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A complete active configuration that is wanted; after ATTEMPTS tries an untried one, else the last drawn."""
+        """A complete active configuration that is wanted; if none is found, the last one drawn."""
         inferred = self._base.infer_relative_search_space(study, trial)
         params: dict[str, Scalar] = {}
-        for attempt in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS if self.configurations is None else self._proposals):
             if attempt < self._proposals:
                 relative = self._base.sample_relative(study, trial, inferred)
                 params = self._complete(study, trial, relative, self._base)
