@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import sys
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -89,7 +90,8 @@ def capacity(
         )
         return needed <= int(SHARE * available)
 
-    return next((slots for slots in range(1, LARGEST_PACK) if not fits(slots + 1)), LARGEST_PACK)
+    # By halving: every estimate walks through the whole model.
+    return 1 + bisect_left(range(2, LARGEST_PACK + 1), True, key=lambda slots: not fits(slots))
 
 
 def pack_bytes(

@@ -22,7 +22,7 @@ from automl.sweep.costs import extremes, highest, target_names
 from automl.sweep.folders import proofs_folder, study_folder
 from automl.sweep.ground import Ground
 from automl.sweep.layout import Layout
-from automl.sweep.precision import settle_precision
+from automl.sweep.precision import settle_untimed
 from automl.training.bench import HostSettings, stored_dtype
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def prove(
     recorded: as for `settle_precision`, which comes afterwards. is_thorough: load the model to find it out; otherwise
     what is not known yet is no obstacle. Raises ConfigError if the precision is for packed training only.
     """
-    settled = settle_precision(spec, ground, layout, recorded)
+    settled = settle_untimed(spec, layout, recorded)
     packing = choose_packing(settled, ground, layout)
     if not packing.is_packed:
         return ground
@@ -116,11 +116,12 @@ def prove(
     found = examine(settings, ground.model) if is_thorough else disagreement(settings, ground.model, bench=None)
     if not found:
         return ground
+    obstacle = f"packed, {type(ground.model).__name__} would not follow PEFT: {found}"
     is_fixed = spec.run.precision != "auto" or (recorded or {}).get("precision")
     if settled.run.precision == "bf16h" and is_fixed:
-        raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {found}")])
-    logger.warning("trials are trained one at a time, since packed they would not do as with PEFT: %s", found)
-    return replace(ground, obstacle=found)
+        raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {obstacle}")])
+    logger.warning("trials are trained one at a time; %s", obstacle)
+    return replace(ground, obstacle=obstacle)
 
 
 def kernel_of(spec: SweepSpec, layout: Layout, packing: Packing) -> str:

@@ -36,6 +36,15 @@ def settle_precision(
     return replace(spec, run=replace(spec.run, precision=chosen))
 
 
+def settle_untimed(spec: SweepSpec, layout: Layout, recorded: Mapping[str, Any] | None = None) -> SweepSpec:
+    """The same without a look at the clock: where `auto` would time this CPU, it is fp32."""
+    if spec.run.precision != "auto":
+        return spec
+    usual = "bf16" if layout.device == "cuda" and layout.shards == 1 else "fp32"
+    chosen: Any = (recorded or {}).get("precision") or usual
+    return replace(spec, run=replace(spec.run, precision=chosen))
+
+
 def _kept(recorded: Mapping[str, Any] | None, layout: Layout) -> str:
     """What an earlier run chose; fp32 instead of a bf16h that this CPU can only imitate."""
     before = str((recorded or {})["precision"])
