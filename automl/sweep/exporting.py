@@ -94,7 +94,7 @@ def _export(
     database: Database, spec: SweepSpec, row: TrialRow, adapter: Path, output: Path, *, merged: bool, check: bool
 ) -> Exported:
     layout = choose_layout(replace(spec.run, shards=1), trials=1)
-    ground = prepare(spec, cache_folder())
+    ground = prepare(spec, cache_folder(), has_trials=True)
     settled = settle_precision(spec, ground, layout, last_event(database.store(spec.study), GROUND))
     settings = host_settings(settled, ground, layout, Packing(slots=1))
     if merged:

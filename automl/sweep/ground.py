@@ -67,14 +67,15 @@ class Ground:
         return {"model": self.backbone.fingerprint, "data": self.prepared.fingerprint}
 
 
-def prepare(spec: SweepSpec, cache: Path) -> Ground:
+def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Ground:
     """Find the model, prepare the data, fill in the space. Raises ModelError, TargetError, DataError, ConfigError.
 
     No weights are loaded: shapes come from the configuration. Everything found wrong with the space now that the model
-    is known is reported at once.
+    is known is reported at once. has_trials: the study has begun, so its max_length was accepted; with short texts it
+    may be above the model's positions.
     """
     backbone = resolve_model(spec.model, cache)
-    too_long = tuple(check_length(spec, Path(backbone.path)))
+    too_long = () if has_trials else tuple(check_length(spec, Path(backbone.path)))
     task, tokenizer = make_task(spec.task), load_tokenizer(backbone)
     prepared = task.prepare(tokenizer, cache)
     head = task.head(prepared)

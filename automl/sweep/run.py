@@ -148,7 +148,7 @@ class _Sweep:
         self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))
         with self._executor() as executor:
             self._stage("preparing model and data")
-            ground = prepare(self._spec, self._cache)
+            ground = prepare(self._spec, self._cache, has_trials=bool(recorded))
             for line in ground.advice:
                 logger.warning(line)
             ground = prove(self._spec, ground, self._layout, recorded)

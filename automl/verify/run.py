@@ -135,7 +135,7 @@ class _Work:
         self._store = database.store(spec.study)
         recorded = last_event(self._store, GROUND)
         check_disk(study_folder(spec))
-        ground = prepare(spec, cache)
+        ground = prepare(spec, cache, has_trials=recorded is not None)
         _check_same(spec.study, recorded or {}, ground)
         self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
         self._ground = prove(spec, ground, self._layout, recorded)

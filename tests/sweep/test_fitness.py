@@ -63,6 +63,11 @@ class TestLength:
                 refuse(spec)
             one_line(found.value)
 
+    def test_a_study_that_has_begun_goes_on(self, world: Path, tmp_path: Path) -> None:
+        """It was accepted with texts that are short enough."""
+        spec = changed(world, ("max_length: 12", "max_length: 41"))
+        assert prepare(spec, tmp_path / "cache", has_trials=True).prepared.longest <= 40
+
     def test_as_many_as_there_are(self, world: Path, tmp_path: Path) -> None:
         spec = changed(world, ("max_length: 12", "max_length: 40"))
         assert model_remarks(spec) == []
