@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,19 +44,20 @@ class Watch(Observer):
 
 def test_a_full_disk_stops_a_search_that_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what can no longer be promoted gives its room back while the search runs."""
+    monkeypatch.chdir(tmp_path)
     spec = load_space(make_world(tmp_path, trials=10, steps=40, pruner="halving", slots=2))
     folder, cache = Path(spec.run.output) / spec.study, tmp_path / "cache"
-    usage = shutil.disk_usage
+    usage, looks = shutil.disk_usage, itertools.count()
 
-    def filling(path: Any) -> Any:  # the disk's answer, not ours: full once something was trained
+    def filling(path: Any) -> Any:  # the disk's answer, not ours: full once the search has started
         real = usage(path)
-        is_full = slot_folder(folder, 0).is_dir()
-        return real._replace(free=LEAST_FREE_BYTES - (1 << 20)) if is_full else real
+        return real._replace(free=LEAST_FREE_BYTES - (1 << 20)) if next(looks) else real
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", filling)
         with pytest.raises(InterruptedSearch, match=r"only 1023 MiB free at .* of 1024 MiB needed.* nothing is lost"):
             run_sweep(spec, cache)
+    assert slot_folder(folder, 0).is_dir(), "what it had begun is kept"
     slot_folder(folder, 99).mkdir()
     watch = Watch(folder)
     summary = run_sweep(spec, cache, observer=watch)
