@@ -50,5 +50,5 @@ def _changed(database: Database, spec: SweepSpec) -> list[str]:
         return []
     reason = hindrance(database, spec)
     if row is None or not row.runs:
-        return [f"study: {reason}"] if reason else []
+        return [reason] if reason else []
     return [f"study: {spec.study!r} was started with another space, which a search refuses; {advise(database, spec)}"]

@@ -27,7 +27,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
-from automl.sweep.changing import advise
+from automl.sweep.changing import advise, hindrance
 from automl.sweep.database_check import check_warm_start
 from automl.sweep.disk import DiskWatch
 from automl.sweep.ending import recorded_run
@@ -101,10 +101,14 @@ def run_sweep(
 def _claim(
     lease: StudyLease, database: Database, spec: SweepSpec, origin: Mapping[str, Any], *, allow_space_change: bool
 ) -> int:
+    """The number of the run; what cannot go on at all is refused before anything is prepared."""
     try:
-        return lease.claim(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
+        run = lease.claim(spec.text, spec.sha256, origin, allow_space_change=allow_space_change)
     except SpaceChangedError as error:
         raise SpaceChangedError(f"{error}; {advise(database, spec)}") from None
+    if reason := hindrance(database, spec):
+        raise SpaceChangedError(reason)
+    return run
 
 
 class _Sweep:
