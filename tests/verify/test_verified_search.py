@@ -247,8 +247,9 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(world: World, tmp_path: Pa
 
 
 def _without(path: Path, verification: Verification) -> str:
-    """URL of the database without anything of this verification."""
+    """URL of the database without anything of this verification, and with a folder of its own."""
     with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE automl_sweeps SET folder = ?", (str(path.parent / "out/tiny"),))
         for table, column in (("automl_verification_scores", "verification"), ("automl_verifications", "number")):
             connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (verification.number,))
     connection.close()
