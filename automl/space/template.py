@@ -13,6 +13,7 @@ from automl.space.spec import CategoricalParameter, Parameter
 from automl.trial import Scalar
 
 STEPS = 120
+DEFAULT_LENGTH = 128
 
 _COMMENTS = {
     "rank": "capacity of the adapter; memory grows with it",
@@ -33,7 +34,7 @@ def commented_space(
     model_parameters: int | None = None,
     columns: Mapping[str, str] | None = None,
     target_sets: Sequence[str] = TARGETS,
-    max_length: int = 128,
+    max_length: int = DEFAULT_LENGTH,
     cut: str = "longer ones are cut",
 ) -> str:
     """Text of a space file with a comment on every line that has something to decide.

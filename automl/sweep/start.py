@@ -17,7 +17,7 @@ from automl.models.positions import positions
 from automl.space.advice import coverage_advice
 from automl.space.load import load_space, parse_space
 from automl.space.spec import SweepSpec
-from automl.space.template import commented_space
+from automl.space.template import DEFAULT_LENGTH, commented_space
 from automl.sweep.folders import cache_folder
 from automl.tasks import make_task
 from automl.tasks.prepare import SHARE, share_length
@@ -115,6 +115,8 @@ def _max_length(
     text = commented_space("start", model, data, task_type, columns=columns)
     settings = parse_space(text, "command line", Path.cwd()).task
     found = make_task(replace(settings, bad_rows="skip")).lengths(load_tokenizer(backbone), _MEASURED)
+    if not found:
+        return DEFAULT_LENGTH, "longer ones are cut"
     most = share_length(found)
     wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
     limit = positions(json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")))

@@ -76,9 +76,12 @@ class Task(ABC):
         Atomic (build beside, rename) and keyed by content: any number of processes may call it at once.
         """
 
-    @abstractmethod
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
-        """Tokens of the first `rows` training rows before any cut, those that can be used; raises DataError if none."""
+        """Tokens of the first `rows` training rows before any cut, those that can be used; raises DataError if none.
+
+        A task that does not tell leaves `max_length` of a new space file at its default.
+        """
+        return []
 
     @abstractmethod
     def head(self, prepared: Prepared) -> Head:
