@@ -40,7 +40,7 @@ def test_a_backup_is_taken_and_restored(tmp_path: Path, capsys: pytest.CaptureFi
 def test_roles_are_printed_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = run("db", "roles", "--db", "postgresql://nowhere/automl", capsys=capsys)
     assert code == 0
-    assert "GRANT SELECT ON ALL TABLES IN SCHEMA public TO automl_ro;" in said
+    assert "GRANT SELECT ON ALL TABLES IN SCHEMA public TO automl_web, automl_ro;" in said
 
 
 @pytest.mark.postgres
@@ -56,6 +56,7 @@ def test_roles_get_their_passwords_from_environment_and_files(
     assert said.splitlines() == [
         "automl_owner: password set",
         "automl_rw: password set",
+        "automl_web: no password given",
         "automl_ro: no password given",
     ]
     monkeypatch.setenv("AUTOML_RO_PASSWORD_FILE", str(tmp_path / "missing"))
