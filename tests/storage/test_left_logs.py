@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from automl.storage.backup import back_up, restore
-from automl.storage.schema import _backup
 from automl.storage.sql import open_database
+from automl.storage.upgrade import _backup
 
 Start = Callable[..., object]
 MARK = "of the killed driver"
