@@ -95,10 +95,10 @@ def _cut(rows: Sequence[Example], seed: int, shares: Mapping[Split, float]) -> E
 def _spread_classes(parts: Examples, seed: int, splits: Sequence[Split]) -> None:
     """Give each of these splits a text of every class that it lacks, from train or from another of them.
 
-    Nobody gives away the last text of a class.
+    Nobody gives away the last text of a class, and a split that the shares leave without any row stays empty.
     """
     trained = {example.label for example in parts["train"]} - {None}
-    for split in splits:
+    for split in (split for split in splits if parts[split]):
         for donor in ("train", *(other for other in splits if other != split)):
             lacking = trained - {example.label for example in parts[split]}
             moved = _spare_texts(parts[donor], lacking, seed) if lacking else set()

@@ -122,6 +122,10 @@ def test_every_class_with_three_texts_is_in_every_split(seed: int) -> None:
     assert split_examples({"train": rows[::-1]}, settings(seed=seed))["test"] != []
 
 
+def test_a_share_too_small_for_any_row_cuts_none() -> None:
+    assert split_examples({"train": few("a", 20) + few("b", 20)}, settings(test_share=0.0001))["test"] == []
+
+
 def test_copies_move_together_and_no_class_leaves_train() -> None:
     # Both classes have the text "same", and "rare" has no other: it can only stay in train.
     rows = [*few("often", 30), *examples(["same"], "often"), *examples([" same "], "rare")]
