@@ -141,7 +141,7 @@ def test_settings_have_defaults_that_start_everywhere_and_are_explained() -> Non
     guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert [name for name in settings if name not in head or f"`{name}`" not in guide] == []
     limits = SERVICES["ray-worker"]["deploy"]["resources"]["limits"]
-    assert {float(limit) for limit in limits.values()} == {0.0}  # as Docker writes: none
+    assert {float(limits[name]) for name in ("cpus", "memory")} == {0.0}  # as Docker writes: none
     assert "${" not in str(DOCUMENT)
 
 
@@ -152,6 +152,13 @@ def test_processes_are_limited_and_shared_memory_holds_the_object_store(name: st
     stores = [int(word.partition("=")[2]) for word in service["command"] if word.startswith("--object-store-memory=")]
     assert bool(stores) == name.startswith("ray-")
     assert all(store < int(service["shm_size"].removesuffix("g")) << 30 for store in stores)
+
+
+# Compose refuses the whole file where limits do not say the same as pids_limit, absence included.
+@_each_service
+def test_limits_name_the_same_number_of_processes(name: str) -> None:
+    limits = SERVICES[name].get("deploy", {}).get("resources", {}).get("limits")
+    assert limits is None or limits.get("pids") == SERVICES[name]["pids_limit"]
 
 
 # Somebody waits for the first answer of a health check, and it comes after one interval.
