@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,15 @@ from automl.errors import ConfigError, ModelError, Problem
 from automl.models.folder import folder_at_hand, read_config
 from automl.models.positions import positions
 from automl.space.spec import SweepSpec
+from automl.tasks.fields import shown
 
 if TYPE_CHECKING:  # `automl validate` does without torch
     from torch import nn
 
     from automl.tasks.base import Prepared, Task
+
+_READ_AT_END = frozenset({"bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5"})
+"""Architectures whose classifier takes a text's representation where its end token is."""
 
 
 def check_length(spec: SweepSpec, folder: Path) -> Iterator[str]:
@@ -65,9 +69,32 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, task: Task, prepared: Pre
     yield f"{sizes}; no text needs the others"
 
 
+def check_ends(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared) -> None:
+    """Raise ModelError if a classifier that reads texts at their end token would not find equally many in all.
+
+    transformers refuses such a batch, in every trial: of a T5 whose tokenizer adds none, or of one text that spells it.
+    """
+    config: Any = model.config
+    if config.model_type not in _READ_AT_END or task.head(prepared).kind != "classification":
+        return
+    end, usual = config.eos_token_id, 0
+    for ids in _texts(task, prepared):
+        found = list(ids).count(end)
+        usual = usual or found
+        if found != usual or not found:
+            token, text = tokenizer.convert_ids_to_tokens(end), tokenizer.decode(ids)
+            raise ModelError(
+                f"'{config.model_type}' judges texts by their end token {token!r} (id {end}), which has to be in all"
+                f" equally often; {shown(text)} has {found}"
+                + (f", others {usual}; take it out of the text" if found > usual else "; its tokenizer should add one")
+            )
+
+
 def _highest_id(task: Task, prepared: Prepared) -> int:
+    return max((max(ids) for ids in _texts(task, prepared)), default=0)
+
+
+def _texts(task: Task, prepared: Prepared) -> Iterator[Sequence[int]]:
+    """Token ids of every row."""
     splits: tuple[Any, ...] = ("train", "validation", "test")
-    return max(
-        (max(row["input_ids"]) for split in splits if prepared.rows.get(split) for row in task.rows(prepared, split)),
-        default=0,
-    )
+    return (row["input_ids"] for split in splits if prepared.rows.get(split) for row in task.rows(prepared, split))

@@ -17,7 +17,7 @@ from automl.space.advice import coverage_advice, search_advice
 from automl.space.defaults import advice, resolve
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.sweep.costs import choices, extremes, target_names
-from automl.sweep.fitness import check_length, check_vocabulary
+from automl.sweep.fitness import check_ends, check_length, check_vocabulary
 from automl.tasks import make_task
 from automl.tasks.base import Prepared
 
@@ -81,6 +81,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Ground
     head = task.head(prepared)
     model = skeleton(backbone, head.kind, head.labels)
     unknown = tuple(check_vocabulary(tokenizer, model, task, prepared))
+    check_ends(tokenizer, model, task, prepared)
     target_sets = resolvable_sets(model)
     space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
     derive = Derivation(model, space.targets)

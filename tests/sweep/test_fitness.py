@@ -118,6 +118,32 @@ class TestVocabulary:
             prepared(load_space(world), tmp_path)
 
 
+class TestEndTokens:
+    """Classifiers of T5 and BART look for it; `</s>` has the id 2 in the tiny tokenizer, which adds none by itself."""
+
+    def texts(self, world: Path, tmp_path: Path, end: str, spelled_out: str = "") -> SweepSpec:
+        shutil.rmtree(tmp_path / "model")
+        save_tiny(tmp_path / "model", "t5")
+        tiny_tokenizer(eos_token="</s>").save_pretrained(tmp_path / "model")
+        edit(tmp_path / "model" / "config.json", eos_token_id=2)
+        words = [f"w{3 + number % 9} w{3 + number}{spelled_out * (number == 30)}{end}" for number in range(60)]
+        rows = [{"text": word, "label": "ab"[number % 2]} for number, word in enumerate(words)]
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return load_space(world)
+
+    def test_one_in_every_text(self, world: Path, tmp_path: Path) -> None:
+        prepared(self.texts(world, tmp_path, " </s>"), tmp_path)
+
+    def test_a_text_that_spells_it_out(self, world: Path, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match=r"'t5' .* has 2, others 1; take it out of the text") as found:
+            prepared(self.texts(world, tmp_path, " </s>", " </s>"), tmp_path)
+        one_line(found.value)
+
+    def test_a_tokenizer_that_adds_none(self, world: Path, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match=r"'t5' .* has 0; its tokenizer should add one"):
+            prepared(self.texts(world, tmp_path, ""), tmp_path)
+
+
 def adapter(folder: Path, **config: object) -> None:
     """The folder becomes one of an adapter, as PEFT leaves it."""
     shutil.rmtree(folder)
