@@ -156,7 +156,7 @@ def _guess(columns: list[str], data: str) -> tuple[str, Mapping[str, str]]:
 def _renamed(columns: list[str]) -> dict[str, str]:
     """Our column name -> theirs, for what can be recognised by its usual names."""
     usual = {"text": _TEXT_NAMES, "text_pair": _PAIR_NAMES, "label": _LABEL_NAMES}
-    by_folded = {column.casefold(): column for column in columns}
+    by_folded = {column.strip().casefold(): column for column in columns}
     found = {
         ours: next((by_folded[name] for name in names if name in by_folded), None) for ours, names in usual.items()
     }

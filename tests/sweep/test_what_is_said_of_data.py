@@ -88,6 +88,14 @@ def test_init_takes_max_length_from_the_data(world: Path) -> None:
     assert "95% of the rows have at most 10; longer ones are cut" in text
 
 
+def test_init_finds_columns_whose_names_have_blanks(world: Path) -> None:
+    lines = ["Text,Label "] + [f"w3 w{3 + number % 9},{'ab'[number % 2]}" for number in range(40)]
+    Path("blanks.csv").write_text("\n".join(lines), encoding="utf-8")
+    spec = parse_space(starting_space("./model", "./blanks.csv", task_type=None, study=None), "space.yaml", Path.cwd())
+    assert spec.task.type == "classification"
+    assert spec.task.data.columns == {"text": "Text", "label": "Label "}
+
+
 def test_init_stays_within_what_the_model_reads(world: Path) -> None:
     rows = [{"text": "w3 " * 3000, "label": "ab"[number % 2]} for number in range(10)]
     Path("texts.json").write_text(json.dumps(rows), encoding="utf-8")
