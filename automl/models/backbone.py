@@ -267,7 +267,14 @@ def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:
                     elements = math.prod(part.get_shape())
                     yield elements, elements * widths[part.get_dtype()]
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: not a readable safetensors file: {first_line(error)}") from error
+        pointer = "; it is a pointer of Git LFS: run `git lfs pull`" if _is_lfs_pointer(file) else ""
+        raise ModelError(f"{file}: not a readable safetensors file: {first_line(error)}{pointer}") from error
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    """Whether the file only says what a clone without Git LFS left out."""
+    with file.open("rb") as stream:
+        return stream.read(24) == b"version https://git-lfs."
 
 
 # Loading
@@ -314,8 +321,8 @@ def _check_head(config: Any, kind: Kind) -> None:
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if kind == "causal-lm" and reads_both_ways:
         raise ModelError(
-            f"architecture '{config.model_type}' is an encoder and sees the tokens it should predict; "
-            "text tasks need a decoder (gpt2, llama, qwen3 …)"
+            f"architecture '{config.model_type}' is an encoder{'-decoder' * config.is_encoder_decoder} and sees the"
+            " tokens it should predict; text tasks need a decoder (gpt2, llama, qwen3 …)"
         )
 
 

@@ -284,9 +284,16 @@ def _csv_rows(path: Path, separator: str) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{path}, row {start}: not CSV: {error}") from None
+            raise DataError(f"{path}, row {start}: not CSV: {_csv_reason(error)}") from None
         if fields:
             yield Record(str(path), start, {"fields": fields})
+
+
+def _csv_reason(error: csv.Error) -> str:
+    """What csv says, which for a lone carriage return is advice to programmers."""
+    return (
+        "a carriage return without a line feed; end lines with a line feed" if "new-line" in str(error) else str(error)
+    )
 
 
 def _read_parquet(path: Path, *, class_names: bool) -> Iterator[Record]:

@@ -335,6 +335,16 @@ class TestUnusable:
         with pytest.raises(ModelError, match="'bert' is an encoder and sees the tokens it should predict"):
             skeleton(resolve(folders("bert"), tmp_path), "causal-lm")
 
+    def test_an_encoder_decoder_is_called_so(self, tmp_path: Path, bert: Path) -> None:
+        edit(bert / "config.json", model_type="bart")
+        with pytest.raises(ModelError, match="'bart' is an encoder-decoder and sees"):
+            skeleton(resolve(bert, tmp_path / "cache"), "causal-lm")
+
+    def test_a_pointer_of_git_lfs(self, bert: Path, tmp_path: Path) -> None:
+        (bert / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(ModelError, match="is a pointer of Git LFS: run `git lfs pull`"):
+            resolve(bert, tmp_path / "cache")
+
     def test_an_architecture_without_the_head(self, folders: Callable[[str], Path], tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no causal-lm model for architecture 't5'"):
             load_backbone(resolve(folders("t5"), tmp_path), "causal-lm")

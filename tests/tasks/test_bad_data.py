@@ -105,6 +105,10 @@ CSV = {
     "too many fields": (table(b"x,y,a"), ", row 42: 3 fields, but the header has 2 columns"),
     "open quote": (table(b'"x,a'), ", row 42: not CSV: unexpected end of data"),
     "text after quote": (table(b'"x"y,a'), ", row 42: not CSV: "),
+    "lines of an old Mac": (
+        GOOD_CSV.replace(b"\n", b"\r"),
+        ", row 1: not CSV: a carriage return without a line feed; ",
+    ),
     "empty label": (table(b"x,"), ", row 42, column 'label': label is ''"),
     "NaN label": (table(b"x,NaN"), ", row 42, column 'label': label is 'NaN'"),
     "null label": (table(b"x,NULL"), ", row 42, column 'label': label is 'NULL'"),
