@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from automl.errors import ConfigError, ModelError, Problem
 from automl.models.folder import folder_at_hand, read_config
 from automl.models.positions import positions
+from automl.space.messages import shown
 from automl.space.spec import SweepSpec
-from automl.tasks.fields import shown
 
 if TYPE_CHECKING:  # `automl validate` does without torch
     from torch import nn
