@@ -1,10 +1,11 @@
-"""Whether constraints leave a space anything, as far as it can be told without the model."""
+"""Whether constraints leave a space anything, as far as it can be told without sampling."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
+from automl.lora import Hyperparameters
 from automl.space import parameters as hyper
 from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint
@@ -13,27 +14,39 @@ from automl.space.spec import SearchSpace
 
 _SCALE = frozenset({"alpha", "alpha_ratio", "rank"})
 """Names that follow from each other."""
+_SIZE = {"method", "rank", "target"}
+"""What the number of trainable parameters follows from."""
+
+Derive = Callable[[Hyperparameters], Mapping[str, float]]
+"""Quantities that follow from a configuration and the model, such as trainable_params."""
 
 
-def is_hopeless(constraints: Sequence[Constraint], space: SearchSpace, values: Values = values) -> bool:
+def is_hopeless(
+    constraints: Sequence[Constraint], space: SearchSpace, values: Values = values, derive: Derive | None = None
+) -> bool:
     """Whether every configuration violates one of the constraints; False if that cannot be told here.
 
     Left aside are those that depend on the model, on an automatic or a continuous range, or on too many combinations.
-    values: those of each parameter that the sampler chooses from.
+    values: those of each parameter that the sampler chooses from. derive: what follows from a configuration on the
+    model, once that is known.
     """
-    told = [constraint for constraint in constraints if _can_be_told(_part(space, [constraint]), constraint, values)]
+    known = hyper.DERIVED if derive else frozenset[str]()
+    told = [
+        constraint for constraint in constraints if _can_be_told(_part(space, [constraint]), constraint, values, known)
+    ]
     part = _part(space, told)
     if not told or (count_configurations(part, values) or 0) > MOST_CONFIGURATIONS:
         return False
     for params in configurations(part, values):
-        read = constraint_values(part, params, assemble(part, params), {})
+        whole = assemble(part, params)
+        read = constraint_values(part, params, whole, derive(whole) if derive else {})
         if all(constraint.violation(read) <= 0 for constraint in told):
             return False
     return True
 
 
-def _can_be_told(part: SearchSpace, constraint: Constraint, values: Values) -> bool:
-    if _names([constraint]) & (hyper.DERIVED | set(part.auto)):
+def _can_be_told(part: SearchSpace, constraint: Constraint, values: Values, known: Set[str]) -> bool:
+    if _names([constraint]) & ((hyper.DERIVED - known) | set(part.auto)):
         return False
     count = count_configurations(part, values)
     return count is not None and count <= MOST_CONFIGURATIONS
@@ -42,6 +55,7 @@ def _can_be_told(part: SearchSpace, constraint: Constraint, values: Values) -> b
 def _names(constraints: Sequence[Constraint]) -> set[str]:
     """What the constraints read, and what that follows from."""
     named = {name for constraint in constraints for name in constraint.names}
+    named |= _SIZE if named & hyper.DERIVED else set()
     return named | _SCALE if named & {"alpha", "alpha_ratio"} else named
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from automl.lora import Hyperparameters
 from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint
+from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSpace
 from automl.trial import Scalar
-
-Derive = Callable[[Hyperparameters], Mapping[str, float]]
-"""Quantities that follow from a configuration and the model, such as trainable_params."""
 
 
 class Feasibility:

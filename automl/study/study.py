@@ -25,13 +25,14 @@ from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
 from automl.metric import METRICS, Direction
 from automl.space.assemble import active_parameters, assemble
+from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
 from automl.study.budget import Budget, last_line
 from automl.study.continuing import OURS, refuse_unfit
 from automl.study.distributions import suggest
 from automl.study.enqueueing import WARM_START, lent, missing
-from automl.study.feasibility import Derive, Feasibility
+from automl.study.feasibility import Feasibility
 from automl.study.front import Point
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent, exhausted_text
 from automl.study.outlook import Outlook, outlook

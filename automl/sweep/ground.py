@@ -15,6 +15,8 @@ from automl.models.inventory import head_parameters, notes, resolvable_sets, res
 from automl.packed.build import obstacle
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.defaults import advice, resolve
+from automl.space.points import grid_values, values
+from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.sweep.costs import choices, extremes, target_names
 from automl.sweep.fitness import check_ends, check_length, check_vocabulary
@@ -86,6 +88,8 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Ground
     space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
+    if not has_trials:
+        _check_constraints(spec, space, derive)
     hindrance = obstacle(model, choices(space, "method"))
     if hindrance and spec.run.precision == "bf16h":
         raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
@@ -115,6 +119,13 @@ def _coverage(spec: SweepSpec, space: SearchSpace, prepared: Prepared) -> list[s
     smallest = extremes(space, "batch_size")[0]
     classes = len(prepared.labels)
     return coverage_advice(prepared.rows["train"], classes, steps=spec.search.steps, batch_size=smallest)
+
+
+def _check_constraints(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:
+    sampled = grid_values if spec.search.sampler == "grid" else values
+    if is_hopeless(space.constraints, space, sampled, derive):
+        message = "no configuration of the space satisfies them on this model; `automl inspect` shows its sizes"
+        raise ConfigError([Problem(spec.source, 0, 0, "constraints", message)])
 
 
 def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:

@@ -118,6 +118,21 @@ class TestVocabulary:
             prepared(load_space(world), tmp_path)
 
 
+class TestConstraints:
+    def limited(self, world: Path, most: int) -> SweepSpec:
+        return changed(world, ("search:", f"constraints:\n  - trainable_params <= {most}\nsearch:"))
+
+    def test_fewer_parameters_than_the_smallest_configuration_has(self, world: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="constraints: no configuration of the space satisfies them on this mod"):
+            prepared(self.limited(world, 10), tmp_path)
+
+    def test_as_many_as_the_smallest_has(self, world: Path, tmp_path: Path) -> None:
+        smallest = 2 * 2 * (32 + 32) + 32 * 3 + 3  # rank 1 of query and value in two layers, and the head
+        prepared(self.limited(world, smallest), tmp_path)
+        with pytest.raises(ConfigError):
+            prepared(changed(world, (f"<= {smallest}", f"<= {smallest - 1}")), tmp_path)
+
+
 class TestEndTokens:
     """Classifiers of T5 and BART look for it; `</s>` has the id 2 in the tiny tokenizer, which adds none by itself."""
 
