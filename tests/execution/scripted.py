@@ -26,6 +26,10 @@ class ScriptedStudy:
     def finished(self) -> bool:
         return not self._left and not self._live
 
+    @property
+    def spent_steps(self) -> int:
+        return sum(self._steps.values())
+
     def next(self, worker: int) -> TrialSpec | None:
         if not self._left:
             return None
