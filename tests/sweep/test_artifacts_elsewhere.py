@@ -151,7 +151,9 @@ def test_what_lies_under_the_same_path_is_used_if_it_is_the_same(
     world: World, ground: Ground, elsewhere: HostSettings, tmp_path: Path
 ) -> None:
     settings = replace(elsewhere, backbone=ground.backbone, prepared=ground.prepared)
-    assert at_hand(settings, None, tmp_path / "cache") == settings
+    found = at_hand(settings, None, tmp_path / "cache")
+    assert found == replace(settings, proofs=found.proofs)  # what a node found out about packing, it keeps itself
+    assert Path(found.proofs).is_relative_to(tmp_path / "cache")
     other = tmp_path / "nowhere" / "model"
     shutil.copytree(ground.backbone.path, other)
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
