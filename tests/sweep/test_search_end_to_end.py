@@ -160,11 +160,11 @@ def test_a_search_without_a_single_complete_trial_says_so_and_leaves_nothing_run
     tmp_path: Path, shared_cache: Path
 ) -> None:
     space = make_world(tmp_path, trials=3, steps=20)
-    text = space.read_text(encoding="utf-8") + 'constraints: ["trainable_params <= 100"]\n'
+    text = space.read_text(encoding="utf-8") + 'constraints: ["trainable_params + learning_rate <= 100"]\n'
     space.write_text(text, encoding="utf-8")
     result = automl(tmp_path, "search", "space.yaml", cache=shared_cache)
     assert result.returncode == 1
-    assert "trainable_params <= 100" in result.stderr
+    assert "trainable_params + learning_rate <= 100" in result.stderr
     assert "Traceback" not in result.stderr
     assert query(tmp_path, "SELECT DISTINCT state FROM trials") == [("FAIL",)]
 
