@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,25 @@ def _bring_a_node(address: str, folder: str) -> None:
     subprocess.run(start, stdin=subprocess.DEVNULL, check=True)  # noqa: S603 - Ray in our own interpreter
 
 
+def lacking(nodes: Sequence[Mapping[str, float]], fleet: Fleet) -> str:
+    """Why no worker has a place on nodes with these resources, for which Ray would wait for ever; empty if one has.
+
+    What a process needs is on one node; the processes of a crew may be on several.
+    """
+    needed = {name: count for name, count in (("CPU", fleet.cpus), ("GPU", fleet.gpus)) if count > 0}
+    places = [min(int(node.get(name, 0.0) // count) for name, count in needed.items()) for node in nodes]
+    if sum(places) >= fleet.shards:
+        return ""
+    have = sorted({f"{node['CPU']:g} and {node.get('GPU', 0.0):g}" for node in nodes if node.get("CPU")})
+    times = f" ({fleet.shards} times)" if fleet.shards > 1 else ""
+    wanted = f"a worker needs {fleet.cpus:g} CPUs and {fleet.gpus:g} GPUs on one node{times}"
+    return f"{wanted}; the nodes of the cluster have {', '.join(have) or 'none'}"
+
+
 def _run(fleet: Fleet, connection: Connection[Any, Any]) -> str:
     """Let Tune run the fleet; returns why it could not, or an empty text. `Tuner.restore` is never used."""
-    have = ray.cluster_resources()
-    cpus, gpus = fleet.shards * fleet.cpus, fleet.shards * fleet.gpus
-    if have.get("CPU", 0.0) < cpus or have.get("GPU", 0.0) < gpus:
-        return (
-            f"a worker needs {cpus:g} CPUs and {gpus:g} GPUs; "
-            f"the whole cluster has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}"
-        )
+    if problem := lacking([each["Resources"] for each in ray.nodes() if each["Alive"]], fleet):
+        return problem
     mailbox = open_mailbox()
     ending = _Ending()
     crew = _crew(fleet)
