@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from automl.space.load import load_space
 from automl.storage.base import Attempt
 from automl.storage.sql import open_database
-from automl.sweep.run import run_sweep
+from automl.sweep.run import Observer, run_sweep
 from tests.faults.cluster import RayCluster
 from tests.sweep.tiny_world import make_world
 
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 def test_a_node_without_model_and_data_trains_the_same_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private, shared = tmp_path / "private", tmp_path / "shared"
     private.mkdir()
-    spec = load_space(make_world(private, trials=3, steps=10, executor="ray", workers=2, slots=1))
+    spec = load_space(make_world(private, trials=8, steps=10, executor="ray", workers=2, slots=1))
     with RayCluster(nodes=1) as cluster:
         for name, value in cluster.variables.items():
             monkeypatch.setenv(name, value)
@@ -38,7 +39,7 @@ def test_a_node_without_model_and_data_trains_the_same_curves(tmp_path: Path, mo
             artifacts=f"file://{shared / 'depot'}",
             run=replace(spec.run, address=cluster.address, output=shared / "nodes"),
         )
-        run_sweep(over_nodes, private / "cache")
+        run_sweep(over_nodes, private / "cache", observer=WaitsForBoth(over_nodes.storage_url))
     here = replace(
         spec,
         storage_url=f"sqlite:///{tmp_path / 'here.db'}",
@@ -49,6 +50,19 @@ def test_a_node_without_model_and_data_trains_the_same_curves(tmp_path: Path, mo
     assert {attempt.worker for attempt in attempts(over_nodes.storage_url)} == {0, 1}
     assert list((tmp_path / "cache-of-the-node" / "models").iterdir()), "the node has fetched the model"
     assert curves(over_nodes.storage_url) == curves(here.storage_url)
+
+
+class WaitsForBoth(Observer):
+    """Gives the slower worker time to begin before the other one has trained everything."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._both = False
+
+    def tick(self) -> None:
+        self._both = self._both or {attempt.worker for attempt in attempts(self._url)} == {0, 1}
+        if not self._both:
+            time.sleep(2)
 
 
 def attempts(url: str) -> list[Attempt]:
