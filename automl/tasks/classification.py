@@ -100,7 +100,7 @@ class Classification(Task):
             found = take_label(record, label)
             kinds.setdefault(found.kind, record)
             is_pair = both
-            if data.kind != "folder":  # a text folder's columns are ours
+            if record.row:  # otherwise the file is one example, and its columns are ours
                 reading.unused(
                     (name, value) for name, value in record.values.items() if name not in (text, pair, label)
                 )

