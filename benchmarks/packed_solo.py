@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from automl.results.folders import cache_folder
+from automl.results.recorded import WORKERS, last_event
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
 from automl.storage.sql import open_database
-from automl.sweep.folders import cache_folder
-from automl.sweep.record import WORKERS, last_event
 from automl.sweep.run import run_sweep
 from automl.trial import Metrics
 from benchmarks.report import Report, parser, table

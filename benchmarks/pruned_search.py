@@ -25,16 +25,16 @@ import optuna
 from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost
+from automl.results.recorded import GROUND, last_event
+from automl.setup.machine import choose_layout
+from automl.setup.packing import Packing, host_settings
+from automl.setup.precision import settle_precision
+from automl.setup.prepare import prepare
 from automl.space.load import load_space
 from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.storage.sql import open_database
 from automl.storage.trials import list_trials
 from automl.study.study import Study
-from automl.sweep.ground import prepare
-from automl.sweep.layout import choose_layout
-from automl.sweep.packing import Packing, host_settings
-from automl.sweep.precision import settle_precision
-from automl.sweep.record import GROUND, last_event
 from automl.sweep.run import run_sweep
 from automl.training.export import evaluate_export
 from automl.trial import Scalar
@@ -142,9 +142,9 @@ def tested(spec: SweepSpec, settled: dict[str, Any], work: Path, adapters: Seque
     known = work / f"{spec.study}-test.json"
     if not known.exists():
         layout = choose_layout(spec.run, trials=1)
-        ground = prepare(spec, work / "cache")
-        settings = host_settings(settle_precision(spec, ground, layout, settled), ground, layout, Packing(slots=1))
-        settings = replace(settings, prepared=ground.prepared)
+        inputs = prepare(spec, work / "cache")
+        settings = host_settings(settle_precision(spec, inputs, layout, settled), inputs, layout, Packing(slots=1))
+        settings = replace(settings, prepared=inputs.prepared)
         found = [evaluate_export(Path(each), settings, "test")["accuracy"] if each else 0.0 for each in adapters]
         known.write_text(json.dumps(found), encoding="utf-8")
     accuracies: list[float] = json.loads(known.read_text(encoding="utf-8"))

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from automl.models.backbone import load_tokenizer
 from automl.packed import PackedTrainer, Workload
+from automl.setup.machine import choose_layout
+from automl.setup.packing import Packing, host_settings
+from automl.setup.prepare import prepare
 from automl.space.assemble import assemble
 from automl.space.load import load_space
-from automl.sweep.ground import prepare
-from automl.sweep.layout import choose_layout
-from automl.sweep.packing import Packing, host_settings
-from automl.training.bench import load_bench
+from automl.training.runtime import load_bench
 from automl.trial import TrialSpec
 from benchmarks.measure import gemm_peak, interleaved, peak_of, spread, timed
 from benchmarks.plain_peft import Exactness, exactness
@@ -53,22 +53,22 @@ def probe(world: World, folder: Path) -> Probe:
     space_file = folder / "probe.yaml"
     world.write_space(space_file, {"executor": "inline", "precision": "fp32", "threads": 1})
     spec = load_space(space_file)
-    ground = prepare(spec, folder / "cache")
+    inputs = prepare(spec, folder / "cache")
     bench = load_bench(
-        host_settings(spec, ground, choose_layout(spec.run, trials=spec.search.trials), Packing(slots=1))
+        host_settings(spec, inputs, choose_layout(spec.run, trials=spec.search.trials), Packing(slots=1))
     )
     load = Workload(
         task=bench.task,
         train_rows=bench.train_rows,
         evaluation_rows=bench.evaluation_rows,
-        tokenizer=load_tokenizer(ground.backbone),
+        tokenizer=load_tokenizer(inputs.backbone),
         evaluation_tokens=bench.evaluation_tokens,
     )
     trials = [
         TrialSpec(
             number=number,
             params={},
-            hyper=assemble(ground.space, {name: value for name, value in each.items() if name != "alpha"}),
+            hyper=assemble(inputs.space, {name: value for name, value in each.items() if name != "alpha"}),
             seed=number,
             data_seed=world.work.seed,
             steps=max(world.work.steps, 8),
@@ -161,7 +161,7 @@ def figures(runs: Sequence[ArmRun], work: Work, found: Probe, peaks: Mapping[str
 
 
 def _precision(run: ArmRun) -> str:
-    recorded = str((run.ground or {}).get("precision", "fp32"))
+    recorded = str((run.inputs or {}).get("precision", "fp32"))
     return "bf16h" if recorded.startswith("bf16") else "fp32"
 
 

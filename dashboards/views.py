@@ -10,14 +10,17 @@ from automl.errors import StudyNotFoundError
 from automl.report.frames import ModuleShare
 from automl.report.reading import shares_of_modules
 from automl.report.render import render
+from automl.report.write import study_frame
+from automl.results.recorded import recorded_spec
+from automl.results.standing import Outlook, outlook_of
 from automl.schedule.cron import next_slots
 from automl.schedule.options import schedule_problem
 from automl.storage.invariants import Violation, check
 from automl.storage.jobs import Firing, FiringState, Schedule, SchedulerRow, Submission
 from automl.storage.overview import (
     CurvePoint,
-    Pace,
     Place,
+    Rounds,
     StudyTotals,
     TrialLine,
     count_studies,
@@ -34,9 +37,6 @@ from automl.storage.overview import (
 from automl.storage.schedules import list_firings, list_schedules, schedules_with_nights
 from automl.storage.sql import Database
 from automl.storage.submissions import find_submission, list_schedulers, list_submissions
-from automl.sweep.record import recorded_spec
-from automl.sweep.reporting import study_frame
-from automl.sweep.standing import Outlook, outlook_of
 from dashboards.recent import Recent
 
 FRESH = 1.0
@@ -101,7 +101,7 @@ class StudyView:
     history: Sequence[Place]
     improvements: Sequence[Place]
     curves: Mapping[int, Sequence[CurvePoint]]
-    pace: Pace | None
+    pace: Rounds | None
     eta: datetime | None
 
 
@@ -296,7 +296,7 @@ class Views:
         return Checkup(violations=violations, at=began, seconds=(datetime.now(UTC) - began).total_seconds())
 
 
-def _eta(line: StudyLine, current: Pace | None) -> datetime | None:
+def _eta(line: StudyLine, current: Rounds | None) -> datetime | None:
     if line.state != "running" or line.outlook is None or current is None or not line.outlook.left:
         return None
     return current.now + timedelta(seconds=line.outlook.left * current.seconds / current.steps)

@@ -17,11 +17,13 @@ PACKAGE = ROOT / "automl"
 WEB = ROOT / "dashboards"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "trial", "lora", "metric", "provenance", "durable", "progress", "pulse"),
+    ("errors", "trial", "lora", "metric", "provenance", "durable", "progress", "trial_folders", "watchdog"),
     ("space",),
     ("models", "tasks", "methods", "importance", "storage"),
     ("study", "training"),
+    ("results",),
     ("execution", "packed", "report"),
+    ("setup",),
     ("sweep",),
     ("verify",),
     ("schedule",),
@@ -29,7 +31,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 FENCES: dict[str, tuple[str, ...]] = {
-    "optuna": ("study/", "storage/optuna_", "storage/sql.py"),
+    "optuna": (
+        "study/",
+        "storage/optuna_",
+        "storage/sql.py",
+        "results/parameter_importance.py",
+        "report/optuna_dashboard.py",
+    ),
     "ray": ("execution/ray_",),
     "sqlalchemy": ("storage/",),
     "alembic": ("storage/",),
@@ -42,10 +50,10 @@ FENCES: dict[str, tuple[str, ...]] = {
     "rich": ("cli/",),
     "cronsim": ("schedule/",),
     "prometheus_client": ("schedule/",),
-    "optuna_dashboard": ("study/dashboard.py",),
+    "optuna_dashboard": ("report/optuna_dashboard.py",),
 }
 
-WEB_UNITS = ("", "errors", "metric", "report", "schedule", "space", "storage", "sweep")
+WEB_UNITS = ("", "errors", "metric", "report", "results", "schedule", "space", "storage")
 """What the web application may use of automl: nothing that trains, nothing of the command line. "": the version."""
 
 WEB_PACKAGES = ("a2wsgi", "fastapi", "jinja2", "optuna_dashboard", "pydantic", "starlette", "uvicorn")

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog="Example: automl best bbc-topics --json")
     def best(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show the best complete trial: value, configuration, adapter; with two objectives also the Pareto front."""
-        from automl.sweep.summary import configuration_text, headline, size_text, summarise
+        from automl.results.summary import configuration_text, headline, size_text, summarise
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Write a trial's adapter where PEFT can load it, and prove that it reproduces its metric."""
-        from automl.sweep.exporting import export_trial
+        from automl.sweep.export import export_trial
 
         with opened(study, url) as (database, name):
             exported = export_trial(database, recorded_spec(database, name), output, trial, merged=merged, check=check)

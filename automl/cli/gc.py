@@ -23,9 +23,9 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Remove slot files of finished studies, leftovers of dead writers, unused caches, nights beyond retention."""
+        from automl.results.folders import cache_folder
         from automl.schedule.garbage import collect
         from automl.storage.sql import open_database
-        from automl.sweep.folders import cache_folder
 
         removed = []
         with open_database(database_url(url), create=False) as database:

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write a commented space.yaml with ranges that suit the model's size, and a length that suits the data."""
         from automl.errors import ConfigError, Problem
-        from automl.sweep.start import starting_advice, starting_space
+        from automl.setup.starter import starting_advice, starting_space
 
         if output is not None and output.exists() and not force:
             raise ConfigError([Problem(str(output), 0, 0, "", "exists already; add --force to replace it")])

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     ) -> None:
         """Show a model's linear layers, their shapes, and the trainable parameters per target set and rank."""
-        from automl.sweep.start import inspect_location
+        from automl.setup.starter import inspect_location
 
         report = inspect_location(model, labels)
         if as_json:

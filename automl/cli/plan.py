@@ -22,9 +22,9 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     ) -> None:
         """Show what would be searched: trials, steps, trainable parameters, memory, time, and what pruning may save."""
+        from automl.results.folders import cache_folder
+        from automl.setup.plan import make_plan
         from automl.space.load import load_space
-        from automl.sweep.folders import cache_folder
-        from automl.sweep.plan import make_plan
 
         spec = load_space(space)
         console.note("preparing model and data" + (", then a short probe" if probe else ""))

@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         """Write what a study found as one self-contained page (or JSON, or Markdown). Works while a search runs."""
         from automl.durable import disk_errors_named, replace_file
         from automl.report.render import FORMATS, render
-        from automl.sweep.reporting import study_frame
+        from automl.report.write import study_frame
 
         with opened(study, url) as (database, name):
             frame = study_frame(database, recorded_spec(database, name))

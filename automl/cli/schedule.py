@@ -105,6 +105,7 @@ def _register_changes(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Run the sweep of a space file at these times, each night as a fresh study."""
+        from automl.results.folders import output_problem
         from automl.schedule.cron import check_cron
         from automl.schedule.options import Options, check_options
         from automl.space.derive import demands_verification
@@ -112,7 +113,6 @@ def _register_changes(group: typer.Typer) -> None:
         from automl.storage.claims import Claimant
         from automl.storage.schedules import Definition, ScheduleStore, find_schedule
         from automl.storage.sql import open_database
-        from automl.sweep.folders import output_problem
 
         spec = load_space(space)
         own = name or spec.study.replace(" ", "-")
@@ -264,8 +264,8 @@ def _register_running(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Run a night here and now, and exit with its code; 6 is a regression against the last successful night."""
-        from automl.schedule.single import run_due, run_now
-        from automl.schedule.work import Place
+        from automl.schedule.job import Place
+        from automl.schedule.run_once import run_due, run_now
         from automl.storage.claims import Claimant
         from automl.storage.sql import open_database
         from automl.storage.url import absolute_url

@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run what is due until stopped. Several may run: each slot fires exactly once."""
         from automl.schedule.daemon import Scheduler, Settings
+        from automl.schedule.job import Place
         from automl.schedule.metrics import HOST, serving
-        from automl.schedule.work import Place
         from automl.storage.claims import Claimant
         from automl.storage.sql import open_database
         from automl.storage.url import absolute_url

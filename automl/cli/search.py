@@ -11,7 +11,7 @@ from automl.cli import console
 from automl.cli.verify import show_verification, verify_after_search
 
 if TYPE_CHECKING:
-    from automl.sweep.summary import Summary
+    from automl.results.summary import Summary
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +36,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run a search to its end, then verify its winner. The same command continues what was interrupted."""
         from automl.cli.progress import observe
+        from automl.results.folders import cache_folder
         from automl.space.load import load_space, with_overrides
-        from automl.sweep.folders import cache_folder
         from automl.sweep.run import run_sweep
 
         spec = with_overrides(load_space(space), trials=trials, time=time)
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(summary: Summary) -> None:
-    from automl.sweep.summary import SUMMARY_MARKDOWN, configuration_text, headline
+    from automl.results.summary import SUMMARY_MARKDOWN, configuration_text, headline
 
     counts = summary.counts
     console.result(headline(summary))

@@ -10,8 +10,8 @@ from automl.cli import console
 from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
 
 if TYPE_CHECKING:
+    from automl.results.standing import Outlook
     from automl.storage.overview import StudyTotals
-    from automl.sweep.standing import Outlook
 
 _STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "PARKED")
 
@@ -22,9 +22,9 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog="Example: automl status bbc-topics")
     def status(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show who drives a study, how many trials ended how, and the best value so far."""
+        from automl.results.standing import outlook_of
+        from automl.results.summary import headline, summarise
         from automl.storage.overview import study_totals
-        from automl.sweep.standing import outlook_of
-        from automl.sweep.summary import headline, summarise
 
         with opened(study, url) as (database, name):
             (totals,) = study_totals(database, [name])

@@ -57,9 +57,9 @@ def database_url(url: str | None) -> str:
 
 def recorded_spec(database: Database, study: str) -> SweepSpec:
     """The study's space file as it was stored, with relative paths resolved where it lay."""
-    from automl.sweep import record
+    from automl.results import recorded
 
-    return record.recorded_spec(database, study)
+    return recorded.recorded_spec(database, study)
 
 
 def _from_file(study: str | None) -> tuple[str | None, str | None]:

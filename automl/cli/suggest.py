@@ -11,7 +11,7 @@ from automl.cli import console
 from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened
 
 if TYPE_CHECKING:
-    from automl.sweep.suggesting import Suggestion
+    from automl.results.suggestion import Suggestion
 
 _STATUS = {
     "not_run": "UNVERIFIED: a hypothesis. Scores that repeat are not yet ranks that help; automl verify tests them.",
@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Suggest a rank for every module from the importances that were measured while trials trained."""
         from automl.importance.pattern import snippet
-        from automl.sweep.suggesting import suggestion_of
+        from automl.results.suggestion import suggestion_of
 
         with opened(study, url) as (database, name):
             found = suggestion_of(database, name, budget=budget, trial=trial)

@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """List the trials of a study, best first, with their parameters and why they ended."""
         from automl.metric import METRICS
+        from automl.results.summary import configuration_text, size_text
         from automl.storage.trials import best_trials
-        from automl.sweep.summary import configuration_text, size_text
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)

@@ -56,12 +56,12 @@ def _advice(spec: SweepSpec) -> list[str]:
 
     found = []
     if spec.search.warm_start is not None or _is_file(spec.storage_url):
-        from automl.sweep.database_check import database_remarks
+        from automl.setup.database_check import database_remarks
 
         found = database_remarks(spec)
     if spec.task.type == "table":  # whose columns are the space
         return found
-    from automl.sweep.fitness import model_remarks
+    from automl.setup.fitness import model_remarks
 
     space = resolve(spec.space, model_parameters=0, steps=spec.search.steps)
     return [*found, *model_remarks(spec), *search_advice(space, spec.search)]

@@ -38,14 +38,14 @@ def register(app: typer.Typer) -> None:
 
         Run the same command again to continue an interrupted one.
         """
-        from automl.sweep.folders import cache_folder
-        from automl.sweep.suggesting import suggested_ranks
+        from automl.results.folders import cache_folder
+        from automl.results.suggestion import suggested_ranks
         from automl.verify.run import Options, verify_study
 
         options = Options(seeds=seeds, finalists=finalists, suggest=suggested_ranks if patterns else None)
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
-            database.patience.seconds = spec.storage_grace_seconds
+            database.retry.seconds = spec.storage_grace_seconds
             found = verify_study(database, spec, cache_folder(), options)
         assert found.result is not None
         if as_json:
@@ -56,9 +56,9 @@ def register(app: typer.Typer) -> None:
 
 def verify_after_search(spec: SweepSpec) -> Mapping[str, Any] | None:
     """What `verify:` asks for, done as soon as the search is complete; None, with a note, if it cannot be done."""
+    from automl.results.folders import cache_folder
+    from automl.results.suggestion import suggested_ranks
     from automl.storage.sql import open_database
-    from automl.sweep.folders import cache_folder
-    from automl.sweep.suggesting import suggested_ranks
     from automl.verify.run import Options, obstacle, verify_study
 
     options = Options(seeds=spec.verify.seeds, finalists=spec.verify.finalists, suggest=suggested_ranks)

@@ -24,8 +24,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from automl.errors import AutomlError, PeerLost
 from automl.execution.base import Host, HostFactory
 from automl.execution.ray_crew import Answer, Crew, Line, Order
-from automl.pulse import beat, watched, where_it_hung
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
+from automl.watchdog import beat, watched, where_it_hung
 
 _POLL_SECONDS = 1.0
 _LEAVING_SECONDS = 2.0

@@ -203,7 +203,7 @@ class _Head:
         self.connection, theirs = Pipe()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
-                [python.executable, "-P", "-m", "automl.execution.ray_head", str(theirs.fileno())],
+                [python.executable, "-P", "-m", "automl.execution.ray_driver", str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

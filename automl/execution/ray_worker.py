@@ -15,7 +15,7 @@ from automl.errors import AutomlError, PeerLost, ResourceError
 from automl.execution.base import Host, HostFactory
 from automl.execution.ray_crew import Crew
 from automl.execution.worker import Worker
-from automl.pulse import watched
+from automl.watchdog import watched
 
 
 class TuneWorker(tune.Trainable):  # type: ignore[misc]  # Ray's types are not followed (pyproject.toml)

@@ -1,7 +1,7 @@
 """All slots of a pack in four matrices, each padded to the same rank and the same layers, and AdamW over all of them.
 
-For the batched kernel (`automl.packed.batched`): the slots' matrices of one layer lie at equal distances, so that one
-batched product serves them all, and a slot is replaced by writing into its row. What is beyond a slot's own rank or
+For the batched kernel (`automl.packed.lora_batched`): the slots' matrices of one layer lie at equal distances, so that
+one batched product serves them all, and a slot is replaced by writing into its row. What is beyond a slot's own rank or
 layers is zero, gets exactly zero gradient and moments, and so stays zero under AdamW, weight decay included. One row
 more than there are slots belongs to nobody: it fills packs up to a shape and takes what a warm-up leaves behind.
 Legend: K slots and the spare row, P padded parameters of a slot, R largest rank, I, O features of a layer.

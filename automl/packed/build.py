@@ -20,11 +20,12 @@ from automl.packed.memory import SHARE, available_bytes, capacity, give_back_mem
 from automl.packed.remembered import objection
 from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
-from automl.training.adapter import adapter_draft, adapter_folder, adapter_meta
-from automl.training.bench import Bench, HostSettings, choose_device, load_bench, stored_dtype
-from automl.training.checkpoint import slot_files, slot_folder
+from automl.training.adapter import adapter_draft, adapter_meta
+from automl.training.checkpoint import slot_files
 from automl.training.finalists import Finalists
+from automl.training.runtime import HostSettings, Runtime, choose_device, load_bench, stored_dtype
 from automl.trial import Measurement, TrialSpec
+from automl.trial_folders import adapter_folder, slot_folder
 
 if TYPE_CHECKING:
     from automl.training.host import SoloHost
@@ -51,19 +52,19 @@ def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:
     Where packed training does not follow PEFT on this model and device, the host trains its trials one at a time.
     Raises ModelError then if the precision is for packed training only.
     """
-    bench = load_bench(settings)
-    reason = disagreement(settings, bench.model, bench=lambda: bench)
+    runtime = load_bench(settings)
+    reason = disagreement(settings, runtime.model, runtime=lambda: runtime)
     if not reason:
-        return packed_host(settings, bench)
+        return packed_host(settings, runtime)
     if settings.precision == "bf16h":
         raise ModelError(f"precision bf16h is for packed training, and this model cannot be packed: {reason}")
     from automl.training.host import SoloHost  # it needs PEFT, which takes seconds to import
 
     logger.warning("trials are trained one at a time: %s", reason)
-    return SoloHost(settings, bench)
+    return SoloHost(settings, runtime)
 
 
-def disagreement(settings: HostSettings, model: nn.Module, *, bench: Callable[[], Bench] | None) -> str | None:
+def disagreement(settings: HostSettings, model: nn.Module, *, runtime: Callable[[], Runtime] | None) -> str | None:
     """Why packed training, in the way that a worker would choose here, does not do as PEFT; empty if it does.
 
     model: with or without its weights. bench: loads them if that is not known yet; None leaves it at what is known,
@@ -71,45 +72,45 @@ def disagreement(settings: HostSettings, model: nn.Module, *, bench: Callable[[]
     """
     device = choose_device(settings.device)
     way = choose_way(settings, model, device, available=_available(settings, device))
-    return objection(settings, model, device, bank=way.bank is not None, recompute=way.recompute, bench=bench)
+    return objection(settings, model, device, bank=way.bank is not None, recompute=way.recompute, runtime=runtime)
 
 
 def examine(settings: HostSettings, model: nn.Module) -> str:
     """`disagreement`, found out in a process that does not train itself: memory and threads are as before."""
     threads = torch.get_num_threads()
     try:
-        return disagreement(settings, model, bench=lambda: load_bench(settings)) or ""
+        return disagreement(settings, model, runtime=lambda: load_bench(settings)) or ""
     finally:
         torch.set_num_threads(threads)
         give_back_memory()
 
 
-def packed_host(settings: HostSettings, bench: Bench) -> PackedHost:
+def packed_host(settings: HostSettings, runtime: Runtime) -> PackedHost:
     """The host over a bench that has been loaded. Raises ModelError or TargetError if the model cannot be packed."""
     workload = Workload(
-        task=bench.task,
-        train_rows=bench.train_rows,
-        evaluation_rows=bench.evaluation_rows,
-        tokenizer=bench.tokenizer,
-        evaluation_tokens=bench.evaluation_tokens,
+        task=runtime.task,
+        train_rows=runtime.train_rows,
+        evaluation_rows=runtime.evaluation_rows,
+        tokenizer=runtime.tokenizer,
+        evaluation_tokens=runtime.evaluation_tokens,
     )
-    way = choose_way(settings, bench.model, bench.device, available=_available(settings, bench.device))
+    way = choose_way(settings, runtime.model, runtime.device, available=_available(settings, runtime.device))
     logger.info("%d slots, %s", way.slots, "together" if way.bank else "one by one")
     trainer = PackedTrainer(
-        bench.model,
+        runtime.model,
         workload,
-        targets=bench.targets,
-        precision=bench.precision,
+        targets=runtime.targets,
+        precision=runtime.precision,
         bank=way.bank,
         recompute=way.recompute,
-        importance=bench.importance,
+        importance=runtime.importance,
     )
     output = Path(settings.output).absolute()
 
     def export(spec: TrialSpec, measurement: Measurement) -> str:
         folder = adapter_folder(output, spec.number)
-        meta = adapter_meta(settings, bench.task, spec, measurement)
-        with adapter_draft(folder, meta, config=trainer.model.config, tokenizer=bench.tokenizer) as draft:
+        meta = adapter_meta(settings, runtime.task, spec, measurement)
+        with adapter_draft(folder, meta, config=trainer.model.config, tokenizer=runtime.tokenizer) as draft:
             trainer.export(spec.number, draft, base=settings.backbone.path)
         return str(folder)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from automl.packed.seating import Pack, Seating
+from automl.packed.segments import Pack, Segmentation
 
 
 def can_batch(heads: Mapping[str, nn.Module]) -> bool:
@@ -28,10 +28,10 @@ def can_batch(heads: Mapping[str, nn.Module]) -> bool:
 class PackedHeads:
     """Takes the place of `forward` in the parts of heads while a pack is seated; `close` gives them back."""
 
-    def __init__(self, heads: Mapping[str, nn.Module], seating: Seating) -> None:
+    def __init__(self, heads: Mapping[str, nn.Module], segmentation: Segmentation) -> None:
         self._parts = dict(_parts(heads))
         for path, module in self._parts.items():
-            module.forward = _Part(path, module, seating)
+            module.forward = _Part(path, module, segmentation)
 
     def close(self) -> None:
         """Undo what the constructor did."""
@@ -42,19 +42,19 @@ class PackedHeads:
 class _Part:
     """One linear layer or norm."""
 
-    def __init__(self, path: str, module: nn.Module, seating: Seating) -> None:
+    def __init__(self, path: str, module: nn.Module, segmentation: Segmentation) -> None:
         self._path = path
         self._module = module
-        self._seating = seating
+        self._segmentation = segmentation
         self._plain: Callable[..., Any] = module.forward
         self._anchor = torch.zeros((), device=next(module.parameters()).device, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Any:
-        pack = self._seating.pack
+        pack = self._segmentation.pack
         if pack is None:
             return self._plain(x)
         with torch.autocast(x.device.type, enabled=False):
-            own = x.float().reshape(pack.seats, -1, x.shape[-1])  # (K, M, I)
+            own = x.float().reshape(pack.segments, -1, x.shape[-1])  # (K, M, I)
             y = self._linear(pack, own) if isinstance(self._module, nn.Linear) else self._norm(pack, own)
         return y.view(*x.shape[:-1], -1)
 

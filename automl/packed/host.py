@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from automl.errors import CheckpointError
 from automl.importance.heldout import affordable_rows
-from automl.packed.ahead import TrainingThread
 from automl.packed.member import Member
-from automl.packed.pace import Pace
+from automl.packed.rounds import Rounds
+from automl.packed.thread import TrainingThread
 from automl.packed.trainer import Event, PackedTrainer
 from automl.training.checkpoint import SlotFolder
 from automl.training.state import SlotRecord, TrainState
@@ -66,7 +66,9 @@ class PackedHost:
     ) -> None:
         self.trainer = trainer
         self.busy_seconds = 0.0
-        self._pace: Pace[Member, Event] = Pace(trainer.members, micro_step=trainer.micro_step, measure=trainer.measured)
+        self._rounds: Rounds[Member, Event] = Rounds(
+            trainer.members, micro_step=trainer.micro_step, measure=trainer.measured
+        )
         self._thread = TrainingThread(self._tick) if ahead else None
         self._capacity = capacity
         self._files = files
@@ -107,7 +109,7 @@ class PackedHost:
             return ()
         with self._standstill():
             self.trainer.admit(spec, saved.state if saved else None)
-            self._pace.join(spec.number)
+            self._rounds.join(spec.number)
         resident = self._residents[spec.number] = _Resident(spec, files, list(saved.measurements) if saved else [])
         return tuple(resident.measurements)
 
@@ -123,7 +125,7 @@ class PackedHost:
                 self.close(failure.trial)
             return failures
         self._train()
-        news = self._pace.cohort()
+        news = self._rounds.cohort()
         drafts = [self._drafted(event) for event in news]
         if self._thread is not None:
             self._thread.go_on()
@@ -134,7 +136,7 @@ class PackedHost:
     def park(self, trial: int) -> None:
         """Free the trial's memory; its slot file stays. Unknown trials are ignored."""
         with self._standstill():
-            self._pace.leave(trial)
+            self._rounds.leave(trial)
             member = self.trainer.members.get(trial)
             self._steps_of_others += member.step if member is not None else 0
             self.trainer.evict(trial)
@@ -171,7 +173,7 @@ class PackedHost:
 
     def _tick(self) -> bool:
         with self._busy():
-            return self._pace.tick()
+            return self._rounds.tick()
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

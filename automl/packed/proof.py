@@ -25,11 +25,11 @@ from automl.methods.registry import METHODS
 from automl.methods.seeding import stream
 from automl.models.inventory import resolve_targets
 from automl.packed.bank import BankSize
-from automl.packed.together import bank_class
+from automl.packed.bank_step import bank_class
 from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
 from automl.tasks.batches import batch_rows
-from automl.training.bench import Bench
+from automl.training.runtime import Runtime
 from automl.training.solo import SoloTrial
 from automl.training.state import TrainState
 from automl.trial import TrialSpec
@@ -78,7 +78,7 @@ class _Run:
 
 
 def disproof(
-    bench: Bench,
+    runtime: Runtime,
     choices: Sequence[str],
     *,
     bank: bool,
@@ -90,27 +90,27 @@ def disproof(
 
     bank, recompute, kernel: the path that the pack will take. The model is given back as it was. Raises OutOfMemory.
     """
-    if bench.precision == "bf16h":
-        bench = replace(bench, precision="fp32")
-    tolerance = TOLERANCES[bench.precision]
-    bench = _small(bench, choices)
-    specs = _specs(bench)
+    if runtime.precision == "bf16h":
+        runtime = replace(runtime, precision="fp32")
+    tolerance = TOLERANCES[runtime.precision]
+    runtime = _small(runtime, choices)
+    specs = _specs(runtime)
     for strength in strengths:
-        alone = [_alone(spec, bench, strength) for spec in specs]
+        alone = [_alone(spec, runtime, strength) for spec in specs]
         if _shows(alone, tolerance):
             break
     else:
         return "adapters hardly change this model's loss, so packing cannot be held against PEFT"
     trainer = PackedTrainer(
-        bench.model,
+        runtime.model,
         Workload(
-            task=bench.task,
-            train_rows=bench.train_rows,
+            task=runtime.task,
+            train_rows=runtime.train_rows,
             evaluation_rows=[],
-            tokenizer=bench.tokenizer,
+            tokenizer=runtime.tokenizer,
         ),
-        targets=bench.targets,
-        precision=bench.precision,
+        targets=runtime.targets,
+        precision=runtime.precision,
         kernel=kernel,
         token_budget=2**31,
         bank=BankSize(2, max(spec.hyper.rank for spec in specs), (_EVERYTHING,)) if bank else None,
@@ -134,20 +134,20 @@ def _unheard(name: str) -> Iterator[None]:
         log.disabled = before
 
 
-def _small(bench: Bench, choices: Sequence[str]) -> Bench:
+def _small(runtime: Runtime, choices: Sequence[str]) -> Runtime:
     """The bench with a few long and a few other rows, and a set of all layers that trials may adapt."""
-    count = len(bench.train_rows)
-    rows = [bench.train_rows[index] for index in range(0, count, max(1, count // _LOOKED_AT))]
+    count = len(runtime.train_rows)
+    rows = [runtime.train_rows[index] for index in range(0, count, max(1, count // _LOOKED_AT))]
     rows.sort(key=lambda row: len(row["input_ids"]))
-    most = TOKEN_BUDGET.get(bench.device.type, TOKEN_BUDGET["cpu"]) // (2 * _ROWS)
+    most = TOKEN_BUDGET.get(runtime.device.type, TOKEN_BUDGET["cpu"]) // (2 * _ROWS)
     rows = [row for row in rows if len(row["input_ids"]) <= most] or rows[:1]
     few = [*rows[:: max(1, len(rows) // 4)][:4], *rows[-4:]]
-    layers = [layer for name in choices for layer in resolve_targets(bench.model, name, bench.targets)]
+    layers = [layer for name in choices for layer in resolve_targets(runtime.model, name, runtime.targets)]
     every = tuple(dict.fromkeys(re.escape(layer.path) for layer in layers))
-    return replace(bench, train_rows=few, targets={**bench.targets, _EVERYTHING: every}, importance=False)
+    return replace(runtime, train_rows=few, targets={**runtime.targets, _EVERYTHING: every}, importance=False)
 
 
-def _specs(bench: Bench) -> list[TrialSpec]:
+def _specs(runtime: Runtime) -> list[TrialSpec]:
     """Two trials that differ in all that a slot may differ in, but for the shape of their batches."""
     one = Hyperparameters(
         rank=3,
@@ -170,33 +170,33 @@ def _specs(bench: Bench) -> list[TrialSpec]:
             steps=_STEPS,
             evaluate_every=_STEPS,
         )
-        for number, (hyper, seed) in enumerate(zip(hypers, _data_seeds(bench), strict=True))
+        for number, (hyper, seed) in enumerate(zip(hypers, _data_seeds(runtime), strict=True))
     ]
 
 
-def _data_seeds(bench: Bench) -> tuple[int, int]:
+def _data_seeds(runtime: Runtime) -> tuple[int, int]:
     """Two orders of the rows whose batches have the same shapes, so that they share a pass, and differ if possible."""
     seen: dict[object, tuple[int, object]] = {}
     found: list[tuple[int, int, int]] = []
     for seed in range(_SEEDS):
-        rows, shape, width = _batches(bench, seed)
+        rows, shape, width = _batches(runtime, seed)
         other, others = seen.setdefault(shape, (seed, rows))
         if rows != others:
             found.append((width, other, seed))
     return max(found)[1:] if found else (0, 0)
 
 
-def _batches(bench: Bench, seed: int) -> tuple[object, object, int]:
+def _batches(runtime: Runtime, seed: int) -> tuple[object, object, int]:
     """Numbers of the rows of every step, the classes of their batches, and the greatest width."""
-    load = Workload(task=bench.task, train_rows=[], evaluation_rows=[], tokenizer=bench.tokenizer)
-    numbers = [batch_rows(seed, step, _ROWS, len(bench.train_rows)) for step in range(_STEPS)]
-    micros = [load.micro_batch([bench.train_rows[at] for at in batch], torch.device("cpu")) for batch in numbers]
-    classes = [(micro.shape_class, bank_class(micro, bench.task.settings.max_length)) for micro in micros]
+    load = Workload(task=runtime.task, train_rows=[], evaluation_rows=[], tokenizer=runtime.tokenizer)
+    numbers = [batch_rows(seed, step, _ROWS, len(runtime.train_rows)) for step in range(_STEPS)]
+    micros = [load.micro_batch([runtime.train_rows[at] for at in batch], torch.device("cpu")) for batch in numbers]
+    classes = [(micro.shape_class, bank_class(micro, runtime.task.settings.max_length)) for micro in micros]
     return [sorted(batch) for batch in numbers], tuple(classes), max(micro.width for micro in micros)
 
 
-def _alone(spec: TrialSpec, bench: Bench, strength: float) -> _Run:
-    trial = SoloTrial(spec, bench)
+def _alone(spec: TrialSpec, runtime: Runtime, strength: float) -> _Run:
+    trial = SoloTrial(spec, runtime)
     trial.attach()
     try:
         fresh = trial.snapshot()
@@ -234,16 +234,16 @@ def _drawn(fresh: TrainState, spec: TrialSpec, strength: float) -> Iterator[tupl
 
 def _losses(trial: SoloTrial, start: TrainState, *, without_updates: bool = False) -> list[float]:
     """Mean losses of all rows in batches, with these weights, which the trial has then."""
-    bench = trial.bench
+    runtime = trial.runtime
     params = {
         name: torch.zeros_like(tensor) if without_updates and ".lora_B." in name else tensor
         for name, tensor in start.params.items()
     }
     METHODS["lora"].load_state(trial.model, params)
     trial.model.eval()
-    with torch.no_grad(), bench.autocast():
-        rows = range(0, len(bench.train_rows), _ROWS)
-        parts = [bench.task.loss(trial.model, bench.batch(bench.train_rows[at : at + _ROWS])) for at in rows]
+    with torch.no_grad(), runtime.autocast():
+        rows = range(0, len(runtime.train_rows), _ROWS)
+        parts = [runtime.task.loss(trial.model, runtime.batch(runtime.train_rows[at : at + _ROWS])) for at in rows]
     return [float(part.total) / max(1, part.count) for part in parts]
 
 

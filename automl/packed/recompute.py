@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from automl.packed.seating import Seating
+from automl.packed.segments import Segmentation
 
 
 def recomputable(body: nn.Module) -> list[nn.Module]:
@@ -28,10 +28,10 @@ def recomputable(body: nn.Module) -> list[nn.Module]:
 class Recomputation:
     """Makes these layers forget their activations while gradients are wanted; `close` gives them back."""
 
-    def __init__(self, layers: Sequence[nn.Module], seating: Seating) -> None:
+    def __init__(self, layers: Sequence[nn.Module], segmentation: Segmentation) -> None:
         self._layers = list(layers)
         for layer in self._layers:
-            layer.forward = _Forgetful(layer, seating)
+            layer.forward = _Forgetful(layer, segmentation)
 
     def close(self) -> None:
         """Undo what the constructor did."""
@@ -42,9 +42,9 @@ class Recomputation:
 class _Forgetful:
     """The `forward` of one layer."""
 
-    def __init__(self, layer: nn.Module, seating: Seating) -> None:
+    def __init__(self, layer: nn.Module, segmentation: Segmentation) -> None:
         self._run: Callable[..., Any] = layer.forward
-        self._seating = seating
+        self._segmentation = segmentation
         self._anchor = torch.zeros((), device=next(layer.parameters()).device, requires_grad=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +60,7 @@ class _Forgetful:
             return pytree.tree_flatten(self._run(*args, **kwargs))
 
         given = [leaves[place] for place in places]
-        found = _Twice.apply(self._anchor, run, self._seating, shape := _Shape(), *given)  # type: ignore[no-untyped-call]
+        found = _Twice.apply(self._anchor, run, self._segmentation, shape := _Shape(), *given)  # type: ignore[no-untyped-call]
         return shape.built(found)
 
 
@@ -90,9 +90,9 @@ class _Shape:
 class _Twice(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, run: Callable[..., Any], seating: Seating, shape: _Shape, *given: Tensor
+        ctx: Any, anchor: Tensor, run: Callable[..., Any], segmentation: Segmentation, shape: _Shape, *given: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.run, ctx.seating, ctx.before = run, seating, _states(seating)
+        ctx.run, ctx.segmentation, ctx.before = run, segmentation, _states(segmentation)
         ctx.casting = _casting(anchor.device.type)  # the backward pass may run in a thread that knows nothing of it
         ctx.save_for_backward(*given)
         return shape.taken(*run(given))
@@ -104,7 +104,7 @@ class _Twice(torch.autograd.Function):
             tensor.detach().requires_grad_(is_wanted)
             for tensor, is_wanted in zip(ctx.saved_tensors, wanted, strict=True)
         ]
-        with torch.enable_grad(), torch.autocast(**ctx.casting), _generators_at(ctx.seating, ctx.before):
+        with torch.enable_grad(), torch.autocast(**ctx.casting), _generators_at(ctx.segmentation, ctx.before):
             flat, _ = ctx.run(again)
         found = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         pairs = [
@@ -126,23 +126,26 @@ def _casting(device: str) -> dict[str, Any]:
     }
 
 
-def _states(seating: Seating) -> list[Tensor | None]:
-    """States of the seats' dropout generators."""
-    return [None if seat.adapter.generator is None else seat.adapter.generator.get_state() for seat in seating.seats]
+def _states(segmentation: Segmentation) -> list[Tensor | None]:
+    """States of the segments' dropout generators."""
+    return [
+        None if segment.adapter.generator is None else segment.adapter.generator.get_state()
+        for segment in segmentation.segments
+    ]
 
 
 @contextmanager
-def _generators_at(seating: Seating, states: Sequence[Tensor | None]) -> Iterator[None]:
-    """Inside the block the seats' generators go on from these states; afterwards from where they were."""
-    after = _states(seating)
-    _set(seating, states)
+def _generators_at(segmentation: Segmentation, states: Sequence[Tensor | None]) -> Iterator[None]:
+    """Inside the block the segments' generators go on from these states; afterwards from where they were."""
+    after = _states(segmentation)
+    _set(segmentation, states)
     try:
         yield
     finally:
-        _set(seating, after)
+        _set(segmentation, after)
 
 
-def _set(seating: Seating, states: Sequence[Tensor | None]) -> None:
-    for seat, state in zip(seating.seats, states, strict=True):
-        if seat.adapter.generator is not None and state is not None:
-            seat.adapter.generator.set_state(state)
+def _set(segmentation: Segmentation, states: Sequence[Tensor | None]) -> None:
+    for segment, state in zip(segmentation.segments, states, strict=True):
+        if segment.adapter.generator is not None and state is not None:
+            segment.adapter.generator.set_state(state)

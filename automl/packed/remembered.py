@@ -25,8 +25,8 @@ from automl.models.inventory import resolve_targets
 from automl.packed.kernels import choose_kernel
 from automl.provenance import versions
 from automl.tasks import make_task
-from automl.training.bench import Bench, HostSettings
 from automl.training.memory import is_out_of_memory
+from automl.training.runtime import HostSettings, Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def objection(
     *,
     bank: bool,
     recompute: bool,
-    bench: Callable[[], Bench] | None,
+    runtime: Callable[[], Runtime] | None,
 ) -> str | None:
     """Why trials are not to be packed in this way, in one line; empty if packed they follow PEFT.
 
@@ -48,13 +48,13 @@ def objection(
         return ""
     about = _about(settings, model, device, bank=bank, recompute=recompute)
     known = _recalled(settings, about)
-    if known is not None or bench is None:
+    if known is not None or runtime is None:
         return known
     from automl.packed.proof import disproof
 
     logger.info("holding packed training against PEFT on this model (%s)", "bank" if bank else "loop")
     try:
-        found = disproof(bench(), settings.choices, bank=bank, recompute=recompute)
+        found = disproof(runtime(), settings.choices, bank=bank, recompute=recompute)
     except Exception as error:
         if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
             return "there is no memory to hold packing against PEFT"  # another time there may be

@@ -29,8 +29,10 @@ from automl.models.calling import first_line
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import COUNTED_STATE, Adapter
 from automl.packed.bank import Bank, BankSize, Storage
+from automl.packed.bank_step import BankStep, bank_class
 from automl.packed.body import Body, Call, Outputs, View
 from automl.packed.convert import adapter_config, made_anew_parameters, write_adapter
+from automl.packed.first_token import narrow, narrow_module, narrowed_layers
 from automl.packed.heads import PackedHeads, can_batch
 from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
 from automl.packed.layout import adapter_layout
@@ -38,12 +40,10 @@ from automl.packed.linear import PackedLinear
 from automl.packed.losses import row_losses
 from automl.packed.member import Member
 from automl.packed.memory import available_bytes, capacity, keep_freed_memory
-from automl.packed.narrow import narrow, narrow_module, narrowed_layers
-from automl.packed.pace import Pace
 from automl.packed.recompute import Recomputation, recomputable
-from automl.packed.seating import Seat, Seating
+from automl.packed.rounds import Rounds
+from automl.packed.segments import Segment, Segmentation
 from automl.packed.sensing import factors, new_sensitivity
-from automl.packed.together import Together, bank_class
 from automl.packed.workload import MicroBatch, Workload
 from automl.tasks.base import Row
 from automl.training.memory import is_out_of_memory
@@ -118,12 +118,12 @@ class PackedTrainer:
         self._targets = targets or {}
         self.heads = {name: model.get_submodule(name) for name in head_modules(model)}
         self._resolved: dict[str, list[LinearShape]] = {}
-        self._seating = Seating()
+        self._segmentation = Segmentation()
         self._body = Body(model)
         self._packed = self._pack_layers()
-        self._recomputation = Recomputation(recomputable(self._body.module), self._seating) if recompute else None
+        self._recomputation = Recomputation(recomputable(self._body.module), self._segmentation) if recompute else None
         self._bank = self._make_bank(bank) if bank else None
-        self._packed_heads = PackedHeads(self.heads, self._seating) if self._bank else None
+        self._packed_heads = PackedHeads(self.heads, self._segmentation) if self._bank else None
         self._together = self._make_together(self._bank) if self._bank else None
         self._narrow = self._narrow_last_layer()
 
@@ -212,7 +212,7 @@ class PackedTrainer:
 
         A trial that failed has left the pack. Nothing at once if no trial has steps left.
         """
-        pace: Pace[Member, Event] = Pace(self.members, micro_step=self.micro_step, measure=self.measured)
+        pace: Rounds[Member, Event] = Rounds(self.members, micro_step=self.micro_step, measure=self.measured)
         while pace.tick():
             pass
         return list(pace.cohort())
@@ -242,7 +242,7 @@ class PackedTrainer:
             adapter.settle()
         view = View(self.model, adapter.head if adapter else {})
         batches = self.workload.evaluation_batches(max_tokens, self.device, rows=rows)
-        with torch.no_grad(), self._seating.alone(adapter), self._casting():
+        with torch.no_grad(), self._segmentation.alone(adapter), self._casting():
             return self.workload.task.evaluate(view, batches, self.workload.tokenizer)  # type: ignore[arg-type]
 
     def measured(self, member: Member) -> Event:
@@ -288,7 +288,7 @@ class PackedTrainer:
         adapter.gradient.zero_()
         micro = self.workload.micro_batch(rows, self.device)
         view = View(self.model, adapter.head)
-        with self._seating.alone(adapter), self._around(micro.width):
+        with self._segmentation.alone(adapter), self._around(micro.width):
             parts = self.workload.task.loss(view, micro.batch)  # type: ignore[arg-type]
             torch.autograd.backward(parts.total / max(1, parts.count))
         return removal_effects(factors(adapter))
@@ -386,7 +386,7 @@ class PackedTrainer:
 
     def _one_by_one(self, turns: Sequence[_Turn], calls: Sequence[Call]) -> Sequence[tuple[float, int] | Exception]:
         """Body forward, each trial's loss and head backward, body backward."""
-        with self._seating.seated(_seats(turns)), self._around(turns[0].micro.width):
+        with self._segmentation.divided(_segments(turns)), self._around(turns[0].micro.width):
             outputs = self._body.run(calls)
             losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
             outputs.backward()
@@ -478,13 +478,13 @@ class PackedTrainer:
             logger.info("slots are computed one by one: there is no memory for a bank of %d", size.slots)
             return None
 
-    def _make_together(self, bank: Bank) -> Together:
+    def _make_together(self, bank: Bank) -> BankStep:
         losses = row_losses(self.workload.task)
         assert losses is not None
-        return Together(
+        return BankStep(
             self.model,
             bank,
-            self._seating,
+            self._segmentation,
             losses,
             device=self.device,
             limit=self._longest_row,
@@ -530,7 +530,7 @@ class PackedTrainer:
             module = self.model.get_submodule(layer.path)
             assert isinstance(module, nn.Linear | Conv1D)
             if layer.path.startswith(inside):
-                packed.append(PackedLinear(layer.path, module, self._seating, KERNELS[self.kernel]))
+                packed.append(PackedLinear(layer.path, module, self._segmentation, KERNELS[self.kernel]))
             else:
                 packed.append(PackedLinear(layer.path, module, None, OUTPUT_KERNELS[self.kernel]))
             module.forward = packed[-1]  # type: ignore[method-assign]
@@ -555,13 +555,13 @@ def _finite(member: Member, total: float, count: int) -> tuple[float, int] | Exc
     return total, count
 
 
-def _seats(turns: Sequence[_Turn]) -> list[Seat]:
-    seats, start = [], 0
+def _segments(turns: Sequence[_Turn]) -> list[Segment]:
+    segments, start = [], 0
     for turn in turns:
         stop = start + turn.micro.rows
-        seats.append(Seat(turn.member.adapter, start, stop, turn.micro.longest, first=turn.member.rows_done))
+        segments.append(Segment(turn.member.adapter, start, stop, turn.micro.longest, first=turn.member.rows_done))
         start += turn.micro.rows
-    return seats
+    return segments
 
 
 def _take(specs: Iterator[TrialSpec], number: int) -> Iterator[TrialSpec]:

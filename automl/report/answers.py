@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from automl.report.frames import StudyFrame, TrialFrame
-from automl.study.front import Point, pareto_front
+from automl.study.pareto import Point, pareto_front
 from automl.trial import TrialState
 
 LINES = 60

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from automl.results.parameter_importance import ParameterImportance
 from automl.space.spec import Parameter
-from automl.study.parameter_importance import ParameterImportance
 from automl.trial import Scalar, TrialState
 
 

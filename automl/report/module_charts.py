@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from automl.report.frames import StudyFrame, VerificationFrame, place_of
-from automl.report.look import (
+from automl.report.chart_style import (
     BLACK,
     GREEN,
     GREY,
@@ -16,6 +15,7 @@ from automl.report.look import (
     escaped,
     new_figure,
 )
+from automl.report.frames import StudyFrame, VerificationFrame, place_of
 from automl.report.wording import confidence, signed
 
 

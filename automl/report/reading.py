@@ -18,13 +18,13 @@ from automl.report.frames import (
     VerificationFrame,
     place_of,
 )
+from automl.results.parameter_importance import parameter_importance
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import Attempt, ResultStore
 from automl.storage.runs import last_run
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
-from automl.study.parameter_importance import parameter_importance
 from automl.trial import Measurement, ModuleImportance
 
 

@@ -11,8 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from automl.report.answers import rates_by_rank
-from automl.report.frames import StudyFrame, TrialFrame
-from automl.report.look import (
+from automl.report.chart_style import (
     BLUE,
     FAINT,
     GREY,
@@ -30,6 +29,7 @@ from automl.report.look import (
     thinned,
     with_value,
 )
+from automl.report.frames import StudyFrame, TrialFrame
 from automl.report.wording import number, score
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.trial import TrialState

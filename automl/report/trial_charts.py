@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from automl.report.answers import LINES, pareto, spending
-from automl.report.frames import StudyFrame, TrialFrame
-from automl.report.look import (
+from automl.report.chart_style import (
     BLACK,
     BLUE,
     FAINT,
@@ -23,6 +22,7 @@ from automl.report.look import (
     thinned,
     with_value,
 )
+from automl.report.frames import StudyFrame, TrialFrame
 from automl.trial import TrialState
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 
 from automl.errors import AutomlError
 from automl.schedule.due import Settled
-from automl.schedule.nights import NightWork
+from automl.schedule.job import Outcome
+from automl.schedule.nights import NightJob
 from automl.schedule.notify import Message, parse_target, send
 from automl.schedule.options import Options, read_options, stored_targets
 from automl.schedule.retention import retain
 from automl.schedule.telling import night_message, problem_message, slot_message
-from automl.schedule.work import Outcome
 from automl.storage.jobs import FiringState, Schedule
 from automl.storage.sql import Database
 
@@ -51,10 +51,10 @@ def after_problem(schedule: Schedule, problem: str, tell: Tell = tell) -> None:
         tell(targets, problem_message(schedule, problem))
 
 
-def after_night(work: NightWork, outcome: Outcome, tell: Tell = tell) -> None:
+def after_night(job: NightJob, outcome: Outcome, tell: Tell = tell) -> None:
     """Log and tell."""
     logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
-    _tell_if_wanted(tell, work.options, night_message(work, outcome), outcome.alert)
+    _tell_if_wanted(tell, job.options, night_message(job, outcome), outcome.alert)
 
 
 def tidy_up(database: Database, schedule: Schedule) -> None:

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from automl.metric import METRICS
+from automl.results.recorded import GROUND, last_event
+from automl.results.summary import best_trial
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import Verification, latest
-from automl.sweep.record import GROUND, last_event
-from automl.sweep.summary import best_trial
 from automl.trial import Scalar, TrialState
 from automl.verify.plan import practical_margin
 from automl.verify.statistics import LEVEL, Verdict, in_percent, paired, spread, t_quantile

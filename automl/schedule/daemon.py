@@ -18,12 +18,12 @@ from automl.errors import StorageError
 from automl.execution.cluster import unreachable
 from automl.schedule.aftermath import after_night, after_problem, after_slots, tell, tidy_up
 from automl.schedule.due import fire_due
-from automl.schedule.nights import NightWork, run_address
+from automl.schedule.job import USAGE, Job, Outcome, Place
+from automl.schedule.job_run import STOP_SECONDS, JobRun
+from automl.schedule.nights import NightJob, run_address
 from automl.schedule.notify import Message
 from automl.schedule.options import schedule_problem
-from automl.schedule.runner import STOP_SECONDS, Run
-from automl.schedule.submitted import SubmissionWork
-from automl.schedule.work import USAGE, Outcome, Place, Work
+from automl.schedule.submission import SubmissionJob
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, Schedule
 from automl.storage.schedules import UNFINISHED, ScheduleStore, list_firings, list_schedules
@@ -38,7 +38,7 @@ _AFTER_STOP = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """capacity: works at once. poll_seconds: between two looks at the database."""
+    """capacity: jobs at once. poll_seconds: between two looks at the database."""
 
     capacity: int = 1
     poll_seconds: float = 5.0
@@ -54,7 +54,7 @@ class Scheduler:
         self._settings = settings or Settings()
         self._nights = ScheduleStore(claimant)
         self._submissions = SubmissionStore(claimant)
-        self._runs: list[Run] = []
+        self._runs: list[JobRun] = []
         self._teller = ThreadPoolExecutor(max_workers=1, thread_name_prefix="notify")
         self._tidier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidy")
         self._is_away = False
@@ -64,8 +64,8 @@ class Scheduler:
 
     @property
     def running(self) -> list[str]:
-        """Names of the works in progress."""
-        return [run.work.name for run in self._runs]
+        """Names of the jobs in progress."""
+        return [run.job.name for run in self._runs]
 
     @property
     def pids(self) -> list[int]:
@@ -91,7 +91,7 @@ class Scheduler:
             self._back()
 
     def leave(self) -> None:
-        """Stop all processes in order, give their works back, and say goodbye."""
+        """Stop all processes in order, give their jobs back, and say goodbye."""
         for run in self._runs:
             run.leave()
         until = time.monotonic() + STOP_SECONDS + _AFTER_STOP
@@ -134,27 +134,27 @@ class Scheduler:
                 continue
             if is_over:
                 self._runs.remove(run)
-                self._over(run.work, outcome)
+                self._over(run.job, outcome)
         if failed is not None:
             raise failed
 
     def _take(self) -> None:
         self._answers = {}
-        while len(self._runs) < self._settings.capacity and (work := self._next()) is not None:
-            logger.info("%s begins", work.name)
-            self._runs.append(Run(work, self._place, self._claimant.now))
+        while len(self._runs) < self._settings.capacity and (job := self._next()) is not None:
+            logger.info("%s begins", job.name)
+            self._runs.append(JobRun(job, self._place, self._claimant.now))
             self._look_after()
 
-    def _next(self) -> Work | None:
+    def _next(self) -> Job | None:
         while (firing := self._nights.take(without=self._cut_off())) is not None:
             schedule = self._schedule(firing.schedule)
             problem = "its schedule was removed" if schedule is None else schedule_problem(schedule)
             if schedule is not None and not problem:
-                return NightWork(self._claimant, schedule, firing, self._place)
+                return NightJob(self._claimant, schedule, firing, self._place)
             logger.error("a night of schedule %s cannot be run: %s", firing.schedule, problem)
             self._nights.end(firing, FiringState.FAILED, problem, exit_code=USAGE)
         submission = self._submissions.take() if self._takes_submissions() else None
-        return SubmissionWork(self._claimant, submission, self._place) if submission else None
+        return SubmissionJob(self._claimant, submission, self._place) if submission else None
 
     def _cut_off(self) -> set[str]:
         """Schedules with nights to run whose Ray cluster does not answer: they wait for it."""
@@ -184,15 +184,15 @@ class Scheduler:
         known = list_schedules(self._claimant.database)
         return next((schedule for schedule in known if schedule.name == name), None)
 
-    def _over(self, work: Work, outcome: Outcome | None) -> None:
+    def _over(self, job: Job, outcome: Outcome | None) -> None:
         if outcome is None:
             return
-        if isinstance(work, NightWork):
+        if isinstance(job, NightJob):
             try:
-                after_night(work, outcome, self._tell)
+                after_night(job, outcome, self._tell)
             except Exception:
-                logger.exception("%s: what follows a night failed", work.name)
-            self._tidier.submit(tidy_up, self._claimant.database, work.schedule)
+                logger.exception("%s: what follows a night failed", job.name)
+            self._tidier.submit(tidy_up, self._claimant.database, job.schedule)
         else:
             logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
 

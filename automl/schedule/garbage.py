@@ -18,6 +18,7 @@ from automl.storage.lease import drivers, held
 from automl.storage.runs import last_run, study_state
 from automl.storage.schedules import list_schedules
 from automl.storage.sql import Database
+from automl.trial_folders import adapters_folder, slots_folder
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +72,10 @@ def _unneeded(database: Database, study: str) -> list[tuple[Path, str]]:
     found = [(draft, "left by a writer that died") for draft in _drafts(folder)]
     if study_state(None, last_run(database, study)) != "finished":
         return found
-    if (folder / "slots").is_dir():
-        found.append((folder / "slots", f"study {study} is finished; nothing continues from these"))
+    if slots_folder(folder).is_dir():
+        found.append((slots_folder(folder), f"study {study} is finished; nothing continues from these"))
     kept = {Path(artifact.path).name for artifact in database.store(study).artifacts()}  # the folder may have moved
-    adapters = sorted((folder / "adapters").glob("trial-*"))
+    adapters = sorted(adapters_folder(folder).glob("trial-*"))
     why = f"study {study} keeps no adapter of this trial"
     return found + [(adapter, why) for adapter in adapters if adapter.name not in kept]
 

@@ -20,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from automl.errors import ResourceError, StorageError
+from automl.results.standing import Outlook, outlook_of
 from automl.schedule.cron import next_slots
 from automl.schedule.options import schedule_problem
 from automl.storage.jobs import Schedule
@@ -27,7 +28,6 @@ from automl.storage.operations import Operations, read_operations
 from automl.storage.overview import study_totals
 from automl.storage.schedules import list_schedules
 from automl.storage.sql import Database
-from automl.sweep.standing import Outlook, outlook_of
 
 logger = logging.getLogger(__name__)
 

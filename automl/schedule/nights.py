@@ -8,30 +8,30 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from automl.errors import ConfigError, StudyNotFoundError
+from automl.results.folders import study_folder
 from automl.schedule.comparison import Comparison, Night, compare_nights, read_night
-from automl.schedule.options import read_options
-from automl.schedule.work import (
+from automl.schedule.job import (
     DONE,
     INTERRUPTED,
     LOG_FILE,
     REGRESSION,
     SPACE_FILE,
+    Job,
     Outcome,
     Place,
     Step,
-    Work,
     write_space,
 )
+from automl.schedule.options import read_options
 from automl.space.derive import derived_text
 from automl.space.load import parse_space
 from automl.storage.claims import Claimant
 from automl.storage.jobs import Cause, Firing, FiringState, Schedule
 from automl.storage.schedules import ScheduleStore, last_successful
 from automl.storage.sql import Database, open_database
-from automl.sweep.folders import study_folder
 
 
-class NightWork(Work):
+class NightJob(Job):
     """One slot of a schedule: a fresh study, started from the last successful night's best, and compared with it."""
 
     def __init__(self, claimant: Claimant, schedule: Schedule, firing: Firing, place: Place) -> None:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from automl import durable
 from automl.errors import AutomlError, ConfigError, StudyNotFoundError
 from automl.metric import METRICS
+from automl.results import recorded
+from automl.results.folders import study_folder
 from automl.schedule.options import read_options
 from automl.space.load import parse_space
 from automl.space.spec import SweepSpec
@@ -21,8 +23,6 @@ from automl.storage.lease import held, refuse_driven
 from automl.storage.removal import remove_study
 from automl.storage.schedules import SUCCESSFUL, UNFINISHED, last_successful, list_firings
 from automl.storage.sql import Database
-from automl.sweep import record
-from automl.sweep.folders import study_folder
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def retain(database: Database, schedule: Schedule, *, dry_run: bool = False) -> 
 
 def recorded_folder(database: Database, study: str) -> Path | None:
     """The folder a study's files are in, as recorded or by its space file; None if that is not to be found out."""
-    if (folder := record.recorded_folder(database.store(study))) is not None:
+    if (folder := recorded.recorded_folder(database.store(study))) is not None:
         return folder
     spec = recorded_spec(database, study)
     return study_folder(spec) if spec is not None else None

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from automl.schedule.nights import NightWork
+from automl.schedule.job import Outcome
+from automl.schedule.nights import NightJob
 from automl.schedule.notify import Message
-from automl.schedule.work import Outcome
 from automl.storage.jobs import FiringState, Schedule
 
 _HEADLINES = {
@@ -23,7 +23,7 @@ _HEADLINES = {
 }
 
 
-def night_message(night: NightWork, outcome: Outcome) -> Message:
+def night_message(night: NightJob, outcome: Outcome) -> Message:
     """About a night that has ended."""
     found = night.comparison
     detail = {"study": night.study, "value": night.value, "comparison": found.as_dict() if found else None}

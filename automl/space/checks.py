@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from automl.lora import TARGET_SETS
 from automl.metric import GENERATION_METRICS, METRICS
-from automl.space import parameters as hyper
+from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED, resolve
 from automl.space.messages import Problems, nearest, shown, unknown
@@ -24,11 +24,11 @@ from automl.space.points import (
     values,
 )
 from automl.space.ranges import build_parameters, described
+from automl.space.read import Sections
 from automl.space.satisfiable import is_hopeless
 from automl.space.schema import RunSection
 from automl.space.schema_search import HyperbandPruner, SearchSection
 from automl.space.schema_task import TableTask
-from automl.space.sections import Sections
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
 from automl.space.yaml_nodes import KeyPath
 from automl.trial import Scalar

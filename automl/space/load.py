@@ -13,11 +13,11 @@ from pydantic import BaseModel
 from automl.errors import ConfigError, Problem
 from automl.space.checks import build_space, check_settings, planned_trials
 from automl.space.messages import Problems, shown
+from automl.space.read import Sections, read_sections
 from automl.space.schema import RunSection, SpaceFile
 from automl.space.schema_search import SearchSection, parse_seconds
 from automl.space.schema_space import FixedSection
 from automl.space.schema_task import AnyTask, DataSection, InstructionTask, ModelSection, TableTask
-from automl.space.sections import Sections, read_sections
 from automl.space.spec import (
     EVALUATE_EVERY,
     DataSettings,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from automl.space import parameters as hyper
+from automl.space import limits as hyper
 from automl.space.messages import Problems, shown, unknown
 from automl.space.points import contains, is_divided, is_too_fine
 from automl.space.schema_space import ChoiceSection, FloatSection, IntSection

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from automl.lora import Hyperparameters
-from automl.space import parameters as hyper
+from automl.space import limits as hyper
 from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint
 from automl.space.points import MOST_CONFIGURATIONS, Values, configurations, count_configurations, values

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from automl.space import parameters as hyper
+from automl.space import limits as hyper
 from automl.space.schema_base import AnyScalar, Section, mistake
 from automl.trial import Scalar
 

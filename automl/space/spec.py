@@ -153,7 +153,7 @@ class SearchSettings:
 
     trials: COMPLETE + PRUNED trials; steps: optimizer steps of a full trial; evaluate_every: the grid on which trials
     are judged. evaluations: (step, rows) of each measurement; empty = all evaluation rows at every multiple of
-    evaluate_every; None = to be chosen by `automl.sweep.evaluation` when model and data are known. max_seconds,
+    evaluate_every; None = to be chosen by `automl.setup.evaluation` when model and data are known. max_seconds,
     max_steps: further budgets (None = none); max_steps counts training steps of all trials. keep: adapters that stay on
     disk. importance: of modules is measured while trials train. warm_start: another study of the database, whose best
     configurations are tried first. patience: trials without a better value after which no new one starts (None = no

@@ -178,7 +178,7 @@ class StudyLease:
 
     def accept(self, folder: str | None = None) -> None:
         """Record that the run has begun, by which space and from where, and the study's folder if it is given."""
-        self._database.patience.call(lambda: self._accept(folder))
+        self._database.retry.call(lambda: self._accept(folder))
 
     def verify(self, connection: Connection | None = None) -> None:
         """Raise LeaseLostError unless this driver still holds the lease, expired or not.
@@ -273,7 +273,7 @@ class _Tenure:
         self._ttl = ttl_seconds
         self._is_run = is_run  # and therefore shown as what was last done with the study
         # The driver's own thread gives up first, and in better order.
-        grace = database.patience.seconds
+        grace = database.retry.seconds
         self._patience = max(ttl_seconds, grace + _AFTER_THE_DRIVER) if grace else ttl_seconds
         self._on_lost = on_lost
         # A connection of its own for each renewal: the driver's pool may be busy, its transactions long.
@@ -315,7 +315,7 @@ class _Tenure:
         self._thread.join(self._ttl)
         try:
             if gives_back:
-                self._database.patience.call(self._release)
+                self._database.retry.call(self._release)
         except (StorageError, ResourceError, InterruptedSearch) as error:
             logger.warning("%s was not given back, it expires in %.0f s: %s", self.what, self._ttl, error)
 

@@ -118,7 +118,7 @@ class CurvePoint(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class Rounds:
     """How quickly a study is trained: steps of all its trials within the last `seconds`. now: the database's clock."""
 
     steps: int
@@ -350,7 +350,7 @@ def standing(database: Database, study: str) -> list[Standing]:
         return [Standing(*row) for row in connection.execute(_STANDING, {"study": study})]
 
 
-def pace(database: Database, study: str, *, seconds: float = 300.0) -> Pace | None:
+def pace(database: Database, study: str, *, seconds: float = 300.0) -> Rounds | None:
     """How quickly a study was trained in the last minutes, or since its first measurement; None if it was not."""
     mine = measurements.c.study_name == study
     with database.reading("read the pace of a study") as connection:
@@ -365,7 +365,7 @@ def pace(database: Database, study: str, *, seconds: float = 300.0) -> Pace | No
         ).scalar()
     if not steps or first is None:
         return None
-    return Pace(steps=int(steps), seconds=min(seconds, (now - first).total_seconds()), now=now)
+    return Rounds(steps=int(steps), seconds=min(seconds, (now - first).total_seconds()), now=now)
 
 
 def list_page(

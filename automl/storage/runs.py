@@ -98,7 +98,7 @@ class RunLog:
                 change(connection)
                 self._guard(connection)
 
-        self._database.patience.call(write)
+        self._database.retry.call(write)
 
 
 def _run(row: Row[Any]) -> RunRow:

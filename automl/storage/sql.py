@@ -25,7 +25,7 @@ from automl.storage import schema
 from automl.storage.base import Artifact, Attempt, AttemptState, ResultStore, SweepRow
 from automl.storage.connect import WRITES, Guard, make_engine, storage_errors
 from automl.storage.importance import read_importances, replace_importances
-from automl.storage.patience import Patience
+from automl.storage.retry import Retry
 from automl.storage.schema import DatabaseStatus
 from automl.storage.tables import Now, artifacts, attempts, events, measurements, metric_values, sweeps
 from automl.storage.url import mask_url, parse_url
@@ -55,7 +55,7 @@ def open_database(url: str, *, create: bool, read_only: bool = False, grace_seco
     create: make the file and the tables if there are none; without it nothing is ever written by opening, so a missing,
     empty, damaged or foreign file stays as it is. Who creates will write, so a large SQLite file is then looked at page
     by page; else only a small one is, and damage to another is noticed where it is read. read_only: for viewers, every
-    write fails. grace_seconds: longest outage that the holder of a lease waits out, see `automl.storage.patience`;
+    write fails. grace_seconds: longest outage that the holder of a lease waits out, see `automl.storage.retry`;
     opening itself does not wait.
     Raises StorageError with a one-line hint (`automl db init`, `automl db upgrade`).
     """
@@ -77,7 +77,7 @@ class Database:
     def __init__(self, url: URL, *, read_only: bool = False, grace_seconds: float = 0.0) -> None:
         self.address = url  # with its password: for this package only
         self.read_only = read_only
-        self.patience = Patience(url, grace_seconds)
+        self.retry = Retry(url, grace_seconds)
         self._engine = make_engine(url, read_only=read_only)
         self._handed_out: dict[Guard | None, RDBStorage] = {}
         self._handing_out = threading.Lock()
@@ -114,13 +114,13 @@ class Database:
 
     def driver_storage(self, guard: Guard) -> BaseStorage:
         """Optuna's storage for the holder of a study's lease, who waits while the database is away."""
-        from automl.storage.optuna_patience import PatientStorage
+        from automl.storage.optuna_retry import RetryingStorage
 
         def verify() -> None:
             with self.reading("verify the lease") as connection:
                 guard(connection)
 
-        return PatientStorage(self.optuna_storage(guard), self.patience, verify)
+        return RetryingStorage(self.optuna_storage(guard), self.retry, verify)
 
     def studies(self) -> list[SweepRow]:
         """All studies that a sweep was started for, by name."""
@@ -184,7 +184,7 @@ def patient(store: C) -> C:
 def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, *arguments: Any, **named: Any) -> Any:
-        return self._database.patience.call(partial(method, self, *arguments, **named))
+        return self._database.retry.call(partial(method, self, *arguments, **named))
 
     return call
 

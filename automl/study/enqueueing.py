@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from automl.space.spec import SearchSpace
 from automl.storage.base import ResultStore
-from automl.study.beginning import best_of_earlier
 from automl.study.outcome import STOP_REASON
+from automl.study.warm_start import best_of_earlier
 from automl.trial import Scalar, StopReason
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Callable
 
 from automl.storage.base import Artifact, ResultStore
-from automl.study.front import Point, pareto_front
+from automl.study.pareto import Point, pareto_front
 
 ADAPTER = "adapter"
 

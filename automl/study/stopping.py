@@ -8,8 +8,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from automl.study.curves import Look
-from automl.study.front import Front, Point
 from automl.study.outcome import CONSTRAINT_OF, STOP_REASON
+from automl.study.pareto import Front, Point
 
 _AT_THE_END = 0  # instead of a step: complete trials are compared with each other, whatever their last step was
 

@@ -28,14 +28,15 @@ from automl.space.assemble import active_parameters, assemble
 from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
+from automl.storage.optuna_cache import CachedStorage
 from automl.study.budget import Budget, last_line
 from automl.study.continuing import OURS, refuse_unfit
 from automl.study.distributions import suggest
 from automl.study.enqueueing import WARM_START, lent, missing
 from automl.study.feasibility import Feasibility
-from automl.study.front import Point
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent, exhausted_text
 from automl.study.outlook import Outlook, outlook
+from automl.study.pareto import Point
 from automl.study.parking import ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
 from automl.study.pruners import make_pruner
@@ -44,7 +45,6 @@ from automl.study.samplers import configurations_of, make_sampler, view_for
 from automl.study.screening import screen
 from automl.study.seeding import data_seed, trial_seed
 from automl.study.shown import ShownTrials
-from automl.study.sole_writer import SoleWriterStorage
 from automl.study.stopping import Stall
 from automl.trial import Action, Decision, Measurement, Scalar, StopReason, TrialFailure, TrialSpec, TrialState
 
@@ -133,7 +133,7 @@ class Study:
         self.metric = metric
         self.direction: Direction = direction or METRICS[metric].direction
         self._bounds = bounds or (METRICS[metric].low, METRICS[metric].high)
-        self._storage = SoleWriterStorage(storage)
+        self._storage = CachedStorage(storage)
         self._store = store
         self._space = space
         self._settings = settings

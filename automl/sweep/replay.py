@@ -13,12 +13,12 @@ from automl.errors import SpaceChangedError
 from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost, read_table
+from automl.results.recorded import BASELINE, TABLE, last_event
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.study.study import Study, StudyEvent
-from automl.sweep.record import BASELINE, TABLE, last_event
 from automl.sweep.signals import StopRequest
 from automl.trial import Scalar, TrialState
 
@@ -85,7 +85,7 @@ def _drive(
 
     def halt(reason: str) -> None:
         dispatcher.stop(reason)
-        database.patience.interrupt(reason)
+        database.retry.interrupt(reason)
 
     stop.then(halt)
     host = partial(TableHost, table, metric=spec.task.metric, capacity=spec.run.slots or 1, begun=_begun(study, store))

@@ -19,6 +19,20 @@ from automl.execution import make_executor
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
 from automl.provenance import processor, provenance
+from automl.report.write import renew_report
+from automl.results.disk import DiskWatch
+from automl.results.home import Home, open_home
+from automl.results.recorded import BASELINE, GROUND, WORKERS, last_event, with_recorded_rules
+from automl.results.summary import Summary, summarise, write_summary
+from automl.setup.changing import advise, hindrance
+from automl.setup.database_check import check_warm_start
+from automl.setup.evaluation import settle_evaluation
+from automl.setup.host import build_host, build_host_anywhere
+from automl.setup.hosts import publish
+from automl.setup.machine import choose_layout
+from automl.setup.packing import choose_packing, host_settings, kernel_of, prove
+from automl.setup.precision import settle_precision
+from automl.setup.prepare import Inputs, prepare
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import digest_folder
 from automl.storage.base import ResultStore, RunEnd
@@ -27,27 +41,13 @@ from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
-from automl.sweep.changing import advise, hindrance
-from automl.sweep.database_check import check_warm_start
-from automl.sweep.disk import DiskWatch
 from automl.sweep.ending import recorded_run
-from automl.sweep.evaluation import settle_evaluation
-from automl.sweep.ground import Ground, prepare
-from automl.sweep.home import Home, open_home
-from automl.sweep.host import build_host, build_host_anywhere
-from automl.sweep.keeping import store_results
-from automl.sweep.layout import choose_layout
-from automl.sweep.packing import choose_packing, host_settings, kernel_of, prove
-from automl.sweep.precision import settle_precision
-from automl.sweep.reach import publish
-from automl.sweep.record import BASELINE, GROUND, WORKERS, last_event, with_recorded_rules
 from automl.sweep.replay import replay
-from automl.sweep.reporting import renew_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
-from automl.sweep.summary import Summary, summarise, write_summary
-from automl.training.bench import HostSettings
-from automl.training.checkpoint import slot_folder
+from automl.sweep.upload import store_results
+from automl.training.runtime import HostSettings
 from automl.trial import TrialState
+from automl.trial_folders import adapter_folder, adapters_folder, slot_folder, slots_folder
 
 logger = logging.getLogger(__name__)
 
@@ -152,21 +152,21 @@ class _Sweep:
         self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))
         with self._executor() as executor:
             self._stage("preparing model and data")
-            ground = prepare(self._spec, self._cache, has_trials=bool(recorded))
-            for line in ground.advice:
+            inputs = prepare(self._spec, self._cache, has_trials=bool(recorded))
+            for line in inputs.advice:
                 logger.warning(line)
-            ground = prove(self._spec, ground, self._layout, recorded)
-            self._spec = settle_precision(self._spec, ground, self._layout, recorded)
-            self._spec = settle_evaluation(self._spec, ground, recorded)
-            self._packing = choose_packing(self._spec, ground, self._layout)
-            changed = self._changed_ground(store, ground)
-            study = self._open_study(database, store, ground, log.run)
+            inputs = prove(self._spec, inputs, self._layout, recorded)
+            self._spec = settle_precision(self._spec, inputs, self._layout, recorded)
+            self._spec = settle_evaluation(self._spec, inputs, recorded)
+            self._packing = choose_packing(self._spec, inputs, self._layout)
+            changed = self._changed_ground(store, inputs)
+            study = self._open_study(database, store, inputs, log.run)
             self._accept(log.run, store)
             if changed:
                 store.add_event(GROUND, changed)
             if not study.finished:
                 log.has_trained = True
-                self._train(study, database, store, ground, executor, stop)
+                self._train(study, database, store, inputs, executor, stop)
             study.close()  # not after an error: what is parked or interrupted then goes on in the next run
         store.add_event("finished", {"run": log.run})
         log.end(RunEnd.FINISHED)
@@ -196,16 +196,16 @@ class _Sweep:
             folder=self._folder,
         )
 
-    def _changed_ground(self, store: ResultStore, ground: Ground) -> Mapping[str, Any] | None:
+    def _changed_ground(self, store: ResultStore, inputs: Inputs) -> Mapping[str, Any] | None:
         """What is to be remembered of model, data and precision, None if it is; refuses to mix them with others."""
         now: dict[str, Any] = {
-            **ground.fingerprints,
+            **inputs.fingerprints,
             "precision": self._spec.run.precision,
-            "model_parameters": ground.backbone.parameters,
-            "target_sets": list(ground.target_sets),
-            "rows": dict(ground.prepared.rows),
+            "model_parameters": inputs.backbone.parameters,
+            "target_sets": list(inputs.target_sets),
+            "rows": dict(inputs.prepared.rows),
             "rules": self._spec.task.rules,
-            "notes": list(ground.notes),
+            "notes": list(inputs.notes),
             "layout": self._layout.as_dict(),
             "packing": {"slots": self._packing.slots, "solo": self._packing.solo},
             "kernel": kernel_of(self._spec, self._layout, self._packing),
@@ -223,16 +223,16 @@ class _Sweep:
             )
         return now if before != now else None
 
-    def _open_study(self, database: Database, store: ResultStore, ground: Ground, run: int) -> Study:
+    def _open_study(self, database: Database, store: ResultStore, inputs: Inputs, run: int) -> Study:
         return Study(
             name=self._spec.study,
             storage=database.driver_storage(self._lease.verify),
             store=store,
-            space=ground.space,
+            space=inputs.space,
             settings=self._spec.search,
             metric=self._spec.task.metric,
             run=run,
-            derive=ground.derive,
+            derive=inputs.derive,
             space_sha256=self._spec.sha256,
             digest=lambda folder: digest_folder(Path(folder)),
             retire=partial(_delete_adapter, self._folder),
@@ -245,7 +245,7 @@ class _Sweep:
         study: Study,
         database: Database,
         store: ResultStore,
-        ground: Ground,
+        inputs: Inputs,
         executor: Executor,
         stop: StopRequest,
     ) -> None:
@@ -273,29 +273,29 @@ class _Sweep:
 
         def halt(reason: str) -> None:
             dispatcher.stop(reason)
-            database.patience.interrupt(reason)
+            database.retry.interrupt(reason)
 
         stop.then(halt)
-        settings = host_settings(self._spec, ground, self._layout, self._packing)
-        executor.run(dispatcher, self._host_factory(settings, ground))
+        settings = host_settings(self._spec, inputs, self._layout, self._packing)
+        executor.run(dispatcher, self._host_factory(settings, inputs))
         store.add_event(WORKERS, {"starts": [start._asdict() for start in dispatcher.occupation]})
         counts = study.counts()
         ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
         if interruption := dispatcher.interruption(ended, self._spec.search.trials):
             raise interruption
 
-    def _host_factory(self, settings: HostSettings, ground: Ground) -> HostFactory:
+    def _host_factory(self, settings: HostSettings, inputs: Inputs) -> HostFactory:
         """What builds a worker's host; workers of a cluster to join may be on machines that lack model and data."""
         if self._spec.run.executor == "inline" or self._spec.run.address is None:
             return partial(build_host, settings)
         if self._spec.artifacts is not None:
             self._stage(f"putting model and data where the nodes find them, {self._spec.artifacts}")
-            publish(ground, self._spec.artifacts)
+            publish(inputs, self._spec.artifacts)
         return partial(build_host_anywhere, settings, self._spec.artifacts)
 
     def _sum_up(self, database: Database, store: ResultStore) -> Summary:
-        summary = database.patience.call(lambda: summarise(database, self._spec))
-        shutil.rmtree(self._folder / "slots", ignore_errors=True)
+        summary = database.retry.call(lambda: summarise(database, self._spec))
+        shutil.rmtree(slots_folder(self._folder), ignore_errors=True)
         if summary.best is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()) or "none was started"
             raise SearchError(
@@ -308,7 +308,7 @@ class _Sweep:
 
 
 def _delete_adapter(folder: Path, trial: int) -> None:
-    shutil.rmtree(folder / "adapters" / f"trial-{trial:05d}", ignore_errors=True)
+    shutil.rmtree(adapter_folder(folder, trial), ignore_errors=True)
 
 
 def _delete_slot_files(folder: Path, trial: int) -> None:
@@ -318,7 +318,7 @@ def _delete_slot_files(folder: Path, trial: int) -> None:
 def _delete_slot_files_but(folder: Path, in_progress: Set[int]) -> None:
     """Finish what a driver that died between ending a trial and deleting its slot files had begun."""
     kept = {slot_folder(folder, trial) for trial in in_progress}
-    for found in slot_folder(folder, 0).parent.glob("trial-*"):
+    for found in slots_folder(folder).glob("trial-*"):
         if found not in kept:
             shutil.rmtree(found, ignore_errors=True)
 
@@ -329,6 +329,6 @@ def _point_to_best(folder: Path, adapter: str | None) -> None:
         return
     fresh = folder / ".best"
     fresh.unlink(missing_ok=True)
-    here = folder / "adapters" / Path(adapter).name
+    here = adapters_folder(folder) / Path(adapter).name
     fresh.symlink_to(os.path.relpath(here if here.is_dir() else adapter, folder))
     fresh.replace(folder / "best")

@@ -1,6 +1,6 @@
 """Which rows a step trains on, and in which batches rows are evaluated: answers that depend on seed and step alone.
 
-To ask for a batch is a sign of life (`automl.pulse`).
+To ask for a batch is a sign of life (`automl.watchdog`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from automl.pulse import beat
 from automl.tasks.base import Batch, Row, Task
+from automl.watchdog import beat
 
 
 def batch_rows(seed: int, step: int, batch_size: int, rows: int) -> list[int]:

@@ -16,7 +16,7 @@ from automl import durable
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef
 from automl.tasks.base import Task
-from automl.training.bench import HostSettings
+from automl.training.runtime import HostSettings
 from automl.trial import Measurement, TrialSpec
 
 LARGEST_TOKENIZER = 10_000_000
@@ -53,11 +53,6 @@ class AdapterMeta:
             "precision": self.precision,
             "labels": list(self.labels),
         }
-
-
-def adapter_folder(output: Path, trial: int) -> Path:
-    """Where the finished adapter of a trial lies below the study's output folder."""
-    return output / "adapters" / f"trial-{trial:05d}"
 
 
 def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measurement: Measurement) -> AdapterMeta:

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from automl import durable
 from automl.errors import CheckpointError
-from automl.training.bench import HostSettings
+from automl.training.runtime import HostSettings
 from automl.training.state import SlotRecord, TrainState, identity
 from automl.trial import Measurement, ModuleImportance, TrialSpec
+from automl.trial_folders import slot_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,6 @@ KEPT = 2
 _STEP = "step-"
 _MARK = "attempt-"
 _OPTIONAL = ("importance", "method")
-
-
-def slot_folder(output: Path, trial: int) -> Path:
-    """Where the slot files of a trial lie below the study's output folder."""
-    return output / "slots" / f"trial-{trial:05d}"
 
 
 def slot_files(settings: HostSettings, spec: TrialSpec) -> SlotFolder:

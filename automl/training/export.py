@@ -20,7 +20,7 @@ from automl.models.calling import quietly
 from automl.models.inventory import made_anew
 from automl.tasks import make_task
 from automl.training.adapter import AdapterMeta, adapter_draft
-from automl.training.bench import Bench, HostSettings, Split, load_bench
+from automl.training.runtime import HostSettings, Runtime, Split, load_bench
 
 
 def export_adapter(
@@ -94,20 +94,20 @@ def evaluate_export(folder: Path, settings: HostSettings, split: Split = "valida
     CPU); on `test` all rows are used. Raises CheckpointError if the folder is damaged or of another backbone.
     """
     _verified(folder, "adapter", settings)
-    bench = load_bench(settings)
-    return _evaluate(_with_adapter(bench.model, folder), bench, settings, split)
+    runtime = load_bench(settings)
+    return _evaluate(_with_adapter(runtime.model, folder), runtime, settings, split)
 
 
 def evaluate_merged(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
     """The same for a folder that `merge_adapter` has written."""
     _verified(folder, "merged", settings)
-    bench = load_bench(replace(settings, backbone=replace(settings.backbone, path=str(folder))))
-    return _evaluate(bench.model, bench, settings, split)
+    runtime = load_bench(replace(settings, backbone=replace(settings.backbone, path=str(folder))))
+    return _evaluate(runtime.model, runtime, settings, split)
 
 
-def _evaluate(model: nn.Module, bench: Bench, settings: HostSettings, split: Split) -> dict[str, float]:
-    rows = bench.evaluation_rows if split == "validation" else bench.task.rows(settings.prepared, split)
-    return bench.evaluate(model.to(bench.device), rows, bench.evaluation_tokens)
+def _evaluate(model: nn.Module, runtime: Runtime, settings: HostSettings, split: Split) -> dict[str, float]:
+    rows = runtime.evaluation_rows if split == "validation" else runtime.task.rows(settings.prepared, split)
+    return runtime.evaluate(model.to(runtime.device), rows, runtime.evaluation_tokens)
 
 
 def _verified(folder: Path, kind: str, settings: HostSettings) -> dict[str, Any]:

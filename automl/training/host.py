@@ -18,14 +18,15 @@ from torch import nn
 from automl import durable
 from automl.errors import CheckpointError, Diverged, OutOfMemory, ResourceError
 from automl.importance.heldout import affordable_rows
-from automl.training.adapter import AdapterMeta, adapter_folder, adapter_meta
-from automl.training.bench import Bench, HostSettings, load_bench
-from automl.training.checkpoint import SlotFolder, slot_files, slot_folder
+from automl.training.adapter import AdapterMeta, adapter_meta
+from automl.training.checkpoint import SlotFolder, slot_files
 from automl.training.export import export_adapter
 from automl.training.finalists import Finalists
+from automl.training.runtime import HostSettings, Runtime, load_bench
 from automl.training.solo import SoloTrial, train
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
+from automl.trial_folders import adapter_folder, slot_folder
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +88,9 @@ class SoloHost:
     busy_seconds: spent on training, evaluating and writing what came of it.
     """
 
-    def __init__(self, settings: HostSettings, bench: Bench) -> None:
+    def __init__(self, settings: HostSettings, runtime: Runtime) -> None:
         self.settings = settings
-        self.bench = bench
+        self.runtime = runtime
         self._finalists = Finalists(settings.task.metric)
         self.busy_seconds = 0.0
         self._residents: dict[int, Resident] = {}
@@ -161,7 +162,7 @@ class SoloHost:
             return self.settings.prepared.baseline
         for resident in self._residents.values():
             resident.rise()
-        return self.bench.evaluate(self._untrained(), self.bench.evaluation_rows, self.bench.evaluation_tokens)
+        return self.runtime.evaluate(self._untrained(), self.runtime.evaluation_rows, self.runtime.evaluation_tokens)
 
     def shutdown(self) -> None:
         """Take every trial off the backbone. Slot files stay."""
@@ -208,7 +209,7 @@ class SoloHost:
             trained = resident.spec.steps * resident.spec.hyper.batch_size
             measurement = resident.trial.measure_held_out(measurement, affordable_rows(trained))
         folder = adapter_folder(Path(self.settings.output).absolute(), resident.spec.number)
-        self._export(resident.trial, folder, adapter_meta(self.settings, self.bench.task, resident.spec, measurement))
+        self._export(resident.trial, folder, adapter_meta(self.settings, self.runtime.task, resident.spec, measurement))
         return replace(measurement, adapter=str(folder))
 
     def _save(self, resident: Resident, measurement: Measurement) -> None:
@@ -222,11 +223,11 @@ class SoloHost:
             resident.rise()
 
     def _trial(self, spec: TrialSpec, state: TrainState | None) -> SoloTrial:
-        return SoloTrial(spec, self.bench, state)
+        return SoloTrial(spec, self.runtime, state)
 
     def _untrained(self) -> nn.Module:
         """The backbone without an adapter, ready to be evaluated."""
-        return self.bench.model
+        return self.runtime.model
 
     def _claim(self, slot: SlotFolder) -> None:
         slot.claim()
@@ -235,7 +236,7 @@ class SoloHost:
         slot.save(record)
 
     def _export(self, trial: SoloTrial, folder: Path, meta: AdapterMeta) -> None:
-        export_adapter(trial.model, folder, meta, tokenizer=self.bench.tokenizer)
+        export_adapter(trial.model, folder, meta, tokenizer=self.runtime.tokenizer)
 
     def _fail(self, resident: Resident, reason: StopReason, message: str) -> TrialFailure:
         step = resident.trial.step if resident.trial is not None else resident.step

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from automl.models.calling import quietly
-from automl.training.bench import HostSettings, Split, load_bench
+from automl.training.runtime import HostSettings, Split, load_bench
 
 
 class Reloaded(NamedTuple):
@@ -31,10 +31,10 @@ def measure_afresh(lines: Sequence[str], settings: HostSettings, split: Split = 
 
 
 def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
-    bench = load_bench(settings, _model_of(text))
-    rows = bench.evaluation_rows if split == "validation" else bench.task.rows(settings.prepared, split)
-    found = bench.evaluate(bench.model, rows, bench.evaluation_tokens)
-    config: Any = bench.model.config
+    runtime = load_bench(settings, _model_of(text))
+    rows = runtime.evaluation_rows if split == "validation" else runtime.task.rows(settings.prepared, split)
+    found = runtime.evaluate(runtime.model, rows, runtime.evaluation_tokens)
+    config: Any = runtime.model.config
     names = config.id2label if settings.prepared.labels else {}
     return Reloaded(found, tuple(names[index] for index in sorted(names)))
 

@@ -27,10 +27,10 @@ from automl.methods.seeding import SeededDropout, dropout_state, stream
 from automl.tasks.base import Row
 from automl.training import optim
 from automl.training.adapter import AdapterMeta
-from automl.training.bench import Bench, HostSettings, choose_device, load_bench, load_model
 from automl.training.checkpoint import SlotFolder
 from automl.training.export import export_adapter, travelling
 from automl.training.host import Resident, SoloHost
+from automl.training.runtime import HostSettings, Runtime, choose_device, load_bench, load_model
 from automl.training.solo import SoloTrial
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, TrialSpec
@@ -53,9 +53,9 @@ class ShardedHost(SoloHost):
     on the device block by block, where only the share stays.
     """
 
-    def __init__(self, settings: HostSettings, bench: Bench) -> None:
-        super().__init__(settings, bench)
-        self.mesh = init_device_mesh(bench.device.type, (distributed.get_world_size(),))
+    def __init__(self, settings: HostSettings, runtime: Runtime) -> None:
+        super().__init__(settings, runtime)
+        self.mesh = init_device_mesh(runtime.device.type, (distributed.get_world_size(),))
         self._is_whole = True
 
     @property
@@ -74,16 +74,16 @@ class ShardedHost(SoloHost):
         return ShardedTrial(spec, self._whole(), state, mesh=self.mesh)
 
     def _untrained(self) -> nn.Module:
-        bench = self._whole()
-        shard(bench.model, self.mesh)
-        return bench.model
+        runtime = self._whole()
+        shard(runtime.model, self.mesh)
+        return runtime.model
 
-    def _whole(self) -> Bench:
+    def _whole(self) -> Runtime:
         """The bench with a backbone that nothing has been shared out of."""
         if not self._is_whole:
-            self.bench = replace(self.bench, model=load_model(self.settings))
+            self.runtime = replace(self.runtime, model=load_model(self.settings))
         self._is_whole = False
-        return self.bench
+        return self.runtime
 
     def _stretch(self, resident: Resident) -> Measurement:
         with peers_named():
@@ -103,7 +103,7 @@ class ShardedHost(SoloHost):
     def _export(self, trial: SoloTrial, folder: Path, meta: AdapterMeta) -> None:
         tensors = {name: whole(tensor) for name, tensor in travelling(trial.model).items()}
         if self.is_writer:
-            export_adapter(trial.model, folder, meta, tokenizer=self.bench.tokenizer, tensors=tensors)
+            export_adapter(trial.model, folder, meta, tokenizer=self.runtime.tokenizer, tensors=tensors)
 
 
 class ShardedTrial(SoloTrial):
@@ -114,8 +114,8 @@ class ShardedTrial(SoloTrial):
     smaller: the trial fails.
     """
 
-    def __init__(self, spec: TrialSpec, bench: Bench, state: TrainState | None = None, *, mesh: DeviceMesh) -> None:
-        super().__init__(spec, bench, state)
+    def __init__(self, spec: TrialSpec, runtime: Runtime, state: TrainState | None = None, *, mesh: DeviceMesh) -> None:
+        super().__init__(spec, runtime, state)
         self._mesh = mesh
 
     def measure(self) -> Measurement:
@@ -133,7 +133,7 @@ class ShardedTrial(SoloTrial):
     def _attach_adapter(self) -> Any:
         model = super()._attach_adapter()
         shard(model, self._mesh)
-        masks = stream(self.spec.seed, f"dropout of process {distributed.get_rank()}", self.bench.device)
+        masks = stream(self.spec.seed, f"dropout of process {distributed.get_rank()}", self.runtime.device)
         for module in model.modules():
             if isinstance(module, SeededDropout):
                 module.generator = masks
@@ -158,7 +158,7 @@ class ShardedTrial(SoloTrial):
         own = dropout_state(model)
         if own is None:
             return None
-        own = own.to(self.bench.device)
+        own = own.to(self.runtime.device)
         states = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
         distributed.all_gather(states, own)
         return torch.cat(states).cpu()
@@ -180,11 +180,11 @@ class ShardedTrial(SoloTrial):
         """
         rank, world = distributed.get_rank(), distributed.get_world_size()
         mine = rows[rank::world]
-        batch = self.bench.batch(mine or rows[:1])
+        batch = self.runtime.batch(mine or rows[:1])
         self._seat.optimizer.zero_grad(set_to_none=True)
-        parts = self.bench.task.loss(self._seat.model, batch)
+        parts = self.runtime.task.loss(self._seat.model, batch)
         own = [float(parts.total.detach()), parts.count, int(batch["attention_mask"].sum())] if mine else [0.0, 0, 0]
-        sums = torch.tensor(own, dtype=torch.float64, device=self.bench.device)
+        sums = torch.tensor(own, dtype=torch.float64, device=self.runtime.device)
         distributed.all_reduce(sums)
         total, count, tokens = sums.tolist()
         if count == 0:

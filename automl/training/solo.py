@@ -27,8 +27,8 @@ from automl.models.inventory import head_modules, resolve_targets
 from automl.tasks.base import Row
 from automl.tasks.batches import batch_rows, some_of
 from automl.training import optim
-from automl.training.bench import Bench
 from automl.training.memory import halving, is_out_of_memory
+from automl.training.runtime import Runtime
 from automl.training.state import TrainState
 from automl.trial import Measurement, ModuleImportance, TrialSpec
 
@@ -55,14 +55,14 @@ class SoloTrial:
     the last step, mean over its batch.
     """
 
-    def __init__(self, spec: TrialSpec, bench: Bench, state: TrainState | None = None) -> None:
+    def __init__(self, spec: TrialSpec, runtime: Runtime, state: TrainState | None = None) -> None:
         self.spec = spec
-        self.bench = bench
+        self.runtime = runtime
         self.step = state.step if state else 0
         self.seconds = state.seconds if state else 0.0
         self.tokens = state.tokens if state else 0
         self.micro_batch = state.micro_batch if state else spec.hyper.batch_size
-        self.evaluation_tokens = state.evaluation_tokens if state else bench.evaluation_tokens
+        self.evaluation_tokens = state.evaluation_tokens if state else runtime.evaluation_tokens
         self.loss = math.nan
         self._method = METHODS[spec.hyper.method]
         self._start = state
@@ -132,10 +132,10 @@ class SoloTrial:
 
     def measure(self) -> Measurement:
         """Metrics on the evaluation rows of this step. Raises Diverged or OutOfMemory."""
-        rows = some_of(self.bench.evaluation_rows, self.spec.rows_at(self.step))
+        rows = some_of(self.runtime.evaluation_rows, self.spec.rows_at(self.step))
         metrics, self.evaluation_tokens = self._within_memory(
             self.evaluation_tokens,
-            lambda at_once: self.bench.evaluate(self._seat.model, rows, at_once),
+            lambda at_once: self.runtime.evaluate(self._seat.model, rows, at_once),
             what=f"the evaluation of trial {self.spec.number}",
         )
         _check_finite(metrics, self.step)
@@ -156,7 +156,7 @@ class SoloTrial:
         """
         if not (measurement.importances and rows):
             return measurement
-        batches = in_batches(self.bench.evaluation_rows[:rows])
+        batches = in_batches(self.runtime.evaluation_rows[:rows])
         try:
             effects = [self._removal_effects(batch) for batch in batches]
         except (RuntimeError, MemoryError) as error:
@@ -180,12 +180,12 @@ class SoloTrial:
         return self._attached
 
     def _attach_adapter(self) -> Any:
-        bench, hyper = self.bench, self.spec.hyper
-        self._layers = resolve_targets(bench.model, hyper.target, bench.targets)
-        self._norms = weight_norms(bench.model, self._layers)
+        runtime, hyper = self.runtime, self.spec.hyper
+        self._layers = resolve_targets(runtime.model, hyper.target, runtime.targets)
+        self._norms = weight_norms(runtime.model, self._layers)
         paths = [layer.path for layer in self._layers]
-        heads = head_modules(bench.model)
-        return self._method.attach(bench.model, hyper, paths, heads, self.spec.seed, steps=self.spec.steps)
+        heads = head_modules(runtime.model)
+        return self._method.attach(runtime.model, hyper, paths, heads, self.spec.seed, steps=self.spec.steps)
 
     def _put_back(
         self, start: TrainState, model: Any, parameters: optim.Parameters, optimizer: torch.optim.AdamW
@@ -208,7 +208,7 @@ class SoloTrial:
     def _sensitivity(self, model: Any) -> Sensitivity | None:
         """As new or as it was left; None if it is not wanted or the method has no low-rank updates."""
         ranks = [update.a.shape[0] for update in self._method.low_rank(model)]
-        if not self.bench.importance or not ranks:
+        if not self.runtime.importance or not ranks:
             return None
         sensitivity = Sensitivity(self._layers, max(ranks), self._norms)
         if self._start is not None:
@@ -225,8 +225,8 @@ class SoloTrial:
         seat = self._seat
         seat.model.eval()
         seat.optimizer.zero_grad(set_to_none=True)
-        with self.bench.autocast():
-            parts = self.bench.task.loss(seat.model, self.bench.batch(rows))
+        with self.runtime.autocast():
+            parts = self.runtime.task.loss(seat.model, self.runtime.batch(rows))
         torch.autograd.backward(parts.total / max(1, parts.count))
         return removal_effects(self._factors(seat.model))
 
@@ -238,7 +238,7 @@ class SoloTrial:
 
     def _rows(self) -> list[Row]:
         """The rows of this step: a function of data seed, step and batch size."""
-        rows = self.bench.train_rows
+        rows = self.runtime.train_rows
         return [
             rows[index] for index in batch_rows(self.spec.data_seed, self.step, self.spec.hyper.batch_size, len(rows))
         ]
@@ -254,9 +254,9 @@ class SoloTrial:
         seat.optimizer.zero_grad(set_to_none=True)
         total, count, tokens = 0.0, 0, 0
         for start in range(0, len(rows), at_once):
-            batch = self.bench.batch(rows[start : start + at_once])
-            with self.bench.autocast():
-                parts = self.bench.task.loss(seat.model, batch)
+            batch = self.runtime.batch(rows[start : start + at_once])
+            with self.runtime.autocast():
+                parts = self.runtime.task.loss(seat.model, batch)
             torch.autograd.backward(parts.total)
             total += float(parts.total.detach())
             count += parts.count

@@ -10,11 +10,11 @@ from types import MappingProxyType
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
 from automl.metric import METRICS
+from automl.results.summary import configuration_text
+from automl.setup.prepare import Derivation
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace
 from automl.storage.trials import TrialRow
-from automl.sweep.ground import Derivation
-from automl.sweep.summary import configuration_text
 from automl.trial import Scalar, TrialState
 from automl.verify.plan import GRID, Arm, ArmKind, Comparison
 from automl.verify.ranks import cost, even_ranks, random_ranks, spent

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from automl.errors import AutomlError, ResourceError, SearchError
 from automl.execution.base import Host
-from automl.sweep.host import build_host
-from automl.training.bench import HostSettings
+from automl.setup.host import build_host
+from automl.training.runtime import HostSettings
 from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec
 
 if TYPE_CHECKING:

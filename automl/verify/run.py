@@ -17,27 +17,27 @@ from typing import Any
 
 from automl import progress
 from automl.errors import DataError, InterruptedSearch, ResourceError, SearchError, SpaceChangedError
+from automl.report.write import renew_report
+from automl.results.disk import check_disk
+from automl.results.folders import study_folder
+from automl.results.home import open_home
+from automl.results.recorded import GROUND, last_event, recorded_space
+from automl.results.summary import summarise, write_summary
+from automl.setup.machine import choose_layout
+from automl.setup.packing import choose_packing, host_settings, prove
+from automl.setup.precision import settle_precision
+from automl.setup.prepare import Inputs, prepare
 from automl.space.spec import SweepSpec
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.storage.trials import list_trials
 from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
 from automl.study.seeding import data_seed, derive_seed, trial_seed
-from automl.sweep.disk import check_disk
-from automl.sweep.folders import study_folder
-from automl.sweep.ground import Ground, prepare
-from automl.sweep.home import open_home
-from automl.sweep.keeping import store_results
-from automl.sweep.layout import choose_layout
-from automl.sweep.packing import choose_packing, host_settings, prove
-from automl.sweep.precision import settle_precision
-from automl.sweep.record import GROUND, last_event, recorded_space
-from automl.sweep.reporting import renew_report
 from automl.sweep.signals import StopRequest, signals_as_interruption
-from automl.sweep.summary import summarise, write_summary
+from automl.sweep.upload import store_results
 from automl.tasks import TASKS, make_task
 from automl.tasks.classification import majority_scores
-from automl.training.bench import HostSettings
+from automl.training.runtime import HostSettings
 from automl.trial import Measurement, StopReason, TrialFailure
 from automl.verify.arms import Candidates, choose_arms, choose_comparisons
 from automl.verify.conclude import conclude
@@ -97,7 +97,7 @@ def _verified(
     store = VerificationStore(database, spec.study, guard=lease.verify)
     with progress.telling("preparing the verification".format):
         work = _Work(database, spec, cache)
-    number, plan, known = database.patience.call(lambda: work.plan(store.latest(), options))
+    number, plan, known = database.retry.call(lambda: work.plan(store.latest(), options))
     if known is not None and known.is_done:
         return known
     if known is None:
@@ -106,7 +106,7 @@ def _verified(
     scores = work.train(plan, number, store)
     store.finish(number, conclude(plan, scores))
     renew_report(database, spec, guard=lease.verify)
-    summary = database.patience.call(lambda: summarise(database, spec))
+    summary = database.retry.call(lambda: summarise(database, spec))
     write_summary(summary, Path(summary.folder))
     store_results(database.store(spec.study, guard=lease.verify), spec)
     found = store.latest()
@@ -135,11 +135,11 @@ class _Work:
         self._store = database.store(spec.study)
         recorded = last_event(self._store, GROUND)
         check_disk(study_folder(spec))
-        ground = prepare(spec, cache, has_trials=recorded is not None)
-        _check_same(spec.study, recorded or {}, ground)
+        inputs = prepare(spec, cache, has_trials=recorded is not None)
+        _check_same(spec.study, recorded or {}, inputs)
         self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
-        self._ground = prove(spec, ground, self._layout, recorded)
-        self._spec = settle_precision(spec, self._ground, self._layout, recorded)
+        self._inputs = prove(spec, inputs, self._layout, recorded)
+        self._spec = settle_precision(spec, self._inputs, self._layout, recorded)
         self._folder = study_folder(spec) / "verification"
         self._stopped: str | None = None
         self._wanted = 0  # trainings of the crew at work
@@ -147,7 +147,7 @@ class _Work:
     def halt(self, reason: str) -> None:
         """Stop as soon as may be, also while the database is away; called from a signal handler."""
         self._stopped = reason
-        self._database.patience.interrupt(reason)
+        self._database.retry.interrupt(reason)
 
     def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
@@ -179,14 +179,14 @@ class _Work:
         return scores
 
     def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None) -> Plan:
-        spec, ground = self._spec, self._ground
+        spec, inputs = self._spec, self._inputs
         rows = list_trials(self._database, spec.study)
         candidates = Candidates(
             rows,
             recorded_space(self._store, spec),
-            ground.derive,
+            inputs.derive,
             metric=spec.task.metric,
-            rows=min(spec.task.evaluate_rows or sys.maxsize, ground.prepared.rows["validation"]),
+            rows=min(spec.task.evaluate_rows or sys.maxsize, inputs.prepared.rows["validation"]),
             final_ranks={
                 trial: {module.module: module.rank for module in modules}
                 for trial, modules in self._database.importances(spec.study).items()
@@ -201,7 +201,7 @@ class _Work:
             seed=derive_seed("random-ranks", spec.search.seed, number),
         )
         task = make_task(spec.task)
-        test = task.rows(ground.prepared, "test")
+        test = task.rows(inputs.prepared, "test")
         return Plan(
             study=spec.study,
             metric=spec.task.metric,
@@ -212,12 +212,12 @@ class _Work:
             arms=tuple(arms),
             comparisons=tuple(choose_comparisons(arms)),
             winner_value=candidates.best_value,
-            model=ground.backbone.fingerprint,
-            data=ground.prepared.fingerprint,
+            model=inputs.backbone.fingerprint,
+            data=inputs.prepared.fingerprint,
             test=fingerprint(test),
             test_rows=len(test),
             precision=spec.run.precision,
-            majority=majority_scores([row["labels"] for row in test]) if ground.prepared.labels else {},
+            majority=majority_scores([row["labels"] for row in test]) if inputs.prepared.labels else {},
         )
 
     def _suggested(self, options: Options) -> Mapping[str, int] | None:
@@ -264,11 +264,11 @@ class _Work:
 
     def _settings(self, plan: Plan, number: int, split: ScoredSplit) -> HostSettings:
         """As for the workers of the search, but with the test rows, and without what only a search wants to know."""
-        packing = choose_packing(self._spec, self._ground, self._layout)
-        settings = host_settings(self._spec, self._ground, self._layout, packing)
+        packing = choose_packing(self._spec, self._inputs, self._layout)
+        settings = host_settings(self._spec, self._inputs, self._layout, packing)
         return replace(
             settings,
-            prepared=self._ground.prepared if split == "test" else settings.prepared,
+            prepared=self._inputs.prepared if split == "test" else settings.prepared,
             judged_on=split,
             output=str(self._folder / str(number)),
             largest=max(plan.arms, key=lambda arm: arm.trainable_params).hyper,
@@ -304,9 +304,9 @@ class _Work:
 _UNTRAINED = Training(arm=UNTRAINED, seed=0, learning_rate=0.0, split="test")
 
 
-def _check_same(study: str, recorded: Mapping[str, Any], ground: Ground) -> None:
+def _check_same(study: str, recorded: Mapping[str, Any], inputs: Inputs) -> None:
     """Raise SpaceChangedError unless model and data, the test rows included, are those the search was started with."""
-    now = ground.fingerprints
+    now = inputs.fingerprints
     changed = [name for name in ("model", "data") if name in recorded and recorded[name] != now[name]]
     if changed:
         raise SpaceChangedError(

@@ -183,7 +183,7 @@ import json
 from pathlib import Path
 from automl.errors import AutomlError
 from automl.space.load import parse_space
-from automl.sweep.ground import prepare
+from automl.setup.prepare import prepare
 answers = []
 for text in json.loads(sys.stdin.read()):
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from automl.execution.ray_head import lacking
+from automl.execution.ray_driver import lacking
 from automl.execution.ray_link import Fleet
 
 

@@ -284,7 +284,7 @@ def _write(address: str, study: int, number: int, trials: int, barrier: Any, err
         with open_database(address, create=False, grace_seconds=120.0) as database:
             store, storage = database.store("crowd"), database.optuna_storage()
             for trial in range(number * trials, (number + 1) * trials):
-                database.patience.call(lambda: storage.create_new_trial(study))
+                database.retry.call(lambda: storage.create_new_trial(study))
                 store.start_attempt(trial, worker=number, run=1)
                 for step in range(1, 6):
                     store.add_measurements([Measurement(trial=trial, step=step, metrics={"loss": 1.0})])

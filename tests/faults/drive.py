@@ -20,7 +20,7 @@ from automl.errors import AutomlError, InterruptedSearch
 from automl.execution import make_executor
 from automl.execution.dispatch import Dispatcher
 from automl.space.spec import SearchSettings
-from automl.storage.patience import Patience
+from automl.storage.retry import Retry
 from tests.faults.search import open_search
 from tests.formula import FormulaHost
 
@@ -119,7 +119,7 @@ def drive(
     )
     with executor, searching(folder, SETTINGS) as opened:
         dispatcher = Dispatcher(opened.study)
-        stop_on_signals(dispatcher, opened.database.patience)
+        stop_on_signals(dispatcher, opened.database.retry)
         sys.stdout.write("driving\n")
         sys.stdout.flush()
         if not opened.study.finished:
@@ -130,14 +130,14 @@ def drive(
     return 0
 
 
-def stop_on_signals(dispatcher: Dispatcher, patience: Patience) -> None:
+def stop_on_signals(dispatcher: Dispatcher, retry: Retry) -> None:
     """The first signal asks for an orderly stop, the second ends the process at once, as `automl search` has it."""
 
     def handle(number: int, frame: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, lambda *_: os._exit(InterruptedSearch.exit_code))
         dispatcher.stop(signal.Signals(number).name)
-        patience.interrupt(signal.Signals(number).name)
+        retry.interrupt(signal.Signals(number).name)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

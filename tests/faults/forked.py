@@ -17,7 +17,7 @@ from tests.faults.drive import Disturbance, drive_and_report
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["tests.faults.drive", "automl.execution.inline", "automl.storage.optuna_storage", "automl.storage.optuna_patience"]
+    ["tests.faults.drive", "automl.execution.inline", "automl.storage.optuna_storage", "automl.storage.optuna_retry"]
 )
 
 _serial = itertools.count()

@@ -25,7 +25,7 @@ _CASES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("R-30", "pickles and remote code refused", ("tests/models/test_backbone.py", "tests/test_architecture.py")),
     ("R-31", "listeners and secrets under Ray", ("tests/execution/test_ray_executor.py",)),
     ("R-32", "best adapter in a fresh process", ("tests/training/test_adapter_export.py",)),
-    ("R-34", "a worker that hangs", ("tests/test_pulse.py",)),
+    ("R-34", "a worker that hangs", ("tests/test_watchdog.py",)),
     ("R-33 upgrade", "upgrade of older databases", ("tests/storage/test_migrations.py",)),
 )
 _SECONDS = 1800

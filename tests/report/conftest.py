@@ -11,8 +11,8 @@ import pytest
 
 from automl.report.frames import RankSuggestion, StudyFrame
 from automl.report.reading import read_verification
+from automl.report.write import study_frame
 from automl.storage.sql import Database, open_database
-from automl.sweep.reporting import study_frame
 from tests.databases import fresh_sqlite
 from tests.report.studies import (
     HOSTILE,

@@ -10,7 +10,7 @@ import pytest
 from databases import fresh_postgres, fresh_sqlite
 from scheduling import HandClock, program
 
-from automl.schedule.work import Place
+from automl.schedule.job import Place
 from automl.storage.sql import Database, open_database
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from automl.schedule.daemon import Scheduler, Settings
-from automl.schedule.work import Place
+from automl.schedule.job import Place
 from automl.space.load import DATABASE_VARIABLE
 from automl.storage.claims import Claimant
 from automl.storage.sql import open_database

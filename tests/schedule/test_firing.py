@@ -19,8 +19,8 @@ from test_cron_times import ZONES
 from automl.errors import StorageError, SubmissionRefused
 from automl.schedule.cron import due_slots
 from automl.schedule.due import fire_due, settle
-from automl.schedule.single import run_due
-from automl.schedule.work import Place
+from automl.schedule.job import Place
+from automl.schedule.run_once import run_due
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, Schedule, SubmissionState
 from automl.storage.schedules import ScheduleStore, find_schedule, list_firings, list_schedules

@@ -28,8 +28,8 @@ from scheduling import (
 )
 
 from automl.schedule.daemon import Scheduler, Settings
+from automl.schedule.job import Place, is_worth_retrying
 from automl.schedule.options import Options
-from automl.schedule.work import Place, is_worth_retrying
 from automl.space.load import load_space
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, SubmissionState

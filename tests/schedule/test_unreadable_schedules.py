@@ -15,10 +15,10 @@ from automl.errors import ConfigError
 from automl.schedule.daemon import Scheduler
 from automl.schedule.due import fire_due
 from automl.schedule.garbage import collect
+from automl.schedule.job import Place
 from automl.schedule.metrics import ServiceCollector
 from automl.schedule.options import Options
-from automl.schedule.single import run_due, run_now
-from automl.schedule.work import Place
+from automl.schedule.run_once import run_due, run_now
 from automl.storage.claims import Claimant
 from automl.storage.schedules import list_firings
 from automl.storage.sql import Database

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from automl.report.write import study_frame
+from automl.results.summary import summarise
 from automl.storage.lease import StudyLease
 from automl.storage.removal import remove_study
 from automl.storage.sql import Database, open_database
-from automl.sweep.reporting import study_frame
-from automl.sweep.summary import summarise
 from tests.report.studies import add_study, space_of
 
 TIMES = 50

@@ -18,8 +18,8 @@ from sqlalchemy.exc import OperationalError
 from automl.errors import InterruptedSearch, ResourceError, StorageError
 from automl.storage.base import AttemptState
 from automl.storage.connect import PostgresConnect
-from automl.storage.optuna_patience import PatientStorage
-from automl.storage.patience import Patience
+from automl.storage.optuna_retry import RetryingStorage
+from automl.storage.retry import Retry
 from automl.storage.sql import Database, SqlStore, open_database
 from automl.storage.verification import Score, VerificationStore
 from automl.trial import Measurement
@@ -55,7 +55,7 @@ def failing(times: int, error: Exception) -> Iterator[str]:
 
 
 class TestPatience:
-    def run(self, patience: Patience, times: int, error: Exception) -> str:
+    def run(self, retry: Retry, times: int, error: Exception) -> str:
         outcomes = failing(times, error)
 
         def work() -> str:
@@ -63,11 +63,11 @@ class TestPatience:
                 raise error
             return outcome
 
-        return patience.call(work)
+        return retry.call(work)
 
     def test_repeats_until_the_database_is_back(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()
-        assert self.run(Patience(ADDRESS, 60.0, clock=clock, sleep=clock.sleep), 12, refused()) == "done"
+        assert self.run(Retry(ADDRESS, 60.0, clock=clock, sleep=clock.sleep), 12, refused()) == "done"
         first, last = (record.getMessage() for record in caplog.records)
         assert first == (
             "postgresql+psycopg://u:***@db/automl: the database is away, waiting up to 60 s for it:"
@@ -80,43 +80,43 @@ class TestPatience:
         with pytest.raises(
             StorageError, match=r"^postgresql.*@db/automl: away for 60 s: .* the same command continues$"
         ):
-            self.run(Patience(ADDRESS, 60.0, clock=clock, sleep=clock.sleep), 1000, refused())
+            self.run(Retry(ADDRESS, 60.0, clock=clock, sleep=clock.sleep), 1000, refused())
         assert 60 <= clock.now < 62
 
     def test_every_outage_has_its_own_time(self) -> None:
         clock = Clock()
-        patience = Patience(ADDRESS, 10.0, clock=clock, sleep=clock.sleep)
+        retry = Retry(ADDRESS, 10.0, clock=clock, sleep=clock.sleep)
         for _ in range(5):
-            assert self.run(patience, 8, refused()) == "done"
+            assert self.run(retry, 8, refused()) == "done"
         assert clock.now > 20
 
     def test_a_full_disk_is_a_lack_of_resources(self) -> None:
         clock = Clock()
         with pytest.raises(ResourceError):
-            self.run(Patience(ADDRESS, 5.0, clock=clock, sleep=clock.sleep), 1000, refused(sqlite3.SQLITE_FULL))
+            self.run(Retry(ADDRESS, 5.0, clock=clock, sleep=clock.sleep), 1000, refused(sqlite3.SQLITE_FULL))
 
     def test_without_time_the_error_is_the_error(self) -> None:
         with pytest.raises(OperationalError):
-            self.run(Patience(ADDRESS), 1, refused())
+            self.run(Retry(ADDRESS), 1, refused())
 
     @pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_READONLY])
     def test_other_errors_are_not_waited_for(self, code: int) -> None:
         with pytest.raises(OperationalError):
-            self.run(Patience(ADDRESS, 60.0), 1, refused(code))
+            self.run(Retry(ADDRESS, 60.0), 1, refused(code))
 
     def test_a_signal_ends_the_waiting(self) -> None:
         clock = Clock()
-        patience = Patience(ADDRESS, 600.0, clock=clock, sleep=lambda seconds: (clock.sleep(seconds), halt())[0])
+        retry = Retry(ADDRESS, 600.0, clock=clock, sleep=lambda seconds: (clock.sleep(seconds), halt())[0])
 
         def halt() -> None:
             if clock.now > 3:
-                patience.interrupt("SIGTERM")
+                retry.interrupt("SIGTERM")
 
         with pytest.raises(InterruptedSearch, match=r"stopped \(SIGTERM\) while the database was away"):
-            self.run(patience, 1000, refused())
+            self.run(retry, 1000, refused())
         assert clock.now < 4
         with pytest.raises(InterruptedSearch):  # and nothing is waited for after it
-            self.run(patience, 1000, refused())
+            self.run(retry, 1000, refused())
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ class TestLostAnswers:
 @pytest.mark.postgres
 def test_a_connection_lost_in_the_midst_of_a_transaction(database: Database, proxy: Proxy) -> None:
     inner = database.optuna_storage(lambda connection: None)
-    study = optuna.create_study(study_name="s", storage=PatientStorage(inner, database.patience, lambda: None))
+    study = optuna.create_study(study_name="s", storage=RetryingStorage(inner, database.retry, lambda: None))
     left = [0]
 
     def cut(*_: object) -> None:

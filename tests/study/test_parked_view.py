@@ -8,9 +8,9 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from automl.storage.optuna_cache import CachedStorage
 from automl.storage.sql import Database
 from automl.study.shown import ShownTrials, parked_as_pruned, unfinished_as_complete
-from automl.study.sole_writer import SoleWriterStorage
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
 
@@ -80,7 +80,7 @@ def test_unfinished_trials_are_expected_to_change_as_those_that_went_on() -> Non
 
 
 def test_the_storage_says_what_the_database_says(database: Database) -> None:
-    ours = SoleWriterStorage(database.optuna_storage())
+    ours = CachedStorage(database.optuna_storage())
     study = optuna.create_study(storage=ours, study_name="study", sampler=RandomSampler(seed=0))
     study.enqueue_trial({"x": 0.25}, user_attrs={"known": True})
     for state in (TrialState.COMPLETE, TrialState.PRUNED, None):
@@ -97,7 +97,7 @@ def test_the_storage_says_what_the_database_says(database: Database) -> None:
 
 
 def test_what_was_returned_is_not_changed_later(database: Database) -> None:
-    study = optuna.create_study(storage=SoleWriterStorage(database.optuna_storage()), sampler=RandomSampler(seed=0))
+    study = optuna.create_study(storage=CachedStorage(database.optuna_storage()), sampler=RandomSampler(seed=0))
     trial = study.ask(SPACE)
     before = study.get_trials(deepcopy=False)
     trial.report(1.0, 1)
@@ -108,7 +108,7 @@ def test_what_was_returned_is_not_changed_later(database: Database) -> None:
 def test_a_trial_that_was_there_before_is_known(database: Database) -> None:
     first = optuna.create_study(storage=database.optuna_storage(), study_name="study")
     old = first.ask(SPACE)
-    again = optuna.load_study(storage=SoleWriterStorage(database.optuna_storage()), study_name="study")
+    again = optuna.load_study(storage=CachedStorage(database.optuna_storage()), study_name="study")
     assert [trial.number for trial in again.get_trials()] == [0]
     optuna.Trial(again, old._trial_id).report(2.0, 1)
     assert again.get_trials()[0].intermediate_values == {1: 2.0}

@@ -14,7 +14,7 @@ from automl.errors import ConfigError, SpaceChangedError
 from automl.storage.invariants import check
 from automl.storage.sql import Database
 from automl.storage.trials import list_trials, ranked
-from automl.study.front import Point, pareto_front
+from automl.study.pareto import Point, pareto_front
 from automl.trial import StopReason, TrialFailure, TrialSpec, TrialState
 from tests.study.driving import SPACE, Loop, bowl, constrained, measured, numbers, open_study, settings, trials
 

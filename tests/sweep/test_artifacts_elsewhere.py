@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 
 from automl.errors import CheckpointError, ResourceError
+from automl.results.recorded import last_event, recorded_spec
+from automl.results.summary import Summary
+from automl.setup.hosts import at_hand, publish
+from automl.setup.machine import Layout
+from automl.setup.packing import Packing, host_settings
+from automl.setup.prepare import Inputs, prepare
 from automl.space.load import load_space
 from automl.storage.artifacts import digest_folder
 from automl.storage.sql import open_database
-from automl.sweep.exporting import export_trial
-from automl.sweep.ground import Ground, prepare
-from automl.sweep.keeping import STORED
-from automl.sweep.layout import Layout
-from automl.sweep.packing import Packing, host_settings
-from automl.sweep.reach import at_hand, publish
-from automl.sweep.record import last_event, recorded_spec
+from automl.sweep.export import export_trial
 from automl.sweep.run import run_sweep
-from automl.sweep.summary import Summary
-from automl.training.bench import HostSettings, load_bench
+from automl.sweep.upload import STORED
+from automl.training.runtime import HostSettings, load_bench
 from tests.sweep.tiny_world import make_world
 
 
@@ -116,15 +116,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(world:
 
 
 @pytest.fixture(scope="module")
-def ground(world: World) -> Ground:
+def inputs(world: World) -> Inputs:
     return prepare(world.spec, world.cache)
 
 
 @pytest.fixture
-def elsewhere(world: World, ground: Ground, tmp_path: Path) -> HostSettings:
+def elsewhere(world: World, inputs: Inputs, tmp_path: Path) -> HostSettings:
     """What a worker is told on a machine on which the driver's paths lead nowhere."""
     layout = Layout(workers=1, threads=1, device="cpu")
-    settings = host_settings(world.spec, ground, layout, Packing(slots=1))
+    settings = host_settings(world.spec, inputs, layout, Packing(slots=1))
     return replace(
         settings,
         backbone=replace(settings.backbone, path=str(tmp_path / "nowhere" / "model")),
@@ -133,29 +133,29 @@ def elsewhere(world: World, ground: Ground, tmp_path: Path) -> HostSettings:
 
 
 def test_a_node_fetches_what_it_lacks_and_then_has_it(
-    world: World, ground: Ground, elsewhere: HostSettings, tmp_path: Path
+    world: World, inputs: Inputs, elsewhere: HostSettings, tmp_path: Path
 ) -> None:
     url, cache = f"file://{tmp_path / 'depot'}", tmp_path / "cache"
-    publish(ground, url)
+    publish(inputs, url)
     here = at_hand(elsewhere, url, cache)
     assert Path(here.backbone.folder).parent == cache / "models"
     assert here.backbone.path == elsewhere.backbone.path, "adapters name the model as the driver knows it"
-    bench = load_bench(here)
-    assert len(bench.train_rows) == ground.prepared.rows["train"]
+    runtime = load_bench(here)
+    assert len(runtime.train_rows) == inputs.prepared.rows["train"]
     assert not (here.prepared.path / "test").exists(), "a search is never given the test rows"
     shutil.rmtree(tmp_path / "depot")
     assert at_hand(elsewhere, url, cache) == here
 
 
 def test_what_lies_under_the_same_path_is_used_if_it_is_the_same(
-    world: World, ground: Ground, elsewhere: HostSettings, tmp_path: Path
+    world: World, inputs: Inputs, elsewhere: HostSettings, tmp_path: Path
 ) -> None:
-    settings = replace(elsewhere, backbone=ground.backbone, prepared=ground.prepared)
+    settings = replace(elsewhere, backbone=inputs.backbone, prepared=inputs.prepared)
     found = at_hand(settings, None, tmp_path / "cache")
     assert found == replace(settings, proofs=found.proofs)  # what a node found out about packing, it keeps itself
     assert Path(found.proofs).is_relative_to(tmp_path / "cache")
     other = tmp_path / "nowhere" / "model"
-    shutil.copytree(ground.backbone.path, other)
+    shutil.copytree(inputs.backbone.path, other)
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
     (other / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}), encoding="utf-8")
     missing = rf"node {socket.gethostname()}: the model {other} is not there, or is another; put it there"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from automl.errors import InterruptedSearch
+from automl.results.disk import LEAST_FREE_BYTES, DiskWatch
 from automl.space.load import load_space
 from automl.study.study import Study, StudyEvent
-from automl.sweep.disk import LEAST_FREE_BYTES, DiskWatch
 from automl.sweep.run import Observer, run_sweep
-from automl.training.checkpoint import slot_folder
+from automl.trial_folders import slot_folder
 from tests.sweep.tiny_world import make_world
 
 

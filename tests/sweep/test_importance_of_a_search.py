@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from automl.results.suggestion import suggested_ranks
 from automl.space.load import load_space
 from automl.storage.sql import open_database
 from automl.sweep.run import run_sweep
-from automl.sweep.suggesting import suggested_ranks
 from automl.trial import ModuleImportance
 from tests.sweep.tiny_world import make_world
 

@@ -17,16 +17,16 @@ from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.packed.build import obstacle, packed_host
 from automl.packed.kernels import works
+from automl.setup.host import build_host
+from automl.setup.machine import Layout
+from automl.setup.packing import choose_packing, host_settings
+from automl.setup.prepare import Inputs, prepare
 from automl.space.load import load_space
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSettings, SearchSpace, SweepSpec
-from automl.sweep.ground import Ground, prepare
-from automl.sweep.host import build_host
-from automl.sweep.layout import Layout
-from automl.sweep.packing import choose_packing, host_settings
 from automl.tasks.base import Batch, LossParts
 from automl.tasks.classification import Classification
-from automl.training.bench import HostSettings, load_bench
 from automl.training.export import evaluate_export
+from automl.training.runtime import HostSettings, load_bench
 from automl.trial import Measurement
 from tests.faults.search import open_search
 from tests.sweep.tiny_world import make_world
@@ -75,7 +75,7 @@ class World(NamedTuple):
     """A sweep of four trials over a tiny BERT, prepared."""
 
     spec: SweepSpec
-    ground: Ground
+    inputs: Inputs
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> World
 
 @pytest.fixture(scope="module")
 def settings(world: World) -> HostSettings:
-    found = host_settings(world.spec, world.ground, LAYOUT, choose_packing(world.spec, world.ground, LAYOUT))
+    found = host_settings(world.spec, world.inputs, LAYOUT, choose_packing(world.spec, world.inputs, LAYOUT))
     assert (found.packed, found.capacity) == (True, 4)
     return found
 
 
 def fussy_host(settings: HostSettings) -> Host:
-    bench = load_bench(settings)
-    return packed_host(settings, replace(bench, task=Fussy(bench.task.settings)))
+    runtime = load_bench(settings)
+    return packed_host(settings, replace(runtime, task=Fussy(runtime.task.settings)))
 
 
 def search(
@@ -182,16 +182,16 @@ def test_the_adapter_of_a_packed_trial_measures_the_same_in_peft(
 )
 def test_packed_unless_something_speaks_against_it(world: World, run: dict[str, Any], expected: str) -> None:
     spec = replace(world.spec, run=replace(world.spec.run, **run), search=replace(world.spec.search, trials=9))
-    assert str(choose_packing(spec, world.ground, LAYOUT)) == expected
+    assert str(choose_packing(spec, world.inputs, LAYOUT)) == expected
 
 
 def test_a_pack_is_no_larger_than_a_workers_share_of_the_trials(world: World) -> None:
     layout = replace(LAYOUT, workers=2)
-    assert choose_packing(world.spec, world.ground, layout).slots == 2
+    assert choose_packing(world.spec, world.inputs, layout).slots == 2
 
 
 def test_a_model_that_cannot_be_packed_is_trained_solo(world: World) -> None:
-    ground = replace(world.ground, obstacle=obstacle(torch.nn.Linear(2, 2), ["lora"]))
-    packing = choose_packing(world.spec, ground, LAYOUT)
+    inputs = replace(world.inputs, obstacle=obstacle(torch.nn.Linear(2, 2), ["lora"]))
+    packing = choose_packing(world.spec, inputs, LAYOUT)
     assert (packing.is_packed, str(packing)) == (False, "one trial at a time (Linear cannot be packed)")
-    assert obstacle(world.ground.model, ["lora", "other"]) == "method other cannot be packed"
+    assert obstacle(world.inputs.model, ["lora", "other"]) == "method other cannot be packed"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from automl.errors import AutomlError, DataError, SpaceChangedError
+from automl.results.summary import Summary
 from automl.space.load import load_space
 from automl.storage.sql import open_database
 from automl.sweep.run import run_sweep
-from automl.sweep.summary import Summary
 from tests.sweep.tiny_world import make_world
 
 

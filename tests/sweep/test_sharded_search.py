@@ -12,12 +12,12 @@ import pytest
 from peft import PeftModel
 
 from automl.errors import ResourceError
+from automl.results.summary import Summary
+from automl.setup.machine import Layout, choose_layout
+from automl.setup.plan import make_plan
 from automl.space.load import load_space
 from automl.space.spec import RunSettings
-from automl.sweep.layout import Layout, choose_layout
-from automl.sweep.plan import make_plan
 from automl.sweep.run import Observer, run_sweep
-from automl.sweep.summary import Summary
 from tests.sweep.tiny_world import make_world
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_cases import bench_with, host_settings
+from training_cases import host_settings, runtime_with
 
-from automl.training.bench import Bench, HostSettings
+from automl.training.runtime import HostSettings, Runtime
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +34,9 @@ def any_settings(request: pytest.FixtureRequest) -> HostSettings:
 
 
 @pytest.fixture
-def bench(bert: HostSettings) -> Bench:
+def runtime(bert: HostSettings) -> Runtime:
     """The tiny BERT, freshly loaded."""
-    return bench_with(bert)
+    return runtime_with(bert)
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from automl.methods.attaching import ADAPTER, adapted_layers
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed.build import obstacle
-from automl.training.bench import Bench, HostSettings, load_bench
 from automl.training.export import evaluate_export
 from automl.training.host import build_solo_host
+from automl.training.runtime import HostSettings, Runtime, load_bench
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, TrialSpec
 
@@ -40,7 +40,7 @@ def attached(architecture: str = "bert", *, steps: int = 20, **hyper: Any) -> Pe
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2"])
-def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     return load_bench(host_settings(tmp_path_factory.mktemp(request.param), architecture=request.param))
 
 
@@ -49,7 +49,7 @@ def live_ranks(trial: SoloTrial) -> dict[str, int]:
     return {path: int((layer.lora_E[ADAPTER] != 0).sum()) for path, layer in layers.items()}
 
 
-def test_ranks_are_allocated_down_to_the_target_and_read_back(either: Bench) -> None:
+def test_ranks_are_allocated_down_to_the_target_and_read_back(either: Runtime) -> None:
     trial = SoloTrial(TRIAL, either)
     for measurement in train(trial):
         if measurement.step == TRIAL.steps:
@@ -61,14 +61,14 @@ def test_ranks_are_allocated_down_to_the_target_and_read_back(either: Bench) -> 
     assert reported == {path: rank for path, rank in ranks.items() if rank > 0}  # a module without rank has no row
 
 
-def test_a_resumed_trial_is_the_same_to_the_bit(bench: Bench) -> None:
-    whole = list(train(SoloTrial(TRIAL, bench)))
-    trial = SoloTrial(TRIAL, bench)
+def test_a_resumed_trial_is_the_same_to_the_bit(runtime: Runtime) -> None:
+    whole = list(train(SoloTrial(TRIAL, runtime)))
+    trial = SoloTrial(TRIAL, runtime)
     generator = train(trial)
     first = next(generator)
     state = trial.snapshot()
     generator.close()
-    (rest,) = list(train(SoloTrial(TRIAL, bench, state)))
+    (rest,) = list(train(SoloTrial(TRIAL, runtime, state)))
     assert first.metrics == whole[0].metrics
     assert (rest.metrics, rest.importances) == (whole[1].metrics, whole[1].importances)
 
@@ -106,8 +106,8 @@ def test_the_penalty_is_the_one_that_peft_adds_to_a_loss() -> None:
     assert float(penalty.detach()) > PENALTY
 
 
-def test_the_penalty_is_no_part_of_the_reported_loss(bench: Bench) -> None:
-    trial = SoloTrial(TRIAL, bench)
+def test_the_penalty_is_no_part_of_the_reported_loss(runtime: Runtime) -> None:
+    trial = SoloTrial(TRIAL, runtime)
     (first, *_) = train(trial)
     assert first.metrics["loss"] < 1.5  # three classes: a penalty of 0.8 on top of it would show
 
@@ -147,9 +147,9 @@ def test_memory_of_another_adapter_is_refused() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
-def test_short_trials_have_a_schedule_too(bench: Bench, steps: int) -> None:
+def test_short_trials_have_a_schedule_too(runtime: Runtime, steps: int) -> None:
     short = TrialSpec(number=0, params={}, hyper=TRIAL.hyper, seed=1, data_seed=7, steps=steps, evaluate_every=steps)
-    assert [measurement.step for measurement in train(SoloTrial(short, bench))] == [steps]
+    assert [measurement.step for measurement in train(SoloTrial(short, runtime))] == [steps]
 
 
 def test_it_is_trained_alone_and_finds_its_own_ranks() -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from training_cases import LABELS, bench_with, task_settings, trial_spec
+from training_cases import LABELS, runtime_with, task_settings, trial_spec
 from transformers import AutoConfig, AutoTokenizer
 
 from automl.errors import CheckpointError
 from automl.models.backbone import load_tokenizer, resolve_model
 from automl.space.spec import DataSettings, ModelSettings
 from automl.tasks import make_task
-from automl.training.bench import HostSettings
 from automl.training.export import evaluate_export, evaluate_merged, merge_adapter, verify_manifest
 from automl.training.host import SoloHost
+from automl.training.runtime import HostSettings
 from automl.trial import Measurement
 
 PLAIN_PEFT = """
@@ -58,7 +58,7 @@ print(json.dumps(answers))
 def finished(settings: HostSettings, output: str, **hyper: Any) -> tuple[HostSettings, Measurement, Path]:
     """Train one trial to its end: settings, last measurement, adapter folder."""
     settings = replace(settings, output=output)
-    host = SoloHost(settings, bench_with(settings))
+    host = SoloHost(settings, runtime_with(settings))
     host.close(4)
     host.open(trial_spec(4, steps=8, **hyper))
     news = [item for _ in range(2) for item in host.advance()]
@@ -73,7 +73,7 @@ def plain_peft(cases: Sequence[tuple[HostSettings, Path]], file: Path) -> list[d
     inputs = []
     for settings, folder in cases:
         rows = [
-            {"input_ids": row["input_ids"], "labels": row["labels"]} for row in bench_with(settings).evaluation_rows
+            {"input_ids": row["input_ids"], "labels": row["labels"]} for row in runtime_with(settings).evaluation_rows
         ]
         kind = make_task(settings.task).head(settings.prepared).kind
         inputs.append([settings.backbone.path, str(folder), rows, kind, len(settings.prepared.labels)])
@@ -152,12 +152,12 @@ def test_a_merged_model_gives_the_same_logits(any_settings: HostSettings, output
 
 def logits_differ(settings: HostSettings, adapter: Path, merged: Path) -> float:
     """Largest difference of logits, relative to the largest logit."""
-    bench = bench_with(settings)
-    batch = {key: value for key, value in bench.batch(bench.evaluation_rows[:8]).items() if key != "labels"}
-    whole = bench_with(replace(settings, backbone=replace(settings.backbone, path=str(merged)))).model
+    runtime = runtime_with(settings)
+    batch = {key: value for key, value in runtime.batch(runtime.evaluation_rows[:8]).items() if key != "labels"}
+    whole = runtime_with(replace(settings, backbone=replace(settings.backbone, path=str(merged)))).model
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         theirs = whole(**batch).logits
-        ours = PeftModel.from_pretrained(bench.model, str(adapter)).eval()(**batch).logits
+        ours = PeftModel.from_pretrained(runtime.model, str(adapter)).eval()(**batch).logits
     return float((ours - theirs).abs().max() / ours.abs().max())
 
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 from training_cases import host_settings, trial_spec
 
-from automl.training.bench import HostSettings, load_model
 from automl.training.checkpoint import slot_files
 from automl.training.export import evaluate_export
 from automl.training.host import SoloHost, build_solo_host
+from automl.training.runtime import HostSettings, load_model
 from automl.training.sharded import ShardedHost, build_sharded_host, shard
 from automl.trial import Measurement, TrialFailure, TrialSpec
 from tests.databases import free_port

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from automl.errors import CheckpointError
-from automl.training.checkpoint import SlotFolder, slot_folder
+from automl.training.checkpoint import SlotFolder
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement
+from automl.trial_folders import slot_folder
 
 IDENTITY = {"trial": 3, "seed": 1}
 

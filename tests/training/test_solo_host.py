@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from training_cases import BadMetric, FailsAt, SmallMemory, bench_with, curve, run, trial_spec
+from training_cases import BadMetric, FailsAt, SmallMemory, curve, run, runtime_with, trial_spec
 
 from automl.errors import CheckpointError, DataError, ResourceError
-from automl.training.bench import HostSettings
 from automl.training.host import SoloHost, build_solo_host
+from automl.training.runtime import HostSettings
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
 
 
 def host_in(settings: HostSettings, output: str, *, wrap: object = None, capacity: int = 1) -> SoloHost:
     settings = replace(settings, output=output, capacity=capacity)
-    return SoloHost(settings, bench_with(settings, wrap))
+    return SoloHost(settings, runtime_with(settings, wrap))
 
 
 def advance_to_the_end(host: SoloHost) -> list[Measurement]:
@@ -48,7 +48,7 @@ def test_trains_a_trial_to_its_end(bert: HostSettings, output: str) -> None:
     assert host.open(trial_spec(3)) == ()
     assert slots(output) == ["trial-00003"]
     measurements = advance_to_the_end(host)
-    assert curve(measurements) == curve(run(bench_with(bert), trial_spec(3)))
+    assert curve(measurements) == curve(run(runtime_with(bert), trial_spec(3)))
     assert [item.adapter for item in measurements[:-1]] == [None, None]
     assert measurements[-1].adapter == str(Path(output) / "adapters" / "trial-00003")
     assert (Path(output) / "adapters" / "trial-00003" / "adapter_model.safetensors").is_file()
@@ -65,7 +65,7 @@ def test_a_returned_measurement_is_in_the_slot_file(bert: HostSettings, output: 
     again = host_in(bert, output)
     assert list(again.open(trial_spec(attempt=2))) == returned
     rest = advance_to_the_end(again)
-    assert curve([*returned, *rest]) == curve(run(bench_with(bert), trial_spec()))
+    assert curve([*returned, *rest]) == curve(run(runtime_with(bert), trial_spec()))
     assert rest[-1].seconds > returned[-1].seconds
 
 
@@ -98,7 +98,7 @@ def test_a_fresh_process_continues_bit_for_bit(bert: HostSettings, output: str, 
         "print(json.dumps([[item.step, dict(item.metrics), item.tokens] for item in found]))\n"
     )
     answer = subprocess.run([sys.executable, "-c", code, str(settings)], check=True, capture_output=True, text=True)
-    undisturbed = curve(run(bench_with(bert), spec))
+    undisturbed = curve(run(runtime_with(bert), spec))
     assert [tuple(item) for item in json.loads(answer.stdout)] == undisturbed
     assert curve(first) == undisturbed[:1]
 
@@ -113,7 +113,7 @@ def test_a_parked_trial_continues_where_it_was(bert: HostSettings, output: str) 
     host.advance()
     host.park(1)
     assert list(host.open(trial_spec(0, attempt=2))) == first
-    assert curve([*first, *advance_to_the_end(host)]) == curve(run(bench_with(bert), trial_spec(0)))
+    assert curve([*first, *advance_to_the_end(host)]) == curve(run(runtime_with(bert), trial_spec(0)))
 
 
 def test_closing_a_parked_or_unknown_trial_deletes_its_slot_file(bert: HostSettings, output: str) -> None:
@@ -136,7 +136,7 @@ def test_residents_take_turns_and_do_not_disturb_each_other(bert: HostSettings, 
     assert [item.step for item in measurements] == [4, 4, 4, 8, 8, 8, 12, 12, 12]
     for spec in specs:
         own = [item for item in measurements if item.trial == spec.number]
-        assert curve(own) == curve(run(bench_with(bert), spec))
+        assert curve(own) == curve(run(runtime_with(bert), spec))
 
 
 def test_a_full_host_opens_nothing_more(bert: HostSettings, output: str) -> None:
@@ -189,7 +189,7 @@ def test_a_failed_neighbour_changes_nothing(bert: HostSettings, output: str) -> 
     assert (failure.trial, failure.reason) == (1, StopReason.ERROR)
     assert "unknown target set 'nonsense'" in failure.message
     own = [item for item in news if isinstance(item, Measurement)]
-    assert curve(own) == curve(run(bench_with(bert), trial_spec(0)))
+    assert curve(own) == curve(run(runtime_with(bert), trial_spec(0)))
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
@@ -225,7 +225,7 @@ def test_a_damaged_newest_file_costs_one_interval(bert: HostSettings, output: st
     (Path(output) / "slots/trial-00000/step-00000008/params.safetensors").write_bytes(b"")
     again = host_in(bert, output)
     assert list(again.open(trial_spec(attempt=2))) == first[:1]
-    assert curve([*first[:1], *advance_to_the_end(again)]) == curve(run(bench_with(bert), trial_spec()))
+    assert curve([*first[:1], *advance_to_the_end(again)]) == curve(run(runtime_with(bert), trial_spec()))
 
 
 def test_a_worker_that_comes_back_late_is_refused_and_deletes_nothing(bert: HostSettings, output: str) -> None:
@@ -240,7 +240,7 @@ def test_a_worker_that_comes_back_late_is_refused_and_deletes_nothing(bert: Host
     with pytest.raises(CheckpointError, match="superseded"):
         zombie.open(trial_spec(attempt=1))
     zombie.close(0)
-    assert curve([*first, *advance_to_the_end(successor)]) == curve(run(bench_with(bert), trial_spec()))
+    assert curve([*first, *advance_to_the_end(successor)]) == curve(run(runtime_with(bert), trial_spec()))
 
 
 def test_files_of_another_study_under_the_same_number_are_not_continued(bert: HostSettings, output: str) -> None:
@@ -251,7 +251,7 @@ def test_files_of_another_study_under_the_same_number_are_not_continued(bert: Ho
     changed: TrialSpec = trial_spec(learning_rate=1e-3)
     again = host_in(bert, output)
     assert again.open(changed) == ()
-    assert curve(advance_to_the_end(again)) == curve(run(bench_with(bert), changed))
+    assert curve(advance_to_the_end(again)) == curve(run(runtime_with(bert), changed))
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def test_a_full_disk_is_not_the_trials_fault(bert: HostSettings, small_disk: Pat
     filler.unlink()
     again = host_in(bert, output)
     assert list(again.open(trial_spec(attempt=2))) == first
-    assert curve([*first, *advance_to_the_end(again)]) == curve(run(bench_with(bert), trial_spec()))
+    assert curve([*first, *advance_to_the_end(again)]) == curve(run(runtime_with(bert), trial_spec()))
     assert not list(Path(output).rglob(".draft-*"))
 
 
@@ -303,8 +303,8 @@ def test_baseline_of_a_text_model_is_the_untrained_model(llama: HostSettings, ou
     host = host_in(llama, output)
     host.open(trial_spec())
     host.advance()
-    bench = bench_with(llama)
-    expected = bench.evaluate(bench.model, bench.evaluation_rows, bench.evaluation_tokens)
+    runtime = runtime_with(llama)
+    expected = runtime.evaluate(runtime.model, runtime.evaluation_rows, runtime.evaluation_tokens)
     assert dict(host.baseline()) == expected
     assert advance_to_the_end(host)[-1].metrics["loss"] < expected["loss"]
 

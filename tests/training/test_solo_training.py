@@ -10,9 +10,9 @@ from training_cases import (
     BadMetric,
     FailsAt,
     SmallMemory,
-    bench_with,
     curve,
     run,
+    runtime_with,
     trial_spec,
 )
 
@@ -20,7 +20,7 @@ from automl.errors import Diverged, OutOfMemory
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.tasks.batches import batch_rows
-from automl.training.bench import Bench, HostSettings
+from automl.training.runtime import HostSettings, Runtime
 from automl.training.schedule import lr_multiplier
 from automl.training.solo import SoloTrial, train
 from automl.trial import TrialSpec
@@ -30,35 +30,35 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_measures_at_every_multiple_and_at_the_end(bench: Bench) -> None:
-    measurements = run(bench, trial_spec(steps=10, evaluate_every=4))
+def test_measures_at_every_multiple_and_at_the_end(runtime: Runtime) -> None:
+    measurements = run(runtime, trial_spec(steps=10, evaluate_every=4))
     assert [item.step for item in measurements] == [4, 8, 10]
     assert {"loss", "accuracy", "macro_f1", "mcc"} <= set(measurements[0].metrics)
     assert [item.tokens for item in measurements] == sorted(item.tokens for item in measurements)
     assert 0 < measurements[0].seconds < measurements[-1].seconds
 
 
-def test_a_trial_learns(bench: Bench) -> None:
-    last = run(bench, trial_spec(1, steps=120, evaluate_every=120, batch_size=16, learning_rate=5e-3))[-1]
+def test_a_trial_learns(runtime: Runtime) -> None:
+    last = run(runtime, trial_spec(1, steps=120, evaluate_every=120, batch_size=16, learning_rate=5e-3))[-1]
     assert last.metrics["accuracy"] > 0.8
 
 
 def test_the_same_spec_gives_the_same_curve(any_settings: HostSettings) -> None:
-    bench = bench_with(any_settings)
-    first = run(bench, trial_spec())
+    runtime = runtime_with(any_settings)
+    first = run(runtime, trial_spec())
     torch.manual_seed(99)  # the global generator must not matter
-    assert curve(run(bench, trial_spec())) == curve(first)
-    assert curve(run(bench_with(any_settings), trial_spec())) == curve(first)
+    assert curve(run(runtime, trial_spec())) == curve(first)
+    assert curve(run(runtime_with(any_settings), trial_spec())) == curve(first)
 
 
 def test_follows_a_plain_peft_loop(any_settings: HostSettings) -> None:
     """The same trial written as every PEFT tutorial does: model's mean loss, AdamW, LambdaLR, clipping."""
     spec = trial_spec(dropout=0.0, clip=0.5, warmup=0.3, schedule="cosine")
     hyper = spec.hyper
-    bench = bench_with(any_settings)
+    runtime = runtime_with(any_settings)
     method = METHODS["lora"]
-    modules = [layer.path for layer in resolve_targets(bench.model, hyper.target)]
-    model = method.attach(bench.model, hyper, modules, head_modules(bench.model), spec.seed)
+    modules = [layer.path for layer in resolve_targets(runtime.model, hyper.target)]
+    model = method.attach(runtime.model, hyper, modules, head_modules(runtime.model), spec.seed)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=hyper.learning_rate, weight_decay=hyper.weight_decay
     )
@@ -67,8 +67,8 @@ def test_follows_a_plain_peft_loop(any_settings: HostSettings) -> None:
     )
     expected = []
     for step in range(spec.steps):
-        rows = batch_rows(spec.data_seed, step, hyper.batch_size, len(bench.train_rows))
-        batch = bench.task.collate([bench.train_rows[row] for row in rows], bench.tokenizer.pad_token_id)
+        rows = batch_rows(spec.data_seed, step, hyper.batch_size, len(runtime.train_rows))
+        batch = runtime.task.collate([runtime.train_rows[row] for row in rows], runtime.tokenizer.pad_token_id)
         model.train()
         loss = model(**batch).loss
         loss.backward()
@@ -77,26 +77,26 @@ def test_follows_a_plain_peft_loop(any_settings: HostSettings) -> None:
         scheduler.step()
         optimizer.zero_grad()
         if (step + 1) % spec.evaluate_every == 0:
-            expected.append(bench.evaluate(model, bench.evaluation_rows, 2048))
+            expected.append(runtime.evaluate(model, runtime.evaluation_rows, 2048))
     method.detach(model)
 
-    measured = [item.metrics for item in run(bench, spec)]
+    measured = [item.metrics for item in run(runtime, spec)]
     for ours, theirs in zip(measured, expected, strict=True):
         # The gradient of the sum divided by the count against the gradient of the mean: rounding only.
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_closing_gives_the_backbone_back_untouched(any_settings: HostSettings) -> None:
-    bench = bench_with(any_settings)
-    before = tensors_of(bench.model)
-    trial = SoloTrial(trial_spec(), bench)
+    runtime = runtime_with(any_settings)
+    before = tensors_of(runtime.model)
+    trial = SoloTrial(trial_spec(), runtime)
     generator = train(trial)
     next(generator)
     generator.close()
-    after = tensors_of(bench.model)
+    after = tensors_of(runtime.model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not any(parameter.requires_grad for parameter in bench.model.parameters())
+    assert not any(parameter.requires_grad for parameter in runtime.model.parameters())
     with pytest.raises(AssertionError, match="not attached"):
         trial.snapshot()
 
@@ -104,21 +104,21 @@ def test_closing_gives_the_backbone_back_untouched(any_settings: HostSettings) -
 @pytest.mark.parametrize("stops", [1, 2])
 def test_a_resumed_trial_is_the_undisturbed_one_bit_for_bit(any_settings: HostSettings, stops: int) -> None:
     spec = trial_spec(steps=14, evaluate_every=4)
-    undisturbed = run(bench_with(any_settings), spec)
-    trial = SoloTrial(spec, bench_with(any_settings))
+    undisturbed = run(runtime_with(any_settings), spec)
+    trial = SoloTrial(spec, runtime_with(any_settings))
     generator = train(trial)
     measurements = [next(generator) for _ in range(stops)]
     state = trial.snapshot()
     next(generator)  # what comes after the snapshot is lost with the process
     generator.close()
 
-    resumed = SoloTrial(spec, bench_with(any_settings), state)
+    resumed = SoloTrial(spec, runtime_with(any_settings), state)
     measurements += list(train(resumed))
     assert curve(measurements) == curve(undisturbed)
 
 
-def test_a_snapshot_does_not_follow_the_training(bench: Bench) -> None:
-    trial = SoloTrial(trial_spec(), bench)
+def test_a_snapshot_does_not_follow_the_training(runtime: Runtime) -> None:
+    trial = SoloTrial(trial_spec(), runtime)
     generator = train(trial)
     next(generator)
     state = trial.snapshot()
@@ -128,10 +128,10 @@ def test_a_snapshot_does_not_follow_the_training(bench: Bench) -> None:
     generator.close()
 
 
-def test_what_ran_before_on_the_bench_does_not_matter(bench: Bench) -> None:
-    alone = run(bench, trial_spec(1))
-    run(bench, trial_spec(2, rank=16, target="qv", learning_rate=0.5))
-    assert curve(run(bench, trial_spec(1))) == curve(alone)
+def test_what_ran_before_on_the_bench_does_not_matter(runtime: Runtime) -> None:
+    alone = run(runtime, trial_spec(1))
+    run(runtime, trial_spec(2, rank=16, target="qv", learning_rate=0.5))
+    assert curve(run(runtime, trial_spec(1))) == curve(alone)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_what_ran_before_on_the_bench_does_not_matter(bench: Bench) -> None:
 )
 def test_short_memory_halves_the_micro_batch_and_keeps_the_step(bert: HostSettings, error: Exception) -> None:
     spec = trial_spec(dropout=0.0, batch_size=8)
-    plenty = run(bench_with(bert), spec)
-    bench = bench_with(bert, partial(SmallMemory, most=3, error=error))
-    trial = SoloTrial(spec, bench)
+    plenty = run(runtime_with(bert), spec)
+    runtime = runtime_with(bert, partial(SmallMemory, most=3, error=error))
+    trial = SoloTrial(spec, runtime)
     measurements = list(train(trial))
     assert trial.micro_batch == 2
-    assert set(bench.task.sizes) == {2}
+    assert set(runtime.task.sizes) == {2}
     for ours, theirs in zip(measurements, plenty, strict=True):
         assert (ours.step, ours.tokens) == (theirs.step, theirs.tokens)
         assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-4)
@@ -159,57 +159,59 @@ def test_short_memory_halves_the_micro_batch_and_keeps_the_step(bert: HostSettin
 def test_a_retried_step_draws_the_masks_it_would_have_drawn(bert: HostSettings) -> None:
     # Short of memory from the start or known to be so: the failed attempt must leave no trace in the generator.
     spec = trial_spec(dropout=0.3, batch_size=8)
-    surprised = SoloTrial(spec, bench_with(bert, partial(SmallMemory, most=4)))
-    warned = SoloTrial(spec, bench_with(bert, partial(SmallMemory, most=4)))
+    surprised = SoloTrial(spec, runtime_with(bert, partial(SmallMemory, most=4)))
+    warned = SoloTrial(spec, runtime_with(bert, partial(SmallMemory, most=4)))
     warned.micro_batch = 4
     assert curve(list(train(surprised))) == curve(list(train(warned)))
 
 
 def test_short_memory_in_an_evaluation_takes_fewer_tokens(bert: HostSettings) -> None:
     spec = trial_spec(steps=4)
-    trial = SoloTrial(spec, bench_with(bert, partial(SmallMemory, most=8, most_tokens=64)))
+    trial = SoloTrial(spec, runtime_with(bert, partial(SmallMemory, most=8, most_tokens=64)))
     measurements = list(train(trial))
     assert trial.evaluation_tokens == 64
-    assert measurements[0].metrics == pytest.approx(run(bench_with(bert), spec)[0].metrics, rel=1e-5)
+    assert measurements[0].metrics == pytest.approx(run(runtime_with(bert), spec)[0].metrics, rel=1e-5)
 
 
 def test_a_lowered_micro_batch_is_part_of_the_state(bert: HostSettings) -> None:
     spec = trial_spec(dropout=0.3, batch_size=8)
     small = partial(SmallMemory, most=4)
-    undisturbed = run(bench_with(bert, small), spec)
-    trial = SoloTrial(spec, bench_with(bert, small))
+    undisturbed = run(runtime_with(bert, small), spec)
+    trial = SoloTrial(spec, runtime_with(bert, small))
     generator = train(trial)
     measurements = [next(generator)]
     state = trial.snapshot()
     generator.close()
     assert state.micro_batch == 4
-    measurements += run_from(bench_with(bert), spec, state)  # resumed where memory is plenty
+    measurements += run_from(runtime_with(bert), spec, state)  # resumed where memory is plenty
     assert curve(measurements) == curve(undisturbed)
 
 
-def run_from(bench: Bench, spec: TrialSpec, state: object) -> list:
-    return list(train(SoloTrial(spec, bench, state)))
+def run_from(runtime: Runtime, spec: TrialSpec, state: object) -> list:
+    return list(train(SoloTrial(spec, runtime, state)))
 
 
 def test_a_row_that_does_not_fit_is_out_of_memory(bert: HostSettings) -> None:
-    bench = bench_with(bert, partial(SmallMemory, most=0))
-    before = tensors_of(bench.model)
+    runtime = runtime_with(bert, partial(SmallMemory, most=0))
+    before = tensors_of(runtime.model)
     with pytest.raises(OutOfMemory, match=r"trial 0 \(rank 4, target all-linear\) does not fit .* one row at a time"):
-        run(bench, trial_spec())
-    assert tensors_of(bench.model).keys() == before.keys()
+        run(runtime, trial_spec())
+    assert tensors_of(runtime.model).keys() == before.keys()
 
 
 def test_other_runtime_errors_are_not_taken_for_want_of_memory(bert: HostSettings) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run(
-            bench_with(bert, partial(FailsAt, step=2, loss=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))),
+            runtime_with(
+                bert, partial(FailsAt, step=2, loss=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+            ),
             trial_spec(),
         )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_diverges(bert: HostSettings, value: float) -> None:
-    trial = SoloTrial(trial_spec(), bench_with(bert, partial(FailsAt, step=6, loss=value)))
+    trial = SoloTrial(trial_spec(), runtime_with(bert, partial(FailsAt, step=6, loss=value)))
     generator = train(trial)
     assert next(generator).step == 4
     with pytest.raises(Diverged, match=r"training loss is .* at step 6"):
@@ -219,29 +221,29 @@ def test_a_loss_that_is_not_finite_diverges(bert: HostSettings, value: float) ->
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_diverges(bert: HostSettings, value: float) -> None:
     with pytest.raises(Diverged, match=r"loss is .* at step 4"):
-        run(bench_with(bert, partial(BadMetric, value=value)), trial_spec())
+        run(runtime_with(bert, partial(BadMetric, value=value)), trial_spec())
 
 
-def test_an_absurd_learning_rate_ends_as_divergence_or_as_numbers(bench: Bench) -> None:
+def test_an_absurd_learning_rate_ends_as_divergence_or_as_numbers(runtime: Runtime) -> None:
     try:
-        measurements = run(bench, trial_spec(learning_rate=1e30, clip=0.0, warmup=0.0))
+        measurements = run(runtime, trial_spec(learning_rate=1e30, clip=0.0, warmup=0.0))
     except Diverged:
         return
     assert all(math.isfinite(value) for item in measurements for value in item.metrics.values())
 
 
-def test_no_clipping_when_clip_is_zero(bench: Bench) -> None:
-    wide = curve(run(bench, trial_spec(clip=1e9)))
-    assert curve(run(bench, trial_spec(clip=0.0))) == wide
-    assert curve(run(bench, trial_spec(clip=0.01))) != wide
+def test_no_clipping_when_clip_is_zero(runtime: Runtime) -> None:
+    wide = curve(run(runtime, trial_spec(clip=1e9)))
+    assert curve(run(runtime, trial_spec(clip=0.0))) == wide
+    assert curve(run(runtime, trial_spec(clip=0.01))) != wide
 
 
 def test_bf16_trains_fp32_parameters(bert: HostSettings) -> None:
-    bench = bench_with(replace(bert, precision="bf16"))
-    trial = SoloTrial(trial_spec(steps=8, evaluate_every=4), bench)
+    runtime = runtime_with(replace(bert, precision="bf16"))
+    trial = SoloTrial(trial_spec(steps=8, evaluate_every=4), runtime)
     generator = train(trial)
     first = next(generator)
     assert {tensor.dtype for tensor in trial.snapshot().params.values()} == {torch.float32}
-    assert next(bench.model.parameters()).dtype == torch.bfloat16
+    assert next(runtime.model.parameters()).dtype == torch.bfloat16
     assert next(generator).metrics["loss"] != first.metrics["loss"]
     generator.close()

@@ -22,7 +22,7 @@ from automl.models.backbone import load_tokenizer, resolve_model
 from automl.space.spec import DataSettings, ModelSettings, TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.training.bench import Bench, HostSettings, load_bench
+from automl.training.runtime import HostSettings, Runtime, load_bench
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, TrialSpec
 
@@ -121,8 +121,8 @@ def curve(measurements: Sequence[Measurement]) -> list[tuple[int, dict[str, floa
     return [(item.step, dict(item.metrics), item.tokens) for item in measurements]
 
 
-def run(bench: Bench, spec: TrialSpec) -> list[Measurement]:
-    return list(train(SoloTrial(spec, bench)))
+def run(runtime: Runtime, spec: TrialSpec) -> list[Measurement]:
+    return list(train(SoloTrial(spec, runtime)))
 
 
 class WrappedTask(Task):
@@ -206,6 +206,6 @@ class BadMetric(WrappedTask):
         return super().evaluate(model, batches, tokenizer) | {"loss": self.value}
 
 
-def bench_with(settings: HostSettings, wrap: Any = None) -> Bench:
-    bench = load_bench(settings)
-    return bench if wrap is None else replace(bench, task=wrap(bench.task))
+def runtime_with(settings: HostSettings, wrap: Any = None) -> Runtime:
+    runtime = load_bench(settings)
+    return runtime if wrap is None else replace(runtime, task=wrap(runtime.task))

@@ -16,11 +16,11 @@ from sqlalchemy import Connection
 
 from automl.cli.main import main
 from automl.errors import InterruptedSearch
+from automl.report.write import renew_report
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database, open_database
 from automl.storage.verification import Score, Verification, VerificationStore
-from automl.sweep.reporting import renew_report
 from automl.sweep.run import run_sweep
 from automl.verify.plan import LEAST_PATTERN_SEEDS
 from automl.verify.protocol import SECONDS

@@ -18,15 +18,15 @@ import psutil
 import pytest
 
 from automl.errors import DataError, SpaceChangedError
+from automl.setup.machine import Layout
+from automl.setup.packing import Packing, host_settings
+from automl.setup.prepare import prepare
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database, open_database
 from automl.storage.trials import list_trials
 from automl.storage.verification import Score, Verification, VerificationStore, latest
 from automl.study.seeding import trial_seed
-from automl.sweep.ground import prepare
-from automl.sweep.layout import Layout
-from automl.sweep.packing import Packing, host_settings
 from automl.sweep.run import run_sweep
 from automl.tasks import make_task
 from automl.verify.plan import fingerprint
@@ -170,9 +170,9 @@ def test_shuffled_labels_beat_no_majority_class(tmp_path: Path) -> None:
 
 
 def test_the_workers_of_a_search_cannot_ask_for_test_rows(world: World) -> None:
-    ground = prepare(world.spec, world.cache)
+    inputs = prepare(world.spec, world.cache)
     layout = Layout(workers=1, threads=1, device="cpu")
-    settings = host_settings(world.spec, ground, layout, Packing(slots=1))
+    settings = host_settings(world.spec, inputs, layout, Packing(slots=1))
     task = make_task(settings.task)
     assert settings.judged_on == "validation"
     with pytest.raises(DataError, match="the test rows are kept from a search"):
@@ -181,8 +181,8 @@ def test_the_workers_of_a_search_cannot_ask_for_test_rows(world: World) -> None:
 
 def test_a_search_finds_the_same_without_any_test_rows_on_disk(world: World, tmp_path: Path) -> None:
     spec = planted(tmp_path, [GOOD, COPY])
-    ground = prepare(spec, tmp_path / "cache")
-    shutil.rmtree(ground.prepared.path / "test")
+    inputs = prepare(spec, tmp_path / "cache")
+    shutil.rmtree(inputs.prepared.path / "test")
     run_sweep(spec, tmp_path / "cache")
     assert World(spec, tmp_path / "cache").values() == world.values()
 

@@ -1,0 +1,305 @@
+"""Micro-steps of a bank: forward, losses and backward of all segments in shapes that no value decides.
+
+Every shape has buffers of its own that stay where they are: tokens, labels, and who sits where. A micro-step writes
+into them, computes, and reads the losses back as one vector, the only time it waits for the device. So on a GPU the
+computation of a shape can be recorded once as a CUDA graph and replayed, whoever sits there: a slot is changed by
+copying into its row of the bank. The recording is one guarded piece (`_Recorder`); without it the same lines run
+eagerly, on any device. Legend: K segments, B rows of each, T tokens, C columns with targets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from automl.packed import masks
+from automl.packed.adapter import Adapter
+from automl.packed.bank import Bank
+from automl.packed.losses import RowLosses
+from automl.packed.segments import Pack, Segmentation
+from automl.packed.workload import MicroBatch
+from automl.tasks.base import IGNORED
+from automl.tasks.causal import target_columns
+
+logger = logging.getLogger(__name__)
+
+RECORD_AT = 3
+"""A shape is recorded when it occurs for this time: one that comes once or twice is not worth it."""
+
+MOST_GRAPHS = 24
+"""Shapes that are recorded; further ones run eagerly, since every graph keeps memory."""
+
+Share = tuple[Adapter, MicroBatch, int]
+"""One segment: adapter, its rows on the CPU, and the number of the first of them in the batch of its step."""
+
+
+class Shape(NamedTuple):
+    """What decides the sizes of all tensors of a micro-step. columns: 0 for classification.
+
+    is_full: no token is padding, so no mask is given. is_dropping: some segment has dropout. fields: of the batch.
+    """
+
+    segments: int
+    rows: int
+    width: int
+    columns: int
+    is_full: bool
+    is_dropping: bool
+    fields: tuple[str, ...]
+
+
+def static_width(longest: int, limit: int) -> int:
+    """Tokens to which rows are padded in a bank: a multiple of 32 up to 256, of 128 above; at most `limit`.
+
+    Coarser than `workload.padded_length`: a run then needs a few graphs only. A longer row keeps its length.
+    """
+    step = 32 if longest <= 256 else 128
+    return max(longest, min(-(-longest // step) * step, limit))
+
+
+def bank_class(micro: MicroBatch, limit: int) -> tuple[int, int, bool]:
+    """Micro-batches of one class can share a micro-step of a bank: rows, tokens, and whether no token is padding."""
+    width = static_width(micro.longest, limit)
+    return micro.rows, width, micro.tokens == micro.rows * width
+
+
+class BankStep:
+    """Runs micro-steps over the slots of a bank; its graphs and their memory live as long as it does.
+
+    limit: tokens of the longest row the task lets through. pad_id: token that fills rows up. around: what a pass over
+    rows of so many tokens runs inside of (casts, choice of attention kernels). uses_graphs: record CUDA graphs; needs a
+    CUDA device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: Bank,
+        segmentation: Segmentation,
+        losses: RowLosses,
+        *,
+        device: torch.device,
+        limit: int,
+        pad_id: int,
+        around: Callable[[int], AbstractContextManager[object]],
+        uses_graphs: bool,
+    ) -> None:
+        self.bank = bank
+        self._model = model
+        self._segmentation = segmentation
+        self._losses = losses
+        self._device = device
+        self._limit = limit
+        self._fillers = {"input_ids": pad_id, "labels": IGNORED}
+        self._around = around
+        self._statics: dict[Shape, _Static] = {}
+        self._recorder = _Recorder() if uses_graphs else None
+
+    def run(self, shares: Sequence[Share]) -> list[tuple[float, int]]:
+        """Sum and number of the loss terms of every segment, in order, the gradients added to the bank's.
+
+        All shares are of one `bank_class`. A sum that is not finite concerns its own segment alone.
+        """
+        self.bank.update()
+        shape, counts, columns = self._shape(shares)
+        if shape not in self._statics:
+            self._statics[shape] = _Static(shape, self.bank, self._device, self._fillers)
+        static = self._statics[shape]
+        static.segment(shares, columns)
+        if static.graph is not None:
+            static.graph.replay()
+        else:
+            self._compute(static)
+            static.uses += 1
+            if self._recorder is not None and static.uses == RECORD_AT:
+                totals = static.totals.clone()
+                self._recorder.record(static, lambda: self._compute(static))
+                static.totals.copy_(totals)
+        return list(zip(static.totals.tolist(), counts, strict=False))
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Shapes that have occurred."""
+        return list(self._statics)
+
+    @property
+    def graphs(self) -> int:
+        """Shapes that are replayed from a recording."""
+        return sum(static.graph is not None for static in self._statics.values())
+
+    def _compute(self, static: _Static) -> None:
+        """The micro-step on the buffers as they are: nothing here looks at a value or waits for the device."""
+        with self._segmentation.packed(static.pack), self._around(static.shape.width):
+            losses = self._losses(self._model, static.batch)  # (K * B,)
+            totals = losses.view(static.shape.segments, -1).sum(dim=1)  # (K,)
+            static.totals.copy_(totals.detach())
+            torch.autograd.backward(totals.sum())  # a gradient of 1 for each segment, whatever the others' values are
+
+    def _shape(self, shares: Sequence[Share]) -> tuple[Shape, list[int], Tensor | None]:
+        """The shape, the number of loss terms of every share, and for token targets the columns that have any."""
+        micros = [micro for _, micro, _ in shares]
+        rows, width, is_full = bank_class(micros[0], self._limit)
+        fields = tuple(name for name in micros[0].batch if not (is_full and name == "attention_mask"))
+        columns, counts = None, [micro.rows for micro in micros]
+        if micros[0].batch["labels"].dim() > 1:
+            columns = torch.unique(torch.cat([target_columns(micro.batch["labels"]) for micro in micros]))
+            counts = [int((micro.batch["labels"][:, 1:] != IGNORED).sum()) for micro in micros]
+        shape = Shape(
+            segments=_rounded_segments(len(shares), self.bank.slots),
+            rows=rows,
+            width=width,
+            columns=0 if columns is None else max(1, min(static_width(len(columns), width), width - 1)),
+            is_full=is_full,
+            is_dropping=any(adapter.mask_seed is not None for adapter, _, _ in shares),
+            fields=fields,
+        )
+        return shape, counts, columns
+
+
+def _rounded_segments(segments: int, most: int) -> int:
+    """The next power of two, at most as many as there are slots: few shapes, and little for nobody."""
+    return min(1 << (segments - 1).bit_length(), most)
+
+
+class _Static:
+    """The buffers of one shape. batch: on the device, as the losses take it. uses: times it was computed eagerly."""
+
+    def __init__(self, shape: Shape, bank: Bank, device: torch.device, fillers: Mapping[str, int]) -> None:
+        self.shape = shape
+        self.uses = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.totals = torch.zeros(shape.segments, device=device)
+        self._spare = bank.spare
+        self._fillers = fillers
+        self._mirrors: list[tuple[Tensor, Tensor]] = []
+        self._batch = {name: self._mirrored(*size, dtype=torch.int64, device=device) for name, size in self._sizes()}
+        self._rows, rows = self._mirrored(shape.segments, dtype=torch.int64, device=device)
+        self._scaling, scaling = self._mirrored(shape.segments, 1, 1, dtype=torch.float32, device=device)
+        self._numbers, numbers = self._mirrored(4, shape.segments, dtype=torch.int32, device=device)
+        self.batch = {name: on_device for name, (_, on_device) in self._batch.items()}
+        if shape.is_full:
+            self.batch["attention_mask"] = None  # type: ignore[assignment]  # models take None as no padding
+        seeds, steps, first, limits = numbers
+        self.pack = Pack(
+            bank,
+            rows=rows,
+            rows_each=shape.rows,
+            scaling=scaling,
+            seeds=seeds,
+            steps=steps,
+            first=first,
+            limits=limits.view(-1, 1, 1, 1),
+            is_dropping=shape.is_dropping,
+        )
+
+    def segment(self, shares: Sequence[Share], columns: Tensor | None) -> None:
+        """Write these shares into the buffers. Segments beyond them repeat the first share's rows for the spare
+        slot."""
+        filling = self.shape.segments - len(shares)
+        self._write_segments([*((adapter, first) for adapter, _, first in shares), *[(None, 0)] * filling])
+        micros = [micro for _, micro, _ in shares] + [shares[0][1]] * filling
+        for name in self.shape.fields:
+            joined = self._joined(name, [micro.batch[name] for micro in micros])
+            host, _ = self._batch[name]
+            host.copy_(joined if name != "labels" or columns is None else self._at(columns, joined))
+        if columns is not None:
+            host, _ = self._batch["columns"]
+            host.copy_(functional.pad(columns, (0, self.shape.columns - len(columns))))
+        self._send()
+
+    def vacate(self) -> None:
+        """Give every segment to the spare slot; the rows stay."""
+        self._write_segments([(None, 0)] * self.shape.segments)
+        self._send()
+
+    def _write_segments(self, segments: Sequence[tuple[Adapter | None, int]]) -> None:
+        rows, scaling, numbers = [], [], []
+        for adapter, first in segments:
+            dropout = adapter.hyper.dropout if adapter else 0.0
+            rows.append(adapter.storage.row if adapter else self._spare)
+            scaling.append(adapter.hyper.scaling / (1.0 - dropout) if adapter else 0.0)
+            seed, step = (adapter.mask_seed or 0, adapter.step) if adapter else (0, 0)
+            numbers.append((seed, step, first, masks.keep_limit(dropout)))
+        self._rows.copy_(torch.tensor(rows))
+        self._scaling.copy_(torch.tensor(scaling).view(-1, 1, 1))
+        self._numbers.copy_(torch.tensor(numbers, dtype=torch.int32).t())
+
+    def _joined(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
+        """All segments' rows below each other, filled up to the width."""
+        if tensors[0].dim() == 1:
+            return torch.cat(list(tensors))
+        filler, width = self._fillers.get(name, 0), self.shape.width
+        return torch.cat([functional.pad(tensor, (0, width - tensor.shape[1]), value=filler) for tensor in tensors])
+
+    def _at(self, columns: Tensor, labels: Tensor) -> Tensor:
+        """What is to be predicted at these columns, with columns that predict nothing up to the shape's number."""
+        return functional.pad(labels[:, columns + 1], (0, self.shape.columns - len(columns)), value=IGNORED)
+
+    def _send(self) -> None:
+        # The host's side is free to be written: the losses of the last micro-step of this shape have been read.
+        for host, on_device in self._mirrors:
+            if host is not on_device:
+                on_device.copy_(host, non_blocking=True)
+
+    def _sizes(self) -> list[tuple[str, tuple[int, ...]]]:
+        shape = self.shape
+        total = shape.segments * shape.rows
+        sizes = [(name, (total, shape.width)) for name in shape.fields if name != "labels"]
+        if shape.columns:
+            return [*sizes, ("labels", (total, shape.columns)), ("columns", (shape.columns,))]
+        return [*sizes, ("labels", (total,))]
+
+    def _mirrored(self, *size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A buffer on the host, pinned for a GPU, and the one on the device; on a CPU they are the same."""
+        is_remote = device.type != "cpu"
+        host = torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
+        self._mirrors.append((host, torch.zeros(size, dtype=dtype, device=device) if is_remote else host))
+        return self._mirrors[-1]
+
+
+class _Recorder:
+    """Records CUDA graphs until it fails once or has enough of them. All graphs share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._left = MOST_GRAPHS
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, static: _Static, compute: Callable[[], None]) -> None:
+        """Record this computation; if that is not possible, say why and leave everything as it is.
+
+        Nobody's gradient changes: the warm-up computes with every segment given to the spare slot, and recording
+        computes nothing.
+        """
+        if not self._left:
+            return
+        self._left -= 1
+        static.vacate()
+        try:
+            _warm_up(compute)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may copy slot files off the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                compute()
+            static.graph = graph
+        except RuntimeError as error:
+            self._left = 0
+            torch.cuda.synchronize()
+            logger.warning(
+                "CUDA graphs are not used, micro-steps run eagerly: %s", str(error).split("\n", maxsplit=1)[0]
+            )
+
+
+def _warm_up(compute: Callable[[], None]) -> None:
+    """Run it on a stream of its own, as recording asks for (PyTorch's notes on CUDA, whole-network capture)."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            compute()
+    torch.cuda.current_stream().wait_stream(stream)

@@ -1,0 +1,1 @@
+"""A study read back: recorded spec, ranking, summary, suggestion, folders. Nothing here trains or draws."""

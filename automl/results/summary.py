@@ -1,0 +1,271 @@
+"""What a sweep found, as values, as JSON and as a page of Markdown. Reads SQL only, so it can be made at any time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from automl import durable
+from automl.metric import METRICS
+from automl.results.folders import study_folder
+from automl.results.recorded import GROUND, last_event, recorded_baseline, recorded_space
+from automl.space.assemble import assemble
+from automl.space.spec import SearchSpace, SweepSpec
+from automl.storage.base import ResultStore
+from automl.storage.sql import Database, mask_url
+from automl.storage.trials import TrialRow, list_trials, ranked
+from automl.storage.verification import latest
+from automl.study.outcome import exhausted_text
+from automl.study.pareto import Point, pareto_front
+from automl.study.study import EXHAUSTED, STALLED
+from automl.trial import Scalar, TrialState
+
+SUMMARY_JSON = "summary.json"
+SUMMARY_MARKDOWN = "summary.md"
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The outcome of a study so far.
+
+    value, baseline: the objective on validation rows, of the best trial and without training. spent_steps: optimizer
+    steps of all trials; full_steps: what the same trials would have taken without pruning. patience: trials without a
+    better value after which the search ended before its budget was spent, None if it did not. exhausted: number of
+    configurations of a finite space of which none was left to try, None if there were more. also_minimize: the second
+    objective, if there are two; front: then the complete trials that no other one beats in both, smallest first.
+    verification: result of the newest complete one, if there is any (docs/verification.md). notes: what there was to
+    say of the data.
+    """
+
+    study: str
+    metric: str
+    direction: str
+    best: TrialRow | None
+    configuration: Mapping[str, Any] | None
+    baseline: float | None
+    trials: tuple[TrialRow, ...]
+    spent_steps: int
+    full_steps: int
+    seconds: float
+    database: str
+    folder: str
+    patience: int | None = None
+    exhausted: int | None = None
+    also_minimize: str | None = None
+    front: tuple[TrialRow, ...] = ()
+    verification: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of trials by state, every state named."""
+        counted = Counter(str(trial.state) for trial in self.trials)
+        return {str(state): counted[str(state)] for state in TrialState}
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Number of ended trials by stop reason."""
+        return dict(Counter(trial.stop_reason for trial in self.trials if trial.stop_reason))
+
+    @property
+    def at_baseline(self) -> bool:
+        """Whether the best trial is no better than a model without training."""
+        if self.best is None or self.best.value is None or self.baseline is None:
+            return False
+        gain = self.best.value - self.baseline
+        return (gain if self.direction == "maximize" else -gain) <= 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "study": self.study,
+            "metric": self.metric,
+            "direction": self.direction,
+            "best": asdict(self.best) if self.best else None,
+            "configuration": self.configuration,
+            "baseline": self.baseline,
+            "counts": self.counts,
+            "stop_reasons": self.reasons,
+            "spent_steps": self.spent_steps,
+            "full_steps": self.full_steps,
+            "training_seconds": round(self.seconds, 3),
+            "database": self.database,
+            "folder": self.folder,
+            "ended_by_patience": self.patience,
+            "exhausted_configurations": self.exhausted,
+            "also_minimize": self.also_minimize,
+            "front": [asdict(row) for row in self.front],
+            "verification": self.verification,
+            "notes": list(self.notes),
+        }
+
+
+def summarise(database: Database, spec: SweepSpec) -> Summary:
+    """Read a study's outcome from SQL."""
+    store = database.store(spec.study)
+    verified = latest(database, spec.study, done=True)
+    rows = tuple(list_trials(database, spec.study))
+    direction = METRICS[spec.task.metric].direction
+    best = best_trial(rows, direction)
+    return Summary(
+        study=spec.study,
+        metric=spec.task.metric,
+        direction=direction,
+        best=best,
+        configuration=_configuration(recorded_space(store, spec), best.params) if best else None,
+        baseline=recorded_baseline(store, spec.task.metric),
+        trials=rows,
+        spent_steps=sum(row.steps for row in rows),
+        full_steps=sum(spec.search.steps for row in rows if row.state in (TrialState.COMPLETE, TrialState.PRUNED)),
+        seconds=sum(row.seconds for row in rows),
+        database=mask_url(spec.storage_url),
+        folder=str(study_folder(spec)),
+        patience=(last_event(store, STALLED) or {}).get("patience"),
+        exhausted=_exhausted(store),
+        also_minimize=spec.search.also_minimize,
+        front=front_of(rows, direction),
+        verification=verified.result if verified is not None else None,
+        notes=tuple((last_event(store, GROUND) or {}).get("notes", ())),
+    )
+
+
+def _exhausted(store: ResultStore) -> int | None:
+    """Number of configurations if the last run that finished left none untried; the space may have grown since then."""
+    tried, finished = last_event(store, EXHAUSTED) or {}, last_event(store, "finished") or {}
+    return tried.get("configurations") if tried.get("run") == finished.get("run") else None
+
+
+def _configuration(space: SearchSpace, params: Mapping[str, Scalar]) -> dict[str, Any]:
+    """All hyperparameters with their values; of a table of curves, its columns."""
+    return dict(params) if space.columns else asdict(assemble(space, params))
+
+
+def best_trial(rows: tuple[TrialRow, ...], direction: str) -> TrialRow | None:
+    """The complete trial with the best value; of equals the smallest where size is an objective, then the earlier."""
+    complete = [row for row in rows if row.state == TrialState.COMPLETE and row.value is not None]
+    if not complete:
+        return None
+    sign = -1.0 if direction == "maximize" else 1.0
+    return min(complete, key=lambda row: (sign * (row.value or 0.0), row.size or 0.0, row.number))
+
+
+def front_of(rows: tuple[TrialRow, ...], direction: str) -> tuple[TrialRow, ...]:
+    """The Pareto front of a study with two objectives, smallest first; empty where there is only one."""
+    sign = -1.0 if direction == "maximize" else 1.0
+    both = {row.number: row for row in rows if row.value is not None and row.size is not None}
+    points = (Point(sign * (row.value or 0.0), row.size or 0.0, number) for number, row in both.items())
+    return tuple(both[point.trial] for point in pareto_front(points))
+
+
+def size_text(name: str, size: float | None) -> str:
+    """The second objective as it is shown: `12,288` parameters, `3.42` seconds; empty without one."""
+    if size is None:
+        return ""
+    return f"{size:,.0f}" if name == "trainable_params" else f"{size:.2f}"
+
+
+def ranking(summary: Summary) -> list[TrialRow]:
+    """Trials with a value, best first: complete ones, then pruned ones."""
+    return [row for row in ranked(summary.trials, summary.direction) if row.value is not None]
+
+
+def configuration_text(params: Mapping[str, Scalar]) -> str:
+    """Parameters on one line, numbers to four digits: `rank 8, learning_rate 0.0031`."""
+    return ", ".join(f"{name} {_number(value)}" for name, value in params.items())
+
+
+def _number(value: Scalar) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def headline(summary: Summary) -> str:
+    """The outcome in one or two plain sentences."""
+    if summary.best is None:
+        return f"No trial of study {summary.study!r} was completed."
+    best = summary.best
+    text = f"Trial {best.number} is the best: {summary.metric} {best.value:.4f} on validation rows"
+    if summary.baseline is not None:
+        text += f" ({summary.baseline:.4f} without training)"
+    if summary.at_baseline:
+        text += ". No trial is better than the untrained model: widen the learning-rate range or train longer"
+    if summary.also_minimize is not None:
+        text += f". {_front_text(summary, summary.also_minimize)}"
+    if summary.patience is not None:
+        text += f". The search ended early: {summary.patience} trials in a row brought nothing better"
+    if summary.exhausted is not None:
+        text += f". The search ended there: {exhausted_text(summary.exhausted)}"
+    return text + "."
+
+
+def _front_text(summary: Summary, name: str) -> str:
+    front = summary.front
+    if len(front) == 1:
+        return (
+            f"No complete trial with less {name} comes without a worse {summary.metric}, and none with more is better"
+        )
+    ends = (f"{row.value:.4f} with {size_text(name, row.size)}" for row in (front[0], front[-1]))
+    return f"The Pareto front of {summary.metric} and {name} holds {len(front)} trials, from {' to '.join(ends)}"
+
+
+def markdown(summary: Summary) -> str:
+    """The summary page."""
+    counts = summary.counts
+    lines = [
+        f"# {summary.study}",
+        "",
+        headline(summary),
+        "",
+        *_belief(summary),
+        "",
+        f"- trials: {counts['COMPLETE']} complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed",
+        f"- training steps: {summary.spent_steps:,} of {summary.full_steps:,} that these trials would take unpruned",
+        f"- training time, summed over workers: {summary.seconds:,.0f} s",
+        f"- database: `{summary.database}`",
+        f"- adapter: `{summary.best.adapter if summary.best else 'none'}`",
+        *(f"- data: {note}" for note in summary.notes),
+        "",
+        "| trial | state | " + summary.metric + " | steps | configuration |",
+        "|--:|---|--:|--:|---|",
+    ]
+    lines += [
+        f"| {row.number} | {row.state} | {row.value:.4f} | {row.steps} | {configuration_text(row.params)} |"
+        for row in ranking(summary)[:_SHOWN]
+    ]
+    if summary.also_minimize is not None:
+        lines += _front_lines(summary, summary.also_minimize)
+    return "\n".join(lines) + "\n"
+
+
+def _belief(summary: Summary) -> Iterator[str]:
+    """How far the winner's value may be believed, and what is recommended."""
+    found = summary.verification
+    if found is None:
+        yield "This is the winner of a search on validation rows, so its value is optimistic. Test rows were not read:"
+        yield f"`automl verify {summary.study}` trains the winner again on fresh seeds and scores it on them."
+        return
+    yield f"Verified on test rows, which the search never read: {found['headline']}"
+    if (optimism := found["selection_optimism"]) is not None:
+        yield (
+            f"Trial {optimism['trial']} had {summary.metric} {optimism['validation']:.4f} in the search and has"
+            f" {optimism['verified']:.4f} on the test rows."
+        )
+    yield f"**Recommended: {found['recommendation']['text']}**"
+
+
+def _front_lines(summary: Summary, name: str) -> Iterator[str]:
+    yield from ("", f"Pareto front of {summary.metric} and {name}:", "")
+    yield from (f"| trial | {name} | {summary.metric} | configuration |", "|--:|--:|--:|---|")
+    for row in summary.front:
+        yield f"| {row.number} | {size_text(name, row.size)} | {row.value:.4f} | {configuration_text(row.params)} |"
+
+
+def write_summary(summary: Summary, folder: Path) -> None:
+    """Write summary.json and summary.md into the study's folder, each atomically."""
+    text = json.dumps(summary.as_dict(), indent=2, allow_nan=False, default=str) + "\n"
+    durable.replace_file(folder / SUMMARY_JSON, text.encode())
+    durable.replace_file(folder / SUMMARY_MARKDOWN, markdown(summary).encode())

@@ -1,0 +1,1 @@
+"""What a worker is told: model, data, machine, packing, precision, hosts."""

@@ -1,0 +1,100 @@
+"""How model and data reach a worker on another machine: from where they lie there, from its cache, or from a depot.
+
+All three are checked by content: a folder of the same name with something else in it is not taken. The caches are those
+that a search on that machine would use, with entries named after their content.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from automl.errors import AutomlError, ModelError, ResourceError
+from automl.models.backbone import BackboneRef, model_files, reference
+from automl.results.folders import proofs_folder
+from automl.setup.prepare import Inputs
+from automl.storage.artifacts import files_below
+from automl.storage.depot import Depot
+from automl.tasks.base import Prepared
+from automl.tasks.prepare import load_prepared
+from automl.training.runtime import HostSettings
+
+
+def publish(inputs: Inputs, artifacts: str) -> None:
+    """Put model and data where workers can fetch them, unless they are there. The test rows stay with the driver.
+
+    artifacts: URL. Raises ResourceError if that place cannot be written.
+    """
+    depot = Depot(artifacts)
+    files = model_files(Path(inputs.backbone.path))
+    depot.put_folder(_model_name(inputs.backbone), {file.name: file for file in files})
+    rows = files_below(inputs.prepared.path)
+    depot.put_folder(
+        _data_name(inputs.prepared), {name: file for name, file in rows.items() if not name.startswith("test/")}
+    )
+
+
+def at_hand(settings: HostSettings, artifacts: str | None, cache: Path) -> HostSettings:
+    """The settings with model and data where this machine has them; what it lacks is fetched into `cache`.
+
+    artifacts: URL where the driver has published them, if it has. Raises ResourceError naming this machine and what it
+    lacks.
+    """
+    try:
+        return replace(
+            settings,
+            backbone=_backbone_at_hand(settings.backbone, artifacts, cache),
+            prepared=_prepared_at_hand(settings.prepared, artifacts, cache),
+            proofs=str(proofs_folder(cache)),
+        )
+    except AutomlError as error:
+        raise ResourceError(f"node {socket.gethostname()}: {error}") from error
+
+
+def _backbone_at_hand(wanted: BackboneRef, artifacts: str | None, cache: Path) -> BackboneRef:
+    if _is_model(Path(wanted.path), wanted, cache):
+        return wanted
+    copy = cache.absolute() / _model_name(wanted)
+    if not _is_model(copy, wanted, cache):
+        _fetch(f"the model {wanted.path}", _model_name(wanted), copy, artifacts)
+    return replace(wanted, copy=str(copy))
+
+
+def _prepared_at_hand(wanted: Prepared, artifacts: str | None, cache: Path) -> Prepared:
+    if _is_prepared(wanted.path, wanted):
+        return wanted
+    copy = cache.absolute() / _data_name(wanted)
+    if not _is_prepared(copy, wanted):
+        _fetch(f"the prepared data {wanted.path}", _data_name(wanted), copy, artifacts)
+    return replace(wanted, path=copy)
+
+
+def _is_model(folder: Path, wanted: BackboneRef, cache: Path) -> bool:
+    try:
+        return folder.is_dir() and reference(folder, cache).fingerprint == wanted.fingerprint
+    except ModelError:
+        return False
+
+
+def _is_prepared(folder: Path, wanted: Prepared) -> bool:
+    found = load_prepared(folder)
+    return found is not None and found.fingerprint == wanted.fingerprint
+
+
+def _fetch(what: str, name: str, folder: Path, artifacts: str | None) -> None:
+    if artifacts is None:
+        raise ResourceError(
+            f"{what} is not there, or is another; put it there under the same path, or set storage.artifacts,"
+            " from where it is fetched"
+        )
+    Depot(artifacts).fetch_folder(name, folder)
+
+
+def _model_name(backbone: BackboneRef) -> str:
+    return f"models/{backbone.fingerprint}"
+
+
+def _data_name(prepared: Prepared) -> str:
+    """Not the name under which a driver prepares data: the test rows are missing."""
+    return f"data/{prepared.fingerprint}.without-test"

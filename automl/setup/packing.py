@@ -1,0 +1,197 @@
+"""What a worker is told: how many trials it holds at once, whether it trains them together, and all it needs for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from automl.errors import ConfigError, Problem
+from automl.lora import Hyperparameters
+from automl.models.memory import estimate_bytes
+from automl.packed.build import disagreement, examine
+from automl.packed.kernels import choose_kernel
+from automl.packed.memory import available_bytes, capacity
+from automl.packed.trainer import TOKEN_BUDGET
+from automl.results.folders import proofs_folder, study_folder
+from automl.setup.machine import Layout
+from automl.setup.precision import settle_untimed
+from automl.setup.prepare import Inputs
+from automl.space.extremes import extremes, highest, target_names
+from automl.space.spec import SweepSpec
+from automl.training.runtime import HostSettings, stored_dtype
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SLOTS = {"cpu": 4, "cuda": 8}
+"""Trials in a pack unless the file says how many, by type of device.
+
+On a CPU the gain is nearly all there at 4, and gone beyond 8. On a GPU it should be there at 8; that is an estimate.
+"""
+
+_BACKBONE_BYTES = {"cpu": 12, "cuda": 6}
+"""Per parameter of a packed backbone, at most: the weight, and the copies that the kernels of the device make of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """slots: trials that a worker holds at once. solo: why it trains them one by one, empty if it packs them."""
+
+    slots: int
+    solo: str = ""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a worker trains its trials together."""
+        return not self.solo
+
+    def __str__(self) -> str:
+        if self.solo:
+            return f"one trial at a time ({self.solo})"
+        return f"{self.slots} trials packed"
+
+
+def choose_packing(spec: SweepSpec, inputs: Inputs, layout: Layout) -> Packing:
+    """Packed wherever that is possible, unless `run.slots` is 1: then the plain PEFT loop is wanted.
+
+    The precision of `spec` is settled.
+    """
+    solo = _why_solo(spec, inputs, layout)
+    if solo:
+        return Packing(slots=spec.run.slots or 1, solo=solo)
+    if spec.run.slots is not None:
+        return Packing(slots=spec.run.slots)
+    share = math.ceil(spec.search.trials / layout.workers)
+    return Packing(slots=min(DEFAULT_SLOTS[layout.device], share, _room(spec, inputs, layout)))
+
+
+def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing) -> HostSettings:
+    """What a worker needs to build its host; picklable, without a database URL or any other secret.
+
+    The precision of `spec` is settled (`setup.precision`).
+    """
+    return HostSettings(
+        backbone=inputs.backbone,
+        task=spec.task,
+        prepared=inputs.prepared.without_test(),
+        targets=inputs.space.targets,
+        output=str(study_folder(spec)),
+        precision=spec.run.precision,
+        device=layout.device,
+        threads=layout.threads,
+        capacity=packing.slots,
+        packed=packing.is_packed,
+        importance=spec.search.importance,
+        largest=_largest(inputs),
+        choices=tuple(target_names(inputs.space)),
+        tokens=_most_tokens(spec, inputs),
+        workers=layout.workers,
+        shards=layout.shards,
+        proofs=str(proofs_folder(inputs.cache)),
+    )
+
+
+def prove(
+    spec: SweepSpec,
+    inputs: Inputs,
+    layout: Layout,
+    recorded: Mapping[str, Any] | None = None,
+    *,
+    is_thorough: bool = True,
+) -> Inputs:
+    """The ground, with an obstacle if packed training does not follow PEFT on this model: found out once, then known.
+
+    recorded: as for `settle_precision`, which comes afterwards. is_thorough: load the model to find it out; otherwise
+    what is not known yet is no obstacle. Raises ConfigError if the precision is for packed training only.
+    """
+    settled = settle_untimed(spec, layout, recorded)
+    packing = choose_packing(settled, inputs, layout)
+    if not packing.is_packed:
+        return inputs
+    settings = host_settings(settled, inputs, layout, packing)
+    found = examine(settings, inputs.model) if is_thorough else disagreement(settings, inputs.model, runtime=None)
+    if not found:
+        return inputs
+    obstacle = f"packed, {type(inputs.model).__name__} would not follow PEFT: {found}"
+    is_fixed = spec.run.precision != "auto" or (recorded or {}).get("precision")
+    if settled.run.precision == "bf16h" and is_fixed:
+        raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {obstacle}")])
+    logger.warning("trials are trained one at a time; %s", obstacle)
+    return replace(inputs, obstacle=obstacle)
+
+
+def kernel_of(spec: SweepSpec, layout: Layout, packing: Packing) -> str:
+    """Which kernel computes the products with frozen weights, if the workers are like this machine."""
+    return choose_kernel(spec.run.precision, torch.device(layout.device)) if packing.is_packed else "peft"
+
+
+def _why_solo(spec: SweepSpec, inputs: Inputs, layout: Layout) -> str:
+    precision = spec.run.precision
+    if layout.shards > 1:
+        return f"shared out over {layout.shards} processes"
+    if precision == "bf16h":  # there is no other way to train in it
+        return ""
+    if precision == "bf16" and layout.device != "cuda":
+        return "precision bf16 cannot be packed on a CPU, bf16h can"
+    return inputs.obstacle or ("slots: 1" if spec.run.slots == 1 else "")
+
+
+def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing, *, target: str, rank: int) -> int:
+    """Estimated memory of a worker whose trials all have this target set and rank, and the largest batch.
+
+    Of one process, where several hold a trial together.
+    """
+    together = packing.slots if packing.is_packed else 1
+    tokens = _most_tokens(spec, inputs)
+    estimate = estimate_bytes(
+        inputs.model,
+        target,
+        rank,
+        tokens=max(tokens, min(TOKEN_BUDGET[layout.device], together * tokens)),
+        dtype=stored_dtype(spec.run.precision),
+        dropout=highest(inputs.space, "dropout"),
+        targets=inputs.space.targets,
+    )
+    backbone = _BACKBONE_BYTES[layout.device] * inputs.backbone.parameters if packing.is_packed else estimate.backbone
+    if layout.shards > 1:
+        return math.ceil((backbone + estimate.adapter) / layout.shards) + estimate.activations
+    return backbone + together * estimate.adapter + estimate.activations
+
+
+def _room(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
+    """Trials like the costliest of the space that fit into a worker's share of the memory."""
+    if layout.device == "cuda":
+        available = torch.cuda.get_device_properties(0).total_memory
+    else:
+        available = available_bytes(torch.device("cpu")) // layout.workers
+    return capacity(
+        inputs.model,
+        _largest(inputs),
+        tokens=_most_tokens(spec, inputs),
+        token_budget=TOKEN_BUDGET[layout.device],
+        dtype=stored_dtype(spec.run.precision),
+        recompute=layout.device == "cuda",
+        available=max(0, available - _BACKBONE_BYTES[layout.device] * inputs.backbone.parameters),
+        targets=inputs.space.targets,
+    )
+
+
+def _largest(inputs: Inputs) -> Hyperparameters:
+    """The trial of the space that takes the most memory."""
+    return Hyperparameters(
+        rank=extremes(inputs.space, "rank")[-1],
+        target=max(
+            target_names(inputs.space),
+            key=lambda name: inputs.derive(Hyperparameters(target=name))["trainable_params"],
+        ),
+        dropout=highest(inputs.space, "dropout"),
+    )
+
+
+def _most_tokens(spec: SweepSpec, inputs: Inputs) -> int:
+    """Of one trial's batch."""
+    return extremes(inputs.space, "batch_size")[-1] * min(spec.task.max_length, inputs.prepared.longest)

@@ -1,0 +1,329 @@
+"""What a sweep will do and roughly cost, found out before anything is spent."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from automl.errors import SearchError
+from automl.lora import Hyperparameters
+from automl.packed.memory import available_bytes
+from automl.setup.database_check import database_remarks
+from automl.setup.evaluation import in_words, measured_rows, settle_evaluation, whole_evaluation
+from automl.setup.host import build_host
+from automl.setup.machine import Layout, choose_layout
+from automl.setup.packing import Packing, choose_packing, host_settings, prove, worker_bytes
+from automl.setup.payoff import packing_warnings
+from automl.setup.precision import settle_precision
+from automl.setup.prepare import Inputs, prepare
+from automl.space.extremes import extremes, highest, target_names
+from automl.space.points import count_configurations, grid_values, values
+from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
+from automl.study.pruners import expected_share
+from automl.training.runtime import HostSettings
+from automl.trial import Measurement, TrialFailure, TrialSpec
+
+_START_SECONDS = 30.0
+_PROBE_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corner:
+    """One extreme of the space: a target set at its smallest or largest rank.
+
+    bytes: estimated memory of one worker with all its slots full of it, with the largest batch.
+    """
+
+    target: str
+    rank: int
+    trainable_params: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Measured here with a middling configuration: seconds of a trial's step and evaluation, peak memory of a worker.
+
+    Where trials are packed, a step takes its share of the time of all.
+    """
+
+    step_seconds: float
+    evaluation_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
+
+    measured: when, in words. evaluations: of all evaluation rows, that the measurements of a full trial amount to.
+    evaluation_rows: of one evaluation of all. most_steps: training steps of the search if nothing is pruned.
+    verification_trainings: of the verification that follows the search, at most, rank patterns aside; 0 if none does.
+    """
+
+    study: str
+    model: str
+    architecture: str
+    model_parameters: int
+    rows: Mapping[str, int]
+    longest: int
+    trials: int
+    steps: int
+    measured: str
+    evaluations: float
+    evaluation_rows: int
+    most_steps: int
+    verification_trainings: int
+    parameters: tuple[str, ...]
+    constraints: tuple[str, ...]
+    corners: tuple[Corner, ...]
+    layout: Layout
+    packing: Packing
+    available_bytes: int
+    pruned_share: float | None
+    probe: Probe | None
+    advice: tuple[str, ...]
+
+    @property
+    def unpruned_seconds(self) -> float | None:
+        """Wall clock of the search if every trial ran to its last step."""
+        if self.probe is None:
+            return None
+        measuring = self.most_steps / self.steps * self.evaluations * self.probe.evaluation_seconds
+        return _START_SECONDS + (self.most_steps * self.probe.step_seconds + measuring) / self.layout.workers
+
+    @property
+    def pruned_seconds(self) -> float | None:
+        """Wall clock of the search if the pruner stops what it is expected to; None if that is not known."""
+        if self.unpruned_seconds is None or self.pruned_share is None:
+            return None
+        return _START_SECONDS + (self.unpruned_seconds - _START_SECONDS) * self.pruned_share
+
+    @property
+    def verification_seconds(self) -> float | None:
+        """Wall clock of the verification: its trainings, each scored once on the test rows."""
+        if self.probe is None or not self.verification_trainings:
+            return None
+        scoring = self.probe.evaluation_seconds * self.rows.get("test", 0) / self.evaluation_rows
+        training = self.steps * self.probe.step_seconds + scoring
+        return _START_SECONDS + self.verification_trainings * training / self.layout.workers
+
+    @property
+    def evaluation_share(self) -> float | None:
+        """Share of a full trial's time that its evaluations take."""
+        if self.probe is None:
+            return None
+        measuring = self.evaluations * self.probe.evaluation_seconds
+        return measuring / max(measuring + self.steps * self.probe.step_seconds, 1e-9)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **asdict(self),
+            "unpruned_seconds": self.unpruned_seconds,
+            "pruned_seconds": self.pruned_seconds,
+            "verification_steps": self.verification_trainings * self.steps,
+            "verification_seconds": self.verification_seconds,
+            "evaluation_share": self.evaluation_share,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The plan for a person."""
+        yield f"study {self.study}: {self.trials} trials of {self.steps} steps, measured {self.measured}"
+        yield f"model: {self.architecture}, {self.model_parameters:,} parameters ({self.model})"
+        rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
+        yield f"data: {rows} rows, the longest {self.longest} tokens"
+        yield "searched:"
+        yield from (f"  {text}" for text in self.parameters)
+        yield from (f"  subject to {text}" for text in self.constraints)
+        of_what = "worker" if self.layout.shards == 1 else "process"
+        yield f"trainable parameters and memory of one {of_what} at the corners of the space:"
+        for corner in self.corners:
+            yield (
+                f"  {corner.target:<12} rank {corner.rank:>4}: {corner.trainable_params:>13,} parameters,"
+                f" about {corner.bytes / 2**30:.1f} GiB"
+            )
+        layout = self.layout
+        yield (
+            f"runs on: {layout.workers} workers x {layout.each} on {layout.device};"
+            f" {self.available_bytes / 2**30:.1f} GiB of memory available"
+        )
+        yield f"each worker trains {self.packing}"
+        yield from self._steps()
+        yield from self._time()
+        yield from (f"advice: {text}" for text in self.advice)
+
+    def _steps(self) -> Iterator[str]:
+        pruned = "" if self.pruned_share is None else f", about {self.most_steps * self.pruned_share:,.0f} with pruning"
+        yield f"steps: {self.most_steps:,} in the search if nothing is pruned{pruned}"
+        if self.verification_trainings:
+            yield (
+                f"       and up to {self.verification_trainings * self.steps:,} in the verification after it"
+                f" ({self.verification_trainings} trainings of {self.steps:,})"
+            )
+        yield f"evaluations: of a full trial, {self.evaluations * self.evaluation_rows:,.0f} rows beside its training"
+
+    def _time(self) -> Iterator[str]:
+        if self.probe is None or self.unpruned_seconds is None:
+            yield "time: not probed"
+            return
+        yield (
+            f"probe: {self.probe.step_seconds:.3f} s per step, {self.probe.evaluation_seconds:.2f} s per evaluation,"
+            f" peak memory {self.probe.peak_bytes / 2**30:.2f} GiB"
+        )
+        yield f"time: about {_duration(self.unpruned_seconds)} if nothing is pruned"
+        if self.pruned_seconds is not None and self.pruned_share is not None:
+            yield (
+                f"      about {_duration(self.pruned_seconds)} with pruning, which may save up to"
+                f" {1 - self.pruned_share:.0%} of the steps"
+            )
+        if self.verification_seconds is not None:
+            yield f"      and up to {_duration(self.verification_seconds)} for the verification"
+        if self.evaluation_share is not None:
+            yield f"      of a full trial's time, evaluations take {self.evaluation_share:.0%}"
+
+
+def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
+    """Prepare model and data and work out the plan; with `probe`, train a few steps in this process.
+
+    A trial in several shards is not for one process, and not probed.
+    Raises what `automl.setup.prepare.prepare` raises, and ConfigError if a search could not start from the study that
+    the file names. Writes neither to the database nor to the output folder.
+    """
+    remarks = database_remarks(spec)
+    inputs = prepare(spec, cache)
+    layout = choose_layout(spec.run, trials=spec.search.trials)
+    inputs = prove(spec, inputs, layout, is_thorough=probe)
+    spec = settle_evaluation(settle_precision(spec, inputs, layout), inputs)
+    packing = choose_packing(spec, inputs, layout)
+    rows = whole_evaluation(spec, inputs)
+    return Plan(
+        study=spec.study,
+        model=inputs.backbone.path,
+        architecture=inputs.backbone.architecture,
+        model_parameters=inputs.backbone.parameters,
+        rows=inputs.prepared.rows,
+        longest=inputs.prepared.longest,
+        trials=spec.search.trials,
+        steps=spec.search.steps,
+        measured=in_words(spec.search),
+        evaluations=measured_rows(spec, rows) / rows,
+        evaluation_rows=rows,
+        most_steps=_most_steps(spec, inputs.space),
+        verification_trainings=_verification_trainings(spec, inputs),
+        parameters=tuple(map(describe, inputs.space.parameters)),
+        constraints=tuple(constraint.expression for constraint in inputs.space.constraints),
+        corners=tuple(_corners(spec, inputs, layout, packing)),
+        layout=layout,
+        packing=packing,
+        available_bytes=available_bytes(torch.device("cpu")),
+        pruned_share=expected_share(spec.search),
+        probe=_probe(inputs, host_settings(spec, inputs, layout, packing)) if probe and layout.shards == 1 else None,
+        advice=(*remarks, *inputs.advice, *packing_warnings(spec, inputs, layout, packing)),
+    )
+
+
+def _most_steps(spec: SweepSpec, space: SearchSpace) -> int:
+    """Training steps of the search without pruning: of all trials, or of all configurations, within `max_steps`."""
+    search = spec.search
+    count = count_configurations(space, grid_values if search.sampler == "grid" else values)
+    trials = search.trials if count is None or not space.parameters else min(search.trials, count)
+    return min(trials * search.steps, search.max_steps or sys.maxsize)
+
+
+def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:
+    """Finalists, the default configuration and the smallest within noise, on each seed; 0 if none are trained."""
+    can_verify = spec.verify.automatic and spec.run.shards == 1 and inputs.prepared.rows.get("test", 0) > 0
+    return (spec.verify.finalists + 2) * spec.verify.seeds if can_verify else 0
+
+
+def describe(parameter: Parameter) -> str:
+    """`rank: 2 … 32, log` or `target: qv | all-linear`."""
+    if isinstance(parameter, CategoricalParameter):
+        text = " | ".join(str(choice) for choice in parameter.choices)
+    else:
+        text = f"{parameter.low:g} … {parameter.high:g}" + (", log" if parameter.log else "")
+        if parameter.step not in (None, 1):
+            text += f", step {parameter.step:g}"
+    if parameter.when is not None:
+        values = " or ".join(str(value) for value in parameter.when.values)
+        text += f", when {parameter.when.parameter} is {values}"
+    return f"{parameter.name}: {text}"
+
+
+def _corners(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing) -> Iterator[Corner]:
+    for target, rank in itertools.product(target_names(inputs.space), extremes(inputs.space, "rank")):
+        trainable = int(inputs.derive(Hyperparameters(target=target, rank=rank))["trainable_params"])
+        size = worker_bytes(spec, inputs, layout, packing, target=target, rank=rank)
+        yield Corner(target=target, rank=rank, trainable_params=trainable, bytes=size)
+
+
+def _middling(space: SearchSpace) -> Hyperparameters:
+    """A configuration in the middle of the costs: largest batch, geometric middle of the ranks, last target set."""
+    ranks = extremes(space, "rank")
+    return Hyperparameters(
+        rank=max(1, round(math.sqrt(ranks[0] * ranks[-1]))),
+        target=target_names(space)[-1],
+        batch_size=max(extremes(space, "batch_size")),
+        dropout=highest(space, "dropout"),
+    )
+
+
+def _probe(inputs: Inputs, settings: HostSettings) -> Probe:
+    """Train as many middling trials as are trained together for a few steps; the first interval warms up."""
+    together = settings.capacity if settings.packed else 1
+    trials = [
+        TrialSpec(
+            number=number,
+            params={},
+            hyper=_middling(inputs.space),
+            seed=number,
+            data_seed=number,
+            steps=3 * _PROBE_STEPS,
+            evaluate_every=_PROBE_STEPS,
+        )
+        for number in range(together)
+    ]
+    with tempfile.TemporaryDirectory(prefix="automl-plan-") as folder:
+        host = build_host(replace(settings, output=folder))
+        try:
+            for trial in trials:
+                host.open(trial)
+            before = _seconds(host.advance())
+            began = time.perf_counter()
+            after = _seconds(host.advance())
+            wall = time.perf_counter() - began
+        finally:
+            host.shutdown()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return Probe(
+        step_seconds=(after - before) / (_PROBE_STEPS * together),
+        evaluation_seconds=max(0.0, wall - (after - before)) / together,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+    )
+
+
+def _seconds(news: Sequence[Measurement | TrialFailure]) -> float:
+    """Training time of all these trials. Raises SearchError if one failed."""
+    for item in news:
+        if isinstance(item, TrialFailure):
+            raise SearchError(f"the probe failed ({item.reason}): {item.message.strip().splitlines()[-1]}")
+    return sum(item.seconds for item in news if isinstance(item, Measurement))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

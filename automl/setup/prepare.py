@@ -1,0 +1,142 @@
+"""What every trial of a sweep stands on: the backbone, the prepared data, the resolved space, derived quantities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from automl.errors import ConfigError, Problem
+from automl.lora import Hyperparameters, LinearShape, lora_parameters
+from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
+from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
+from automl.packed.build import obstacle
+from automl.setup.fitness import check_ends, check_length, check_vocabulary
+from automl.space.advice import coverage_advice, search_advice
+from automl.space.defaults import advice, resolve
+from automl.space.extremes import choices, extremes, target_names
+from automl.space.points import grid_values, values
+from automl.space.satisfiable import is_hopeless
+from automl.space.spec import SearchSpace, SweepSpec
+from automl.tasks import make_task
+from automl.tasks.base import Prepared
+
+
+class Derivation:
+    """Quantities that follow from a configuration and the model: `trainable_params` (LoRA and trained head)."""
+
+    def __init__(self, model: torch.nn.Module, targets: Mapping[str, tuple[str, ...]]) -> None:
+        self._model = model
+        self._targets = targets
+        self._head = head_parameters(model)
+        self._layers: dict[str, list[LinearShape]] = {}
+
+    def __call__(self, hyper: Hyperparameters) -> dict[str, float]:
+        """Derived quantities by name. Raises TargetError if the target set matches nothing."""
+        return {"trainable_params": float(self._head + lora_parameters(self.layers(hyper.target), hyper.rank_of))}
+
+    def layers(self, target: str) -> list[LinearShape]:
+        """The layers that a target set means in this model. Raises TargetError if it matches nothing."""
+        if target not in self._layers:
+            self._layers[target] = resolve_targets(self._model, target, self._targets)
+        return self._layers[target]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Backbone and data of a sweep, ready; `space` has every automatic range filled in.
+
+    target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can. notes: of
+    the advice, what the summary and the report repeat.
+    """
+
+    backbone: BackboneRef
+    model: torch.nn.Module
+    prepared: Prepared
+    space: SearchSpace
+    derive: Derivation
+    target_sets: tuple[str, ...]
+    advice: tuple[str, ...]
+    notes: tuple[str, ...]
+    obstacle: str
+    cache: Path
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a study's results depend on beside the space file; a resumed study must find the same."""
+        return {"model": self.backbone.fingerprint, "data": self.prepared.fingerprint}
+
+
+def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs:
+    """Find the model, prepare the data, fill in the space. Raises ModelError, TargetError, DataError, ConfigError.
+
+    No weights are loaded: shapes come from the configuration. Everything found wrong with the space now that the model
+    is known is reported at once. has_trials: the study has begun, so its max_length was accepted; with short texts it
+    may be above the model's positions.
+    """
+    backbone = resolve_model(spec.model, cache)
+    too_long = () if has_trials else tuple(check_length(spec, Path(backbone.path)))
+    task, tokenizer = make_task(spec.task), load_tokenizer(backbone)
+    prepared = task.prepare(tokenizer, cache)
+    head = task.head(prepared)
+    model = skeleton(backbone, head.kind, head.labels)
+    unknown = tuple(check_vocabulary(tokenizer, model, task, prepared))
+    check_ends(tokenizer, model, task, prepared)
+    target_sets = resolvable_sets(model)
+    space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
+    derive = Derivation(model, space.targets)
+    _check_targets(spec, space, derive)
+    if not has_trials:
+        _check_constraints(spec, space, derive)
+    hindrance = obstacle(model, choices(space, "method"))
+    if hindrance and spec.run.precision == "bf16h":
+        raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
+    seen = (*prepared.notes, *_coverage(spec, space, prepared))
+    return Inputs(
+        backbone=backbone,
+        model=model,
+        prepared=prepared,
+        space=space,
+        derive=derive,
+        target_sets=target_sets,
+        advice=(
+            *too_long,
+            *unknown,
+            *notes(model),
+            *seen,
+            *advice(space, backbone.parameters, spec.search.steps),
+            *search_advice(space, spec.search),
+        ),
+        notes=seen,
+        obstacle=hindrance,
+        cache=cache,
+    )
+
+
+def _coverage(spec: SweepSpec, space: SearchSpace, prepared: Prepared) -> list[str]:
+    smallest = extremes(space, "batch_size")[0]
+    classes = len(prepared.labels)
+    return coverage_advice(prepared.rows["train"], classes, steps=spec.search.steps, batch_size=smallest)
+
+
+def _check_constraints(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:
+    sampled = grid_values if spec.search.sampler == "grid" else values
+    if is_hopeless(space.constraints, space, sampled, derive):
+        message = "no configuration of the space satisfies them on this model; `automl inspect` shows its sizes"
+        raise ConfigError([Problem(spec.source, 0, 0, "constraints", message)])
+
+
+def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:
+    problems = list(_target_problems(spec, space, derive))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _target_problems(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> Iterator[Problem]:
+    for name in target_names(space):
+        try:
+            derive(Hyperparameters(target=name))
+        except LookupError as error:
+            yield Problem(file=spec.source, line=0, column=0, key="target", message=str(error))

@@ -1,0 +1,168 @@
+"""The first steps with a new model or data set: a space file to begin with, and a look inside a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from automl.errors import DataError
+from automl.lora import Hyperparameters
+from automl.models.backbone import BackboneRef, Kind, load_tokenizer, resolve_model, skeleton
+from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
+from automl.models.positions import positions
+from automl.results.folders import cache_folder
+from automl.space.advice import coverage_advice
+from automl.space.load import load_space, parse_space
+from automl.space.spec import SweepSpec
+from automl.space.template import DEFAULT_LENGTH, commented_space
+from automl.tasks import make_task
+from automl.tasks.prepare import SHARE, share_length
+from automl.tasks.read import read_splits
+
+_LOOKED_AT = 20
+_COUNTED = 200_000
+"""Rows that are counted; so many are enough to say that a trial sees few of them."""
+
+_LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic", "sentiment", "y")
+_TEXT_NAMES = (
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "question",
+    "document",
+    "body",
+    "message",
+    "sentence1",
+    "premise",
+)
+_PAIR_NAMES = ("text_pair", "sentence2", "hypothesis")
+_INSTRUCTION_COLUMNS = (
+    {"messages"},
+    {"conversations"},
+    {"instruction", "output"},
+    {"prompt", "response"},
+    {"prompt", "completion"},
+)
+_MEASURED = 2000
+_SHORTEST = 16
+_ROUND = 8
+
+
+def starting_space(model: str, data: str, *, task_type: str | None, study: str | None) -> str:
+    """Text of a commented space file for this model and data, ranges by the model's size, target sets that it has.
+
+    task_type: None reads it off the data's columns. Raises ModelError and DataError as a search would, and DataError if
+    the columns do not tell what the task is.
+    """
+    spec = _provisional(model, data)
+    columns = _columns(spec)
+    found, renamed = _guess(columns, data) if task_type is None else (task_type, _renamed(columns))
+    if found != "classification":
+        renamed = {}
+    backbone = resolve_model(spec.model, cache_folder())
+    kind: Kind = "classification" if found == "classification" else "causal-lm"
+    target_sets = resolvable_sets(skeleton(backbone, kind))
+    longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=renamed)
+    name = study or _study_name(data)
+    return commented_space(
+        name, model, data, found, backbone.parameters, renamed, target_sets, max_length=longest, cut=cut
+    )
+
+
+def starting_advice(text: str) -> list[str]:
+    """What a trial by this space file would see too little of, told from the training data; it is read for that."""
+    spec = parse_space(text, "command line", Path.cwd())
+    splits = read_splits(spec.task.data)
+    label = spec.task.data.columns.get("label", "label")
+    rows, classes = 0, set[str]()
+    for record in islice(splits["train"], _COUNTED):
+        rows += 1
+        if spec.task.type == "classification" and label in record.values:
+            classes.add(str(record.values[label]))
+    kept = 1.0 - sum(
+        share
+        for split, share in (("test", spec.task.test_share), ("validation", spec.task.validation_share))
+        if split not in splits
+    )
+    batch_size = int(spec.space.fixed.get("batch_size", Hyperparameters().batch_size))
+    return coverage_advice(round(kept * rows), len(classes), steps=spec.search.steps, batch_size=batch_size)
+
+
+def inspect_location(model: str, labels: int) -> ModelReport:
+    """Describe a model given as on the command line, with a head for `labels` classes (0: a language model).
+
+    `model` may also be a space file: then its model and its own target sets.
+    """
+    is_space = model.endswith((".yaml", ".yml"))
+    spec = load_space(Path(model)) if is_space else _provisional(model, "data.jsonl")
+    backbone = resolve_model(spec.model, cache_folder())
+    names = tuple(str(number) for number in range(labels))
+    return inspect_model(skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets)
+
+
+def _max_length(
+    backbone: BackboneRef, *, model: str, data: str, task_type: str, columns: Mapping[str, str]
+) -> tuple[int, str]:
+    """A length that leaves most rows whole, within what the model can read, and what it means in words.
+
+    Raises DataError if no row can be used.
+    """
+    text = commented_space("start", model, data, task_type, columns=columns)
+    settings = parse_space(text, "command line", Path.cwd()).task
+    found = make_task(replace(settings, bad_rows="skip")).lengths(load_tokenizer(backbone), _MEASURED)
+    if not found:
+        return DEFAULT_LENGTH, "longer ones are cut"
+    most = share_length(found)
+    wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
+    limit = positions(json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")))
+    covered = f"{SHARE:.0%} of the rows have at most {most:,}"
+    if limit is not None and limit.tokens < wanted:
+        return limit.tokens, f"{covered}, the model reads {limit.tokens:,}; longer ones are cut"
+    return wanted, f"{covered}; longer ones are cut"
+
+
+def _provisional(model: str, data: str) -> SweepSpec:
+    """Model and data as the space file would mean them: the template is valid whatever they are."""
+    return parse_space(commented_space("start", model, data, "classification"), "command line", Path.cwd())
+
+
+def _columns(spec: SweepSpec) -> list[str]:
+    """Names of the columns in the first rows of the training data."""
+    records = islice(read_splits(spec.task.data)["train"], _LOOKED_AT)
+    return list(dict.fromkeys(name for record in records for name in record.values))
+
+
+def _guess(columns: list[str], data: str) -> tuple[str, Mapping[str, str]]:
+    """Task type and renamed columns that fit these column names."""
+    if any(needed <= set(columns) for needed in _INSTRUCTION_COLUMNS):
+        return "instruction", {}
+    renamed = _renamed(columns)
+    if {"text", "label"} <= renamed.keys():
+        return "classification", renamed
+    if "text" in columns:
+        return "completion", {}
+    raise DataError(
+        f"{data}: the columns {', '.join(columns)} do not tell what the task is; choose one with --task"
+        " (classification needs text and label, instruction needs instruction and output, prompt and response, or"
+        " messages; completion needs text), and name the columns under task.data.columns"
+    )
+
+
+def _renamed(columns: list[str]) -> dict[str, str]:
+    """Our column name -> theirs, for what can be recognised by its usual names."""
+    usual = {"text": _TEXT_NAMES, "text_pair": _PAIR_NAMES, "label": _LABEL_NAMES}
+    by_folded = {column.strip().casefold(): column for column in columns}
+    found = {
+        ours: next((by_folded[name] for name in names if name in by_folded), None) for ours, names in usual.items()
+    }
+    return {ours: theirs for ours, theirs in found.items() if theirs is not None}
+
+
+def _study_name(data: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).stem).strip("-._")
+    return name[:100] or "study"

@@ -1,0 +1,172 @@
+"""From a finished trial to something a person can use: a PEFT folder or a merged model, proved to be the same."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from automl.errors import CheckpointError, ConfigError, Problem, SearchError
+from automl.metric import METRICS
+from automl.report.recipe import recipe
+from automl.results.folders import cache_folder
+from automl.results.recorded import GROUND, last_event
+from automl.results.summary import best_trial
+from automl.setup.machine import choose_layout
+from automl.setup.packing import Packing, host_settings
+from automl.setup.precision import settle_precision
+from automl.setup.prepare import prepare
+from automl.space.spec import SweepSpec
+from automl.storage.base import ResultStore
+from automl.storage.sql import Database
+from automl.storage.trials import TrialRow, list_trials
+from automl.sweep.upload import fetch_adapter
+from automl.training.export import merge_adapter, verify_manifest
+from automl.training.reload import Reloaded, measure_afresh
+from automl.training.runtime import HostSettings
+from automl.trial import Metrics, TrialState
+
+_SAME = 1e-6
+_SAME_MERGED = 1e-4
+_SAME_BF16H = 2e-2  # the adapter is measured with plain PEFT in fp32; see docs/adr/0007-packed-training.md
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written, and the metric it was recorded and (if checked) measured with. lines: of Python, to load it."""
+
+    trial: int
+    folder: str
+    merged: bool
+    metric: str
+    recorded: float
+    measured: float | None
+    base: str
+    lines: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def how_to_load(self) -> Iterator[str]:
+        """A few lines of Python that load it: those by which it was loaded when it was checked."""
+        yield "load it with:"
+        yield from (f"  {line}".rstrip() for line in self.lines)
+
+
+def export_trial(
+    database: Database, spec: SweepSpec, output: Path, trial: int | None, *, merged: bool, check: bool
+) -> Exported:
+    """Copy (or merge) a complete trial's adapter to `output` and, if asked, measure it again on validation rows.
+
+    It is measured in a fresh process that loads it as the user is told to; what does not pass is not left behind. An
+    adapter that is not on this machine is fetched from where the study stores its artifacts. Raises SearchError if
+    there is no such trial or its adapter is not to be found; CheckpointError if its files are damaged or do not
+    reproduce the recorded metric (1e-6 relative; 1e-4 for a merged model).
+    """
+    if output.exists():
+        raise ConfigError([Problem(str(output), 0, 0, "--output", "exists already; choose a new folder")])
+    row = _complete_trial(database, spec, trial)
+    with _adapter_of(database, spec, row) as adapter:
+        verify_manifest(adapter)
+        return _export(database, spec, row, adapter, output, merged=merged, check=check)
+
+
+@contextmanager
+def _adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[Path]:
+    """The folder of the trial's adapter; fetched from where the study stores its artifacts if it is not here."""
+    folder = Path(row.adapter or "")
+    if row.adapter and folder.is_dir():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="automl-") as place:
+        fetched = Path(place) / folder.name
+        fetch_adapter(database.store(spec.study), row.number, fetched)
+        yield fetched
+
+
+def _export(
+    database: Database, spec: SweepSpec, row: TrialRow, adapter: Path, output: Path, *, merged: bool, check: bool
+) -> Exported:
+    layout = choose_layout(replace(spec.run, shards=1), trials=1)
+    inputs = prepare(spec, cache_folder(), has_trials=True)
+    settled = settle_precision(spec, inputs, layout, last_event(database.store(spec.study), GROUND))
+    settings = host_settings(settled, inputs, layout, Packing(slots=1))
+    if merged:
+        merge_adapter(adapter, settings, output)
+    else:
+        shutil.copytree(adapter, output)
+    exported = Exported(
+        trial=row.number,
+        folder=str(output),
+        merged=merged,
+        metric=spec.task.metric,
+        recorded=row.value or 0.0,
+        measured=None,
+        base=inputs.backbone.path,
+        lines=_lines(output, merged=merged, is_classifier=bool(inputs.prepared.labels)),
+    )
+    return _checked(exported, settings, database.store(spec.study)) if check else exported
+
+
+def _lines(output: Path, *, merged: bool, is_classifier: bool) -> tuple[str, ...]:
+    """Python that loads what is in `output`, and leaves it as `model`."""
+    if not merged:
+        found = recipe(str(output))
+        if found is None:
+            raise CheckpointError(f"{output}: adapter_config.json or manifest.json does not say how to load it")
+        return tuple(found.use.splitlines())
+    auto = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
+    return f"from transformers import {auto}", f"model = {auto}.from_pretrained({str(output)!r})"
+
+
+def _checked(exported: Exported, settings: HostSettings, store: ResultStore) -> Exported:
+    """With what the exported model measures as a stranger loads it; it is deleted if that is not what is recorded."""
+    try:
+        found = measure_afresh(exported.lines, settings)
+        _compare(exported, settings, found, store.measurements(exported.trial)[-1].metrics)
+    except BaseException:
+        shutil.rmtree(exported.folder)  # otherwise the same command would find it there
+        raise
+    return replace(exported, measured=found.metrics[exported.metric])
+
+
+def _compare(exported: Exported, settings: HostSettings, found: Reloaded, recorded: Metrics) -> None:
+    if found.labels != settings.prepared.labels:
+        raise CheckpointError(f"{exported.folder}: names the classes {found.labels}, not {settings.prepared.labels}")
+    if settings.precision == "bf16h":  # in another precision a text or two may change sides
+        _same("loss", found.metrics["loss"], recorded["loss"], _SAME_BF16H)
+        return
+    for name in (exported.metric, "loss"):  # an accuracy alone is too coarse to tell
+        _same(name, found.metrics[name], recorded[name], _SAME_MERGED if exported.merged else _SAME)
+
+
+def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
+    rows = tuple(list_trials(database, spec.study))
+    if trial is None:
+        best = best_trial(rows, METRICS[spec.task.metric].direction)
+        if best is None:
+            raise SearchError(f"study {spec.study!r} has no complete trial yet")
+        return best
+    found = next((row for row in rows if row.number == trial), None)
+    if found is None or found.state != TrialState.COMPLETE:
+        state = "does not exist" if found is None else f"is {found.state}"
+        raise SearchError(f"trial {trial} of study {spec.study!r} {state}; only complete trials can be exported")
+    if not found.adapter:
+        raise SearchError(
+            f"the adapter of trial {trial} is no longer kept (search.keep: {spec.search.keep}); export one of the best"
+        )
+    return found
+
+
+def _same(name: str, measured: float, recorded: float, tolerance: float) -> None:
+    if not math.isclose(measured, recorded, rel_tol=tolerance, abs_tol=tolerance):
+        raise CheckpointError(
+            f"the exported model measures {name} {measured:.8f}, the database says {recorded:.8f};"
+            " it was trained on another device or with other library versions (--no-check exports it all the same)"
+        )

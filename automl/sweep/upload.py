@@ -1,0 +1,60 @@
+"""What a sweep leaves at `storage.artifacts` (kept adapters, report, summary), and how an adapter is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from automl.errors import CheckpointError, SearchError
+from automl.report.render import FORMATS
+from automl.report.write import REPORT
+from automl.results.folders import study_folder
+from automl.results.recorded import last_event
+from automl.results.summary import SUMMARY_JSON, SUMMARY_MARKDOWN
+from automl.space.spec import SweepSpec
+from automl.storage.artifacts import files_below
+from automl.storage.base import ResultStore
+from automl.storage.depot import Depot
+from automl.study.retention import ADAPTER
+
+STORED = "stored"
+"""Event of the study: `url`, and `adapters`: by number of the trial, the name below the URL and the sha256."""
+
+_FILES = (SUMMARY_JSON, SUMMARY_MARKDOWN, *(f"{REPORT}{ending}" for ending in FORMATS.values()))
+
+
+def store_results(store: ResultStore, spec: SweepSpec) -> None:
+    """Copy what the study has kept to where `storage.artifacts` says; does nothing if that is not given.
+
+    Raises ResourceError if that place cannot be written, CheckpointError if an adapter is not what was recorded.
+    """
+    if spec.artifacts is None:
+        return
+    depot = Depot(spec.artifacts)
+    kept = [artifact for artifact in store.artifacts() if artifact.kind == ADAPTER]
+    names = {
+        artifact.trial: f"{spec.study}/adapters/trial-{artifact.trial:05d}-{artifact.sha256[:16]}" for artifact in kept
+    }
+    for artifact in kept:
+        digest = depot.put_folder(names[artifact.trial], files_below(artifact.path))
+        if digest.sha256 != artifact.sha256:
+            raise CheckpointError(f"{artifact.path} is not what was recorded: sha256 {digest.sha256[:12]}")
+    for file in (study_folder(spec) / name for name in _FILES):
+        if file.is_file():
+            depot.put_file(f"{spec.study}/{file.name}", file)
+    adapters = {str(item.trial): {"name": names[item.trial], "sha256": item.sha256} for item in kept}
+    detail: dict[str, Any] = {"url": depot.url, "adapters": adapters}
+    if last_event(store, STORED) != detail:
+        store.add_event(STORED, detail)
+
+
+def fetch_adapter(store: ResultStore, trial: int, folder: Path) -> None:
+    """Make `folder` a copy of the trial's stored adapter.
+
+    Raises SearchError if it was never stored, ResourceError if it cannot be read, CheckpointError if it is damaged.
+    """
+    stored = last_event(store, STORED) or {}
+    found = stored.get("adapters", {}).get(str(trial))
+    if found is None:
+        raise SearchError(f"the adapter of trial {trial} is not on this machine, and was not stored anywhere else")
+    Depot(stored["url"]).fetch_folder(found["name"], folder, sha256=found["sha256"])

@@ -1,0 +1,150 @@
+"""What all trials of a device share: the frozen backbone, the tokenised rows, and how they are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from automl.lora import Hyperparameters
+from automl.models.backbone import BackboneRef, Dtype, load_backbone, load_tokenizer
+from automl.space.spec import TaskSettings
+from automl.tasks import make_task
+from automl.tasks.base import Batch, Prepared, Row, Task
+from automl.tasks.batches import evaluation_batches, evaluation_rows
+
+Split = Literal["validation", "test"]
+
+EVALUATION_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens, padding included, of one forward pass of an evaluation, by type of device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """All a worker needs to train trials of a sweep; picklable, and free of credentials.
+
+    targets: the user's target sets. output: folder of the study (slot files, adapters). precision: fp32, bf16 or
+    (packed only) bf16h, one for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave
+    as it is. capacity: most trials resident at once. packed: they are trained together, not one after the other.
+    judged_on: rows that trials are measured on; a search is never given the test rows.
+    largest, tokens: the costliest trial there may be, and the tokens of its largest batch; choices: the target sets
+    that trials may have; workers: how many there are. From these a packed worker finds out how it trains, and whether
+    it has the memory for `capacity` trials.
+    importance: how much the loss hangs on each module's update is measured on the way. shards: processes that hold one
+    trial together. proofs: folder in which is remembered what can be packed; empty: it is found out anew.
+    """
+
+    backbone: BackboneRef
+    task: TaskSettings
+    prepared: Prepared
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    output: str
+    precision: str = "fp32"
+    device: str = "auto"
+    threads: int | None = None
+    capacity: int = 1
+    packed: bool = False
+    judged_on: Split = "validation"
+    largest: Hyperparameters | None = None
+    choices: tuple[str, ...] = ()
+    tokens: int = 0
+    workers: int = 1
+    importance: bool = True
+    shards: int = 1
+    proofs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The frozen backbone on its device with the data that trials are trained on and judged by.
+
+    evaluation_rows: the fixed part of the validation split that every evaluation uses, or in a verification all test
+    rows. evaluation_tokens: of one forward pass, padding included. importance: as in the settings. The model carries at
+    most one adapter at a time.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    task: Task
+    train_rows: Sequence[Row]
+    evaluation_rows: Sequence[Row]
+    device: torch.device
+    precision: str = "fp32"
+    targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    evaluation_tokens: int = EVALUATION_TOKENS["cpu"]
+    importance: bool = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 autocast if that is the precision; otherwise it does nothing."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """The rows padded and on the device."""
+        return self._on_device(self.task.collate(rows, self.tokenizer.pad_token_id))
+
+    def evaluate(self, model: nn.Module, rows: Sequence[Row], max_tokens: int) -> dict[str, float]:
+        """All metrics of the task over `rows`, without dropout; the model is left in eval mode."""
+        batches = evaluation_batches(
+            self.task, rows, range(len(rows)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
+        )
+        model.eval()
+        with torch.no_grad(), self.autocast():
+            return self.task.evaluate(model, map(self._on_device, batches), self.tokenizer)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+
+def load_bench(settings: HostSettings, model: nn.Module | None = None) -> Runtime:
+    """Load backbone, tokenizer and rows once, and set torch up for repeatable results on this device.
+
+    model: takes the place of the backbone, which is then not read.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    task = make_task(settings.task)
+    return Runtime(
+        model=(model or load_model(settings)).to(device),
+        tokenizer=load_tokenizer(settings.backbone),
+        task=task,
+        train_rows=task.rows(settings.prepared, "train"),
+        evaluation_rows=_evaluation_rows(task, settings),
+        device=device,
+        precision=settings.precision,
+        targets=settings.targets,
+        evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
+        importance=settings.importance,
+    )
+
+
+def load_model(settings: HostSettings) -> nn.Module:
+    """The frozen backbone with the head of the task, on the CPU, read from disk."""
+    head = make_task(settings.task).head(settings.prepared)
+    return load_backbone(settings.backbone, head.kind, head.labels, stored_dtype(settings.precision))
+
+
+def stored_dtype(precision: str) -> Dtype:
+    """In which type a backbone is held for training in this precision: bf16h converts what it needs itself."""
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def choose_device(name: str) -> torch.device:
+    """The named device; `auto` is the GPU if torch sees one. On a GPU, kernels that vary from run to run are off."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    return device
+
+
+def _evaluation_rows(task: Task, settings: HostSettings) -> list[Row]:
+    """The fixed subset of the validation rows, or all test rows, read once: every evaluation goes through all of it."""
+    if settings.judged_on == "test":
+        return list(task.rows(settings.prepared, "test"))
+    rows = task.rows(settings.prepared, "validation")
+    return [rows[index] for index in evaluation_rows(settings.task.seed, len(rows), settings.task.evaluate_rows)]

@@ -1,0 +1,187 @@
+"""The page, the Markdown and the JSON: hostile text stays text, nothing is requested, the promises of size and keys."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from automl.report.figures import FIGURES
+from automl.report.frames import StudyFrame
+from automl.report.render import Report, render
+from automl.report.write import study_frame
+from automl.storage.sql import open_database
+from tests.databases import fresh_sqlite
+from tests.report.studies import HOSTILE, add_study, repeat_trials, space_of
+
+_REQUESTING = {"src", "href", "action", "data", "poster", "background", "srcset", "formaction", "ping", "manifest"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements with their attributes, scripts and styles with their text, visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.styles: list[str] = []
+        self.visible = ""
+        self._inside: str | None = None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else None
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+        if tag == "style":
+            self.styles.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = (attributes, text + data)
+        elif self._inside == "style":
+            self.styles[-1] += data
+        else:
+            self.visible += data
+
+
+@pytest.fixture(scope="module")
+def report(hostile_frame: StudyFrame) -> Report:
+    return render(hostile_frame)
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> Page:
+    return Page(report.texts["html"])
+
+
+def test_nothing_in_the_page_asks_for_anything_outside(page: Page) -> None:
+    links = [
+        (tag, name, value)
+        for tag, attributes in page.elements
+        for name, value in attributes.items()
+        if name in _REQUESTING and not (tag == "a" and (value or "").startswith("#"))
+    ]
+    assert links == []
+    assert {tag for tag, _ in page.elements}.isdisjoint({"link", "iframe", "object", "embed", "img", "base", "form"})
+    assert not any("url(" in style or "@import" in style for style in page.styles)
+
+
+def test_hostile_text_is_shown_and_never_becomes_markup(page: Page) -> None:
+    assert HOSTILE.split("`")[0] in page.visible
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    kinds = [attributes.get("type") for attributes, _ in page.scripts]
+    assert kinds.count(None) == 2  # the library and ours; the rest is data
+    assert set(kinds) == {None, "application/json"}
+
+
+def test_only_our_two_scripts_may_run(page: Page) -> None:
+    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy") or ""
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    digests = {
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for attributes, text in page.scripts
+        if "type" not in attributes
+    }
+    assert set(rules["script-src"].split()) == digests
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+
+
+def test_every_chart_is_there_with_its_words_and_no_hostile_label(page: Page) -> None:
+    charts = {attributes["data-for"]: json.loads(text) for attributes, text in page.scripts if "type" in attributes}
+    assert set(charts) == {f"chart-{name}" for name in FIGURES}
+    assert not re.search(r"<(script|img|a) ", json.dumps(charts))
+    labels = [attributes.get("aria-label") for _, attributes in page.elements if attributes.get("role") == "img"]
+    assert len(labels) == len(charts)
+    assert all(labels)
+
+
+def test_text_and_tables_need_no_script(report: Report) -> None:
+    without = re.sub(r"<script.*?</script>", "", report.texts["html"], flags=re.DOTALL)
+    visible = Page(without).visible
+    for sentence in report.findings.sentences:
+        assert sentence.split("`")[0] in visible
+    for heading in ("Is the winner a winner?", "Which learning rate for which rank", "What went wrong"):
+        assert heading in visible
+    assert "no clear difference" in visible
+
+
+def test_every_format_names_the_level_of_each_interval(report: Report, page: Page) -> None:
+    comparisons = json.loads(report.texts["json"])["verification"]["comparisons"]
+    assert [each["level"] for each in comparisons] == [0.98, 0.98, 0.96]
+    assert "intervals at 96 % and 98 %" in page.visible
+    assert "+0.330 to +0.390 | 98 % |" in report.texts["markdown"]
+    assert not any("95 % interval" in text for text in report.texts.values())
+
+
+def test_a_suggestion_is_unverified_until_a_verification_has_run(hostile_frame: StudyFrame) -> None:
+    assert hostile_frame.suggestion is not None
+    bare = replace(hostile_frame, suggestion=replace(hostile_frame.suggestion, status="not_run"))
+    assert "UNVERIFIED" in render(bare, ("markdown",)).texts["markdown"]
+    verified = render(hostile_frame, ("markdown",)).texts["markdown"]
+    assert "UNVERIFIED" not in verified
+    assert "no measurable gain over even ranks" in verified
+
+
+def test_markdown_lets_no_hostile_text_become_markup(report: Report) -> None:
+    text = re.sub(r"^(```+).*?^\1$|`[^`\n]*`", "", report.texts["markdown"], flags=re.DOTALL | re.MULTILINE)
+    assert "<" not in text.replace("\\<", "")
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
+    assert tables
+    assert all(width >= 3 for width in widths)
+
+
+KEYS = """
+automl baseline best counts database evidence failures findings ground made_at modules next_command parameter_importance
+pareto provenance rates_by_rank recipe schema search space spending stop_reasons study suggestion targets_by_size trials
+verification warnings
+"""
+TRIAL_KEYS = """
+adapter attempts curve error number params seconds state steps stop_reason tokens trainable_params value
+"""
+VERIFICATION_KEYS = """
+advice arms beats_majority comparisons done headline majority metric number optimism planned_seeds recommendation seeds
+started_at suggestion_status
+"""
+
+
+def test_json_keeps_its_keys(report: Report, hostile_frame: StudyFrame) -> None:
+    document = json.loads(report.texts["json"])
+    assert document["schema"] == "automl-report/1"
+    assert sorted(document) == KEYS.split()
+    assert sorted(document["trials"][0]) == TRIAL_KEYS.split()
+    assert sorted(document["verification"]) == VERIFICATION_KEYS.split()
+    assert document["study"] == HOSTILE
+    assert len(document["trials"]) == len(hostile_frame.trials)
+    assert document["space"] == hostile_frame.space_text
+
+
+def test_the_keys_are_documented() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/report.md").read_text(encoding="utf-8")
+    assert [key for key in KEYS.split() if f"`{key}`" not in text] == []
+
+
+def test_five_hundred_trials_stay_below_five_megabytes(tmp_path: Path) -> None:
+    url = fresh_sqlite(tmp_path)
+    spec = space_of(tmp_path, trials=500)
+    with open_database(url, create=False) as database:
+        add_study(database, spec, trials=50, importances=True)
+    repeat_trials(Path(url.removeprefix("sqlite:///")), times=10)
+    with open_database(url, create=False) as database:
+        report = render(study_frame(database, spec))
+    assert len(json.loads(report.texts["json"])["trials"]) == 500
+    assert len(report.texts["html"].encode()) < 5_000_000
+    assert len(report.texts["markdown"].encode()) < 100_000

@@ -1,0 +1,89 @@
+"""A model whose rows mix in a pack is trained one trial at a time, and plan, log and record say why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from automl.errors import ConfigError
+from automl.results.recorded import GROUND, last_event
+from automl.setup.host import build_host
+from automl.setup.machine import Layout
+from automl.setup.packing import choose_packing, host_settings, prove
+from automl.setup.plan import make_plan
+from automl.setup.prepare import prepare
+from automl.space.load import load_space
+from automl.space.spec import SweepSpec
+from automl.storage.sql import open_database
+from automl.sweep.run import run_sweep
+from automl.training.host import SoloHost
+from tests.many_models import model_of
+from tests.sweep.tiny_world import make_world
+
+LAYOUT = Layout(workers=1, threads=1, device="cpu")
+REASON = "the model mixes or splits rows"
+
+
+@pytest.fixture
+def mixing(tmp_path: Path) -> SweepSpec:
+    """A sweep of two trials on every linear layer of a DeBERTa, four slots asked for."""
+    return world_of("deberta-v2", tmp_path)
+
+
+def world_of(name: str, folder: Path) -> SweepSpec:
+    space = make_world(folder, trials=2, steps=5, slots=4)
+    space.write_text(space.read_text().replace("target: qv", "target: all-linear"))
+    (folder / "model" / "model.safetensors").unlink()
+    model_of(name, "classification").save_pretrained(folder / "model")
+    spec = load_space(space)
+    return replace(spec, run=replace(spec.run, output=folder / "runs"), storage_url=f"sqlite:///{folder / 'a.db'}")
+
+
+def test_a_search_trains_one_at_a_time_and_says_why(
+    mixing: SweepSpec, shared_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run_sweep(mixing, shared_cache)
+
+    assert summary.best is not None
+    assert "trials are trained one at a time; packed, DebertaV2ForSequenceClassification would not" in caplog.text
+    assert "failed" not in caplog.text  # what fails in the proof is no trial of the study
+    with open_database(mixing.storage_url, create=False) as database:
+        packing = (last_event(database.store(mixing.study), GROUND) or {})["packing"]
+    assert packing["slots"] == 4
+    assert REASON in packing["solo"]
+
+
+def test_the_plan_says_why(mixing: SweepSpec, shared_cache: Path) -> None:
+    assert any(REASON in line for line in make_plan(mixing, shared_cache, probe=True).lines())
+    # What is known is said without a probe, too.
+    assert REASON in str(make_plan(mixing, shared_cache, probe=False).packing)
+
+
+def test_a_model_that_follows_peft_is_packed(tmp_path: Path, shared_cache: Path) -> None:
+    spec = world_of("falcon", tmp_path)
+    assert make_plan(spec, shared_cache, probe=True).packing.is_packed
+
+
+def test_a_worker_that_finds_out_alone_does_without_a_pack(mixing: SweepSpec, tmp_path: Path) -> None:
+    # As on a node of another kind than the driver's: nothing is remembered there.
+    inputs = prepare(mixing, tmp_path / "cache")
+    settings = host_settings(mixing, inputs, LAYOUT, choose_packing(mixing, inputs, LAYOUT))
+    assert settings.packed
+
+    host = build_host(settings)
+
+    assert isinstance(host, SoloHost)
+    assert host.capacity == 4
+    host.shutdown()
+
+
+def test_a_precision_for_packs_alone_is_refused(mixing: SweepSpec, shared_cache: Path) -> None:
+    spec = replace(mixing, run=replace(mixing.run, precision="bf16h"))
+    inputs = prepare(spec, shared_cache)
+
+    with pytest.raises(
+        ConfigError, match=r"precision: bf16h is for packed training; packed, DebertaV2.* would not follow PEFT"
+    ):
+        prove(spec, inputs, LAYOUT)
