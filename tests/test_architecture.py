@@ -277,3 +277,15 @@ def test_the_web_application_starts_without_what_trains() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_results_are_read_without_what_trains_or_draws() -> None:
+    script = (
+        "import importlib, pkgutil, sys\nimport automl.results\n"
+        "for module in pkgutil.iter_modules(automl.results.__path__):\n"
+        "    importlib.import_module(f'automl.results.{module.name}')\n"
+        "heavy = ('torch', 'ray', 'plotly', 'peft', 'transformers', 'datasets')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

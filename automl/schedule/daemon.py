@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from automl.errors import StorageError
 from automl.execution.cluster import unreachable
-from automl.schedule.aftermath import after_night, after_problem, after_slots, tell, tidy_up
 from automl.schedule.due import fire_due
 from automl.schedule.job import USAGE, Job, Outcome, Place
 from automl.schedule.job_run import STOP_SECONDS, JobRun
 from automl.schedule.nights import NightJob, run_address
+from automl.schedule.notices import after_night, after_problem, after_slots, tell, tidy_up
 from automl.schedule.notify import Message
 from automl.schedule.options import schedule_problem
 from automl.schedule.submission import SubmissionJob

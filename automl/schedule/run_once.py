@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 
 from automl.errors import InterruptedSearch, StorageError, StudyBusyError
-from automl.schedule.aftermath import after_night, after_slots, tidy_up
 from automl.schedule.due import fire_due, refuse
 from automl.schedule.job import REGRESSION, Outcome, Place
 from automl.schedule.job_run import JobRun
 from automl.schedule.nights import NightJob
+from automl.schedule.notices import after_night, after_slots, tidy_up
 from automl.schedule.options import schedule_problem
 from automl.storage.claims import Claimant
 from automl.storage.jobs import Firing, FiringState

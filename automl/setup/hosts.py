@@ -1,7 +1,9 @@
-"""How model and data reach a worker on another machine: from where they lie there, from its cache, or from a depot.
+"""How a worker gets its host: which one, and model and data on machines that may lack them.
 
-All three are checked by content: a folder of the same name with something else in it is not taken. The caches are those
-that a search on that machine would use, with entries named after their content.
+Each host is imported only where it is needed: PEFT alone takes seconds. Model and data are taken from where they lie,
+from that machine's cache, or from a depot; all three are checked by content: a folder of the same name with something
+else in it is not taken. The caches are those that a search on that machine would use, with entries named after their
+content.
 """
 
 from __future__ import annotations
@@ -9,16 +11,45 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from automl.errors import AutomlError, ModelError, ResourceError
+from automl.execution.base import Host
 from automl.models.backbone import BackboneRef, model_files, reference
-from automl.results.folders import proofs_folder
+from automl.results.folders import cache_folder, proofs_folder
 from automl.setup.prepare import Inputs
 from automl.storage.artifacts import files_below
 from automl.storage.depot import Depot
 from automl.tasks.base import Prepared
 from automl.tasks.prepare import load_prepared
 from automl.training.runtime import HostSettings
+
+if TYPE_CHECKING:
+    from automl.packed.host import PackedHost
+    from automl.training.host import SoloHost
+
+
+def build_host(settings: HostSettings) -> PackedHost | SoloHost:
+    """Load backbone and data and return the host the settings ask for; called inside the worker.
+
+    A trial in several shards has a host in each process of a group, and this is called in all of them.
+    """
+    if settings.packed:
+        from automl.packed.build import build_packed_host
+
+        return build_packed_host(settings)
+    if settings.shards > 1:
+        from automl.training.sharded import build_sharded_host
+
+        return build_sharded_host(settings)
+    from automl.training.host import build_solo_host
+
+    return build_solo_host(settings)
+
+
+def build_host_anywhere(settings: HostSettings, artifacts: str | None) -> Host:
+    """The same on a machine that may lack the model and the data: they are fetched from `artifacts`, a URL."""
+    return build_host(at_hand(settings, artifacts, cache_folder()))
 
 
 def publish(inputs: Inputs, artifacts: str) -> None:

@@ -17,13 +17,13 @@ import torch
 
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
+from automl.models.inventory import linear_layers
 from automl.packed.memory import available_bytes
 from automl.setup.database_check import database_remarks
 from automl.setup.evaluation import in_words, measured_rows, settle_evaluation, whole_evaluation
-from automl.setup.host import build_host
+from automl.setup.hosts import build_host
 from automl.setup.machine import Layout, choose_layout
 from automl.setup.packing import Packing, choose_packing, host_settings, prove, worker_bytes
-from automl.setup.payoff import packing_warnings
 from automl.setup.precision import settle_precision
 from automl.setup.prepare import Inputs, prepare
 from automl.space.extremes import extremes, highest, target_names
@@ -35,6 +35,9 @@ from automl.trial import Measurement, TrialFailure, TrialSpec
 
 _START_SECONDS = 30.0
 _PROBE_STEPS = 4
+
+GPU_FULL_TOKENS = 2048
+"""Tokens of one trial's step from which a GPU is busy with one trial alone (docs/benchmarks.md, `gpu_packed`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,3 +330,30 @@ def _duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def packing_warnings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing) -> Iterator[str]:
+    """Reasons why packing gains little in this sweep, each a sentence for a person; none if trials are not packed."""
+    if not packing.is_packed:
+        return
+    tokens = extremes(inputs.space, "batch_size")[0] * min(spec.task.max_length, inputs.prepared.longest)
+    if layout.device == "cuda" and tokens >= GPU_FULL_TOKENS:
+        yield (
+            f"a step of one trial has up to {tokens:,} tokens, which keep a GPU busy alone: packing saves start-up and"
+            " copies of the model here, hardly any time (docs/packed.md)"
+        )
+    if packing.slots == 1 and spec.search.trials > layout.workers:
+        yield "there is memory for one trial at a time only; smaller batches, shorter rows or a lower rank make room"
+    share = shared_depth(inputs)
+    if share >= 0.5:
+        yield (
+            f"no target reaches below the upper {1 - share:.0%} of the layers: one trial's backward pass is short"
+            " already, and the lower layers, though equal for all, are computed for each (docs/packed.md)"
+        )
+
+
+def shared_depth(inputs: Inputs) -> float:
+    """Share of the model's linear layers, counted from the input, that no target set adapts."""
+    order = {layer.path: place for place, layer in enumerate(linear_layers(inputs.model))}
+    lowest = min(order[layer.path] for name in target_names(inputs.space) for layer in inputs.derive.layers(name))
+    return lowest / len(order)

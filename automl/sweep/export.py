@@ -14,6 +14,7 @@ from typing import Any
 from automl.errors import CheckpointError, ConfigError, Problem, SearchError
 from automl.metric import METRICS
 from automl.report.recipe import recipe
+from automl.results.artifacts import fetch_adapter
 from automl.results.folders import cache_folder
 from automl.results.recorded import GROUND, last_event
 from automl.results.summary import best_trial
@@ -25,7 +26,6 @@ from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
-from automl.sweep.upload import fetch_adapter
 from automl.training.export import merge_adapter, verify_manifest
 from automl.training.reload import Reloaded, measure_afresh
 from automl.training.runtime import HostSettings

@@ -27,8 +27,7 @@ from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
 from automl.setup.evaluation import settle_evaluation
-from automl.setup.host import build_host, build_host_anywhere
-from automl.setup.hosts import publish
+from automl.setup.hosts import build_host, build_host_anywhere, publish
 from automl.setup.machine import choose_layout
 from automl.setup.packing import choose_packing, host_settings, kernel_of, prove
 from automl.setup.precision import settle_precision

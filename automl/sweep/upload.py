@@ -1,13 +1,13 @@
-"""What a sweep leaves at `storage.artifacts` (kept adapters, report, summary), and how an adapter is read back."""
+"""What a search leaves at `storage.artifacts`: kept adapters, report and summary."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from automl.errors import CheckpointError, SearchError
+from automl.errors import CheckpointError
 from automl.report.render import FORMATS
 from automl.report.write import REPORT
+from automl.results.artifacts import STORED
 from automl.results.folders import study_folder
 from automl.results.recorded import last_event
 from automl.results.summary import SUMMARY_JSON, SUMMARY_MARKDOWN
@@ -16,9 +16,6 @@ from automl.storage.artifacts import files_below
 from automl.storage.base import ResultStore
 from automl.storage.depot import Depot
 from automl.study.retention import ADAPTER
-
-STORED = "stored"
-"""Event of the study: `url`, and `adapters`: by number of the trial, the name below the URL and the sha256."""
 
 _FILES = (SUMMARY_JSON, SUMMARY_MARKDOWN, *(f"{REPORT}{ending}" for ending in FORMATS.values()))
 
@@ -46,15 +43,3 @@ def store_results(store: ResultStore, spec: SweepSpec) -> None:
     detail: dict[str, Any] = {"url": depot.url, "adapters": adapters}
     if last_event(store, STORED) != detail:
         store.add_event(STORED, detail)
-
-
-def fetch_adapter(store: ResultStore, trial: int, folder: Path) -> None:
-    """Make `folder` a copy of the trial's stored adapter.
-
-    Raises SearchError if it was never stored, ResourceError if it cannot be read, CheckpointError if it is damaged.
-    """
-    stored = last_event(store, STORED) or {}
-    found = stored.get("adapters", {}).get(str(trial))
-    if found is None:
-        raise SearchError(f"the adapter of trial {trial} is not on this machine, and was not stored anywhere else")
-    Depot(stored["url"]).fetch_folder(found["name"], folder, sha256=found["sha256"])

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from automl.errors import AutomlError, ResourceError, SearchError
 from automl.execution.base import Host
-from automl.setup.host import build_host
+from automl.setup.hosts import build_host
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec
 

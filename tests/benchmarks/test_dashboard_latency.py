@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from databases import fresh_sqlite
-
 from automl.storage.invariants import check
 from automl.storage.sql import open_database
 from benchmarks import dashboard_latency
+from tests.databases import fresh_sqlite
 
 
 def test_every_request_is_measured(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from databases import fresh_postgres, fresh_sqlite
 
 from automl.cli.main import main
 from automl.errors import ConfigError
 from automl.space.load import parse_space
+from tests.databases import fresh_postgres, fresh_sqlite
 
 SPACE = "version: 1\nstudy: s\nmodel: ./m\ntask: {type: classification, data: ./d.jsonl, metric: accuracy}\n"
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from databases import fresh_postgres, fresh_sqlite
 
 from automl.errors import StorageError, StudyNotFoundError
 from automl.storage.base import Artifact, AttemptState, ResultStore
 from automl.storage.sql import Database, open_database
 from automl.trial import Measurement, StopReason
+from tests.databases import fresh_postgres, fresh_sqlite
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from databases import fresh_sqlite
-from serving import Site, site
 
 from automl.schedule.due import fire_due
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState
 from automl.storage.sql import open_database
+from tests.dashboards.serving import Site, site
+from tests.databases import fresh_sqlite
 from tests.report.studies import HOSTILE, add_study, add_verification, space_of, verification_result
 from tests.schedule.scheduling import HandClock, add_schedule
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from databases import fresh_sqlite
-from serving import Site, site
 
 from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.job import Place
 from automl.storage.claims import Claimant
 from automl.storage.sql import open_database
 from automl.storage.submissions import find_submission, submit
+from tests.dashboards.serving import Site, site
+from tests.databases import fresh_sqlite
 from tests.schedule.scheduling import tick_until
 
 SUBMIT = "/api/v1/submissions"

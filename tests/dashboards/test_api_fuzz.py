@@ -15,13 +15,13 @@ from urllib.parse import quote_from_bytes
 
 import jsonschema
 import pytest
-from databases import fresh_postgres, fresh_sqlite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import TOKEN, Answer, Site, site
-from test_dashboard_api import SPACE
 
 from automl.storage.sql import open_database
+from tests.dashboards.serving import TOKEN, Answer, Site, site
+from tests.dashboards.test_api import SPACE
+from tests.databases import fresh_postgres, fresh_sqlite
 from tests.report.studies import add_study, space_of
 
 EXAMPLES = int(os.environ.get("AUTOML_FUZZ_EXAMPLES", "40"))

@@ -8,14 +8,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browsing import CHROMIUM, chromium, watch
-from databases import fresh_sqlite
-from serving import Site, site
-from test_dashboard_api import SPACE, write_table
-from test_dashboard_pages import PAYLOADS, fill_with_payloads
 
 from automl.space.load import parse_space
 from automl.sweep.run import run_sweep
+from tests.dashboards.browsing import CHROMIUM, chromium, watch
+from tests.dashboards.serving import Site, site
+from tests.dashboards.test_api import SPACE, write_table
+from tests.dashboards.test_pages import PAYLOADS, fill_with_payloads
+from tests.databases import fresh_sqlite
 from tests.report.studies import HOSTILE
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from serving import TOKEN, Site, site
 
 from automl.cli.main import main
 from automl.errors import ConfigError
@@ -22,6 +21,7 @@ from dashboards.access import Token, read_token, sent_token
 from dashboards.app import build_app
 from dashboards.guard import Rules
 from dashboards.serve import Address, rules_for
+from tests.dashboards.serving import TOKEN, Site, site
 
 READ = (
     *("/", "/live", "/studies/topics", "/studies/topics/live", "/studies/topics/trials", "/studies/topics/layers"),

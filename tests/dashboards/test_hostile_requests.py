@@ -14,8 +14,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from serving import TOKEN, Site
-from test_dashboard_guard import READ, SUBMIT, digest
+
+from tests.dashboards.serving import TOKEN, Site
+from tests.dashboards.test_guard import READ, SUBMIT, digest
 
 _AUTHORIZED = f"Authorization: Bearer {TOKEN}"
 _JSON = "Content-Type: application/json"

@@ -10,8 +10,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from databases import fresh_sqlite
-from serving import Site, site
 
 from automl.schedule.due import fire_due
 from automl.storage.claims import Claimant
@@ -20,6 +18,8 @@ from automl.storage.submissions import submit
 from dashboards.charts import Series, Spot, chart
 from dashboards.recent import Recent
 from dashboards.views import Views
+from tests.dashboards.serving import Site, site
+from tests.databases import fresh_sqlite
 from tests.report.studies import HOSTILE, add_study, space_of
 from tests.schedule.scheduling import HandClock, add_schedule
 

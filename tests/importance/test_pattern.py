@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from architectures import tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from automl.importance.pattern import patterned, peft_block, snippet
 from automl.lora import Hyperparameters, lora_parameters
 from automl.models.inventory import head_modules, head_parameters, resolve_targets
+from tests.architectures import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, DECODERS, LABELS, VOCABULARY, tiny_config, tiny_model
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -19,6 +18,7 @@ from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.methods.seeding import SeededDropout
 from automl.models.inventory import head_modules, resolve_targets, trainable_parameters
+from tests.architectures import ARCHITECTURES, DECODERS, LABELS, VOCABULARY, tiny_config, tiny_model
 
 LORA = METHODS["lora"]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
@@ -16,6 +15,7 @@ from automl.errors import TargetError
 from automl.lora import Hyperparameters, lora_parameters, peft_patterns
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, head_parameters, resolve_targets
+from tests.architectures import tiny_model
 
 LORA = METHODS["lora"]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, DECODERS, LABELS, save_tiny, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -20,6 +19,7 @@ from automl.errors import ModelError
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_modules
 from automl.space.spec import ModelSettings
+from tests.architectures import ARCHITECTURES, DECODERS, LABELS, save_tiny, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

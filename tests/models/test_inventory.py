@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, DECODERS, tiny_config, tiny_model
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -22,6 +21,7 @@ from automl.models.inventory import (
     resolve_targets,
     trainable_parameters,
 )
+from tests.architectures import ARCHITECTURES, DECODERS, tiny_config, tiny_model
 
 
 def meta_model(name: str, auto: type = AutoModelForSequenceClassification) -> nn.Module:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCABULARY, tiny_model
 from torch import nn
 
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets, trainable_parameters
 from automl.models.memory import estimate_bytes
+from tests.architectures import ARCHITECTURES, VOCABULARY, tiny_model
 
 
 def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, FURTHER, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from automl.models.positions import Positions, positions
+from tests.architectures import ARCHITECTURES, FURTHER, tiny_config
 
 _BERT = ARCHITECTURES["bert"].settings
 

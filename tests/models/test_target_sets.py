@@ -7,7 +7,6 @@ from functools import cache
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, FURTHER, further_model, tiny_config
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -24,6 +23,7 @@ from automl.models.inventory import (
     resolve_targets,
 )
 from automl.space.defaults import TARGETS
+from tests.architectures import ARCHITECTURES, FURTHER, further_model, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from architectures import LABELS, VOCABULARY
 from torch import nn
 from transformers import (
     get_constant_schedule_with_warmup,
@@ -30,6 +29,7 @@ from automl.tasks.batches import batch_rows
 from automl.tasks.classification import Classification
 from automl.tasks.completion import Completion
 from automl.trial import TrialSpec
+from tests.architectures import LABELS, VOCABULARY
 
 SETTINGS = TaskSettings(type="classification", data=DataSettings(kind="files"), metric="loss", max_length=24)
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import PeftRun, spec, workload
 
 from automl.packed.kernels import choose_kernel, works
 from automl.packed.trainer import PackedTrainer
 from automl.trial import TrialSpec
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import PeftRun, spec, workload
 
 CPU = torch.device("cpu")
 

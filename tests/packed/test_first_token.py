@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import spec, workload
 
 from automl.packed.first_token import narrow_module, narrowed_layers
 from automl.packed.trainer import PackedTrainer
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import spec, workload
 
 
 def widths(model: torch.nn.Module) -> dict[str, int]:

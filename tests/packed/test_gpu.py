@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import PeftRun, spec, workload
 
 from automl.packed.bank import BankSize
 from automl.packed.bank_step import RECORD_AT
 from automl.packed.trainer import PackedTrainer
 from automl.training.state import TrainState
 from automl.trial import TrialSpec
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import PeftRun, spec, workload
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import spec, workload
 from peft import PeftModel
 from torch import nn
 
@@ -25,6 +23,8 @@ from automl.training.solo import SoloTrial
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, StopReason, TrialSpec
 from automl.trial_folders import slot_folder
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import spec, workload
 
 TRIALS = [
     spec(0, rank=4, target="qv", batch_size=2, learning_rate=3e-3, steps=8),

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import spec, workload
 from torch import nn
 
 from automl.importance.heldout import in_batches
@@ -18,6 +16,8 @@ from automl.packed.trainer import PackedTrainer
 from automl.training.runtime import Runtime
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, ModuleImportance, TrialSpec
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import spec, workload
 
 TRIALS = [
     spec(0, steps=16, evaluate_every=8, rank=4, alpha=8.0, batch_size=4, target="all-linear"),

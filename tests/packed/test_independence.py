@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import spec, workload
 
 from automl.packed.kernels import works
 from automl.packed.trainer import PackedTrainer
@@ -17,6 +15,8 @@ from automl.tasks.batches import batch_rows
 from automl.tasks.classification import Classification
 from automl.training.state import TrainState
 from automl.trial import StopReason, TrialFailure, TrialSpec
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import spec, workload
 
 MODELS = [("bert", "classification"), ("llama", "causal-lm"), ("gpt2", "causal-lm")]
 PRECISIONS = ["fp32", "bf16h"]

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import PeftRun, spec, workload
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +16,8 @@ from automl.packed.bank_step import BankStep, static_width
 from automl.packed.masks import bits, keep_limit, layer_mask, mask_seed
 from automl.packed.trainer import PackedTrainer
 from automl.trial import StopReason, TrialSpec
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import PeftRun, spec, workload
 
 TARGETS = ("qv", "mlp", "all-linear")
 ROOM = BankSize(slots=5, rank=20, targets=TARGETS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import spec, workload
 
 from automl.errors import OutOfMemory
 from automl.lora import Hyperparameters
@@ -13,6 +11,8 @@ from automl.models.memory import estimate_bytes
 from automl.packed.memory import SHARE, available_bytes, capacity
 from automl.packed.trainer import PackedTrainer
 from automl.packed.workload import padded_length
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import spec, workload
 
 
 def test_capacity_grows_with_memory_and_stops_at_the_last_slot_that_fits() -> None:

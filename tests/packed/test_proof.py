@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
-from many_models import MIXING, many_models, model_of
-from packed_oracle import SETTINGS, PadOnly, spec, token_rows, workload
 from torch import nn
 
 from automl.models.backbone import BackboneRef
@@ -23,6 +20,9 @@ from automl.tasks.base import Prepared
 from automl.tasks.classification import Classification
 from automl.tasks.completion import Completion
 from automl.training.runtime import HostSettings, Runtime
+from tests.architectures import tiny_model
+from tests.many_models import MIXING, many_models, model_of
+from tests.packed.packed_oracle import SETTINGS, PadOnly, spec, token_rows, workload
 
 CPU = torch.device("cpu")
 ROOM = BankSize(slots=4, rank=4, targets=("all-linear",))

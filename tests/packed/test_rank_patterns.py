@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import PeftRun, spec, workload
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
@@ -17,6 +15,8 @@ from automl.lora import lora_parameters
 from automl.models.inventory import head_parameters, resolve_targets
 from automl.packed.trainer import BankSize, PackedTrainer
 from automl.trial import Measurement, TrialSpec
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import PeftRun, spec, workload
 
 
 def patterned(model: torch.nn.Module, number: int, target: str, **hyper: object) -> TrialSpec:

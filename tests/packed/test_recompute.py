@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import spec, workload
 from torch import nn
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,6 +18,8 @@ from automl.packed.recompute import Recomputation, recomputable
 from automl.packed.segments import Segment, Segmentation
 from automl.packed.trainer import PackedTrainer
 from automl.training.state import TrainState
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import spec, workload
 
 ROOM = BankSize(slots=2, rank=16, targets=("qv", "all-linear"))
 TRIALS = [

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from architectures import tiny_model
-from packed_oracle import spec, workload
 
 from automl import durable
 from automl.packed.host import PackedHost
@@ -19,6 +17,8 @@ from automl.packed.trainer import Event, PackedTrainer
 from automl.training.checkpoint import SlotFolder
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
 from automl.trial_folders import slot_folder
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import spec, workload
 
 STEPS, EVERY = 12, 3
 TRIALS = [

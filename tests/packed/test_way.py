@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import tiny_model
-from packed_oracle import SETTINGS, spec, workload
 from torch import nn
 
 from automl.lora import Hyperparameters
@@ -21,6 +19,8 @@ from automl.packed.trainer import PackedTrainer
 from automl.tasks.base import LossParts, Prepared
 from automl.tasks.classification import Classification
 from automl.training.runtime import HostSettings
+from tests.architectures import tiny_model
+from tests.packed.packed_oracle import SETTINGS, spec, workload
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LARGEST = Hyperparameters(rank=16, target="all-linear", dropout=0.1)

@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 import pytest
-from databases import fresh_sqlite
 
 from automl.cli.main import main
 from automl.errors import NotEnoughEvidence
@@ -20,6 +19,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.storage.verification import VerificationStore
 from automl.trial import Measurement, ModuleImportance
+from tests.databases import fresh_sqlite
 
 SPACE = """
 version: 1

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from databases import fresh_postgres, fresh_sqlite
-from scheduling import HandClock, program
 
 from automl.schedule.job import Place
 from automl.storage.sql import Database, open_database
+from tests.databases import fresh_postgres, fresh_sqlite
+from tests.schedule.scheduling import HandClock, program
 
 
 @pytest.fixture

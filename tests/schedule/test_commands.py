@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scheduling import SPACE, HandClock, add_schedule
 
 from automl.cli.main import main
 from automl.schedule.manifests import calendar_lines, manifest
@@ -22,6 +21,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.schedules import find_schedule
 from automl.storage.sql import Database, open_database
 from automl.storage.submissions import submit
+from tests.schedule.scheduling import SPACE, HandClock, add_schedule
 
 
 @pytest.fixture

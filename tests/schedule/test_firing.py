@@ -12,9 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from scheduling import HandClock, add_schedule, definition, states
 from sqlalchemy import literal, select, update
-from test_cron_times import ZONES
 
 from automl.errors import StorageError, SubmissionRefused
 from automl.schedule.cron import due_slots
@@ -34,6 +32,8 @@ from automl.storage.submissions import (
     submit,
 )
 from automl.storage.tables import firings, submissions
+from tests.schedule.scheduling import HandClock, add_schedule, definition, states
+from tests.schedule.test_cron_times import ZONES
 
 JUMPS = (timedelta(hours=-1), timedelta(hours=1), timedelta(days=1), timedelta(days=-1))
 

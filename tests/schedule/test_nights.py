@@ -16,8 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drive_scheduler import set_clock
-from scheduling import HandClock, add_schedule, space_of, states
 
 from automl.schedule.notify import COMMANDS_VARIABLE
 from automl.schedule.options import Options
@@ -28,6 +26,8 @@ from automl.storage.schedules import list_firings
 from automl.storage.sql import Database, open_database
 from automl.storage.submissions import list_schedulers
 from automl.storage.verification import latest
+from tests.schedule.drive_scheduler import set_clock
+from tests.schedule.scheduling import HandClock, add_schedule, space_of, states
 from tests.sweep.tiny_world import make_world
 
 _ROOT = Path(__file__).parents[2]

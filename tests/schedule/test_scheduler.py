@@ -14,18 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from databases import free_port
-from scheduling import (
-    ONE_TRIAL,
-    SPACE,
-    HandClock,
-    add_schedule,
-    cut_short,
-    plan_values,
-    space_of,
-    states,
-    tick_until,
-)
 
 from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.job import Place, is_worth_retrying
@@ -37,6 +25,18 @@ from automl.storage.schedules import ScheduleStore, list_firings
 from automl.storage.sql import Database
 from automl.storage.submissions import cancel, find_submission, list_schedulers, submit
 from automl.storage.url import absolute_url
+from tests.databases import free_port
+from tests.schedule.scheduling import (
+    ONE_TRIAL,
+    SPACE,
+    HandClock,
+    add_schedule,
+    cut_short,
+    plan_values,
+    space_of,
+    states,
+    tick_until,
+)
 
 MakePlace = Callable[[str], Place]
 

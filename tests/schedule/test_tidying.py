@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from scheduling import SPACE, HandClock, add_schedule
 from sqlalchemy import update
 
 from automl.errors import StudyBusyError
@@ -26,6 +25,7 @@ from automl.storage.schedules import find_schedule, list_firings
 from automl.storage.sql import Database
 from automl.storage.tables import Now, sweeps
 from automl.trial import Measurement
+from tests.schedule.scheduling import SPACE, HandClock, add_schedule
 
 
 def make_study(database: Database, name: str, output: Path, *, finished: bool = True) -> Path:

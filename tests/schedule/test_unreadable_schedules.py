@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from prometheus_client.core import Metric
-from scheduling import SPACE, HandClock, add_schedule, states
 from sqlalchemy import text, update
 
 from automl.errors import ConfigError
@@ -24,6 +23,7 @@ from automl.storage.schedules import list_firings
 from automl.storage.sql import Database
 from automl.storage.tables import schedules
 from dashboards.views import Views
+from tests.schedule.scheduling import SPACE, HandClock, add_schedule, states
 
 MakePlace = Callable[[str], Place]
 

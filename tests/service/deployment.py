@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from composed import ROOT, SERVICES, environment_of, probe_of
-from databases import exposed_server, free_port, postgres_programs
 from sqlalchemy.engine import make_url
+
+from tests.databases import exposed_server, free_port, postgres_programs
+from tests.service.composed import ROOT, SERVICES, environment_of, probe_of
 
 PATIENCE_SECONDS = 240.0
 _LEAVING_SECONDS = 240.0

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import DOCUMENT, FILE, ONCE, ROOT, SERVICES, SETTING, environment_of, probe_of
 from sqlalchemy.engine import make_url
 
 from automl.space.derive import derived_text
 from automl.space.load import parse_space
 from automl.storage.roles import WEB
+from tests.service.composed import DOCUMENT, FILE, ONCE, ROOT, SERVICES, SETTING, environment_of, probe_of
 
 _PINNED = re.compile(r"[\w./-]+:\d+\.\d+[\w.-]*")
 _SECRET_FOLDER = "/run/secrets/"

@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 import pytest
-from composed import SERVICES
-from deployment import Deployment, wait_until
 
 from tests.dashboards.browsing import CHROMIUM, chromium, watch
 from tests.dashboards.serving import TOKEN, Site
 from tests.faults.kill import WORKER_TITLES
+from tests.service.composed import SERVICES
+from tests.service.deployment import Deployment, wait_until
 from tests.sweep.tiny_world import make_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.ray, pytest.mark.timeout(900)]

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_world import make_world
 
 from automl.lora import Hyperparameters
 from automl.results.recorded import GROUND, last_event
@@ -18,6 +17,7 @@ from automl.storage.sql import open_database
 from automl.study.curves import rungs
 from automl.sweep.run import run_sweep
 from automl.trial import TrialSpec
+from tests.sweep.tiny_world import make_world
 
 STEP_PASSES = 2.25
 """Rows evaluated in the time of one row's training step (benchmarks.packed_step)."""

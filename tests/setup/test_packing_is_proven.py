@@ -9,7 +9,7 @@ import pytest
 
 from automl.errors import ConfigError
 from automl.results.recorded import GROUND, last_event
-from automl.setup.host import build_host
+from automl.setup.hosts import build_host
 from automl.setup.machine import Layout
 from automl.setup.packing import choose_packing, host_settings, prove
 from automl.setup.plan import make_plan

@@ -11,7 +11,7 @@ import pytest
 from automl.packed.build import build_packed_host
 from automl.setup.machine import Layout
 from automl.setup.packing import Packing, choose_packing, host_settings
-from automl.setup.payoff import packing_warnings, shared_depth
+from automl.setup.plan import packing_warnings, shared_depth
 from automl.setup.prepare import Inputs, prepare
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec

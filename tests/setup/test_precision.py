@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_world import make_world
 
 from automl.packed.kernels import choose_kernel, choose_precision, works
 from automl.provenance import processor
@@ -20,6 +19,7 @@ from automl.setup.precision import is_another_cpu, settle_precision
 from automl.setup.prepare import Inputs, prepare
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
+from tests.sweep.tiny_world import make_world
 
 CPU = Layout(workers=1, threads=1, device="cpu")
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from databases import fresh_postgres, fresh_sqlite
 
 from automl.storage.sql import Database, open_database
+from tests.databases import fresh_postgres, fresh_sqlite
 
 _OTHER_PROCESS = Path(__file__).with_name("other_process.py")
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import optuna
 import pytest
-from databases import PostgresServer, exposed_server, free_port
 from optuna.trial import TrialState
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
@@ -23,6 +22,7 @@ from automl.storage.retry import Retry
 from automl.storage.sql import Database, SqlStore, open_database
 from automl.storage.verification import Score, VerificationStore
 from automl.trial import Measurement
+from tests.databases import PostgresServer, exposed_server, free_port
 from tests.faults.proxy import Proxy
 
 ADDRESS = make_url("postgresql+psycopg://u:hunter2@db/automl")

@@ -11,14 +11,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from databases import fresh_postgres
-from sweeps import STUDY, finished_sweep
 
 from automl.errors import MissingExtraError, StorageError
 from automl.storage.backup import back_up, restore
 from automl.storage.invariants import check
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
+from tests.databases import fresh_postgres
+from tests.storage.sweeps import STUDY, finished_sweep
 
 
 def empty_database(kind: str, folder: Path) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
-from sweeps import finished_sweep
 
 from automl.storage.invariants import _INVARIANTS
 from automl.storage.sql import Database
 from automl.storage.tables import metadata
 from automl.storage.views import VIEWS
 from automl.trial import StopReason
+from tests.storage.sweeps import finished_sweep
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/database.md").read_text(encoding="utf-8")
 QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, flags=re.DOTALL)

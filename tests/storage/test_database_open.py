@@ -12,13 +12,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from databases import fresh_postgres, fresh_sqlite
 
 from automl.errors import StorageError
 from automl.storage.migrations import revisions
 from automl.storage.sql import Database, database_status, open_database
 from automl.storage.upgrade import upgrade_database
 from automl.trial import Measurement
+from tests.databases import fresh_postgres, fresh_sqlite
 
 Damage = Callable[[Path], None]
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text, update
-from sweeps import STUDY, finished_sweep
-from test_migrations import make_older
 
 from automl.errors import LeaseLostError, StudyBusyError
 from automl.storage.backup import back_up, restore
@@ -24,6 +22,8 @@ from automl.storage.tables import Now, sweeps
 from automl.storage.upgrade import upgrade_database
 from automl.storage.url import parse_url
 from automl.trial import Measurement
+from tests.storage.sweeps import STUDY, finished_sweep
+from tests.storage.test_migrations import make_older
 
 Change = Callable[[str, Path], object]
 

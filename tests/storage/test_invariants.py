@@ -9,10 +9,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from databases import fresh_sqlite
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import text
-from sweeps import STUDY, finished_sweep
 
 from automl.errors import StudyBusyError
 from automl.storage.base import AttemptState
@@ -20,6 +18,8 @@ from automl.storage.invariants import check, repair
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.trial import Measurement
+from tests.databases import fresh_sqlite
+from tests.storage.sweeps import STUDY, finished_sweep
 
 TRIAL = "(SELECT trial_id FROM trials WHERE number = {})"
 DAMAGE = {

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from databases import fresh_postgres, fresh_sqlite
 from optuna.storages import BaseStorage
 from optuna.testing.pytest_storages import StorageTestCase
 
 from automl.storage.sql import open_database
+from tests.databases import fresh_postgres, fresh_sqlite
 
 
 class TestOptunaContractOnSqlite(StorageTestCase):

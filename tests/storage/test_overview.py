@@ -8,7 +8,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-from databases import fresh_postgres, fresh_sqlite
 from sqlalchemy import Engine, event
 
 from automl.storage import overview
@@ -16,6 +15,7 @@ from automl.storage.base import RunEnd
 from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
+from tests.databases import fresh_postgres, fresh_sqlite
 from tests.report.studies import add_study, add_verification, space_of, verification_result
 
 

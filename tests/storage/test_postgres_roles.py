@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import fresh_postgres
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sweeps import STUDY, finished_sweep
 
 from automl.errors import StorageError, SubmissionRefused
 from automl.storage.invariants import check
@@ -17,6 +15,8 @@ from automl.storage.roles import OWNER, READER, ROLES, WEB, WRITER, apply_roles,
 from automl.storage.sql import open_database
 from automl.storage.submissions import cancel, list_submissions, submit
 from automl.storage.tables import metadata
+from tests.databases import fresh_postgres
+from tests.storage.sweeps import STUDY, finished_sweep
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 pytestmark = pytest.mark.postgres

@@ -7,12 +7,12 @@ from pathlib import Path
 import optuna
 import pytest
 from sqlalchemy import event
-from sweeps import CURVES, STUDY, finished_sweep
 
 from automl.errors import StudyNotFoundError
 from automl.storage.sql import Database
 from automl.storage.trials import best_trials, list_trials, ranked
 from automl.trial import Measurement, TrialState
+from tests.storage.sweeps import CURVES, STUDY, finished_sweep
 
 
 @pytest.fixture

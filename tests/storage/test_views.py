@@ -9,9 +9,9 @@ from typing import Any
 import optuna
 import pytest
 from sqlalchemy import text
-from sweeps import CURVES, STUDY, finished_sweep
 
 from automl.storage.sql import Database
+from tests.storage.sweeps import CURVES, STUDY, finished_sweep
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from automl.errors import CheckpointError, ResourceError
+from automl.results.artifacts import STORED
 from automl.results.recorded import last_event, recorded_spec
 from automl.results.summary import Summary
 from automl.setup.hosts import at_hand, publish
@@ -24,7 +25,6 @@ from automl.storage.artifacts import digest_folder
 from automl.storage.sql import open_database
 from automl.sweep.export import export_trial
 from automl.sweep.run import run_sweep
-from automl.sweep.upload import STORED
 from automl.training.runtime import HostSettings, load_bench
 from tests.sweep.tiny_world import make_world
 

@@ -17,7 +17,7 @@ from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.packed.build import obstacle, packed_host
 from automl.packed.kernels import works
-from automl.setup.host import build_host
+from automl.setup.hosts import build_host
 from automl.setup.machine import Layout
 from automl.setup.packing import choose_packing, host_settings
 from automl.setup.prepare import Inputs, prepare

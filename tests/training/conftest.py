@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_cases import host_settings, runtime_with
 
 from automl.training.runtime import HostSettings, Runtime
+from tests.training.training_cases import host_settings, runtime_with
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
 from peft import PeftModel
 from torch import Tensor
-from training_cases import host_settings, trial_spec
 
 from automl.errors import CheckpointError, TargetError
 from automl.importance.sensitivity import Factors, Sensitivity
@@ -27,6 +25,8 @@ from automl.training.host import build_solo_host
 from automl.training.runtime import HostSettings, Runtime, load_bench
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, TrialSpec
+from tests.architectures import tiny_model
+from tests.training.training_cases import host_settings, trial_spec
 
 METHOD = METHODS["adalora"]
 TRIAL = trial_spec(steps=20, evaluate_every=10, method="adalora", rank=2, alpha=4.0, batch_size=4)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from training_cases import LABELS, runtime_with, task_settings, trial_spec
 from transformers import AutoConfig, AutoTokenizer
 
 from automl.errors import CheckpointError
@@ -25,6 +24,7 @@ from automl.training.export import evaluate_export, evaluate_merged, merge_adapt
 from automl.training.host import SoloHost
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement
+from tests.training.training_cases import LABELS, runtime_with, task_settings, trial_spec
 
 PLAIN_PEFT = """
 import json, sys, warnings

@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, FURTHER, LABELS, VOCABULARY, tiny_config, tiny_tokenizer
 from safetensors.torch import load_file, save_file
-from test_adapter_export import finished
 from torch import Tensor, nn
-from training_cases import host_settings
 from transformers import AutoConfig, AutoModel
 
 from automl.errors import TargetError
@@ -28,6 +25,9 @@ from automl.training.adapter import AdapterMeta
 from automl.training.export import export_adapter
 from automl.training.reload import measure_afresh
 from automl.trial import Measurement
+from tests.architectures import ARCHITECTURES, FURTHER, LABELS, VOCABULARY, tiny_config, tiny_tokenizer
+from tests.training.test_adapter_export import finished
+from tests.training.training_cases import host_settings
 
 POOLERS = {
     "bert": "bert.pooler",

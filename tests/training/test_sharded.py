@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
-from training_cases import host_settings, trial_spec
 
 from automl.training.checkpoint import slot_files
 from automl.training.export import evaluate_export
@@ -21,6 +20,7 @@ from automl.training.runtime import HostSettings, load_model
 from automl.training.sharded import ShardedHost, build_sharded_host, shard
 from automl.trial import Measurement, TrialFailure, TrialSpec
 from tests.databases import free_port
+from tests.training.training_cases import host_settings, trial_spec
 
 pytestmark = pytest.mark.slow
 

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from training_cases import BadMetric, FailsAt, SmallMemory, curve, run, runtime_with, trial_spec
 
 from automl.errors import CheckpointError, DataError, ResourceError
 from automl.training.host import SoloHost, build_solo_host
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
+from tests.training.training_cases import BadMetric, FailsAt, SmallMemory, curve, run, runtime_with, trial_spec
 
 
 def host_in(settings: HostSettings, output: str, *, wrap: object = None, capacity: int = 1) -> SoloHost:

@@ -6,15 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from training_cases import (
-    BadMetric,
-    FailsAt,
-    SmallMemory,
-    curve,
-    run,
-    runtime_with,
-    trial_spec,
-)
 
 from automl.errors import Diverged, OutOfMemory
 from automl.methods.registry import METHODS
@@ -24,6 +15,15 @@ from automl.training.runtime import HostSettings, Runtime
 from automl.training.schedule import lr_multiplier
 from automl.training.solo import SoloTrial, train
 from automl.trial import TrialSpec
+from tests.training.training_cases import (
+    BadMetric,
+    FailsAt,
+    SmallMemory,
+    curve,
+    run,
+    runtime_with,
+    trial_spec,
+)
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

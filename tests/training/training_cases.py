@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architectures import VOCABULARY, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -25,6 +24,7 @@ from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.training.runtime import HostSettings, Runtime, load_bench
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, TrialSpec
+from tests.architectures import VOCABULARY, tiny_model
 
 LABELS = ("angry", "calm", "merry")
 """Class c is told by the words w10c … w10c+9 of the tiny vocabulary."""

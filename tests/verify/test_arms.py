@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from architectures import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from automl.verify.arms import Candidates, choose_arms, choose_comparisons
 from automl.verify.plan import GRID
 from automl.verify.ranks import cost, even_ranks, random_ranks, spent
 from automl.verify.statistics import LEVEL, joint_level
+from tests.architectures import tiny_model
 
 SPACE = SearchSpace(
     parameters=(

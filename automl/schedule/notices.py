@@ -1,9 +1,13 @@
-"""What follows a night: it is logged, people are told, and older nights are tidied up. Nothing here fails the night."""
+"""What is said about a night, to people and to programs, and the tidying up after it. Nothing here fails the night."""
 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
 
 from automl.errors import AutomlError
 from automl.schedule.due import Settled
@@ -12,11 +16,20 @@ from automl.schedule.nights import NightJob
 from automl.schedule.notify import Message, parse_target, send
 from automl.schedule.options import Options, read_options, stored_targets
 from automl.schedule.retention import retain
-from automl.schedule.telling import night_message, problem_message, slot_message
 from automl.storage.jobs import FiringState, Schedule
 from automl.storage.sql import Database
 
 logger = logging.getLogger(__name__)
+
+_HEADLINES = {
+    FiringState.SUCCEEDED: "succeeded",
+    FiringState.NO_IMPROVEMENT: "found nothing better",
+    FiringState.REGRESSION: "REGRESSION",
+    FiringState.FAILED: "FAILED",
+    FiringState.TIMED_OUT: "stopped at its deadline",
+    FiringState.MISSED: "did not run",
+    FiringState.SKIPPED: "was skipped",
+}
 
 Tell = Callable[[tuple[str, ...], Message], object]
 """Tells all targets, at once or later."""
@@ -71,3 +84,45 @@ def tidy_up(database: Database, schedule: Schedule) -> None:
 def _tell_if_wanted(tell: Tell, options: Options, message: Message, is_alert: bool) -> None:
     if options.notify and (is_alert or options.notify_on == "always"):
         tell(options.notify, message)
+
+
+def night_message(night: NightJob, outcome: Outcome) -> Message:
+    """About a night that has ended."""
+    found = night.comparison
+    detail = {"study": night.study, "value": night.value, "comparison": found.as_dict() if found else None}
+    return _message(night.schedule, night.firing.slot, FiringState(outcome.state), outcome.message, detail)
+
+
+def slot_message(schedule: Schedule, slot: datetime, state: FiringState, why: str) -> Message:
+    """About a slot that was not run."""
+    return _message(schedule, slot, state, why, {})
+
+
+def problem_message(schedule: Schedule, problem: str) -> Message:
+    """About a schedule whose nights are not run, because it cannot be read."""
+    subject = f"automl: {schedule.name} cannot be read, none of its nights is run"
+    host = socket.gethostname()
+    detail = {"schedule": schedule.name, "state": "UNREADABLE", "message": problem, "host": host}
+    return Message(subject=subject, text=f"{problem}\n\nhost: {host}", detail=detail)
+
+
+def _message(schedule: Schedule, slot: datetime, state: FiringState, text: str, more: dict[str, Any]) -> Message:
+    local = slot.astimezone(ZoneInfo(schedule.timezone))
+    subject = f"automl: {schedule.name} of {local:%Y-%m-%d %H:%M} {_HEADLINES[state]}"
+    lines = [
+        text,
+        "",
+        *([f"study: {more['study']}"] if more.get("study") else []),
+        f"host: {socket.gethostname()}",
+        f"history: automl schedule history {schedule.name}",
+    ]
+    detail = {
+        "schedule": schedule.name,
+        "slot": slot.isoformat(),
+        "local_time": local.isoformat(),
+        "state": state.value,
+        "message": text,
+        "host": socket.gethostname(),
+        **more,
+    }
+    return Message(subject=subject, text="\n".join(lines), detail=detail)
