@@ -1,8 +1,8 @@
 """The seam for executors, and the two halves of the conversation every executor carries.
 
 A worker owns a *host*, which trains the trials it is ordered to and returns cohorts. The driver's `Dispatcher` turns a
-cohort into decisions of the study and those into orders. An executor only moves cohorts one way and orders the other:
-in one process (`inline`), or between Ray Tune workers and the driver (`ray_tune`).
+cohort into decisions of a source of trials and those into orders. An executor only moves cohorts one way and orders the
+other: in one process (`inline`), or between Ray Tune workers and the driver (`ray_tune`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ HostFactory = Callable[[], Host]
 
 
 class Executor(ABC):
-    """Runs the study's trials on hosts until the study has nothing left, or is told to stop.
+    """Runs the trials of a source on hosts until it has nothing left, or everything is told to stop.
 
     A context manager: entering starts what takes long (so that data can be prepared meanwhile), leaving ends every
     process it has started, whatever happened.

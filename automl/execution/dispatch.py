@@ -1,7 +1,9 @@
-"""The driver's half of the conversation: turns a worker's cohort into decisions of the study, and those into orders.
+"""The driver's half of the conversation: turns a worker's cohort into decisions of a source of trials, and those into
+orders.
 
-All policy about trials is the study's. What lives here is about workers: who holds which trial, what happens to the
-trials of a worker that died, and how everything is brought to a halt.
+All policy about trials is the source's: a search's study, or the trainings of a verification. What lives here is about
+workers: who holds which trial, what happens to the trials of a worker that died, and how everything is brought to a
+halt.
 """
 
 from __future__ import annotations
@@ -10,13 +12,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from automl.errors import ClusterLost, InterruptedSearch, ResourceError, TimeIsUp
+from automl.execution.source import TrialSource
 from automl.trial import Action, Cohort, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
-
-if TYPE_CHECKING:
-    from automl.study.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +44,22 @@ class Occupation(NamedTuple):
 
 
 class Dispatcher:
-    """Answers cohorts with orders until the study is finished, or `stop` was called.
+    """Answers cohorts with orders until the source is finished, or `stop` was called.
 
-    Not thread-safe but for `stop`, which may also be called from a signal handler. An error of the study or of a
+    Not thread-safe but for `stop`, which may also be called from a signal handler. An error of the source or of a
     worker stops every worker and is raised by `finish`. max_seconds is counted from construction by `clock`.
     on_exchange is called after every exchange.
     """
 
     def __init__(
         self,
-        study: Study,
+        source: TrialSource,
         *,
         max_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_exchange: Callable[[], None] = lambda: None,
     ) -> None:
-        self._study = study
+        self._source = source
         self._max_seconds = max_seconds
         self._clock = clock
         self._began = clock()
@@ -76,7 +76,7 @@ class Dispatcher:
 
     @property
     def stopped(self) -> str | None:
-        """Why everything was told to stop before the study was finished; None if nothing was."""
+        """Why everything was told to stop before the source was finished; None if nothing was."""
         return self._stopped
 
     @property
@@ -146,25 +146,27 @@ class Dispatcher:
         if self._error is not None:
             self._interrupt_after(self._error)
             raise self._error
-        if self._study.finished:
+        if self._source.finished:
             self._stopped = None
         else:
             self.stop(_NO_WORKER_LEFT)
-            self._study.interrupt(self._stopped or "")
+            self._source.interrupt(self._stopped or "")
 
-    def interruption(self, ended: int, trials: int) -> InterruptedSearch | None:
-        """What the run ends with if everything was told to stop before the study was finished, else None."""
+    def interruption(self, so_far: str) -> InterruptedSearch | None:
+        """What the run ends with if everything was told to stop before the source was finished, else None.
+
+        so_far: what has been done by then, in words.
+        """
         if self._stopped is None:
             return None
         kinds = {TIME_IS_UP: TimeIsUp, CLUSTER_LOST: ClusterLost, _NO_WORKER_LEFT: ClusterLost}
         return kinds.get(self._stopped, InterruptedSearch)(
-            f"stopped ({self._stopped}) after {ended} of {trials} trials, {self._study.spent_steps:,} training steps;"
-            " nothing is lost, the same command continues"
+            f"stopped ({self._stopped}) after {so_far}; nothing is lost, the same command continues"
         )
 
     def _interrupt_after(self, error: Exception) -> None:
         try:
-            self._study.interrupt(f"{type(error).__name__}: {error}")
+            self._source.interrupt(f"{type(error).__name__}: {error}")
         except Exception as second:  # noqa: BLE001 - the first error is the one to report; the next run adopts the trials
             logger.warning("trials in progress could not be marked interrupted: %s", second)
 
@@ -201,9 +203,9 @@ class Dispatcher:
     def _judge(self, cohort: Cohort) -> list[Order]:
         worker = self._workers[cohort.worker]
         reported = self._report(worker, cohort)
-        over = [trial for trial in reported if trial not in self._study.live]
+        over = [trial for trial in reported if trial not in self._source.live]
         orders = [worker.let_go(trial, OrderKind.CLOSE) for trial in over]
-        for decision in self._study.decide([trial for trial in reported if trial not in over]):
+        for decision in self._source.decide([trial for trial in reported if trial not in over]):
             if decision.action is Action.PARK:
                 orders.append(worker.let_go(decision.trial, OrderKind.PARK))
             elif decision.action is not Action.CONTINUE and decision.trial in worker.open:
@@ -211,7 +213,7 @@ class Dispatcher:
         return [*orders, *self._occupy(worker)]
 
     def _report(self, worker: _Worker, cohort: Cohort) -> list[int]:
-        """Hand values, then failures, to the study. Returns the worker's trials that brought news.
+        """Hand values, then failures, to the source. Returns the worker's trials that brought news.
 
         A step that was judged before is no news: it comes from the slot file of a restarted worker.
         """
@@ -221,11 +223,11 @@ class Dispatcher:
             if item.trial in worker.open and item.step > self._record(item.trial).step
         ]
         failures = [failure for failure in cohort.failures if failure.trial in worker.open]
-        self._study.report(fresh)
+        self._source.report(fresh)
         for item in fresh:
             self._record(item.trial).progressed(item.step)
         for failure in failures:
-            self._study.fail(failure)
+            self._source.fail(failure)
         return sorted({item.trial for item in fresh} | {failure.trial for failure in failures})
 
     def _occupy(self, worker: _Worker) -> Iterator[Order]:
@@ -236,13 +238,13 @@ class Dispatcher:
         if worker.held:
             yield from self._release(worker)
         while not worker.held and len(worker.open) < worker.capacity:
-            spec = self._study.next(worker.index)
+            spec = self._source.next(worker.index)
             if spec is None:
                 break
             yield worker.take(spec)
         if not worker.held:
             yield from self._inherit(worker)
-        if not worker.open and not worker.held and self._study.finished:
+        if not worker.open and not worker.held and self._source.finished:
             yield _STOP
 
     def _mourn(self, worker: _Worker) -> None:
@@ -269,10 +271,10 @@ class Dispatcher:
             dead.orphans.discard(trial)
             dead.held.pop(trial, None)
             if self._record(trial).alone >= _DEATHS_ALONE:
-                self._study.fail(self._crash_of(trial))
+                self._source.fail(self._crash_of(trial))
                 yield Order(kind=OrderKind.CLOSE, trial=trial)
             else:
-                worker.held[trial] = self._study.restart(trial, worker.index)
+                worker.held[trial] = self._source.restart(trial, worker.index)
                 if worker is not dead:
                     logger.info("worker %d goes on with trial %d of worker %d", worker.index, trial, dead.index)
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from automl.errors import AutomlError, ModelError, ResourceError
-from automl.execution.base import Host
+from automl.execution.base import Host, HostFactory
 from automl.models.backbone import BackboneRef, model_files, reference
 from automl.results.folders import cache_folder, proofs_folder
-from automl.setup.prepare import Inputs
+from automl.space.spec import RunSettings
 from automl.storage.artifacts import files_below
 from automl.storage.depot import Depot
 from automl.tasks.base import Prepared
@@ -27,6 +28,18 @@ from automl.training.runtime import HostSettings
 if TYPE_CHECKING:
     from automl.packed.host import PackedHost
     from automl.training.host import SoloHost
+
+
+def host_factory(settings: HostSettings, run: RunSettings, artifacts: str | None) -> HostFactory:
+    """What builds a worker's host; workers of a cluster to join may be on machines that lack model and data.
+
+    artifacts: URL from where they fetch them; they are put there, unless they are there.
+    """
+    if run.executor == "inline" or run.address is None:
+        return partial(build_host, settings)
+    if artifacts is not None:
+        publish(settings, artifacts)
+    return partial(build_host_anywhere, settings, artifacts)
 
 
 def build_host(settings: HostSettings) -> PackedHost | SoloHost:
@@ -52,18 +65,19 @@ def build_host_anywhere(settings: HostSettings, artifacts: str | None) -> Host:
     return build_host(at_hand(settings, artifacts, cache_folder()))
 
 
-def publish(inputs: Inputs, artifacts: str) -> None:
-    """Put model and data where workers can fetch them, unless they are there. The test rows stay with the driver.
+def publish(settings: HostSettings, artifacts: str) -> None:
+    """Put the model and the data of these settings where workers can fetch them, unless they are there.
 
+    The test rows stay with the driver unless trials are judged on them, and then lie apart from what a search fetches.
     artifacts: URL. Raises ResourceError if that place cannot be written.
     """
     depot = Depot(artifacts)
-    files = model_files(Path(inputs.backbone.path))
-    depot.put_folder(_model_name(inputs.backbone), {file.name: file for file in files})
-    rows = files_below(inputs.prepared.path)
-    depot.put_folder(
-        _data_name(inputs.prepared), {name: file for name, file in rows.items() if not name.startswith("test/")}
-    )
+    backbone, prepared = settings.backbone, settings.prepared
+    files = model_files(Path(backbone.path))
+    depot.put_folder(_model_name(backbone), {file.name: file for file in files})
+    withheld = () if _has_test(prepared) else ("test/",)
+    rows = files_below(prepared.path)
+    depot.put_folder(_data_name(prepared), {name: file for name, file in rows.items() if not name.startswith(withheld)})
 
 
 def at_hand(settings: HostSettings, artifacts: str | None, cache: Path) -> HostSettings:
@@ -110,7 +124,12 @@ def _is_model(folder: Path, wanted: BackboneRef, cache: Path) -> bool:
 
 def _is_prepared(folder: Path, wanted: Prepared) -> bool:
     found = load_prepared(folder)
-    return found is not None and found.fingerprint == wanted.fingerprint
+    is_whole = (folder / "test").is_dir() or not _has_test(wanted)
+    return found is not None and found.fingerprint == wanted.fingerprint and is_whole
+
+
+def _has_test(prepared: Prepared) -> bool:
+    return prepared.rows.get("test", 0) > 0
 
 
 def _fetch(what: str, name: str, folder: Path, artifacts: str | None) -> None:
@@ -127,5 +146,5 @@ def _model_name(backbone: BackboneRef) -> str:
 
 
 def _data_name(prepared: Prepared) -> str:
-    """Not the name under which a driver prepares data: the test rows are missing."""
-    return f"data/{prepared.fingerprint}.without-test"
+    """Not the name under which a driver prepares data, and another with the test rows than without them."""
+    return f"data/{prepared.fingerprint}.{'with' if _has_test(prepared) else 'without'}-test"

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from automl.errors import SpaceChangedError
-from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost, read_table
-from automl.results.recorded import BASELINE, TABLE, last_event
+from automl.results.recorded import TABLE, last_event
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.study.study import Study, StudyEvent
+from automl.sweep.drive import drive_search
 from automl.sweep.signals import StopRequest
-from automl.trial import Scalar, TrialState
+from automl.trial import Scalar
 
 logger = logging.getLogger(__name__)
 
@@ -81,22 +81,17 @@ def _drive(
     stop: StopRequest,
     tick: Callable[[], None],
 ) -> None:
-    dispatcher = Dispatcher(study, max_seconds=spec.search.max_seconds, on_exchange=tick)
-
-    def halt(reason: str) -> None:
-        dispatcher.stop(reason)
-        database.retry.interrupt(reason)
-
-    stop.then(halt)
-    host = partial(TableHost, table, metric=spec.task.metric, capacity=spec.run.slots or 1, begun=_begun(study, store))
     logger.info("replaying %d recorded runs, %d at once", len(table.curves), spec.run.slots or 1)
-    InlineExecutor().run(dispatcher, host)
-    if dispatcher.baseline is not None and last_event(store, BASELINE) is None:
-        store.add_event(BASELINE, dispatcher.baseline)
-    counts = study.counts()
-    ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
-    if interruption := dispatcher.interruption(ended, spec.search.trials):
-        raise interruption
+    drive_search(
+        study,
+        InlineExecutor(),
+        partial(TableHost, table, metric=spec.task.metric, capacity=spec.run.slots or 1, begun=_begun(study, store)),
+        settings=spec.search,
+        database=database,
+        store=store,
+        stop=stop,
+        tick=tick,
+    )
 
 
 def _changed_table(store: ResultStore, study: str, path: Path, table: CurveTable) -> Mapping[str, Any] | None:

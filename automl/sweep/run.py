@@ -16,18 +16,17 @@ from typing import Any
 
 from automl.errors import SearchError, SpaceChangedError
 from automl.execution import make_executor
-from automl.execution.base import Executor, HostFactory
-from automl.execution.dispatch import Dispatcher
+from automl.execution.base import Executor
 from automl.provenance import processor, provenance
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch
 from automl.results.home import Home, open_home
-from automl.results.recorded import BASELINE, GROUND, WORKERS, last_event, with_recorded_rules
+from automl.results.recorded import GROUND, last_event, with_recorded_rules
 from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
 from automl.setup.evaluation import settle_evaluation
-from automl.setup.hosts import build_host, build_host_anywhere, publish
+from automl.setup.hosts import host_factory
 from automl.setup.machine import choose_layout
 from automl.setup.packing import choose_packing, host_settings, kernel_of, prove
 from automl.setup.precision import settle_precision
@@ -40,12 +39,11 @@ from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
 from automl.study.study import Study, StudyEvent
+from automl.sweep.drive import drive_search
 from automl.sweep.ending import recorded_run
 from automl.sweep.replay import replay
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.upload import store_results
-from automl.training.runtime import HostSettings
-from automl.trial import TrialState
 from automl.trial_folders import adapter_folder, adapters_folder, slot_folder, slots_folder
 
 logger = logging.getLogger(__name__)
@@ -256,41 +254,21 @@ class _Sweep:
         self._observer.started(study)
         _delete_slot_files_but(self._folder, study.in_progress)
 
-        has_baseline = last_event(store, BASELINE) is not None
-
-        def exchanged() -> None:
-            nonlocal has_baseline
-            if not has_baseline and dispatcher.baseline is not None:
-                store.add_event(BASELINE, dispatcher.baseline)
-                has_baseline = True
-            if (shortage := watch.shortage(study.live)) is not None:
-                dispatcher.stop(shortage)
-            self._observer.tick()
-
-        watch = DiskWatch(self._folder, workers=self._layout.workers)
-        dispatcher = Dispatcher(study, max_seconds=self._spec.search.max_seconds, on_exchange=exchanged)
-
-        def halt(reason: str) -> None:
-            dispatcher.stop(reason)
-            database.retry.interrupt(reason)
-
-        stop.then(halt)
-        settings = host_settings(self._spec, inputs, self._layout, self._packing)
-        executor.run(dispatcher, self._host_factory(settings, inputs))
-        store.add_event(WORKERS, {"starts": [start._asdict() for start in dispatcher.occupation]})
-        counts = study.counts()
-        ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
-        if interruption := dispatcher.interruption(ended, self._spec.search.trials):
-            raise interruption
-
-    def _host_factory(self, settings: HostSettings, inputs: Inputs) -> HostFactory:
-        """What builds a worker's host; workers of a cluster to join may be on machines that lack model and data."""
-        if self._spec.run.executor == "inline" or self._spec.run.address is None:
-            return partial(build_host, settings)
-        if self._spec.artifacts is not None:
+        if self._spec.run.address is not None and self._spec.artifacts is not None:
             self._stage(f"putting model and data where the nodes find them, {self._spec.artifacts}")
-            publish(inputs, self._spec.artifacts)
-        return partial(build_host_anywhere, settings, self._spec.artifacts)
+        settings = host_settings(self._spec, inputs, self._layout, self._packing)
+        watch = DiskWatch(self._folder, workers=self._layout.workers)
+        drive_search(
+            study,
+            executor,
+            host_factory(settings, self._spec.run, self._spec.artifacts),
+            settings=self._spec.search,
+            database=database,
+            store=store,
+            stop=stop,
+            shortage=lambda: watch.shortage(study.live),
+            tick=self._observer.tick,
+        )
 
     def _sum_up(self, database: Database, store: ResultStore) -> Summary:
         summary = database.retry.call(lambda: summarise(database, self._spec))

@@ -1,4 +1,4 @@
-"""A small study without Optuna or SQL, whose decisions are written down beforehand."""
+"""A small source of trials without Optuna or SQL, whose decisions are written down beforehand."""
 
 from __future__ import annotations
 
@@ -25,10 +25,6 @@ class ScriptedStudy:
     @property
     def finished(self) -> bool:
         return not self._left and not self._live
-
-    @property
-    def spent_steps(self) -> int:
-        return sum(self._steps.values())
 
     def next(self, worker: int) -> TrialSpec | None:
         if not self._left:

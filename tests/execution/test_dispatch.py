@@ -283,9 +283,9 @@ def test_why_a_run_stopped_before_its_end_is_known(reason: str | None, kind: typ
     if reason is not None:
         dispatcher.stop(reason)
     dispatcher.finish()
-    interruption = dispatcher.interruption(1, 2)
+    interruption = dispatcher.interruption("1 of 2 trials, 8 training steps")
     assert type(interruption) is kind
-    assert "after 1 of 2 trials, 0 training steps; nothing is lost, the same command continues" in str(interruption)
+    assert "after 1 of 2 trials, 8 training steps; nothing is lost, the same command continues" in str(interruption)
 
 
 def test_an_error_of_the_study_sends_workers_home_and_is_raised_at_the_end() -> None:
