@@ -44,8 +44,10 @@ class TrialSpec:
 
     seed drives adapter initialisation and dropout; data_seed the order of the batches (by default the same for all
     trials of a study, so that comparisons are paired). evaluations: (step, rows) of each measurement, the last at
-    `steps`; if empty, all evaluation rows are used at every multiple of evaluate_every and at `steps`. attempt counts
-    how often the trial was handed out (from 1) and fences off late results.
+    `steps`; if empty, all evaluation rows are used at every multiple of evaluate_every and at `steps`.
+    checkpoint_every: steps after which the state is saved and reported without metrics, where no measurement is due;
+    0 = measurements alone do that. attempt counts how often the trial was handed out (from 1) and fences off late
+    results.
     """
 
     number: int
@@ -56,17 +58,26 @@ class TrialSpec:
     steps: int
     evaluate_every: int
     evaluations: tuple[tuple[int, int], ...] = ()
+    checkpoint_every: int = 0
     attempt: int = 1
 
     def is_due(self, step: int) -> bool:
-        """Whether a measurement belongs to this step."""
+        """Whether the trial is saved and reports at this step: a measurement, or a checkpoint without metrics."""
+        return self._is_measured(step) or self._is_checkpoint(step)
+
+    def rows_at(self, step: int) -> int | None:
+        """Evaluation rows of the measurement at this step; None = all there are, 0 = none: it is a checkpoint."""
+        if self._is_checkpoint(step):
+            return 0
+        return next((rows for due, rows in self.evaluations if due == step), None)
+
+    def _is_measured(self, step: int) -> bool:
         if self.evaluations:
             return any(due == step for due, _ in self.evaluations)
         return step % self.evaluate_every == 0 or step == self.steps
 
-    def rows_at(self, step: int) -> int | None:
-        """Evaluation rows of the measurement at this step; None = all there are."""
-        return next((rows for due, rows in self.evaluations if due == step), None)
+    def _is_checkpoint(self, step: int) -> bool:
+        return self.checkpoint_every > 0 and step % self.checkpoint_every == 0 and not self._is_measured(step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +110,7 @@ class ModuleImportance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """All metrics of one trial at one optimizer step. Every value is finite.
+    """All metrics of one trial at one optimizer step. Every value is finite; a checkpoint has none.
 
     seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts.
     adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only. importances: of the

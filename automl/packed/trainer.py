@@ -230,8 +230,9 @@ class PackedTrainer:
             failures += self.micro_step(waiting)
 
     def evaluate(self, member: Member, max_tokens: int) -> dict[str, float]:
-        """All metrics of the task over the evaluation rows of the trial's step, without dropout."""
-        return self._evaluate(member.adapter, max_tokens, member.spec.rows_at(member.step))
+        """All metrics of the task over the evaluation rows of the trial's step, no dropout; none at a checkpoint."""
+        rows = member.spec.rows_at(member.step)
+        return {} if rows == 0 else self._evaluate(member.adapter, max_tokens, rows)
 
     def baseline(self) -> dict[str, float]:
         """All metrics of the bare backbone."""

@@ -53,6 +53,11 @@ def slot_files(settings: HostSettings, spec: TrialSpec) -> SlotFolder:
     )
 
 
+def latest_attempt(output: Path, trial: int) -> int:
+    """The latest attempt that has claimed the slot files of a trial, 0 if none has."""
+    return max((attempt for attempt, _ in _marks(slot_folder(output, trial))), default=0)
+
+
 class SlotFolder:
     """The slot files of one trial, as one attempt at it sees them.
 
@@ -109,16 +114,16 @@ class SlotFolder:
 
     def remove(self) -> None:
         """Delete the trial's slot files, unless a later attempt has claimed them."""
-        if all(attempt <= self.attempt for attempt, _ in self._marks()):
+        if all(attempt <= self.attempt for attempt, _ in _marks(self.folder)):
             durable.remove_folder(self.folder)
 
     def _claim(self) -> None:
-        if any(identity != self.identity for _, identity in self._marks()):
+        if any(identity != self.identity for _, identity in _marks(self.folder)):
             logger.warning("%s: belongs to a trial with other settings; starting it anew", self.folder)
             durable.remove_folder(self.folder)
         durable.make_folder(self.folder)
         self._refuse_if_superseded()
-        older = [attempt for attempt, _ in self._marks() if attempt < self.attempt]
+        older = [attempt for attempt, _ in _marks(self.folder) if attempt < self.attempt]
         mark = self._mark(self.attempt)
         if not mark.exists():
             durable.write_file(mark, b"")
@@ -128,14 +133,9 @@ class SlotFolder:
         durable.remove_drafts(self.folder)
 
     def _refuse_if_superseded(self) -> None:
-        newest = max((attempt for attempt, _ in self._marks()), default=0)
+        newest = max((attempt for attempt, _ in _marks(self.folder)), default=0)
         if newest > self.attempt:
             raise CheckpointError(f"{self.folder}: attempt {self.attempt} is superseded by attempt {newest}")
-
-    def _marks(self) -> list[tuple[int, str]]:
-        """(attempt, identity) of every claim. They stand in file names, where no bit can flip unseen."""
-        names = [path.name.removeprefix(_MARK) for path in self.folder.glob(f"{_MARK}*")]
-        return [(int(attempt), identity) for attempt, _, identity in (name.partition("-") for name in names)]
 
     def _mark(self, attempt: int) -> Path:
         return self.folder / f"{_MARK}{attempt:05d}-{self.identity}"
@@ -145,6 +145,12 @@ class SlotFolder:
 
     def _step(self, step: int) -> Path:
         return self.folder / f"{_STEP}{step:08d}"
+
+
+def _marks(folder: Path) -> list[tuple[int, str]]:
+    """(attempt, identity) of every claim. They stand in file names, where no bit can flip unseen."""
+    names = [path.name.removeprefix(_MARK) for path in folder.glob(f"{_MARK}*")]
+    return [(int(attempt), identity) for attempt, _, identity in (name.partition("-") for name in names)]
 
 
 def _read(folder: Path) -> SlotRecord:

@@ -131,13 +131,14 @@ class SoloTrial:
             self.step += 1
 
     def measure(self) -> Measurement:
-        """Metrics on the evaluation rows of this step. Raises Diverged or OutOfMemory."""
-        rows = some_of(self.runtime.evaluation_rows, self.spec.rows_at(self.step))
-        metrics, self.evaluation_tokens = self._within_memory(
-            self.evaluation_tokens,
-            lambda at_once: self.runtime.evaluate(self._seat.model, rows, at_once),
-            what=f"the evaluation of trial {self.spec.number}",
-        )
+        """Metrics on the evaluation rows of this step, none at a checkpoint. Raises Diverged or OutOfMemory."""
+        metrics: dict[str, float] = {}
+        if rows := some_of(self.runtime.evaluation_rows, self.spec.rows_at(self.step)):
+            metrics, self.evaluation_tokens = self._within_memory(
+                self.evaluation_tokens,
+                lambda at_once: self.runtime.evaluate(self._seat.model, rows, at_once),
+                what=f"the evaluation of trial {self.spec.number}",
+            )
         _check_finite(metrics, self.step)
         return Measurement(
             trial=self.spec.number,
