@@ -29,6 +29,9 @@ GRID = (0.5, 1.0, 2.0)
 TUNING_SEEDS = 2
 """Seeds on which a learning rate is chosen, by validation rows; they are never scored on test rows."""
 
+_CHECKPOINTS = 9
+"""Times a training is saved and heard of before its end, at most: so much of it is lost with a worker."""
+
 _MARGIN_BOUNDED = 0.01
 _MARGIN_RELATIVE = 0.02
 
@@ -162,7 +165,8 @@ def all_trainings(plan: Plan) -> list[Training]:
 def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
     """What the trainer is told. All arms of a seed start from the same draws and see the same batches.
 
-    Measured once, after the last step: nothing about the test rows can reach the training.
+    Measured once, after the last step: nothing about the test rows can reach the training. On the way it is saved
+    _CHECKPOINTS times.
     """
     arm = plan.arm(training.arm)
     return TrialSpec(
@@ -173,6 +177,7 @@ def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
         data_seed=derive_seed("verification-data", training.seed),
         steps=plan.steps,
         evaluate_every=plan.steps,
+        checkpoint_every=math.ceil(plan.steps / (_CHECKPOINTS + 1)),
     )
 
 

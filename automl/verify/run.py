@@ -9,51 +9,57 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automl import progress
-from automl.errors import DataError, InterruptedSearch, ResourceError, SearchError, SpaceChangedError
+from automl import durable, progress
+from automl.errors import DataError, SpaceChangedError
+from automl.execution import make_executor
 from automl.report.write import renew_report
-from automl.results.disk import check_disk
+from automl.results.disk import DiskWatch, check_disk
 from automl.results.folders import study_folder
 from automl.results.home import open_home
-from automl.results.recorded import GROUND, last_event, recorded_space
+from automl.results.recorded import BASELINE, GROUND, last_event, recorded_space
 from automl.results.summary import summarise, write_summary
+from automl.setup.hosts import host_factory
 from automl.setup.machine import choose_layout
 from automl.setup.packing import choose_packing, host_settings, prove
 from automl.setup.precision import settle_precision
 from automl.setup.prepare import Inputs, prepare
 from automl.space.spec import SweepSpec
+from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.storage.trials import list_trials
 from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
 from automl.study.seeding import data_seed, derive_seed, trial_seed
+from automl.sweep.drive import drive
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.upload import store_results
 from automl.tasks import TASKS, make_task
 from automl.tasks.classification import majority_scores
+from automl.training.checkpoint import latest_attempt
 from automl.training.runtime import HostSettings
-from automl.trial import Measurement, StopReason, TrialFailure
+from automl.trial import Metrics
+from automl.trial_folders import adapter_folder
 from automl.verify.arms import Candidates, choose_arms, choose_comparisons
 from automl.verify.conclude import conclude
-from automl.verify.crew import Crew, InlineCrew, WorkerCrew
 from automl.verify.plan import (
     LEAST_PATTERN_SEEDS,
+    LOOK,
     TUNING_SEEDS,
     Plan,
     Training,
-    all_trainings,
     fingerprint,
     fresh_seeds,
     practical_margin,
-    trial_spec,
 )
-from automl.verify.protocol import DIVERGED, SECONDS, UNTRAINED, Scores, baseline, next_trainings
+from automl.verify.protocol import UNTRAINED, Scores, baseline, next_trainings
+from automl.verify.trainings import Trainings
 
 logger = logging.getLogger(__name__)
 
@@ -95,20 +101,25 @@ def _verified(
     database: Database, spec: SweepSpec, cache: Path, options: Options, lease: StudyLease, stop: StopRequest
 ) -> Verification:
     store = VerificationStore(database, spec.study, guard=lease.verify)
-    with progress.telling("preparing the verification".format):
-        work = _Work(database, spec, cache)
-    number, plan, known = database.retry.call(lambda: work.plan(store.latest(), options))
-    if known is not None and known.is_done:
-        return known
-    if known is None:
-        store.begin(number, plan.as_dict())
-    stop.then(work.halt)
-    scores = work.train(plan, number, store)
+    before = store.latest()
+    results = database.store(spec.study, guard=lease.verify)
+    work = _Work(database, spec, results, store)
+    with closing(work.executor) as executor:
+        with progress.telling("preparing the verification".format):
+            if before is None or not before.is_done:  # else the same may be wanted again, which takes no workers
+                executor.start()
+            work.prepare(cache)
+        number, plan, known = database.retry.call(lambda: work.plan(before, options))
+        if known is not None and known.is_done:
+            return known
+        if known is None:
+            store.begin(number, plan.as_dict())
+        scores = work.train(plan, number, stop)
     store.finish(number, conclude(plan, scores))
     renew_report(database, spec, guard=lease.verify)
     summary = database.retry.call(lambda: summarise(database, spec))
     write_summary(summary, Path(summary.folder))
-    store_results(database.store(spec.study, guard=lease.verify), spec)
+    store_results(results, spec)
     found = store.latest()
     assert found is not None
     return found
@@ -118,8 +129,6 @@ def obstacle(database: Database, spec: SweepSpec) -> str:
     """Why the study cannot be verified, in a few words; empty if it can."""
     if spec.task.type not in TASKS:
         return f"there is nothing to train in a task of type {spec.task.type}"
-    if spec.run.shards > 1:
-        return "trials that several processes hold together (run.shards) cannot be trained again by it yet"
     recorded = last_event(database.store(spec.study), GROUND) or {}
     if not recorded.get("rows", {}).get("test"):
         return "the data has no test rows; give it a test file, or task.split a larger test share"
@@ -127,27 +136,35 @@ def obstacle(database: Database, spec: SweepSpec) -> str:
 
 
 class _Work:
-    """One run of a verification: the ground it stands on, and the training of what is missing."""
+    """One run of a verification: the ground it stands on, and the training of what is missing.
 
-    def __init__(self, database: Database, spec: SweepSpec, cache: Path) -> None:
-        """Prepare model and data, and see that they are those of the search."""
+    executor: as the search's, not started yet. results: the study's, under its lease; scores: of its verifications.
+    """
+
+    def __init__(self, database: Database, spec: SweepSpec, results: ResultStore, scores: VerificationStore) -> None:
         self._database = database
-        self._store = database.store(spec.study)
-        recorded = last_event(self._store, GROUND)
-        check_disk(study_folder(spec))
-        inputs = prepare(spec, cache, has_trials=recorded is not None)
-        _check_same(spec.study, recorded or {}, inputs)
-        self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
-        self._inputs = prove(spec, inputs, self._layout, recorded)
-        self._spec = settle_precision(spec, self._inputs, self._layout, recorded)
-        self._folder = study_folder(spec) / "verification"
-        self._stopped: str | None = None
-        self._wanted = 0  # trainings of the crew at work
+        self._spec = spec
+        self._results = results
+        self._scores = scores
+        self._recorded = last_event(results, GROUND) or {}
+        self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=self._recorded.get("layout"))
+        self.executor = make_executor(
+            spec.run.executor,
+            workers=self._layout.workers,
+            threads=self._layout.threads,
+            gpus_per_worker=self._layout.gpus_per_worker,
+            shards=self._layout.shards,
+            address=spec.run.address,
+            folder=study_folder(spec),
+        )
 
-    def halt(self, reason: str) -> None:
-        """Stop as soon as may be, also while the database is away; called from a signal handler."""
-        self._stopped = reason
-        self._database.retry.interrupt(reason)
+    def prepare(self, cache: Path) -> None:
+        """Find model and data, and see that they are those of the search."""
+        check_disk(study_folder(self._spec))
+        inputs = prepare(self._spec, cache, has_trials=bool(self._recorded))
+        _check_same(self._spec.study, self._recorded, inputs)
+        self._inputs = prove(self._spec, inputs, self._layout, self._recorded)
+        self._spec = settle_precision(self._spec, self._inputs, self._layout, self._recorded)
 
     def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
@@ -159,23 +176,12 @@ class _Work:
         number = before.number + 1 if before is not None else 1
         return number, self._plan(number, options, suggested), None
 
-    def train(self, plan: Plan, number: int, store: VerificationStore) -> Scores:
-        """Train all that the rules ask for; every score is stored before the next one is waited for."""
-        scores = Scores(store.scores(number))
-        while trainings := next_trainings(plan, scores):
-            split = trainings[0].split
-            self._wanted = 0
-            with (
-                progress.telling(f"verification {number}: starting workers".format),
-                self._crew(plan, number, split, len(trainings)) as crew,
-                progress.telling(partial(self._so_far, crew, plan, number)),
-            ):
-                if split == "test" and not baseline(plan, scores):
-                    self._keep(number, _UNTRAINED, crew.untrained(), scores, store)
-                while trainings and trainings[0].split == split:
-                    self._train(crew, plan, number, trainings, scores, store)
-                    trainings = next_trainings(plan, scores)
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def train(self, plan: Plan, number: int, stop: StopRequest) -> Scores:
+        """Train all that the rules ask for, one split after the other; every score is stored as soon as it is known."""
+        scores = Scores(self._scores.scores(number))
+        while (split := _next_split(plan, scores)) is not None:
+            self._train(plan, number, split, scores, stop)
+        shutil.rmtree(study_folder(self._spec) / "verification", ignore_errors=True)
         return scores
 
     def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None) -> Plan:
@@ -183,7 +189,7 @@ class _Work:
         rows = list_trials(self._database, spec.study)
         candidates = Candidates(
             rows,
-            recorded_space(self._store, spec),
+            recorded_space(self._results, spec),
             inputs.derive,
             metric=spec.task.metric,
             rows=min(spec.task.evaluate_rows or sys.maxsize, inputs.prepared.rows["validation"]),
@@ -228,63 +234,66 @@ class _Work:
             return None
         return options.suggest(self._database, self._spec.study)
 
-    def _crew(self, plan: Plan, number: int, split: ScoredSplit, trainings: int) -> Crew:
-        settings = self._settings(plan, number, split)
-        if self._spec.run.executor == "inline":
-            return InlineCrew(settings, check=self._check)
-        return WorkerCrew(settings, workers=min(self._layout.workers, trainings), check=self._check)
+    def _train(self, plan: Plan, number: int, split: ScoredSplit, scores: Scores, stop: StopRequest) -> None:
+        """Train what is scored on one split, and measure the untrained model on it if that is needed."""
+        keep = partial(self._keep, number, scores)
+        settings = self._settings(plan, number, split, known=baseline(plan, scores))
+        output, watch = Path(settings.output), DiskWatch(Path(settings.output), workers=self._layout.workers)
+        trainings = Trainings(
+            plan,
+            scores,
+            split,
+            number=number,
+            keep=keep,
+            workers=self._layout.workers,
+            slots=settings.capacity,
+            earlier=partial(latest_attempt, output),
+            discard=lambda trial: durable.remove_folder(adapter_folder(output, trial)),
+        )
 
-    def _train(
-        self,
-        crew: Crew,
-        plan: Plan,
-        number: int,
-        trainings: Sequence[Training],
-        scores: Scores,
-        store: VerificationStore,
-    ) -> None:
-        """Trainings that are all scored on the same rows."""
-        total, split = len(trainings), trainings[0].split
-        self._wanted += total
-        logger.info("verification %d: %d trainings of %d steps, scored on %s rows", number, total, plan.steps, split)
-        places = {training: place for place, training in enumerate(all_trainings(plan))}
-        by_place = {place: training for training, place in places.items()}
-        specs = [trial_spec(plan, training, places[training]) for training in trainings]
-        for done, outcome in enumerate(crew.train(specs), start=1):
-            training = by_place[outcome.trial]
-            metrics = _metrics(training, outcome)
-            self._keep(number, training, metrics, scores, store)
-            logger.info("%d of %d: %s", done, total, _in_words(training, plan.metric, metrics))
+        def keep_baseline(metrics: Metrics) -> None:
+            if split == "test" and not baseline(plan, scores):
+                keep(_UNTRAINED, metrics)
 
-    def _so_far(self, crew: Crew, plan: Plan, number: int) -> str:
-        total = self._wanted * plan.steps
-        if not total:
-            return f"verification {number}: measuring the model without training"
-        return f"verification {number}: {min(crew.steps, total):,} of {total:,} training steps"
+        with progress.telling(lambda: f"verification {number}: {trainings.so_far()}"):
+            drive(
+                trainings,
+                self.executor,
+                host_factory(settings, self._spec.run, self._spec.artifacts),
+                database=self._database,
+                store=self._results,
+                stop=stop,
+                keep_baseline=keep_baseline,
+                so_far=trainings.so_far,
+                shortage=lambda: watch.shortage(trainings.live),
+                about={"verification": number},
+            )
 
-    def _settings(self, plan: Plan, number: int, split: ScoredSplit) -> HostSettings:
-        """As for the workers of the search, but with the test rows, and without what only a search wants to know."""
-        packing = choose_packing(self._spec, self._inputs, self._layout)
-        settings = host_settings(self._spec, self._inputs, self._layout, packing)
+    def _settings(self, plan: Plan, number: int, split: ScoredSplit, *, known: Metrics) -> HostSettings:
+        """As for the workers of the search, but with the test rows, and without what only a search wants to know.
+
+        known: metrics of the untrained model, which no worker need measure then.
+        """
+        trials = len(plan.arms) * min(LOOK, len(plan.seeds))
+        spec = replace(self._spec, search=replace(self._spec.search, trials=trials))
+        settings = host_settings(spec, self._inputs, self._layout, choose_packing(spec, self._inputs, self._layout))
+        if split == "test":
+            prepared = replace(self._inputs.prepared, baseline=known)
+        else:
+            prepared = replace(settings.prepared, baseline=last_event(self._results, BASELINE) or {})
+        folder = study_folder(spec) / "verification" / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
         return replace(
             settings,
-            prepared=self._inputs.prepared if split == "test" else settings.prepared,
+            prepared=prepared,
             judged_on=split,
-            output=str(self._folder / str(number)),
+            output=str(folder),
             largest=max(plan.arms, key=lambda arm: arm.trainable_params).hyper,
             importance=False,
         )
 
-    def _check(self) -> None:
-        if self._stopped is not None:
-            raise InterruptedSearch(
-                f"verification stopped ({self._stopped}); every score so far is stored, the same command continues"
-            )
-
-    def _keep(
-        self, number: int, training: Training, metrics: Mapping[str, float], scores: Scores, store: VerificationStore
-    ) -> None:
-        store.add_scores(
+    def _keep(self, number: int, scores: Scores, training: Training, metrics: Metrics) -> None:
+        self._scores.add_scores(
             number,
             [
                 Score(
@@ -304,6 +313,13 @@ class _Work:
 _UNTRAINED = Training(arm=UNTRAINED, seed=0, learning_rate=0.0, split="test")
 
 
+def _next_split(plan: Plan, scores: Scores) -> ScoredSplit | None:
+    """The rows that something is to be scored on next, None if the verification is complete."""
+    if trainings := next_trainings(plan, scores):
+        return trainings[0].split
+    return None if baseline(plan, scores) else "test"
+
+
 def _check_same(study: str, recorded: Mapping[str, Any], inputs: Inputs) -> None:
     """Raise SpaceChangedError unless model and data, the test rows included, are those the search was started with."""
     now = inputs.fingerprints
@@ -313,20 +329,3 @@ def _check_same(study: str, recorded: Mapping[str, Any], inputs: Inputs) -> None
             f"the {' and '.join(changed)} of study {study!r} changed since its search; a verification would be of"
             " something else"
         )
-
-
-def _metrics(training: Training, outcome: Measurement | TrialFailure) -> dict[str, float]:
-    """What is stored of a training. Raises if it failed in a way that is not a property of the configuration."""
-    if isinstance(outcome, Measurement):
-        return {**outcome.metrics, SECONDS: outcome.seconds}
-    if outcome.reason is StopReason.DIVERGED:
-        return {DIVERGED: 1.0}
-    what = f"the training of {training.arm} with seed {training.seed} failed ({outcome.reason})"
-    if outcome.reason is StopReason.OOM:
-        raise ResourceError(f"{what}: {outcome.message}; fewer run.slots need less memory")
-    raise SearchError(f"{what}: {outcome.message.strip().splitlines()[-1]}")
-
-
-def _in_words(training: Training, metric: str, metrics: Mapping[str, float]) -> str:
-    value = "diverged" if metric not in metrics else f"{metric} {metrics[metric]:.4f} on {training.split} rows"
-    return f"{training.arm}, seed {training.seed}, learning rate {training.learning_rate:.3g}: {value}"

@@ -25,6 +25,7 @@ from automl.storage.artifacts import digest_folder
 from automl.storage.sql import open_database
 from automl.sweep.export import export_trial
 from automl.sweep.run import run_sweep
+from automl.tasks import make_task
 from automl.training.runtime import HostSettings, load_bench
 from tests.sweep.tiny_world import make_world
 
@@ -136,7 +137,7 @@ def test_a_node_fetches_what_it_lacks_and_then_has_it(
     world: World, inputs: Inputs, elsewhere: HostSettings, tmp_path: Path
 ) -> None:
     url, cache = f"file://{tmp_path / 'depot'}", tmp_path / "cache"
-    publish(inputs, url)
+    publish(elsewhere_from(inputs, elsewhere), url)
     here = at_hand(elsewhere, url, cache)
     assert Path(here.backbone.folder).parent == cache / "models"
     assert here.backbone.path == elsewhere.backbone.path, "adapters name the model as the driver knows it"
@@ -145,6 +146,35 @@ def test_a_node_fetches_what_it_lacks_and_then_has_it(
     assert not (here.prepared.path / "test").exists(), "a search is never given the test rows"
     shutil.rmtree(tmp_path / "depot")
     assert at_hand(elsewhere, url, cache) == here
+
+
+def elsewhere_from(inputs: Inputs, settings: HostSettings) -> HostSettings:
+    """The same settings with the driver's own paths."""
+    return replace(settings, backbone=inputs.backbone, prepared=replace(settings.prepared, path=inputs.prepared.path))
+
+
+def test_test_rows_reach_the_workers_of_a_verification_and_never_those_of_a_search(
+    world: World, inputs: Inputs, elsewhere: HostSettings, tmp_path: Path
+) -> None:
+    url, cache = f"file://{tmp_path / 'depot'}", tmp_path / "cache"
+    searching = elsewhere
+    verifying = replace(elsewhere, prepared=replace(elsewhere.prepared, rows=inputs.prepared.rows), judged_on="test")
+    publish(elsewhere_from(inputs, searching), url)
+    with pytest.raises(ResourceError, match=r"there is no finished data/\w+\.with-test"):
+        at_hand(verifying, url, cache)
+    publish(elsewhere_from(inputs, verifying), url)
+    here = at_hand(verifying, url, cache)
+    task = make_task(here.task)
+    assert list(task.rows(here.prepared, "test")) == list(task.rows(inputs.prepared, "test"))
+    # A search on the same node, afterwards, is still given none.
+    there = at_hand(searching, url, cache)
+    assert there.prepared.path != here.prepared.path
+    assert not (there.prepared.path / "test").exists()
+    # Nor is a folder without them taken for one with them.
+    shutil.rmtree(here.prepared.path / "test")
+    shutil.rmtree(tmp_path / "depot")
+    with pytest.raises(ResourceError, match="there is no finished data"):
+        at_hand(verifying, url, cache)
 
 
 def test_what_lies_under_the_same_path_is_used_if_it_is_the_same(
