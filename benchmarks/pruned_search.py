@@ -26,10 +26,7 @@ from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost
 from automl.results.recorded import GROUND, last_event
-from automl.setup.machine import choose_layout
-from automl.setup.packing import Packing, host_settings
-from automl.setup.precision import settle_precision
-from automl.setup.prepare import prepare
+from automl.setup.setup import for_one_trial, set_up
 from automl.space.load import load_space
 from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.storage.sql import open_database
@@ -141,10 +138,8 @@ def tested(spec: SweepSpec, settled: dict[str, Any], work: Path, adapters: Seque
     """Accuracy of every adapter on the test rows, measured once; 0 where there is none."""
     known = work / f"{spec.study}-test.json"
     if not known.exists():
-        layout = choose_layout(spec.run, trials=1)
-        inputs = prepare(spec, work / "cache")
-        settings = host_settings(settle_precision(spec, inputs, layout, settled), inputs, layout, Packing(slots=1))
-        settings = replace(settings, prepared=inputs.prepared)
+        setup = set_up(for_one_trial(spec), work / "cache", settled, is_thorough=False)
+        settings = replace(setup.worker_settings(), prepared=setup.inputs.prepared)
         found = [evaluate_export(Path(each), settings, "test")["accuracy"] if each else 0.0 for each in adapters]
         known.write_text(json.dumps(found), encoding="utf-8")
     accuracies: list[float] = json.loads(known.read_text(encoding="utf-8"))

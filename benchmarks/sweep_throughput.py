@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 
 from automl.models.backbone import load_tokenizer
 from automl.packed import PackedTrainer, Workload
-from automl.setup.machine import choose_layout
-from automl.setup.packing import Packing, host_settings
-from automl.setup.prepare import prepare
+from automl.setup.setup import for_one_trial, set_up
 from automl.space.assemble import assemble
 from automl.space.load import load_space
-from automl.training.runtime import load_bench
+from automl.training.runtime import load_runtime
 from automl.trial import TrialSpec
 from benchmarks.measure import gemm_peak, interleaved, peak_of, spread, timed
 from benchmarks.plain_peft import Exactness, exactness
@@ -53,22 +51,20 @@ def probe(world: World, folder: Path) -> Probe:
     space_file = folder / "probe.yaml"
     world.write_space(space_file, {"executor": "inline", "precision": "fp32", "threads": 1})
     spec = load_space(space_file)
-    inputs = prepare(spec, folder / "cache")
-    bench = load_bench(
-        host_settings(spec, inputs, choose_layout(spec.run, trials=spec.search.trials), Packing(slots=1))
-    )
+    setup = set_up(for_one_trial(spec), folder / "cache", is_thorough=False)
+    runtime = load_runtime(setup.worker_settings())
     load = Workload(
-        task=bench.task,
-        train_rows=bench.train_rows,
-        evaluation_rows=bench.evaluation_rows,
-        tokenizer=load_tokenizer(inputs.backbone),
-        evaluation_tokens=bench.evaluation_tokens,
+        task=runtime.task,
+        train_rows=runtime.train_rows,
+        evaluation_rows=runtime.evaluation_rows,
+        tokenizer=load_tokenizer(setup.inputs.backbone),
+        evaluation_tokens=runtime.evaluation_tokens,
     )
     trials = [
         TrialSpec(
             number=number,
             params={},
-            hyper=assemble(inputs.space, {name: value for name, value in each.items() if name != "alpha"}),
+            hyper=assemble(setup.inputs.space, {name: value for name, value in each.items() if name != "alpha"}),
             seed=number,
             data_seed=world.work.seed,
             steps=max(world.work.steps, 8),
@@ -78,9 +74,9 @@ def probe(world: World, folder: Path) -> Probe:
     ]
     precisions = ("fp32", "bf16h")
     return Probe(
-        proofs=[exactness(bench.model, load, trials, precision=precision) for precision in precisions],
-        evaluation_seconds={name: _evaluation_seconds(bench.model, load, trials[0], name) for name in precisions},
-        trial_flops=_trial_flops(bench.model, load, world.work),
+        proofs=[exactness(runtime.model, load, trials, precision=precision) for precision in precisions],
+        evaluation_seconds={name: _evaluation_seconds(runtime.model, load, trials[0], name) for name in precisions},
+        trial_flops=_trial_flops(runtime.model, load, world.work),
     )
 
 

@@ -187,6 +187,26 @@ def test_the_web_application_trains_nothing_and_asks_sql_through_storage() -> No
     assert not wrong, "\n".join(wrong)
 
 
+SETTING_UP = (
+    *("choose_layout", "choose_packing", "host_settings", "prepare", "prove"),
+    *("settle_evaluation", "settle_precision"),
+)
+
+
+def test_how_trials_are_trained_is_decided_behind_one_door() -> None:
+    """The steps are taken in `setup`, in the order of `set_up`; whoever needs their outcome asks for a `Setup`."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} imports {alias.name}"
+        for path in (*modules(), *(ROOT / "benchmarks").rglob("*.py"))
+        if not path.is_relative_to(PACKAGE / "setup")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("automl.setup.")
+        for alias in node.names
+        if alias.name in SETTING_UP
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_web_packages_stay_in_the_web_application() -> None:
     wrong = [
         place(item) for path in modules() for item in imports_of(path) if item[2].split(".")[0] in OF_THE_WEB_ALONE

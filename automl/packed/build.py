@@ -23,7 +23,7 @@ from automl.packed.workload import Workload
 from automl.training.adapter import adapter_draft, adapter_meta
 from automl.training.checkpoint import slot_files
 from automl.training.finalists import Finalists
-from automl.training.runtime import HostSettings, Runtime, choose_device, load_bench, stored_dtype
+from automl.training.runtime import HostSettings, Runtime, choose_device, load_runtime, stored_dtype
 from automl.trial import Measurement, TrialSpec
 from automl.trial_folders import adapter_folder, slot_folder
 
@@ -52,7 +52,7 @@ def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:
     Where packed training does not follow PEFT on this model and device, the host trains its trials one at a time.
     Raises ModelError then if the precision is for packed training only.
     """
-    runtime = load_bench(settings)
+    runtime = load_runtime(settings)
     reason = disagreement(settings, runtime.model, runtime=lambda: runtime)
     if not reason:
         return packed_host(settings, runtime)
@@ -79,7 +79,7 @@ def examine(settings: HostSettings, model: nn.Module) -> str:
     """`disagreement`, found out in a process that does not train itself: memory and threads are as before."""
     threads = torch.get_num_threads()
     try:
-        return disagreement(settings, model, runtime=lambda: load_bench(settings)) or ""
+        return disagreement(settings, model, runtime=lambda: load_runtime(settings)) or ""
     finally:
         torch.set_num_threads(threads)
         give_back_memory()

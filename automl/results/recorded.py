@@ -35,7 +35,8 @@ def recorded_spec(database: Database, study: str) -> SweepSpec:
     store = database.store(study)
     row = store.sweep()
     source = Path(str(row.provenance.get("folder", ".")))
-    spec = with_recorded_rules(parse_space(row.space_text, f"space of study {study}", source), store)
+    written = parse_space(row.space_text, f"space of study {study}", source)
+    spec = with_recorded_rules(written, last_event(store, GROUND))
     folder = recorded_folder(store)
     return spec if folder is None else within(spec, folder)
 
@@ -54,13 +55,13 @@ def started_by(store: ResultStore) -> set[str]:
     return {str(detail.get("owner")) for _, kind, detail in store.events() if kind == "run_started"}
 
 
-def with_recorded_rules(spec: SweepSpec, store: ResultStore) -> SweepSpec:
+def with_recorded_rules(spec: SweepSpec, recorded: Mapping[str, Any] | None) -> SweepSpec:
     """The spec with the rules for data that the study began with; those of today if it has not begun.
 
-    Studies of before there were such versions have no number recorded: theirs are 1.
+    recorded: detail of the latest event `GROUND`. Studies that began before there were such versions have no number
+    recorded: theirs are 1.
     """
-    ground = last_event(store, GROUND)
-    return spec if ground is None else replace(spec, task=replace(spec.task, rules=int(ground.get("rules", 1))))
+    return spec if recorded is None else replace(spec, task=replace(spec.task, rules=int(recorded.get("rules", 1))))
 
 
 def recorded_baseline(store: ResultStore, metric: str) -> float | None:

@@ -33,6 +33,9 @@ DEFAULT_SLOTS = {"cpu": 4, "cuda": 8}
 On a CPU the gain is nearly all there at 4, and gone beyond 8. On a GPU it should be there at 8; that is an estimate.
 """
 
+_STRETCH = 1.5
+"""How many times the usual slots are taken where that saves a round."""
+
 _BACKBONE_BYTES = {"cpu": 12, "cuda": 6}
 """Per parameter of a packed backbone, at most: the weight, and the copies that the kernels of the device make of it."""
 
@@ -67,6 +70,18 @@ def choose_packing(spec: SweepSpec, inputs: Inputs, layout: Layout) -> Packing:
         return Packing(slots=spec.run.slots)
     share = math.ceil(spec.search.trials / layout.workers)
     return Packing(slots=min(DEFAULT_SLOTS[layout.device], share, _room(spec, inputs, layout)))
+
+
+def pack_evenly(packing: Packing, spec: SweepSpec, inputs: Inputs, layout: Layout, trainings: int) -> Packing:
+    """The packing for so many trainings of equal length: as few rounds as the usual slots allow, all rounds alike.
+
+    Nine trainings on two workers that usually hold 4 are 5 and 4 at once, rather than 4 and 4, and one that is left.
+    """
+    if not packing.is_packed or spec.run.slots is not None:
+        return packing
+    share = math.ceil(trainings / layout.workers)
+    rounds = math.ceil(share / (DEFAULT_SLOTS[layout.device] * _STRETCH))
+    return replace(packing, slots=min(math.ceil(share / rounds), _room(spec, inputs, layout)))
 
 
 def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing) -> HostSettings:

@@ -20,12 +20,12 @@ from automl.lora import Hyperparameters
 from automl.models.inventory import linear_layers
 from automl.packed.memory import available_bytes
 from automl.setup.database_check import database_remarks
-from automl.setup.evaluation import in_words, measured_rows, settle_evaluation, whole_evaluation
+from automl.setup.evaluation import in_words, measured_rows, whole_evaluation
 from automl.setup.hosts import build_host
-from automl.setup.machine import Layout, choose_layout
-from automl.setup.packing import Packing, choose_packing, host_settings, prove, worker_bytes
-from automl.setup.precision import settle_precision
-from automl.setup.prepare import Inputs, prepare
+from automl.setup.machine import Layout
+from automl.setup.packing import Packing, worker_bytes
+from automl.setup.prepare import Inputs
+from automl.setup.setup import set_up
 from automl.space.extremes import extremes, highest, target_names
 from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
@@ -204,11 +204,8 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     the file names. Writes neither to the database nor to the output folder.
     """
     remarks = database_remarks(spec)
-    inputs = prepare(spec, cache)
-    layout = choose_layout(spec.run, trials=spec.search.trials)
-    inputs = prove(spec, inputs, layout, is_thorough=probe)
-    spec = settle_evaluation(settle_precision(spec, inputs, layout), inputs)
-    packing = choose_packing(spec, inputs, layout)
+    setup = set_up(spec, cache, is_thorough=probe)
+    spec, inputs, layout, packing = setup.spec, setup.inputs, setup.layout, setup.packing
     rows = whole_evaluation(spec, inputs)
     return Plan(
         study=spec.study,
@@ -231,7 +228,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
         packing=packing,
         available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search),
-        probe=_probe(inputs, host_settings(spec, inputs, layout, packing)) if probe and layout.shards == 1 else None,
+        probe=_probe(inputs, setup.worker_settings()) if probe and layout.shards == 1 else None,
         advice=(*remarks, *inputs.advice, *packing_warnings(spec, inputs, layout, packing)),
     )
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from automl import durable
 from automl.errors import CheckpointError, ConfigError, Problem, SearchError
 from automl.metric import METRICS
 from automl.report.recipe import recipe
@@ -18,18 +19,15 @@ from automl.results.artifacts import fetch_adapter
 from automl.results.folders import cache_folder
 from automl.results.recorded import GROUND, last_event
 from automl.results.summary import best_trial
-from automl.setup.machine import choose_layout
-from automl.setup.packing import Packing, host_settings
-from automl.setup.precision import settle_precision
-from automl.setup.prepare import prepare
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
-from automl.training.export import merge_adapter, verify_manifest
-from automl.training.reload import Reloaded, measure_afresh
-from automl.training.runtime import HostSettings
 from automl.trial import Metrics, TrialState
+
+if TYPE_CHECKING:  # a copy loads neither torch nor the model
+    from automl.training.reload import Reloaded
+    from automl.training.runtime import HostSettings
 
 _SAME = 1e-6
 _SAME_MERGED = 1e-4
@@ -73,7 +71,6 @@ def export_trial(
         raise ConfigError([Problem(str(output), 0, 0, "--output", "exists already; choose a new folder")])
     row = _complete_trial(database, spec, trial)
     with _adapter_of(database, spec, row) as adapter:
-        verify_manifest(adapter)
         return _export(database, spec, row, adapter, output, merged=merged, check=check)
 
 
@@ -93,14 +90,7 @@ def _adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[
 def _export(
     database: Database, spec: SweepSpec, row: TrialRow, adapter: Path, output: Path, *, merged: bool, check: bool
 ) -> Exported:
-    layout = choose_layout(replace(spec.run, shards=1), trials=1)
-    inputs = prepare(spec, cache_folder(), has_trials=True)
-    settled = settle_precision(spec, inputs, layout, last_event(database.store(spec.study), GROUND))
-    settings = host_settings(settled, inputs, layout, Packing(slots=1))
-    if merged:
-        merge_adapter(adapter, settings, output)
-    else:
-        shutil.copytree(adapter, output)
+    about = durable.verify_folder(adapter)
     exported = Exported(
         trial=row.number,
         folder=str(output),
@@ -108,10 +98,32 @@ def _export(
         metric=spec.task.metric,
         recorded=row.value or 0.0,
         measured=None,
-        base=inputs.backbone.path,
-        lines=_lines(output, merged=merged, is_classifier=bool(inputs.prepared.labels)),
+        base=str(about["backbone"]["path"]),
+        lines=(),
     )
-    return _checked(exported, settings, database.store(spec.study)) if check else exported
+    if not (merged or check):
+        shutil.copytree(adapter, output)
+        return replace(exported, lines=_lines(output, merged=False, is_classifier=bool(about["labels"])))
+    return _set_up_and_export(database, spec, exported, adapter, check=check)
+
+
+def _set_up_and_export(
+    database: Database, spec: SweepSpec, exported: Exported, adapter: Path, *, check: bool
+) -> Exported:
+    """What takes the model: to merge into it, or to measure the adapter on it."""
+    from automl.setup.setup import for_one_trial, set_up
+    from automl.training.export import merge_adapter
+
+    store = database.store(spec.study)
+    setup = set_up(for_one_trial(spec), cache_folder(), last_event(store, GROUND), is_thorough=False)
+    settings, output = setup.worker_settings(), Path(exported.folder)
+    if exported.merged:
+        merge_adapter(adapter, settings, output)
+    else:
+        shutil.copytree(adapter, output)
+    lines = _lines(output, merged=exported.merged, is_classifier=bool(settings.prepared.labels))
+    exported = replace(exported, base=settings.backbone.path, lines=lines)
+    return _checked(exported, settings, store) if check else exported
 
 
 def _lines(output: Path, *, merged: bool, is_classifier: bool) -> tuple[str, ...]:
@@ -127,6 +139,8 @@ def _lines(output: Path, *, merged: bool, is_classifier: bool) -> tuple[str, ...
 
 def _checked(exported: Exported, settings: HostSettings, store: ResultStore) -> Exported:
     """With what the exported model measures as a stranger loads it; it is deleted if that is not what is recorded."""
+    from automl.training.reload import measure_afresh
+
     try:
         found = measure_afresh(exported.lines, settings)
         _compare(exported, settings, found, store.measurements(exported.trial)[-1].metrics)

@@ -17,20 +17,16 @@ from typing import Any
 from automl.errors import SearchError, SpaceChangedError
 from automl.execution import make_executor
 from automl.execution.base import Executor
-from automl.provenance import processor, provenance
+from automl.provenance import provenance
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch
 from automl.results.home import Home, open_home
-from automl.results.recorded import GROUND, last_event, with_recorded_rules
+from automl.results.recorded import GROUND, last_event
 from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
-from automl.setup.evaluation import settle_evaluation
-from automl.setup.hosts import host_factory
-from automl.setup.machine import choose_layout
-from automl.setup.packing import choose_packing, host_settings, kernel_of, prove
-from automl.setup.precision import settle_precision
-from automl.setup.prepare import Inputs, prepare
+from automl.setup.machine import Layout
+from automl.setup.setup import Setup, layout_of, set_up
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import digest_folder
 from automl.storage.base import ResultStore, RunEnd
@@ -118,7 +114,6 @@ class _Sweep:
         self._cache = cache
         self._observer = observer
         self._allow_change = allow_change
-        self._finds_precision = home.spec.run.precision == "auto"
         self._folder = home.folder
 
     def run(self, database: Database, log: RunLog, stop: StopRequest) -> Summary:
@@ -142,34 +137,29 @@ class _Sweep:
                 tick=watch.tick,
             )
             log.end(RunEnd.FINISHED)
-            return self._sum_up(database, replayed)
+            return self._sum_up(database, replayed, self._spec)
         store = database.store(self._spec.study, guard=self._lease.verify)
-        recorded = last_event(store, GROUND) or {}
-        self._spec = with_recorded_rules(self._spec, store)
-        self._layout = choose_layout(self._spec.run, trials=self._spec.search.trials, recorded=recorded.get("layout"))
-        with self._executor() as executor:
+        recorded = last_event(store, GROUND)
+        layout = layout_of(self._spec, recorded)
+        with self._executor(layout) as executor:
             self._stage("preparing model and data")
-            inputs = prepare(self._spec, self._cache, has_trials=bool(recorded))
-            for line in inputs.advice:
+            setup = set_up(self._spec, self._cache, recorded, layout=layout)
+            for line in setup.inputs.advice:
                 logger.warning(line)
-            inputs = prove(self._spec, inputs, self._layout, recorded)
-            self._spec = settle_precision(self._spec, inputs, self._layout, recorded)
-            self._spec = settle_evaluation(self._spec, inputs, recorded)
-            self._packing = choose_packing(self._spec, inputs, self._layout)
-            changed = self._changed_ground(store, inputs)
-            study = self._open_study(database, store, inputs, log.run)
+            now = self._checked(setup, recorded)
+            study = self._open_study(database, store, setup, log.run)
             self._accept(log.run, store)
-            if changed:
-                store.add_event(GROUND, changed)
+            if now != recorded:
+                store.add_event(GROUND, now)
             if not study.finished:
                 log.has_trained = True
-                self._train(study, database, store, inputs, executor, stop)
+                self._train(study, database, store, setup, executor, stop)
             study.close()  # not after an error: what is parked or interrupted then goes on in the next run
         store.add_event("finished", {"run": log.run})
         log.end(RunEnd.FINISHED)
-        renew_report(database, self._spec, guard=self._lease.verify)
-        summary = self._sum_up(database, store)
-        store_results(store, self._spec)
+        renew_report(database, setup.spec, guard=self._lease.verify)
+        summary = self._sum_up(database, store, setup.spec)
+        store_results(store, setup.spec)
         return summary
 
     def _accept(self, run: int, store: ResultStore) -> None:
@@ -181,55 +171,40 @@ class _Sweep:
         logger.info(text)
         self._observer.stage(text)
 
-    def _executor(self) -> Executor:
+    def _executor(self, layout: Layout) -> Executor:
         """The executor, its cluster already starting while the driver prepares the data."""
         return make_executor(
             self._spec.run.executor,
-            workers=self._layout.workers,
-            threads=self._layout.threads,
-            gpus_per_worker=self._layout.gpus_per_worker,
-            shards=self._layout.shards,
+            workers=layout.workers,
+            threads=layout.threads,
+            gpus_per_worker=layout.gpus_per_worker,
+            shards=layout.shards,
             address=self._spec.run.address,
             folder=self._folder,
         )
 
-    def _changed_ground(self, store: ResultStore, inputs: Inputs) -> Mapping[str, Any] | None:
-        """What is to be remembered of model, data and precision, None if it is; refuses to mix them with others."""
-        now: dict[str, Any] = {
-            **inputs.fingerprints,
-            "precision": self._spec.run.precision,
-            "model_parameters": inputs.backbone.parameters,
-            "target_sets": list(inputs.target_sets),
-            "rows": dict(inputs.prepared.rows),
-            "rules": self._spec.task.rules,
-            "notes": list(inputs.notes),
-            "layout": self._layout.as_dict(),
-            "packing": {"slots": self._packing.slots, "solo": self._packing.solo},
-            "kernel": kernel_of(self._spec, self._layout, self._packing),
-            "processor": processor(),
-            "evaluate_every": self._spec.search.evaluate_every,
-            "evaluations": [list(pair) for pair in self._spec.search.evaluations or ()],
-        }
-        before = last_event(store, GROUND)
-        fixed = ("model", "data") if self._finds_precision else ("model", "data", "precision")
-        changed = [name for name in fixed if before and before.get(name) != now[name]]
+    def _checked(self, setup: Setup, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """What is to be remembered of model, data and precision; refuses to mix them with others."""
+        now = setup.record()
+        fixed = ("model", "data") if self._spec.run.precision == "auto" else ("model", "data", "precision")
+        changed = [name for name in fixed if recorded and recorded.get(name) != now[name]]
         if changed and not self._allow_change:
             raise SpaceChangedError(
                 f"study {self._spec.study!r} was started with another {' and '.join(changed)}; its trials would not be"
                 " comparable. Choose another study name, or add --allow-space-change"
             )
-        return now if before != now else None
+        return now
 
-    def _open_study(self, database: Database, store: ResultStore, inputs: Inputs, run: int) -> Study:
+    def _open_study(self, database: Database, store: ResultStore, setup: Setup, run: int) -> Study:
         return Study(
             name=self._spec.study,
             storage=database.driver_storage(self._lease.verify),
             store=store,
-            space=inputs.space,
-            settings=self._spec.search,
+            space=setup.inputs.space,
+            settings=setup.spec.search,
             metric=self._spec.task.metric,
             run=run,
-            derive=inputs.derive,
+            derive=setup.inputs.derive,
             space_sha256=self._spec.sha256,
             digest=lambda folder: digest_folder(Path(folder)),
             retire=partial(_delete_adapter, self._folder),
@@ -242,27 +217,26 @@ class _Sweep:
         study: Study,
         database: Database,
         store: ResultStore,
-        inputs: Inputs,
+        setup: Setup,
         executor: Executor,
         stop: StopRequest,
     ) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
         self._stage(
-            f"starting {self._layout.workers} {self._spec.run.executor} workers on {self._layout.device}"
-            f" ({self._layout.threads} threads each, {self._packing})"
+            f"starting {setup.layout.workers} {setup.spec.run.executor} workers on {setup.layout.device}"
+            f" ({setup.layout.threads} threads each, {setup.packing})"
         )
         self._observer.started(study)
         _delete_slot_files_but(self._folder, study.in_progress)
 
-        if self._spec.run.address is not None and self._spec.artifacts is not None:
-            self._stage(f"putting model and data where the nodes find them, {self._spec.artifacts}")
-        settings = host_settings(self._spec, inputs, self._layout, self._packing)
-        watch = DiskWatch(self._folder, workers=self._layout.workers)
+        if setup.spec.run.address is not None and setup.spec.artifacts is not None:
+            self._stage(f"putting model and data where the nodes find them, {setup.spec.artifacts}")
+        watch = DiskWatch(self._folder, workers=setup.layout.workers)
         drive_search(
             study,
             executor,
-            host_factory(settings, self._spec.run, self._spec.artifacts),
-            settings=self._spec.search,
+            setup.host_factory(setup.worker_settings()),
+            settings=setup.spec.search,
             database=database,
             store=store,
             stop=stop,
@@ -270,8 +244,8 @@ class _Sweep:
             tick=self._observer.tick,
         )
 
-    def _sum_up(self, database: Database, store: ResultStore) -> Summary:
-        summary = database.retry.call(lambda: summarise(database, self._spec))
+    def _sum_up(self, database: Database, store: ResultStore, spec: SweepSpec) -> Summary:
+        summary = database.retry.call(lambda: summarise(database, spec))
         shutil.rmtree(slots_folder(self._folder), ignore_errors=True)
         if summary.best is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()) or "none was started"

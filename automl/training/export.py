@@ -20,7 +20,7 @@ from automl.models.calling import quietly
 from automl.models.inventory import made_anew
 from automl.tasks import make_task
 from automl.training.adapter import AdapterMeta, adapter_draft
-from automl.training.runtime import HostSettings, Runtime, Split, load_bench
+from automl.training.runtime import HostSettings, Runtime, Split, load_runtime
 
 
 def export_adapter(
@@ -94,14 +94,14 @@ def evaluate_export(folder: Path, settings: HostSettings, split: Split = "valida
     CPU); on `test` all rows are used. Raises CheckpointError if the folder is damaged or of another backbone.
     """
     _verified(folder, "adapter", settings)
-    runtime = load_bench(settings)
+    runtime = load_runtime(settings)
     return _evaluate(_with_adapter(runtime.model, folder), runtime, settings, split)
 
 
 def evaluate_merged(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
     """The same for a folder that `merge_adapter` has written."""
     _verified(folder, "merged", settings)
-    runtime = load_bench(replace(settings, backbone=replace(settings.backbone, path=str(folder))))
+    runtime = load_runtime(replace(settings, backbone=replace(settings.backbone, path=str(folder))))
     return _evaluate(runtime.model, runtime, settings, split)
 
 

@@ -22,7 +22,7 @@ from automl.training.adapter import AdapterMeta, adapter_meta
 from automl.training.checkpoint import SlotFolder, slot_files
 from automl.training.export import export_adapter
 from automl.training.finalists import Finalists
-from automl.training.runtime import HostSettings, Runtime, load_bench
+from automl.training.runtime import HostSettings, Runtime, load_runtime
 from automl.training.solo import SoloTrial, train
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
@@ -36,7 +36,7 @@ LONGEST_TRACEBACK = 8000
 
 def build_solo_host(settings: HostSettings) -> SoloHost:
     """Load backbone and data and return the host; called inside the worker."""
-    return SoloHost(settings, load_bench(settings))
+    return SoloHost(settings, load_runtime(settings))
 
 
 class Resident:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from automl.models.calling import quietly
-from automl.training.runtime import HostSettings, Split, load_bench
+from automl.training.runtime import HostSettings, Split, load_runtime
 
 
 class Reloaded(NamedTuple):
@@ -31,7 +31,7 @@ def measure_afresh(lines: Sequence[str], settings: HostSettings, split: Split = 
 
 
 def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
-    runtime = load_bench(settings, _model_of(text))
+    runtime = load_runtime(settings, _model_of(text))
     rows = runtime.evaluation_rows if split == "validation" else runtime.task.rows(settings.prepared, split)
     found = runtime.evaluate(runtime.model, rows, runtime.evaluation_tokens)
     config: Any = runtime.model.config

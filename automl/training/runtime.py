@@ -99,7 +99,7 @@ class Runtime:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 
-def load_bench(settings: HostSettings, model: nn.Module | None = None) -> Runtime:
+def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runtime:
     """Load backbone, tokenizer and rows once, and set torch up for repeatable results on this device.
 
     model: takes the place of the backbone, which is then not read.

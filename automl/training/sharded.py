@@ -30,7 +30,7 @@ from automl.training.adapter import AdapterMeta
 from automl.training.checkpoint import SlotFolder
 from automl.training.export import export_adapter, travelling
 from automl.training.host import Resident, SoloHost
-from automl.training.runtime import HostSettings, Runtime, choose_device, load_bench, load_model
+from automl.training.runtime import HostSettings, Runtime, choose_device, load_model, load_runtime
 from automl.training.solo import SoloTrial
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, TrialSpec
@@ -43,7 +43,7 @@ _SIGNS_OF_A_LOST_PEER = ("connection closed by peer", "connection reset by peer"
 def build_sharded_host(settings: HostSettings) -> ShardedHost:
     """Load backbone and data and return this process's host; called in every process of the group."""
     device = choose_device(settings.device)
-    return ShardedHost(settings, replace(load_bench(replace(settings, device="cpu")), device=device))
+    return ShardedHost(settings, replace(load_runtime(replace(settings, device="cpu")), device=device))
 
 
 class ShardedHost(SoloHost):

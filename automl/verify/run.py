@@ -25,11 +25,8 @@ from automl.results.folders import study_folder
 from automl.results.home import open_home
 from automl.results.recorded import BASELINE, GROUND, last_event, recorded_space
 from automl.results.summary import summarise, write_summary
-from automl.setup.hosts import host_factory
-from automl.setup.machine import choose_layout
-from automl.setup.packing import choose_packing, host_settings, prove
-from automl.setup.precision import settle_precision
-from automl.setup.prepare import Inputs, prepare
+from automl.setup.prepare import Inputs
+from automl.setup.setup import layout_of, set_up
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
@@ -146,8 +143,8 @@ class _Work:
         self._spec = spec
         self._results = results
         self._scores = scores
-        self._recorded = last_event(results, GROUND) or {}
-        self._layout = choose_layout(spec.run, trials=spec.search.trials, recorded=self._recorded.get("layout"))
+        self._recorded = last_event(results, GROUND)
+        self._layout = layout_of(spec, self._recorded)
         self.executor = make_executor(
             spec.run.executor,
             workers=self._layout.workers,
@@ -161,10 +158,8 @@ class _Work:
     def prepare(self, cache: Path) -> None:
         """Find model and data, and see that they are those of the search."""
         check_disk(study_folder(self._spec))
-        inputs = prepare(self._spec, cache, has_trials=bool(self._recorded))
-        _check_same(self._spec.study, self._recorded, inputs)
-        self._inputs = prove(self._spec, inputs, self._layout, self._recorded)
-        self._spec = settle_precision(self._spec, self._inputs, self._layout, self._recorded)
+        self._setup = set_up(self._spec, cache, self._recorded, layout=self._layout)
+        _check_same(self._spec.study, self._recorded or {}, self._setup.inputs)
 
     def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
@@ -185,7 +180,7 @@ class _Work:
         return scores
 
     def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None) -> Plan:
-        spec, inputs = self._spec, self._inputs
+        spec, inputs = self._setup.spec, self._setup.inputs
         rows = list_trials(self._database, spec.study)
         candidates = Candidates(
             rows,
@@ -259,7 +254,7 @@ class _Work:
             drive(
                 trainings,
                 self.executor,
-                host_factory(settings, self._spec.run, self._spec.artifacts),
+                self._setup.host_factory(settings),
                 database=self._database,
                 store=self._results,
                 stop=stop,
@@ -275,13 +270,12 @@ class _Work:
         known: metrics of the untrained model, which no worker need measure then.
         """
         trials = len(plan.arms) * min(LOOK, len(plan.seeds))
-        spec = replace(self._spec, search=replace(self._spec.search, trials=trials))
-        settings = host_settings(spec, self._inputs, self._layout, choose_packing(spec, self._inputs, self._layout))
+        settings = self._setup.for_trainings(trials).worker_settings()
         if split == "test":
-            prepared = replace(self._inputs.prepared, baseline=known)
+            prepared = replace(self._setup.inputs.prepared, baseline=known)
         else:
             prepared = replace(settings.prepared, baseline=last_event(self._results, BASELINE) or {})
-        folder = study_folder(spec) / "verification" / str(number)
+        folder = study_folder(self._spec) / "verification" / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         return replace(
             settings,

@@ -26,7 +26,7 @@ from automl.storage.sql import open_database
 from automl.sweep.export import export_trial
 from automl.sweep.run import run_sweep
 from automl.tasks import make_task
-from automl.training.runtime import HostSettings, load_bench
+from automl.training.runtime import HostSettings, load_runtime
 from tests.sweep.tiny_world import make_world
 
 
@@ -141,7 +141,7 @@ def test_a_node_fetches_what_it_lacks_and_then_has_it(
     here = at_hand(elsewhere, url, cache)
     assert Path(here.backbone.folder).parent == cache / "models"
     assert here.backbone.path == elsewhere.backbone.path, "adapters name the model as the driver knows it"
-    runtime = load_bench(here)
+    runtime = load_runtime(here)
     assert len(runtime.train_rows) == inputs.prepared.rows["train"]
     assert not (here.prepared.path / "test").exists(), "a search is never given the test rows"
     shutil.rmtree(tmp_path / "depot")

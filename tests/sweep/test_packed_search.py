@@ -26,7 +26,7 @@ from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter
 from automl.tasks.base import Batch, LossParts
 from automl.tasks.classification import Classification
 from automl.training.export import evaluate_export
-from automl.training.runtime import HostSettings, load_bench
+from automl.training.runtime import HostSettings, load_runtime
 from automl.trial import Measurement
 from tests.faults.search import open_search
 from tests.sweep.tiny_world import make_world
@@ -92,7 +92,7 @@ def settings(world: World) -> HostSettings:
 
 
 def fussy_host(settings: HostSettings) -> Host:
-    runtime = load_bench(settings)
+    runtime = load_runtime(settings)
     return packed_host(settings, replace(runtime, task=Fussy(runtime.task.settings)))
 
 

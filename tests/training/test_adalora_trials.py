@@ -22,7 +22,7 @@ from automl.models.inventory import head_modules, resolve_targets
 from automl.packed.build import obstacle
 from automl.training.export import evaluate_export
 from automl.training.host import build_solo_host
-from automl.training.runtime import HostSettings, Runtime, load_bench
+from automl.training.runtime import HostSettings, Runtime, load_runtime
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, TrialSpec
 from tests.architectures import tiny_model
@@ -41,7 +41,7 @@ def attached(architecture: str = "bert", *, steps: int = 20, **hyper: Any) -> Pe
 
 @pytest.fixture(scope="module", params=["bert", "gpt2"])
 def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return load_bench(host_settings(tmp_path_factory.mktemp(request.param), architecture=request.param))
+    return load_runtime(host_settings(tmp_path_factory.mktemp(request.param), architecture=request.param))
 
 
 def live_ranks(trial: SoloTrial) -> dict[str, int]:

@@ -21,7 +21,7 @@ from automl.models.backbone import load_tokenizer, resolve_model
 from automl.space.spec import DataSettings, ModelSettings, TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.training.runtime import HostSettings, Runtime, load_bench
+from automl.training.runtime import HostSettings, Runtime, load_runtime
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, TrialSpec
 from tests.architectures import VOCABULARY, tiny_model
@@ -207,5 +207,5 @@ class BadMetric(WrappedTask):
 
 
 def runtime_with(settings: HostSettings, wrap: Any = None) -> Runtime:
-    runtime = load_bench(settings)
+    runtime = load_runtime(settings)
     return runtime if wrap is None else replace(runtime, task=wrap(runtime.task))
