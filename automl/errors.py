@@ -6,6 +6,7 @@ AutomlError                      root; carries the exit code of the command line
 ├── ModelError(ValueError)       a model cannot be found, read or used                          exit 2
 │   └── TargetError(LookupError) a target set matches no linear layer                           exit 2
 ├── MissingExtraError(ImportError)  an optional package is needed; names the extra              exit 2
+├── PluginError(ImportError)     what an installed package brings cannot be used; names it      exit 2
 ├── StorageError(RuntimeError)   the database cannot be opened, read or written                 exit 3
 │   ├── StudyNotFoundError(LookupError)  no study of that name in the database                  exit 3
 │   ├── SubmissionNotFoundError(LookupError)  no submission of that id in the database      exit 3
@@ -87,6 +88,12 @@ class TargetError(ModelError, LookupError):
 
 class MissingExtraError(AutomlError, ImportError):
     """An optional package is missing; the message says which extra to install."""
+
+    exit_code = 2
+
+
+class PluginError(AutomlError, ImportError):
+    """What an installed package adds to automl cannot be used; the message names the package and the reason."""
 
     exit_code = 2
 

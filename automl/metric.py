@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from automl.registry import Registry
 
 Direction = Literal["minimize", "maximize"]
 
 
 class Metric(NamedTuple):
-    """A metric's direction, its closed range, and the task types that can report it."""
+    """A metric's direction, its closed range, the task types that can report it (none: all), and how it is scored.
+
+    score: from what is right and what was predicted, a value for each row in the same order (class ids; where
+    `generates`, texts that the model has written); None where the task computes the metric itself.
+    """
 
     direction: Direction
     low: float
     high: float
     tasks: tuple[str, ...]
+    score: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
+    generates: bool = False
 
 
-_CLASSIFICATION = ("classification",)
-_TEXT = ("completion", "instruction")
+def _metric(found: object) -> Metric:
+    if isinstance(found, Metric):
+        return found
+    raise TypeError(f"{found!r} is not an automl.metric.Metric")
 
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric("maximize", 0.0, 1.0, _CLASSIFICATION),
-    "macro_f1": Metric("maximize", 0.0, 1.0, _CLASSIFICATION),
-    "mcc": Metric("maximize", -1.0, 1.0, _CLASSIFICATION),
-    "loss": Metric("minimize", 0.0, math.inf, _CLASSIFICATION + _TEXT),
-    "perplexity": Metric("minimize", 1.0, math.inf, _TEXT),
-    "exact_match": Metric("maximize", 0.0, 1.0, _TEXT),
-    "rouge_l": Metric("maximize", 0.0, 1.0, _TEXT),
-}
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        "accuracy": "automl.tasks.metrics:ACCURACY",
+        "macro_f1": "automl.tasks.metrics:MACRO_F1",
+        "mcc": "automl.tasks.metrics:MCC",
+        "loss": "automl.tasks.metrics:LOSS",
+        "perplexity": "automl.tasks.metrics:PERPLEXITY",
+        "exact_match": "automl.tasks.metrics:EXACT_MATCH",
+        "rouge_l": "automl.tasks.metrics:ROUGE_L",
+    },
+    _metric,
+)
 """Every metric the objective may be. `loss` is the mean per row (classification) or target token (text), in nats."""
-
-GENERATION_METRICS = frozenset({"exact_match", "rouge_l"})
-"""Those for which a model has to write answers."""

@@ -17,9 +17,10 @@ PACKAGE = ROOT / "automl"
 WEB = ROOT / "dashboards"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "trial", "lora", "metric", "provenance", "durable", "progress", "trial_folders", "watchdog"),
+    ("errors", "trial", "lora", "metric", "provenance", "durable", "progress", "registry", "trial_folders", "watchdog"),
+    ("methods",),
     ("space",),
-    ("models", "tasks", "methods", "importance", "storage"),
+    ("models", "tasks", "importance", "storage"),
     ("study", "training"),
     ("results",),
     ("execution", "packed", "report"),
@@ -44,7 +45,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "fsspec": ("storage/depot.py",),
     "plotly": ("report/",),
     "peft": ("methods/", "training/export.py"),
-    "pydantic": ("space/",),
+    "pydantic": ("space/", "study/samplers/", "study/pruners/"),
     "yaml": ("space/",),
     "typer": ("cli/",),
     "rich": ("cli/",),

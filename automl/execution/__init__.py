@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
 from pathlib import Path
 
 from automl.execution.base import Executor
+from automl.space.entries import EXECUTORS, ExecutorKind
 
 
 def _inline(**_: object) -> Executor:
@@ -30,8 +29,8 @@ def _ray(
     )
 
 
-EXECUTORS: dict[str, Callable[..., Executor]] = {"inline": _inline, "ray": _ray}
-"""Executors by name; each entry imports its module when it is called, so naming one does not load Ray."""
+INLINE = ExecutorKind(build=_inline)
+RAY = ExecutorKind(build=_ray, shards=True)
 
 
 def make_executor(
@@ -52,10 +51,8 @@ def make_executor(
     Raises ValueError for an unknown name.
     """
     if name not in EXECUTORS:
-        near = difflib.get_close_matches(name, EXECUTORS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"executor: unknown name {name!r}; known: {', '.join(EXECUTORS)}{hint}")
-    return EXECUTORS[name](
+        raise ValueError(EXECUTORS.unknown(name))
+    executor: Executor = EXECUTORS[name].build(
         workers=workers,
         threads=threads,
         gpus_per_worker=gpus_per_worker,
@@ -63,3 +60,4 @@ def make_executor(
         address=address,
         folder=folder,
     )
+    return executor

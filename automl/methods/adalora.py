@@ -10,26 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-import torch
-from peft import AdaLoraConfig, PeftModel
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from automl.errors import CheckpointError, TargetError
-from automl.lora import Hyperparameters
-from automl.methods.attaching import (
-    ADAPTER,
-    adapted_layers,
-    adapted_model,
-    check_adapted,
-    check_anchored,
-    common_options,
-    renew_head,
-    seed_dropout,
-)
+from automl.lora import Hyperparameters, LinearShape, lora_parameters
 from automl.methods.base import LowRank, Method
-from automl.methods.seeding import stream
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
 
 INITIAL_SHARE = 1.5
 """Ranks at the start over those at the end: the usual setting of the paper."""
@@ -51,8 +40,12 @@ class AdaLora(Method):
     Scaling is that of LoRA with the same rank and alpha, at every rank. Trained one at a time.
     """
 
-    name: ClassVar[str] = "adalora"
     packable: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
+
+    def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+        """Those of the ranks that it keeps, `rank` in each layer on average; λ and what it loses are not counted."""
+        return lora_parameters(layers, hyper.rank)
 
     def attach(
         self,
@@ -65,6 +58,18 @@ class AdaLora(Method):
         steps: int | None = None,
     ) -> PeftModel:
         """As the seam says; raises TargetError for a rank pattern, or if PEFT would adapt other layers."""
+        from peft import AdaLoraConfig
+
+        from automl.methods.attaching import (
+            adapted_layers,
+            adapted_model,
+            check_adapted,
+            check_anchored,
+            common_options,
+            renew_head,
+            seed_dropout,
+        )
+
         if steps is None:
             raise ValueError("adalora: steps is None; the schedule needs the number of steps of the whole trial")
         if hyper.rank_pattern:
@@ -82,6 +87,8 @@ class AdaLora(Method):
 
     def low_rank(self, peft_model: PeftModel) -> list[LowRank]:
         """λ is part of a: rows of switched-off components are zero."""
+        from automl.methods.attaching import ADAPTER, adapted_layers
+
         layers: dict[str, Any] = adapted_layers(peft_model.get_base_model())
         return [
             LowRank(
@@ -95,6 +102,10 @@ class AdaLora(Method):
 
     def penalty(self, peft_model: PeftModel) -> Tensor | None:
         """Mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over all layers, Frobenius norms that are not squared, as PEFT has it."""
+        import torch
+
+        from automl.methods.attaching import ADAPTER, adapted_layers
+
         layers: dict[str, Any] = adapted_layers(peft_model.get_base_model())
         grams = [q @ q.mT for layer in layers.values() for q in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT)]
         stacked = torch.stack(grams)  # every layer has the same rank
@@ -106,6 +117,10 @@ class AdaLora(Method):
         peft_model.base_model.update_and_allocate(step)
 
     def memory(self, peft_model: PeftModel) -> dict[str, Tensor]:
+        import torch
+
+        from automl.methods.attaching import ADAPTER
+
         allocator = peft_model.base_model.rankallocator
         averages = {
             f"{name}/{key}": tensor.detach().to("cpu", copy=True).contiguous()
@@ -116,6 +131,10 @@ class AdaLora(Method):
         return averages | {f"{_PATTERN}/{key}": torch.tensor(kept) for key, kept in pattern.items()}
 
     def load_memory(self, peft_model: PeftModel, memory: Mapping[str, Tensor]) -> None:
+        import torch
+
+        from automl.methods.attaching import ADAPTER
+
         allocator, config = peft_model.base_model.rankallocator, peft_model.peft_config[ADAPTER]
         own = {name: tensor for name, tensor in peft_model.get_base_model().named_parameters() if "lora_" in name}
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in (*_AVERAGES, _PATTERN)}
@@ -148,6 +167,11 @@ def _schedule(hyper: Hyperparameters, steps: int) -> dict[str, Any]:
 
 def _initialise(layer: Any, path: str, seed: int) -> None:
     """P, Q ~ N(0, 0.02²) and λ = 0 as in the paper, from streams of their own."""
+    import torch
+
+    from automl.methods.attaching import ADAPTER
+    from automl.methods.seeding import stream
+
     with torch.no_grad():
         for name in ("lora_A", "lora_B"):
             tensor = getattr(layer, name)[ADAPTER]

@@ -1,18 +1,22 @@
-"""The seam for PEFT methods: how an adapter is put on a backbone, saved, restored and taken off again."""
+"""The seam for PEFT methods: how an adapter is put on a backbone, saved, restored and taken off again, and its size.
+
+The file of a method is read wherever a space file is checked, so PEFT and torch are imported in the functions that use
+them: they take seconds.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
-
-import torch
-from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from automl.errors import CheckpointError
-from automl.lora import Hyperparameters
+from automl.lora import Hyperparameters, LinearShape
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from torch import nn
 
 
 class LowRank(NamedTuple):
@@ -27,12 +31,17 @@ class LowRank(NamedTuple):
 class Method(ABC):
     """A way to adapt a frozen backbone. Implementations say how to attach; the rest is the same for all.
 
-    name: key in `METHODS` and value of `method:` in space.yaml. packable: several adapters of it can be trained
-    together on one backbone. Methods hold no state; all of it is in the PEFT model that `attach` returns.
+    packable: several adapters of it can be trained together on one backbone, where a pack trains B and A of LoRA and
+    starts them as `seeding.initialise_adapter` does. shardable: several processes can hold one trial together. Methods
+    hold no state; all of it is in the PEFT model that `attach` returns.
     """
 
-    name: ClassVar[str]
     packable: ClassVar[bool]
+    shardable: ClassVar[bool]
+
+    @abstractmethod
+    def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+        """Parameters it trains if it adapts these layers, without the head: what constraints and plans count."""
 
     @abstractmethod
     def attach(
@@ -93,6 +102,9 @@ class Method(ABC):
 
     def detach(self, peft_model: PeftModel) -> nn.Module:
         """Take the adapter off and return the backbone as it was before `attach`, bit for bit, frozen, in eval mode."""
+        from peft.utils import ModulesToSaveWrapper
+        from torch import nn
+
         # PEFT's unload leaves the trained copy of the head in place (peft 0.21, utils/other.py, ModulesToSaveWrapper).
         wrapped = peft_model.get_base_model().named_modules()
         heads = {path: module.original_module for path, module in wrapped if isinstance(module, ModulesToSaveWrapper)}

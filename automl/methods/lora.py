@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from peft import LoraConfig, PeftModel
-from torch import Tensor, nn
-
-from automl.lora import Hyperparameters, check_pattern, peft_patterns
-from automl.methods.attaching import (
-    ADAPTER,
-    adapted_layers,
-    adapted_model,
-    check_adapted,
-    check_anchored,
-    common_options,
-    renew_head,
-    seed_dropout,
-)
+from automl.lora import Hyperparameters, LinearShape, check_pattern, lora_parameters, peft_patterns
 from automl.methods.base import LowRank, Method
-from automl.methods.seeding import initialise_adapter
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import Tensor, nn
 
 
 class Lora(Method):
     """Low-rank updates of linear layers: y = W x + scaling * B A dropout(x), A and B trained."""
 
-    name: ClassVar[str] = "lora"
     packable: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
+
+    def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+        return lora_parameters(layers, hyper.rank_of)
 
     def attach(
         self,
@@ -42,6 +35,17 @@ class Lora(Method):
         """As the seam says; raises TargetError if PEFT would adapt other layers than `modules`, or if the rank pattern
         names others.
         """
+        from automl.methods.attaching import (
+            ADAPTER,
+            adapted_layers,
+            adapted_model,
+            check_adapted,
+            check_anchored,
+            renew_head,
+            seed_dropout,
+        )
+        from automl.methods.seeding import initialise_adapter
+
         check_anchored(model, modules)
         check_pattern(hyper, modules)
         peft_model = adapted_model(model, _config(model, hyper, modules, head))
@@ -54,6 +58,8 @@ class Lora(Method):
         return peft_model
 
     def low_rank(self, peft_model: PeftModel) -> list[LowRank]:
+        from automl.methods.attaching import ADAPTER, adapted_layers
+
         layers = adapted_layers(peft_model.get_base_model())
         return [
             LowRank(path, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER])
@@ -74,6 +80,10 @@ class Lora(Method):
 
 
 def _config(model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str]) -> LoraConfig:
+    from peft import LoraConfig
+
+    from automl.methods.attaching import common_options
+
     ranks, alphas = peft_patterns(hyper)
     return LoraConfig(
         r=hyper.rank,

@@ -13,6 +13,7 @@ from torch import nn
 
 from automl import durable
 from automl.errors import ModelError
+from automl.methods.registry import METHODS
 from automl.packed.bank import BankSize
 from automl.packed.body import find_body
 from automl.packed.host import PackedHost
@@ -32,15 +33,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PACKABLE = frozenset({"lora"})
-"""Methods whose adapters can be trained together."""
-
 
 def obstacle(model: nn.Module, methods: Iterable[str]) -> str:
     """Why trials of these methods cannot be packed on this model, in a few words; empty if they can."""
-    unknown = sorted(set(methods) - PACKABLE)
-    if unknown:
-        return f"method {unknown[0]} cannot be packed"
+    alone = sorted(method for method in set(methods) if not METHODS[method].packable)
+    if alone:
+        return f"method {alone[0]} cannot be packed"
     if find_body(model) is None:
         return f"{type(model).__name__} cannot be packed"
     return ""

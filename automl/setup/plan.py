@@ -29,7 +29,7 @@ from automl.setup.setup import set_up
 from automl.space.extremes import extremes, highest, target_names
 from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
-from automl.study.pruners import expected_share
+from automl.study.pruning import expected_share
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement, TrialFailure, TrialSpec
 

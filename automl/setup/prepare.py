@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from automl.errors import ConfigError, Problem
-from automl.lora import Hyperparameters, LinearShape, lora_parameters
+from automl.lora import Hyperparameters, LinearShape
+from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
@@ -25,7 +26,7 @@ from automl.tasks.base import Prepared
 
 
 class Derivation:
-    """Quantities that follow from a configuration and the model: `trainable_params` (LoRA and trained head)."""
+    """Quantities that follow from a configuration and the model: `trainable_params` (adapter and trained head)."""
 
     def __init__(self, model: torch.nn.Module, targets: Mapping[str, tuple[str, ...]]) -> None:
         self._model = model
@@ -35,7 +36,8 @@ class Derivation:
 
     def __call__(self, hyper: Hyperparameters) -> dict[str, float]:
         """Derived quantities by name. Raises TargetError if the target set matches nothing."""
-        return {"trainable_params": float(self._head + lora_parameters(self.layers(hyper.target), hyper.rank_of))}
+        adapter = METHODS[hyper.method].trainable(self.layers(hyper.target), hyper)
+        return {"trainable_params": float(self._head + adapter)}
 
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model. Raises TargetError if it matches nothing."""

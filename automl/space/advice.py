@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from automl.space.entries import PRUNERS
 from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import SearchSettings, SearchSpace
 
 LEAST_EXAMPLES = 20
 """Of each class, that a trial should see: below them it can hardly tell many classes apart."""
 _ENOUGH_EPOCHS = 3
-_FIRST_EVALUATIONS = 2
-"""Evaluations before a pruner acts, by default."""
 
 
 def search_advice(space: SearchSpace, search: SearchSettings) -> list[str]:
@@ -61,12 +60,6 @@ def _of_the_pruner(search: SearchSettings) -> Iterator[str]:
 
 
 def _first_decision(search: SearchSettings) -> int | None:
-    """The step at which a pruner may act for the first time; None if that does not depend on steps alone."""
-    if search.pruner in ("none", "patient"):
-        return None
-    options = search.pruner_options
-    if search.pruner in ("halving", "peer"):
-        return int(options.get("first_rung", _FIRST_EVALUATIONS)) * search.evaluate_every
-    name = "min_resource" if search.pruner in ("successive-halving", "hyperband") else "n_warmup_steps"
-    first = options.get(name, _FIRST_EVALUATIONS * search.evaluate_every)
-    return None if isinstance(first, str) else int(first)
+    """The step at which the pruner may act for the first time; None if that does not depend on steps alone."""
+    pruner = PRUNERS[search.pruner]
+    return pruner.first_step(search, pruner.in_use(search))

@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from urllib.parse import parse_qsl, urlsplit
 
 from automl.lora import TARGET_SETS
-from automl.metric import GENERATION_METRICS, METRICS
+from automl.methods.registry import METHODS
+from automl.metric import METRICS
 from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED, resolve
+from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, fits, for_objectives
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.points import (
     MOST_CONFIGURATIONS,
@@ -27,15 +29,14 @@ from automl.space.ranges import build_parameters, described
 from automl.space.read import Sections
 from automl.space.satisfiable import is_hopeless
 from automl.space.schema import RunSection
-from automl.space.schema_search import HyperbandPruner, SearchSection
-from automl.space.schema_task import TableTask
+from automl.space.schema_search import SearchSection
+from automl.space.schema_task import TableTask, TaskSection
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
 from automl.space.yaml_nodes import KeyPath
 from automl.trial import Scalar
 
 MAX_PATTERN_LENGTH = 200
 MAX_REPEATS = 3
-_PACKAGES = {"gp": "scipy", "qmc": "scipy", "cmaes": "cmaes"}
 _SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _PLACES = ("s3", "gs", "az", "file", "memory")
 _SECRET_KEYS = {"password", "sslpassword", "token", "key", "passfile"}
@@ -92,7 +93,7 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         _check_table(task, problems)
     elif isinstance(value := problems.document.value, Mapping) and value.get("model") is None:
         problems.at_value(("model",), "is missing; write a hub id, a folder or a .gguf file")
-    if task and task.metric is not None and not isinstance(task, TableTask):
+    if isinstance(task, TaskSection) and task.metric is not None:
         _check_metric(task.metric, task.type, problems)
     for name, patterns in (sections.targets or {}).items():
         if name in TARGET_SETS:
@@ -111,8 +112,8 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         if search.max_steps is not None and search.max_steps < search.steps:
             message = f"{search.max_steps} is less than the {search.steps} steps of one trial"
             problems.at_value(("search", "max_steps"), message)
-        if isinstance(search.pruner, HyperbandPruner):
-            _check_hyperband(search.pruner, search.steps, problems)
+        if (wrong := PRUNERS[search.pruner.name].check(search.pruner, search.steps)) is not None:
+            problems.at_value(("search", "pruner", wrong[0]), wrong[1])
         if search.warm_start is not None and search.warm_start == sections.study:
             problems.at_value(("search", "warm_start"), f"{search.warm_start!r} is this study; name an earlier one")
         if search.also_minimize is not None:
@@ -135,8 +136,9 @@ def check_settings(sections: Sections, problems: Problems) -> None:
 def _check_shards(run: RunSection, sections: Sections, problems: Problems) -> None:
     """Trials that several processes hold together know less than others."""
     what = f"with shards: {run.shards}"
-    if run.executor != "ray":
-        problems.at_value(("run", "executor"), f"{run.executor!r} is one process; {what} it must be ray")
+    if not EXECUTORS[run.executor].shards:
+        able = " or ".join(name for name, entry in EXECUTORS.usable().items() if entry.shards)
+        problems.at_value(("run", "executor"), f"{run.executor!r} is one process; {what} it must be {able}")
     if run.slots is not None and run.slots > 1:
         problems.at_value(("run", "slots"), f"{run.slots} trials cannot be packed {what}; leave it out or write 1")
     if run.precision not in ("auto", "fp32"):
@@ -144,7 +146,7 @@ def _check_shards(run: RunSection, sections: Sections, problems: Problems) -> No
     task = sections.task
     if isinstance(task, TableTask):
         problems.at_value(("run", "shards"), "a task of type table trains nothing; remove it")
-    elif task and task.metric in GENERATION_METRICS:
+    elif isinstance(task, TaskSection) and (known := METRICS.get(task.metric or "")) and known.generates:
         problems.at_value(("task", "metric"), f"{task.metric!r} needs generation, which is not known {what}; use loss")
 
 
@@ -152,19 +154,19 @@ def _check_two_objectives(search: SearchSection, problems: Problems, *, is_table
     if search.pruner.name != "none":
         message = f"{search.pruner.name!r} judges by one objective; with also_minimize leave it out or write none"
         problems.at_value(("search", "pruner"), message)
-    if search.sampler.name == "cmaes":
-        message = "'cmaes' knows one objective only; with also_minimize use tpe, nsga2, gp, qmc, random or grid"
+    name = search.sampler.name
+    if SAMPLERS[name].objectives < 2:
+        message = f"{name!r} knows one objective only; with also_minimize use {', '.join(for_objectives(2))}"
         problems.at_value(("search", "sampler"), message)
     if is_table:
         problems.at_value(("search", "also_minimize"), "a table of curves tells neither parameters nor time")
 
 
 def missing_package(sampler: str, is_installed: Callable[[str], bool]) -> str:
-    """The problem with a sampler whose optional package is not installed, or ''."""
-    package = _PACKAGES.get(sampler)
-    if package is None or is_installed(package):
-        return ""
-    return f"{sampler!r} needs the package {package}; pip install 'automl-lora[samplers]'"
+    """The problem with a sampler whose packages are not all installed, or ''."""
+    entry = SAMPLERS[sampler]
+    missing = entry.missing(is_installed)
+    return f"{sampler!r} needs the package {' and '.join(missing)}; pip install '{entry.extra}'" if missing else ""
 
 
 def pattern_mistake(pattern: str) -> str:
@@ -225,10 +227,12 @@ def place_mistake(url: str) -> str:
 
 
 def _check_metric(metric: str, task: str, problems: Problems) -> None:
-    fitting = [name for name, facts in METRICS.items() if task in facts.tasks]
+    if metric in METRICS and fits(metric, task):
+        return
+    fitting = [name for name in METRICS.usable() if fits(name, task)]
     if metric not in METRICS:
         problems.at_value(("task", "metric"), unknown("metric", metric, fitting))
-    elif metric not in fitting:
+    else:
         problems.at_value(("task", "metric"), f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}")
 
 
@@ -274,9 +278,10 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
         return
     searched = [parameter for parameter in space.parameters if parameter.name == "method"]
     choices = [choice for each in searched if isinstance(each, CategoricalParameter) for choice in each.choices]
-    if "adalora" in (*choices, space.fixed.get("method")):
+    named = [*choices, *([space.fixed["method"]] if "method" in space.fixed else [])]
+    for method in (str(name) for name in named if not METHODS[str(name)].shardable):
         path = ("space", "method") if searched else ("fixed", "method")
-        problems.at_value(path, f"'adalora' is not known with shards: {sections.run.shards}; use lora")
+        problems.at_value(path, f"{method!r} is not known with shards: {sections.run.shards}; use lora")
 
 
 def _check_target(target: Scalar, known: list[str], path: KeyPath, problems: Problems) -> None:
@@ -362,10 +367,3 @@ def _without_auto(space: SearchSpace) -> SearchSpace:
     """The space with automatic ranges; how many values they have does not depend on the model's size."""
     known = tuple(name for name in space.auto if name in AUTO_NAMES)
     return resolve(replace(space, auto=known), model_parameters=0, steps=1)
-
-
-def _check_hyperband(pruner: HyperbandPruner, steps: int, problems: Problems) -> None:
-    least, most = pruner.min_resource, pruner.max_resource
-    if least is not None and most != "auto" and least > (most or steps):
-        largest = f"max_resource {most}" if most else f"steps {steps}, the largest resource"
-        problems.at_value(("search", "pruner", "min_resource"), f"{least} is above {largest}")

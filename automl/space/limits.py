@@ -6,15 +6,17 @@ Bounds keep numbers sane (a typo such as rank 10,000), they are not advice; advi
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
 from automl.lora import ScheduleName
+from automl.methods.registry import METHODS
 from automl.space.constraints import Kind
+from automl.space.named import NameIn
 from automl.trial import Scalar
 
-Method = Annotated[Literal["lora", "adalora"], Field(description="PEFT method")]
+Method = Annotated[str, NameIn(METHODS), Field(description="PEFT method")]
 Rank = Annotated[int, Field(ge=1, le=1024, description="rank of the low-rank update")]
 Alpha = Annotated[float, Field(gt=0, le=65_536, description="numerator of the update's scale, as an absolute number")]
 AlphaRatio = Annotated[float, Field(gt=0, le=1024, description="alpha as a multiple of the rank; instead of alpha")]

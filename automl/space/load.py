@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-
-from pydantic import BaseModel
 
 from automl.errors import ConfigError, Problem
 from automl.space.checks import build_space, check_settings, planned_trials
 from automl.space.messages import Problems, shown
+from automl.space.options import TaskOptions
 from automl.space.read import Sections, read_sections
 from automl.space.schema import RunSection, SpaceFile
 from automl.space.schema_search import SearchSection, parse_seconds
 from automl.space.schema_space import FixedSection
-from automl.space.schema_task import AnyTask, DataSection, InstructionTask, ModelSection, TableTask
+from automl.space.schema_task import DataSection, ModelSection, TableTask, TaskSection
 from automl.space.spec import (
     EVALUATE_EVERY,
     DataSettings,
@@ -30,10 +29,12 @@ from automl.space.spec import (
     VerifySettings,
 )
 from automl.space.yaml_nodes import read_document, read_text
-from automl.trial import Scalar
 
 DATABASE_VARIABLE = "AUTOML_DB_URL"
 DEFAULT_STORAGE_URL = "sqlite:///automl.db"
+
+
+_TASK_SETTINGS = {field.name for field in fields(TaskSettings)}
 
 
 def load_space(path: Path) -> SweepSpec:
@@ -134,39 +135,30 @@ def _table(section: TableTask, folder: Path) -> TaskSettings:
     return TaskSettings(type="table", data=data, metric=section.metric or "loss", log=log)
 
 
-def _task(section: AnyTask, folder: Path, *, max_length: int) -> TaskSettings:
+def _task(section: TaskOptions, folder: Path, *, max_length: int) -> TaskSettings:
     if isinstance(section, TableTask):
         return _table(section, folder)
-    settings = TaskSettings(
-        type=section.type,
-        data=_data(section.data, folder),
-        metric=section.metric or section.default_metric,
-        test_share=section.split.test,
-        validation_share=section.split.validation,
-        seed=section.seed,
+    assert isinstance(section, TaskSection), "every other task has rows to train on"
+    given = {name: value for name, value in section if value is not None}
+    data, metric, split = (given.pop(name, None) for name in ("data", "metric", "split"))
+    known = {name: value for name, value in given.items() if name in _TASK_SETTINGS}
+    return TaskSettings(
+        data=_data(data, folder),
+        metric=metric or section.default_metric,
+        test_share=split.test,
+        validation_share=split.validation,
         max_length=max_length,
-        evaluate_rows=section.evaluate_rows,
-        bad_rows=section.bad_rows,
+        own={name: value for name, value in given.items() if name not in known},
+        **known,
     )
-    if section.type == "classification":
-        return settings
-    settings = replace(
-        settings,
-        generate_rows=section.generate_rows,
-        max_new_tokens=section.max_new_tokens,
-        normalize=section.normalize or "",
-    )
-    if isinstance(section, InstructionTask):
-        return replace(settings, format=section.format, thinking=section.thinking)
-    return settings
 
 
 def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> SearchSettings:
     return SearchSettings(
         sampler=section.sampler.name,
-        sampler_options=_options(section.sampler),
+        sampler_options=section.sampler.given(),
         pruner=section.pruner.name,
-        pruner_options=_options(section.pruner),
+        pruner_options=section.pruner.given(),
         trials=planned_trials(section, space),
         steps=section.steps,
         evaluate_every=section.evaluate_every or (EVALUATE_EVERY if is_table else section.steps // 12 or 1),
@@ -181,10 +173,6 @@ def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> Se
         patience=section.patience,
         also_minimize=section.also_minimize,
     )
-
-
-def _options(section: BaseModel) -> dict[str, Scalar]:
-    return section.model_dump(exclude={"name"}, exclude_none=True)
 
 
 def _run(section: RunSection) -> RunSettings:
@@ -204,7 +192,7 @@ def _resolved(path: str, folder: Path) -> str:
 def _fingerprint(
     study: str,
     model: ModelSection | None,
-    task: AnyTask,
+    task: TaskOptions,
     fixed: FixedSection,
     search: SearchSection,
     *,
@@ -218,8 +206,8 @@ def _fingerprint(
         "space": {name: value for name, value in asdict(replace(space, constraints=())).items() if name != "columns"},
         "constraints": [constraint.expression for constraint in space.constraints],
         "max_length": fixed.max_length,
-        "sampler": search.sampler.model_dump(exclude_none=True),
-        "pruner": search.pruner.model_dump(exclude_none=True),
+        "sampler": {"name": search.sampler.name, **search.sampler.given()},
+        "pruner": {"name": search.pruner.name, **search.pruner.given()},
         "steps": search.steps,
         "evaluate_every": search.evaluate_every or EVALUATE_EVERY,
         "seed": search.seed,

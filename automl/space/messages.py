@@ -91,7 +91,7 @@ class Problems:
         path, value = base, _at(self.document.value, base)
         tagged = True
         for part in loc:
-            if tagged and part == _tag(value):
+            if tagged and part == _tag(value) and not (isinstance(value, Mapping) and part in value):
                 tagged = False
             elif isinstance(value, Mapping) and part != "[key]":
                 path, value, tagged = (*path, part), value.get(part), True
@@ -139,6 +139,14 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
     return f"unknown {what} {shown(word)}; {nearest(word, known)}"
 
 
+def not_known(value: object, known: Iterable[str]) -> str:
+    """'\'tpee\' is not known; known: tpe, gp (did you mean 'tpe'?)', or '3 is not tpe or gp'."""
+    names = list(known)
+    if not isinstance(value, str):
+        return f"{shown(value)} is not {' or '.join(names)}"
+    return f"{shown(value)} is not known; {nearest(value, names)}"
+
+
 def _at(value: object, path: KeyPath) -> object:
     for part in path:
         if isinstance(value, dict):
@@ -171,15 +179,16 @@ def _not_a(what: str) -> Callable[[Any, Mapping[str, Any]], str]:
 
 
 def _closed(value: Any, expected: str) -> str:
-    words = [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")]
-    if not isinstance(value, str):
-        return f"{shown(value)} is not {' or '.join(words)}"
-    return f"{shown(value)} is not known; {nearest(value, words)}"
+    return not_known(value, [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")])
 
 
 def _missing_tag(context: Mapping[str, Any], value: Any) -> str:
     name = str(context["discriminator"]).strip("'")
     return f"{name} is missing in {shown(value)}" if not isinstance(value, Mapping) else f"{name} is missing"
+
+
+def _bound(number: float) -> str:
+    return f"{int(number) if number == int(number) else number:,}"
 
 
 _TEXTS: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
@@ -196,10 +205,10 @@ _TEXTS: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "dict_type": _not_a("a mapping {key: value}"),
     "model_type": _not_a("a mapping {key: value}"),
     "model_attributes_type": _not_a("a mapping {key: value}"),
-    "greater_than": lambda value, context: f"{shown(value)} is not above {context['gt']:,}",
-    "greater_than_equal": lambda value, context: f"{shown(value)} is below {context['ge']:,}, the least allowed",
-    "less_than": lambda value, context: f"{shown(value)} is not below {context['lt']:,}",
-    "less_than_equal": lambda value, context: f"{shown(value)} is above {context['le']:,}, the most allowed",
+    "greater_than": lambda value, context: f"{shown(value)} is not above {_bound(context['gt'])}",
+    "greater_than_equal": lambda value, context: f"{shown(value)} is below {_bound(context['ge'])}, the least allowed",
+    "less_than": lambda value, context: f"{shown(value)} is not below {_bound(context['lt'])}",
+    "less_than_equal": lambda value, context: f"{shown(value)} is above {_bound(context['le'])}, the most allowed",
     "literal_error": lambda value, context: _closed(value, context["expected"]),
     "union_tag_invalid": lambda value, context: _closed(context["tag"], context["expected_tags"]),
     "union_tag_not_found": lambda value, context: _missing_tag(context, value),

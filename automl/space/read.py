@@ -11,12 +11,13 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from automl.space.messages import Problems, shown
+from automl.space.options import TaskOptions
 from automl.space.ranges import RangeSection
 from automl.space.schema import RunSection, SpaceFile, StorageSection, VerifySection
 from automl.space.schema_base import unknown_key_message
 from automl.space.schema_search import SearchSection
 from automl.space.schema_space import Assignment, AutoSection, FixedSection, ParameterSection, SpaceSection
-from automl.space.schema_task import AnyTask, ModelSection
+from automl.space.schema_task import ModelSection
 from automl.space.yaml_nodes import KeyPath, Refused
 
 MAX_ENQUEUED = 1000
@@ -39,7 +40,7 @@ class Sections:
 
     study: str | None = None
     model: ModelSection | None = None
-    task: AnyTask | None = None
+    task: TaskOptions | None = None
     targets: Mapping[str, list[str]] | None = None
     ranges: dict[str, RangeSection] = field(default_factory=dict)
     auto: list[str] = field(default_factory=list)

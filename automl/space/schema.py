@@ -10,16 +10,18 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from automl.space.entries import EXECUTORS
+from automl.space.named import NameIn
 from automl.space.schema_base import Section, Text, mistake
 from automl.space.schema_search import SearchSection, Seconds
 from automl.space.schema_space import Assignment, FixedSection, SpaceSection
-from automl.space.schema_task import Model, TaskSection
+from automl.space.schema_task import AnyTask, Model
 
 
 class RunSection(Section):
     """Where the trials run."""
 
-    executor: Literal["ray", "inline"] = "ray"
+    executor: Annotated[str, NameIn(EXECUTORS)] = "ray"
     """ray: worker processes; inline: this process."""
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Worker processes; one per device if left out."""
@@ -87,7 +89,7 @@ class SpaceFile(Section):
     """Name of the study in the database; running the same file again continues it."""
     model: Model | None = None
     """The backbone: a hub id, a folder, a .gguf file, or a mapping. Needed unless the task is a table."""
-    task: TaskSection
+    task: AnyTask
     """What is learnt, from which data, and how it is judged."""
     targets: Annotated[dict[TargetName, OneOrMorePatterns], Field(default_factory=dict, max_length=50)]
     """Own target sets: name -> regular expressions that match whole module paths."""

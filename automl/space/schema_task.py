@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,10 @@ from pydantic import (
 )
 
 from automl.metric import METRICS
+from automl.space.entries import TASKS
 from automl.space.messages import shown
+from automl.space.named import SectionOf
+from automl.space.options import TaskOptions
 from automl.space.schema_base import Section, Seed, Text, mistake
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -203,10 +206,16 @@ class SplitSection(Section):
         return self
 
 
-MetricName = Annotated[str, Field(json_schema_extra={"enum": list(METRICS)})]
+def _list_metrics(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(METRICS)
 
 
-class _TaskSection(Section):
+MetricName = Annotated[str, Field(json_schema_extra=_list_metrics)]
+
+
+class TaskSection(TaskOptions):
+    """What every task that trains is told: where its rows come from, how they are split, and what is measured."""
+
     data: Data
     """Where the examples come from."""
     metric: MetricName | None = None
@@ -219,18 +228,17 @@ class _TaskSection(Section):
     bad_rows: Annotated[Literal["refuse", "skip"], Field(exclude=True)] = "refuse"
     """Rows that cannot be used: refuse the data, or skip them; either way they are counted and named."""
 
-    default_metric: ClassVar[str] = "loss"
 
-
-class ClassificationTask(_TaskSection):
+class ClassificationTask(TaskSection):
     """One label per text, or per pair of texts."""
 
     type: Literal["classification"]
 
+    implementation: ClassVar[str] = "automl.tasks.classification:Classification"
     default_metric: ClassVar[str] = "accuracy"
 
 
-class _TextTask(_TaskSection):
+class _TextTask(TaskSection):
     generate_rows: Annotated[int, Field(ge=1, le=100_000)] = 32
     """Rows used by the metrics that need generation."""
     max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = 64
@@ -244,6 +252,8 @@ class CompletionTask(_TextTask):
 
     type: Literal["completion"]
 
+    implementation: ClassVar[str] = "automl.tasks.completion:Completion"
+
 
 class InstructionTask(_TextTask):
     """Answer an instruction; the loss counts the answer's tokens only."""
@@ -253,6 +263,8 @@ class InstructionTask(_TextTask):
     """Shape of a row; auto reads it off the columns."""
     thinking: Annotated[Literal["refuse", "keep", "template"], Field(exclude=True)] = "refuse"
     """Thoughts (<think> ... </think>) that the chat template removes: refuse the data, keep them, or let it do so."""
+
+    implementation: ClassVar[str] = "automl.tasks.instruction:Instruction"
 
 
 class TableArrays(Section):
@@ -266,7 +278,7 @@ class TableArrays(Section):
     """The metric at each evaluation of each run: N x E; the objective."""
 
 
-class TableTask(Section):
+class TableTask(TaskOptions):
     """Replay recorded learning curves instead of training; the space is the table's columns. Needs no model."""
 
     type: Literal["table"]
@@ -279,5 +291,4 @@ class TableTask(Section):
     """Columns on a log scale, or all."""
 
 
-AnyTask = ClassificationTask | CompletionTask | InstructionTask | TableTask
-TaskSection = Annotated[AnyTask, Field(discriminator="type")]
+AnyTask = Annotated[TaskOptions, SectionOf(TASKS, "type", lambda section: section)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from automl.space.constraints import Constraint
 from automl.trial import Scalar
@@ -125,11 +125,12 @@ class TaskSettings:
     generate_rows, max_new_tokens: bound for the metrics that need generation.
     bad_rows: what becomes of rows that cannot be used. normalize: how answers are compared by exact_match ("" = as they
     are). thinking (instruction tasks): what becomes of thoughts that the chat template removes.
+    own: what the section of a task from another package holds beside all these.
     log (tables of curves): columns on a log scale, None = all; `data.columns` renames the arrays of the file.
     rules: a study keeps the `DATA_RULES` that it began with, so that its rows and scores do not change under it.
     """
 
-    type: Literal["classification", "completion", "instruction", "table"]
+    type: str
     data: DataSettings
     metric: str
     test_share: float = 0.2
@@ -144,6 +145,7 @@ class TaskSettings:
     normalize: Literal["", "squad"] = ""
     thinking: Literal["refuse", "keep", "template"] = "refuse"
     log: tuple[str, ...] | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
     rules: int = DATA_RULES
 
 
@@ -183,13 +185,13 @@ class SearchSettings:
 class RunSettings:
     """Where the trials run.
 
-    executor: ray (workers of Ray Tune) or inline (this process). workers, slots, threads: None = chosen for the
-    machine; slots is the number of trials a worker holds at once. shards: processes, each with a device of its own,
-    that hold one trial together. output: folder for adapters, slot files and the
-    summary. address: a running Ray cluster, None = a private one on this machine.
+    executor: ray (workers of Ray Tune), inline (this process) or another by name. workers, slots, threads: None =
+    chosen for the machine; slots is the number of trials a worker holds at once. shards: processes, each with a device
+    of its own, that hold one trial together. output: folder for adapters, slot files and the summary. address: a
+    running Ray cluster, None = a private one on this machine.
     """
 
-    executor: Literal["ray", "inline"] = "ray"
+    executor: str = "ray"
     workers: int | None = None
     slots: int | None = None
     shards: int = 1

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from automl.metric import METRICS
+from automl.registry import Registry
 from automl.space.defaults import DEFAULT_SEARCHED, TARGETS, suggested_ranges
+from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits
 from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.trial import Scalar
@@ -43,8 +46,8 @@ def commented_space(
     backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
     target_sets: those that the model has. cut: what max_length means for this data, in a few words.
     """
-    metric = "accuracy" if task_type == "classification" else "loss"
-    fitting = ", ".join(name for name, facts in METRICS.items() if task_type in facts.tasks)
+    metric = TASKS[task_type].default_metric
+    fitting = ", ".join(name for name in METRICS.built_in if fits(name, task_type))
     return "\n".join(
         [
             "# A hyperparameter search over LoRA configurations. Check it: automl validate; run it: automl search.",
@@ -71,8 +74,8 @@ def commented_space(
             '#   - "trainable_params <= 1_000_000"  # checked before a trial costs anything',
             "",
             "search:",
-            "  sampler: tpe  # or: gp, cmaes, qmc, random, grid, nsga2",
-            "  pruner: halving  # pauses weak trials; or: peer, median, successive-halving, hyperband, none",
+            f"  sampler: tpe  # or: {_others(SAMPLERS, 'tpe')}",
+            f"  pruner: halving  # pauses weak trials; or: {_others(PRUNERS, 'halving')}",
             "  trials: 24  # complete and pruned ones together",
             f"  steps: {STEPS}  # optimizer steps of a full trial",
             "  # evaluate_every: 10  # measure so often, on all rows; left out: where trials are judged, cheaply",
@@ -86,6 +89,10 @@ def commented_space(
             "",
         ]
     )
+
+
+def _others(registry: Registry[Any], name: str) -> str:
+    return ", ".join(other for other in registry.built_in if other != name)
 
 
 def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:

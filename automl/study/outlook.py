@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from automl.space.entries import Survival
 from automl.space.spec import SearchSettings
-from automl.study.pruners import Survival, survival_of
+from automl.study.pruning import survival_of
 
 Steps = Mapping[int, int]
 """Number of trials by their last step, 0 for those without a measurement."""

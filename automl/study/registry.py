@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from automl.errors import ConfigError, Problem
+from automl.registry import Registry
+from automl.space.messages import nearest
+from automl.space.options import merged
 from automl.trial import Scalar
 
 T = TypeVar("T")
-
-Options = Mapping[str, Scalar | None]
-"""Option name -> value; in a table of defaults None means "no value unless given"."""
 
 
 def refuse(key: str, message: str) -> ConfigError:
@@ -20,23 +19,17 @@ def refuse(key: str, message: str) -> ConfigError:
     return ConfigError([Problem("space file", 0, 0, f"search.{key}", message)])
 
 
-def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry called `name`; raises ConfigError listing the known ones and the nearest."""
-    if name not in table:
-        raise refuse(kind, _unknown(name, table))
-    return table[name]
+def lookup(name: str, registry: Registry[T]) -> T:
+    """The entry of that name; raises ConfigError listing the known ones and the nearest; PluginError if broken."""
+    if name not in registry:
+        raise refuse(registry.kind, f"unknown {name!r}; {nearest(name, registry)}")
+    return registry[name]
 
 
-def merge_options(kind: str, given: Mapping[str, Scalar], defaults: Options) -> dict[str, Scalar]:
+def merge_options(kind: str, given: Mapping[str, Scalar], defaults: Mapping[str, Scalar | None]) -> dict[str, Scalar]:
     """Defaults overlaid with what the user gave; raises ConfigError for an unknown name."""
     for name in given:
         if name not in defaults:
-            message = _unknown(name, defaults) if defaults else f"unknown {name!r}; this {kind} takes no options"
-            raise refuse(f"{kind}_options", message)
-    return {name: value for name, value in {**defaults, **given}.items() if value is not None}
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {name!r}; known: {', '.join(known)}{hint}"
+            known = nearest(name, defaults) if defaults else f"this {kind} takes no options"
+            raise refuse(f"{kind}_options", f"unknown {name!r}; {known}")
+    return merged(defaults, given)

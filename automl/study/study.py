@@ -39,9 +39,9 @@ from automl.study.outlook import Outlook, outlook
 from automl.study.pareto import Point
 from automl.study.parking import ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
-from automl.study.pruners import make_pruner
+from automl.study.pruning import make_pruner
 from automl.study.retention import ADAPTER, Retention
-from automl.study.samplers import configurations_of, make_sampler, view_for
+from automl.study.sampling import configurations_of, make_sampler, view_for
 from automl.study.screening import screen
 from automl.study.seeding import data_seed, trial_seed
 from automl.study.shown import ShownTrials

@@ -1,33 +1,25 @@
-"""Tasks: data, how a model reads it, loss and metrics. To add one, write a module and add a line to TASKS."""
+"""Tasks: data, how a model reads it, loss and metrics. `automl.space.entries.TASKS` lists them by name."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
+from typing import TYPE_CHECKING
 
 from automl.errors import ConfigError, Problem
+from automl.space.entries import TASKS
 from automl.space.spec import TaskSettings
-from automl.tasks.base import Task
-from automl.tasks.classification import Classification
-from automl.tasks.completion import Completion
-from automl.tasks.instruction import Instruction
 
-TASKS: dict[str, type[Task]] = {
-    "classification": Classification,
-    "completion": Completion,
-    "instruction": Instruction,
-}
-"""Every task by its `task.type` in space.yaml."""
+if TYPE_CHECKING:
+    from automl.tasks.base import Task
 
 
 def make_task(settings: TaskSettings) -> Task:
     """The task these settings describe; raises ConfigError for an unknown type."""
-    task = TASKS.get(settings.type)
-    if task is None:
-        close = difflib.get_close_matches(settings.type, TASKS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        message = f"unknown task {settings.type!r}; known: {', '.join(TASKS)}{hint}"
-        raise ConfigError([Problem("task", 0, 0, "type", message)])
-    return task(settings)
+    if settings.type not in TASKS:
+        raise ConfigError([Problem("task", 0, 0, "type", TASKS.unknown(settings.type))])
+    module, _, name = TASKS[settings.type].implementation.partition(":")
+    task: Task = getattr(importlib.import_module(module), name)(settings)
+    return task
 
 
-__all__ = ["TASKS", "make_task"]
+__all__ = ["make_task"]

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from automl.errors import DataError
-from automl.metric import GENERATION_METRICS
+from automl.metric import METRICS
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import IGNORED, Batch, LossParts, Row
@@ -167,7 +167,7 @@ def first_response(labels: Sequence[int]) -> tuple[int, int]:
 
 def generation_notes(rows: Sequence[Row], settings: TaskSettings) -> list[str]:
     """A line if answers of these rows, the judging ones, are longer than what is generated to compare with them."""
-    if settings.metric not in GENERATION_METRICS:
+    if not METRICS[settings.metric].generates:
         return []
     picked = [rows[place] for place in evaluation_rows(settings.seed, len(rows), settings.evaluate_rows)]
     longer = sum(_answer_length(row) > settings.max_new_tokens for row in picked)
@@ -250,10 +250,10 @@ def loss_parts(model: torch.nn.Module, batch: Batch) -> LossParts:
 def evaluate_text(
     model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any, settings: TaskSettings
 ) -> dict[str, float]:
-    """loss (nats per target token) and perplexity; exact_match and rouge_l too if one of them is the objective."""
+    """loss (nats per target token) and perplexity; scores of generated texts too if one is the objective."""
     total, count = 0.0, 0
     prompts: list[Prompt] = []
-    is_generating = settings.metric in GENERATION_METRICS
+    is_generating = METRICS[settings.metric].generates
     for batch in batches:
         losses = target_losses(model, batch)
         total += losses.double().sum().item()
@@ -305,12 +305,7 @@ def _generation_scores(
         chunk = [prompt.ids for prompt in ordered[start : start + _GENERATION_BATCH]]
         predictions += generate(model, chunk, tokenizer, max_new_tokens=settings.max_new_tokens)
     references = [_decode(tokenizer, prompt.response) for prompt in ordered]
-    normal = metrics.squad_normal if settings.normalize == "squad" else metrics.one_spaced
-    split = metrics.words if settings.rules > 1 else metrics.words_by_rules_1
-    return {
-        "exact_match": metrics.exact_match(references, predictions, normal=normal),
-        "rouge_l": metrics.rouge_l(references, predictions, split=split),
-    }
+    return metrics.text_scores(references, predictions, settings)
 
 
 def generate(

@@ -66,7 +66,8 @@ class Classification(Task):
             losses.extend(functional.cross_entropy(logits, batch["labels"], reduction="none").tolist())
             truth.extend(batch["labels"].tolist())
             predicted.extend(logits.argmax(dim=-1).tolist())
-        return {"loss": metrics.mean(losses)} | _scores(truth, predicted)
+        scores = metrics.class_scores(truth, predicted, objective=self.settings.metric)
+        return {"loss": metrics.mean(losses)} | scores
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
@@ -166,18 +167,10 @@ def _has_segments(tokenizer: Any) -> bool:
     return "token_type_ids" in tokenizer.model_input_names and tokenizer.sep_token is not None
 
 
-def majority_scores(truth: Sequence[int]) -> dict[str, float]:
+def majority_scores(truth: Sequence[int], *, objective: str = "accuracy") -> dict[str, float]:
     """Scores of always saying the most frequent class; the loss is that of always saying the class frequencies."""
     winner = Counter(truth).most_common(1)[0][0]
-    return {"loss": metrics.entropy(truth)} | _scores(truth, [winner] * len(truth))
-
-
-def _scores(truth: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
-    return {
-        "accuracy": metrics.accuracy(truth, predicted),
-        "macro_f1": metrics.macro_f1(truth, predicted),
-        "mcc": metrics.mcc(truth, predicted),
-    }
+    return {"loss": metrics.entropy(truth)} | metrics.class_scores(truth, [winner] * len(truth), objective=objective)
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from automl.errors import DataError
-from automl.metric import GENERATION_METRICS
+from automl.metric import METRICS
 from automl.space.spec import DataSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import Layout, Segment, evaluate_text, generation_notes, loss_parts, make_recipe
@@ -89,7 +89,7 @@ class Completion(Task):
         return read
 
     def _check_metric(self, rows: Sequence[Example]) -> None:
-        if self.settings.metric in GENERATION_METRICS and len(rows[0].content) == 1:
+        if METRICS[self.settings.metric].generates and len(rows[0].content) == 1:
             message = f"metric {self.settings.metric!r} compares responses, but the data is plain text"
             raise DataError(f"{source_name(self.settings.data)}: {message}; use loss, or prompt and response columns")
 

@@ -1,4 +1,4 @@
-"""Metrics as plain functions over Python sequences; nothing here needs torch. Directions are in `automl.metric`.
+"""Metrics as plain functions over Python sequences; nothing here needs torch. `automl.metric` lists them by name.
 
 Counts are whole numbers until the last division, so an accuracy of 11 in 50 is 0.22 and not 0.2199999.
 """
@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from automl.metric import METRICS, Metric
+from automl.space.spec import TaskSettings
+
 _WORD = re.compile(r"\w+")
 _WORD_OF_KINDS = re.compile("sm*|[wm]+")
 _JOINERS = "\u200c\u200d"
@@ -22,6 +25,8 @@ _SPACELESS = re.compile(
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af]"
 )
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_CLASSES = ("classification",)
+_TEXTS = ("completion", "instruction")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
@@ -56,6 +61,18 @@ def mcc(truth: Sequence[int], predicted: Sequence[int]) -> float:
     return (hits * rows - shared) / math.sqrt(spread_true * spread_guessed)
 
 
+ACCURACY = Metric("maximize", 0.0, 1.0, _CLASSES, score=accuracy)
+MACRO_F1 = Metric("maximize", 0.0, 1.0, _CLASSES, score=macro_f1)
+MCC = Metric("maximize", -1.0, 1.0, _CLASSES, score=mcc)
+
+
+def class_scores(truth: Sequence[int], predicted: Sequence[int], *, objective: str) -> dict[str, float]:
+    """Every built-in metric of classes, and the objective where it is of another package, by name."""
+    names = [*(name for name in METRICS.built_in if METRICS[name].tasks == _CLASSES), objective]
+    scores = {name: METRICS[name].score for name in names}
+    return {name: float(score(truth, predicted)) for name, score in scores.items() if score is not None}
+
+
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean, summed without rounding on the way, so it does not depend on the order."""
     if not values:
@@ -77,6 +94,10 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+LOSS = Metric("minimize", 0.0, math.inf, ())
+PERPLEXITY = Metric("minimize", 1.0, math.inf, _TEXTS)
 
 
 def one_spaced(text: str) -> str:
@@ -125,6 +146,22 @@ def rouge_l(
     _check(references, predictions)
     pairs = zip(references, predictions, strict=True)
     return math.fsum(_rouge_l(split(a), split(b)) for a, b in pairs) / len(references)
+
+
+EXACT_MATCH = Metric("maximize", 0.0, 1.0, _TEXTS, generates=True)
+ROUGE_L = Metric("maximize", 0.0, 1.0, _TEXTS, generates=True)
+
+
+def text_scores(references: Sequence[str], predictions: Sequence[str], settings: TaskSettings) -> dict[str, float]:
+    """Every built-in metric of generated texts, and the objective where it is of another package, by name."""
+    normal = squad_normal if settings.normalize == "squad" else one_spaced
+    split = words if settings.rules > 1 else words_by_rules_1
+    scores = {
+        "exact_match": exact_match(references, predictions, normal=normal),
+        "rouge_l": rouge_l(references, predictions, split=split),
+    }
+    own = METRICS[settings.metric].score
+    return scores if own is None else {**scores, settings.metric: float(own(references, predictions))}
 
 
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:

@@ -27,6 +27,7 @@ from automl.results.recorded import BASELINE, GROUND, last_event, recorded_space
 from automl.results.summary import summarise, write_summary
 from automl.setup.prepare import Inputs
 from automl.setup.setup import layout_of, set_up
+from automl.space.entries import TASKS
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
@@ -37,7 +38,7 @@ from automl.study.seeding import data_seed, derive_seed, trial_seed
 from automl.sweep.drive import drive
 from automl.sweep.signals import StopRequest, signals_as_interruption
 from automl.sweep.upload import store_results
-from automl.tasks import TASKS, make_task
+from automl.tasks import make_task
 from automl.tasks.classification import majority_scores
 from automl.training.checkpoint import latest_attempt
 from automl.training.runtime import HostSettings
@@ -124,7 +125,7 @@ def _verified(
 
 def obstacle(database: Database, spec: SweepSpec) -> str:
     """Why the study cannot be verified, in a few words; empty if it can."""
-    if spec.task.type not in TASKS:
+    if not TASKS[spec.task.type].implementation:
         return f"there is nothing to train in a task of type {spec.task.type}"
     recorded = last_event(database.store(spec.study), GROUND) or {}
     if not recorded.get("rows", {}).get("test"):

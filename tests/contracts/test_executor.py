@@ -21,12 +21,14 @@ from automl.execution import make_executor
 from automl.execution.base import Executor, Host, HostFactory
 from automl.execution.dispatch import Dispatcher
 from automl.execution.ray_tune import RayExecutor
+from automl.space.entries import PRUNERS, Pruner
+from automl.space.options import Options
 from automl.space.spec import SearchSettings
 from automl.study.distributions import suggest
 from automl.study.feasibility import Feasibility
 from automl.study.parking import ParkingPruner
-from automl.study.pruners import PRUNERS, PrunerEntry, make_pruner
-from automl.study.samplers import make_sampler
+from automl.study.pruning import make_pruner
+from automl.study.sampling import make_sampler
 from automl.trial import Action, Decision, Measurement, TrialFailure
 from tests.faults.search import SPACE, Search, derive, open_search, undisturbed, violations
 from tests.formula import Fault, FormulaHost
@@ -211,7 +213,7 @@ class HalfwayParking(ParkingPruner):
 
 @pytest.fixture
 def parking() -> Iterator[None]:
-    PRUNERS["halfway"] = PrunerEntry(lambda settings, options: HalfwayParking(2), lambda settings: {})
+    PRUNERS["halfway"] = Pruner(options=Options, build=lambda settings, options: HalfwayParking(2))
     yield
     del PRUNERS["halfway"]
 

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from automl.execution import EXECUTORS, make_executor
+from automl.execution import make_executor
 from automl.execution.ray_tune import environment
+from automl.space.entries import EXECUTORS
 
 
 def test_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"unknown name 'inlin'; known: inline, ray \(did you mean 'inline'\?\)"):
+    with pytest.raises(ValueError, match=r"unknown executor 'inlin'; known: ray, inline \(did you mean 'inline'\?\)"):
         make_executor("inlin")
 
 
-@pytest.mark.parametrize("name", sorted(EXECUTORS))
+@pytest.mark.parametrize("name", EXECUTORS.built_in)
 def test_making_an_executor_loads_neither_ray_nor_torch(name: str, tmp_path: Path) -> None:
     script = f"""
 import sys
 from automl.execution import make_executor
+from automl.space.entries import EXECUTORS
 make_executor({name!r}, workers=2)
 print([name for name in ("ray", "torch", "optuna") if name in sys.modules])
 """

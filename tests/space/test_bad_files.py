@@ -427,7 +427,7 @@ HEADS = {
     ),
     "option of another task": (
         with_line(4, "task: {type: classification, data: a.csv, format: alpaca}"),
-        "4:43: task.format: unknown key; known: data, metric",
+        "4:43: task.format: unknown key; known: type, data, metric",
     ),
     "nothing left to train on": (
         with_line(4, "task: {type: classification, data: a.csv, split: {test: 0.5, validation: 0.5}}"),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from automl.methods.registry import METHODS
 from automl.space import schema, schema_search, schema_space, schema_task
+from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, TASKS
 from automl.space.load import parse_space
 from automl.space.schema_base import Section
 
@@ -18,9 +20,19 @@ SECTIONS = sorted(
         for module in (schema, schema_task, schema_space, schema_search)
         for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, Section)
-    },
+    }
+    | {SAMPLERS[name].options for name in SAMPLERS.built_in}
+    | {PRUNERS[name].options for name in PRUNERS.built_in}
+    | {TASKS[name] for name in TASKS.built_in},
     key=lambda section: section.__name__,
 )
+
+
+@pytest.mark.parametrize(
+    "name", [name for registry in (SAMPLERS, PRUNERS, EXECUTORS, METHODS) for name in registry.built_in]
+)
+def test_every_entry_is_in_the_reference(name: str) -> None:
+    assert f"`{name}`" in PAGE
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

@@ -15,8 +15,8 @@ from automl.space.load import parse_space
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.study.budget import Budget
 from automl.study.feasibility import Feasibility
-from automl.study.pruners import make_pruner
-from automl.study.samplers import make_sampler
+from automl.study.pruning import make_pruner
+from automl.study.sampling import make_sampler
 
 HEAD = "version: 1\nstudy: s\nmodel: org/name\ntask: {type: classification, data: a.csv}\n"
 GRID = (

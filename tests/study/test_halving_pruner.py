@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from automl.errors import ConfigError
+from automl.space.entries import PRUNERS
 from automl.space.spec import SearchSettings
 from automl.storage.sql import Database
 from automl.study.curves import rungs
 from automl.study.halving import HalvingPruner
-from automl.study.pruners import PRUNERS, PrunerEntry, make_pruner
+from automl.study.pruning import make_pruner
 from automl.trial import Action, TrialSpec
 from automl.trial import TrialState as State
 from tests.study.driving import Loop, bowl, open_study, settings, trials
@@ -179,7 +181,7 @@ def keeps_all() -> Iterator[str]:
     def build(search: SearchSettings, options: Mapping[str, Any]) -> KeepsAll:
         return KeepsAll(evaluate_every=search.evaluate_every, steps=search.steps, **options)
 
-    PRUNERS["keeps-all"] = PrunerEntry(build, PRUNERS["halving"].defaults)
+    PRUNERS["keeps-all"] = replace(PRUNERS["halving"], build=build)
     yield "keeps-all"
     del PRUNERS["keeps-all"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from automl.storage.sql import Database
 from automl.study.outlook import outlook
-from automl.study.pruners import expected_share
+from automl.study.pruning import expected_share
 from automl.trial import TrialState
 from tests.study.driving import Loop, open_study, settings
 

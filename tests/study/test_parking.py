@@ -9,11 +9,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as State
 
+from automl.space.entries import PRUNERS, Pruner
+from automl.space.options import Options
 from automl.space.spec import SearchSettings
 from automl.storage.base import AttemptState
 from automl.storage.sql import Database
 from automl.study.parking import ParkingPruner
-from automl.study.pruners import PRUNERS, PrunerEntry
 from automl.study.study import Study
 from automl.trial import Action, Decision, TrialState
 from tests.study.driving import Loop, open_study, settings, trials
@@ -49,7 +50,7 @@ def best_first() -> object:
     def build(search: SearchSettings, options: object) -> BestFirst:
         return BestFirst(2 * search.evaluate_every, wave=4)
 
-    PRUNERS["best-first"] = PrunerEntry(build, lambda search: {})
+    PRUNERS["best-first"] = Pruner(options=Options, build=build)
     yield
     del PRUNERS["best-first"]
 

@@ -12,13 +12,14 @@ from optuna.trial import TrialState
 
 from automl.errors import ConfigError, MissingExtraError, SpaceChangedError
 from automl.space.assemble import assemble
+from automl.space.entries import SAMPLERS
 from automl.space.points import values
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSpace, When
 from automl.study.constrained import ConstrainedSampler
 from automl.study.distributions import check_compatible, distribution, suggest
 from automl.study.feasibility import Feasibility
 from automl.study.grid import GridSampler
-from automl.study.samplers import SAMPLERS, configurations_of, make_sampler, require
+from automl.study.sampling import configurations_of, make_sampler, require
 from automl.trial import Scalar
 from tests.study.driving import CONDITIONAL, SPACE, constrained, derive, settings
 
@@ -59,7 +60,7 @@ def test_a_parameter_becomes_a_distribution(parameter: Any, expected: object) ->
 @pytest.mark.parametrize("space", [SPACE, CONDITIONAL], ids=["flat", "conditional"])
 def test_every_sampler_stays_inside_the_space(sampler: str, space: SearchSpace) -> None:
     declared = {parameter.name: parameter for parameter in space.parameters}
-    options = {"n_startup_trials": 3} if "n_startup_trials" in SAMPLERS[sampler].defaults else {}
+    options = {"n_startup_trials": 3} if "n_startup_trials" in SAMPLERS[sampler].options.defaults() else {}
     for params in sample(space, 5, sampler=sampler, sampler_options=options):
         for name, value in params.items():
             dist = distribution(declared[name])
@@ -74,7 +75,7 @@ def test_constraints_are_never_violated(sampler: str) -> None:
     if sampler == "grid":
         space = replace(space, parameters=(*space.parameters[:3], _choices("learning_rate", 1e-3, 1e-2)))
     feasibility = Feasibility(space, derive)
-    options = {"n_startup_trials": 3} if "n_startup_trials" in SAMPLERS[sampler].defaults else {}
+    options = {"n_startup_trials": 3} if "n_startup_trials" in SAMPLERS[sampler].options.defaults() else {}
     drawn = sample(space, 6, sampler=sampler, sampler_options=options)
     assert [feasibility.violated(params) for params in drawn] == [None] * 6
 
@@ -282,7 +283,7 @@ def test_a_missing_package_names_the_extra() -> None:
     with pytest.raises(
         MissingExtraError, match=r"'cmaes' needs the package no_such_package; .*automl-lora\[samplers\]"
     ):
-        require("cmaes", ("math", "no_such_package"))
+        require("cmaes", replace(SAMPLERS["cmaes"], packages=("math", "no_such_package")))
 
 
 def test_a_parameter_may_widen_but_not_change_its_kind() -> None:
