@@ -264,12 +264,12 @@ def _register_running(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Run a night here and now, and exit with its code; 6 is a regression against the last successful night."""
+        from automl.cli.signals import signals_as_interruption
         from automl.schedule.job import Place
         from automl.schedule.run_once import run_due, run_now
         from automl.storage.claims import Claimant
         from automl.storage.sql import open_database
         from automl.storage.url import absolute_url
-        from automl.sweep.signals import signals_as_interruption
 
         given = database_url(url)
         stop = threading.Event()

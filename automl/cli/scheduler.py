@@ -41,13 +41,13 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> None:
         """Run what is due until stopped. Several may run: each slot fires exactly once."""
+        from automl.cli.signals import signals_as_interruption
         from automl.schedule.daemon import Scheduler, Settings
         from automl.schedule.job import Place
         from automl.schedule.metrics import HOST, serving
         from automl.storage.claims import Claimant
         from automl.storage.sql import open_database
         from automl.storage.url import absolute_url
-        from automl.sweep.signals import signals_as_interruption
 
         given = database_url(url)
         stop = threading.Event()

@@ -36,13 +36,21 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run a search to its end, then verify its winner. The same command continues what was interrupted."""
         from automl.cli.progress import observe
+        from automl.cli.signals import end_without_lease, signals_as_interruption
         from automl.results.folders import cache_folder
         from automl.space.load import load_space, with_overrides
         from automl.sweep.run import run_sweep
 
         spec = with_overrides(load_space(space), trials=trials, time=time)
-        with observe(spec) as observer:
-            summary = run_sweep(spec, cache_folder(), observer=observer, allow_space_change=allow_space_change)
+        with observe(spec) as observer, signals_as_interruption() as stop:
+            summary = run_sweep(
+                spec,
+                cache_folder(),
+                observer=observer,
+                stop=stop,
+                on_lost=end_without_lease,
+                allow_space_change=allow_space_change,
+            )
         if not as_json:
             _show(summary)
         wanted = spec.verify.automatic if verify is None else verify

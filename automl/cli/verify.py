@@ -12,6 +12,9 @@ from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument,
 
 if TYPE_CHECKING:
     from automl.space.spec import SweepSpec
+    from automl.storage.sql import Database
+    from automl.storage.verification import Verification
+    from automl.verify.run import Options
 
 _SEEDS = 8
 
@@ -38,15 +41,14 @@ def register(app: typer.Typer) -> None:
 
         Run the same command again to continue an interrupted one.
         """
-        from automl.results.folders import cache_folder
         from automl.results.suggestion import suggested_ranks
-        from automl.verify.run import Options, verify_study
+        from automl.verify.run import Options
 
         options = Options(seeds=seeds, finalists=finalists, suggest=suggested_ranks if patterns else None)
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
             database.retry.seconds = spec.storage_grace_seconds
-            found = verify_study(database, spec, cache_folder(), options)
+            found = _verified(database, spec, options)
         assert found.result is not None
         if as_json:
             console.result_json(found.result)
@@ -56,17 +58,25 @@ def register(app: typer.Typer) -> None:
 
 def verify_after_search(spec: SweepSpec) -> Mapping[str, Any] | None:
     """What `verify:` asks for, done as soon as the search is complete; None, with a note, if it cannot be done."""
-    from automl.results.folders import cache_folder
     from automl.results.suggestion import suggested_ranks
     from automl.storage.sql import open_database
-    from automl.verify.run import Options, obstacle, verify_study
+    from automl.verify.run import Options, obstacle
 
     options = Options(seeds=spec.verify.seeds, finalists=spec.verify.finalists, suggest=suggested_ranks)
     with open_database(spec.storage_url, create=False, grace_seconds=spec.storage_grace_seconds) as database:
         if hindrance := obstacle(database, spec):
             console.note(f"not verified: {hindrance}")
             return None
-        return verify_study(database, spec, cache_folder(), options).result
+        return _verified(database, spec, options).result
+
+
+def _verified(database: Database, spec: SweepSpec, options: Options) -> Verification:
+    from automl.cli.signals import end_without_lease, signals_as_interruption
+    from automl.results.folders import cache_folder
+    from automl.verify.run import verify_study
+
+    with signals_as_interruption("anything was verified") as stop:
+        return verify_study(database, spec, cache_folder(), options, stop=stop, on_lost=end_without_lease)
 
 
 def show_verification(result: Mapping[str, Any]) -> None:

@@ -48,7 +48,6 @@ from automl.storage.tables import Now, events, sweeps
 
 logger = logging.getLogger(__name__)
 
-_STORAGE_EXIT_CODE = StorageError.exit_code
 _AFTER_THE_DRIVER = 10.0
 _SECONDS = 30.0
 
@@ -120,8 +119,7 @@ class StudyLease:
 
     ttl_seconds: how long the lease outlives its last renewal. on_lost is called from the renewal thread, with a
     one-line message, when the lease is gone: taken over, or not renewable because the database is away for longer than
-    ttl_seconds and its grace. The default logs the line and ends the process at once with exit code 3, since nothing
-    more may be written.
+    ttl_seconds and its grace. The default logs the line; whatever is written after that is refused (`verify`).
     """
 
     def __init__(
@@ -134,7 +132,7 @@ class StudyLease:
         self.study = study
         self._database = database
         self._ttl = ttl_seconds
-        self._tenure = _Tenure(database, study, ttl_seconds, on_lost or _end_process, is_run=True)
+        self._tenure = _Tenure(database, study, ttl_seconds, on_lost or logger.critical, is_run=True)
         self.owner = self._tenure.owner
         self._request: _Request | None = None
         self._run = 0
@@ -426,8 +424,3 @@ def _space_changed(study: str, old: str, new: str) -> str:
 def _seconds() -> float:
     """Seconds on a clock that never jumps and, where the system has one, also counts while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _end_process(message: str) -> None:
-    logger.critical("%s", message)
-    os._exit(_STORAGE_EXIT_CODE)

@@ -19,7 +19,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.study.study import Study, StudyEvent
 from automl.sweep.drive import drive_search
-from automl.sweep.signals import StopRequest
+from automl.sweep.stop import StopRequest
 from automl.trial import Scalar
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from automl.study.study import Study, StudyEvent
 from automl.sweep.drive import drive_search
 from automl.sweep.ending import recorded_run
 from automl.sweep.replay import replay
-from automl.sweep.signals import StopRequest, signals_as_interruption
+from automl.sweep.stop import StopRequest
 from automl.sweep.upload import store_results
 from automl.trial_folders import adapter_folder, adapters_folder, slot_folder, slots_folder
 
@@ -65,21 +65,29 @@ class Observer:
 
 
 def run_sweep(
-    spec: SweepSpec, cache: Path, *, observer: Observer | None = None, allow_space_change: bool = False
+    spec: SweepSpec,
+    cache: Path,
+    *,
+    observer: Observer | None = None,
+    stop: StopRequest | None = None,
+    on_lost: Callable[[str], None] | None = None,
+    allow_space_change: bool = False,
 ) -> Summary:
     """Run the study until its budget is spent and return what it found; called again, it continues or just sums up.
 
+    stop: through it another thread, or a signal handler, ends the search in good order. on_lost: as for `StudyLease`.
+
     Raises ConfigError, DataError and ModelError before any trial starts; StudyBusyError if another driver holds the
-    study; SpaceChangedError if the study was started with another space, model or data; InterruptedSearch if a signal
-    or the wall clock stopped it (resumable); SearchError if it ended without a single complete trial.
+    study; LeaseLostError if one has taken it over; SpaceChangedError if the study was started with another space, model
+    or data; InterruptedSearch if `stop` or the wall clock ended it (resumable); SearchError if it ended without a
+    single complete trial.
     """
     if spec.artifacts is not None:
         Depot(spec.artifacts).check()
     origin = provenance(Path(spec.source).resolve().parent)
     with (
-        signals_as_interruption() as stop_requested,
         open_database(spec.storage_url, create=True, grace_seconds=spec.storage_grace_seconds) as database,
-        StudyLease(database, spec.study) as lease,
+        StudyLease(database, spec.study, on_lost=on_lost) as lease,
     ):
         check_warm_start(database, spec)
         run = _claim(lease, database, spec, origin, allow_space_change=allow_space_change)
@@ -88,7 +96,7 @@ def run_sweep(
             recorded_run(RunLog(database, spec.study, run, lease.verify), spec) as log,
         ):
             sweep = _Sweep(home, lease, cache, observer or Observer(), allow_change=allow_space_change)
-            return sweep.run(database, log, stop_requested)
+            return sweep.run(database, log, stop or StopRequest())
 
 
 def _claim(

@@ -36,7 +36,7 @@ from automl.storage.trials import list_trials
 from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
 from automl.study.seeding import data_seed, derive_seed, trial_seed
 from automl.sweep.drive import drive
-from automl.sweep.signals import StopRequest, signals_as_interruption
+from automl.sweep.stop import StopRequest
 from automl.sweep.upload import store_results
 from automl.tasks import make_task
 from automl.tasks.classification import majority_scores
@@ -78,21 +78,30 @@ class Options:
     suggest: Suggest | None = None
 
 
-def verify_study(database: Database, spec: SweepSpec, cache: Path, options: Options) -> Verification:
+def verify_study(
+    database: Database,
+    spec: SweepSpec,
+    cache: Path,
+    options: Options,
+    *,
+    stop: StopRequest | None = None,
+    on_lost: Callable[[str], None] | None = None,
+) -> Verification:
     """Verify the study's best configurations, or go on with it, or return what was found by the same plan before.
 
-    spec: as the study was recorded, or its file. Raises DataError if there are no test rows, SearchError if no trial is
-    complete or a training fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if
-    another driver holds the study, ResourceError if memory is short; resumable: InterruptedSearch if a signal stopped
-    it, StorageError if the database was away for longer than its grace.
+    spec: as the study was recorded, or its file. stop, on_lost: as for `run_sweep`. Raises DataError if there are no
+    test rows, SearchError if no trial is complete or a training fails, SpaceChangedError if model or data are not those
+    of the search, StudyBusyError if another driver holds the study, LeaseLostError if one has taken it over,
+    ResourceError if memory is short; resumable: InterruptedSearch if it was stopped, StorageError if the database was
+    away for longer than its grace.
     """
-    with signals_as_interruption("anything was verified") as stop, StudyLease(database, spec.study) as lease:
+    with StudyLease(database, spec.study, on_lost=on_lost) as lease:
         if hindrance := obstacle(database, spec):
             raise DataError(f"study {spec.study!r} cannot be verified: {hindrance}")
         row = database.store(spec.study).sweep()
         lease.claim(row.space_text, row.space_sha256, row.provenance)
         with open_home(database, spec, lease.owner) as home:
-            return _verified(database, home.spec, cache, options, lease, stop)
+            return _verified(database, home.spec, cache, options, lease, stop or StopRequest())
 
 
 def _verified(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
@@ -25,6 +24,7 @@ from automl.storage.base import Artifact
 from automl.storage.sql import open_database
 from automl.study.study import Study
 from automl.sweep.run import Observer, run_sweep
+from automl.sweep.stop import StopRequest
 from tests.databases import fresh_postgres
 
 SPACE = """version: 1
@@ -45,10 +45,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class _Stops(Observer):
-    """Sends this process SIGINT once so many exchanges with the workers have been made."""
+    """Has the search stopped once so many exchanges with the workers have been made."""
 
-    def __init__(self, exchanges: int) -> None:
+    def __init__(self, exchanges: int, stop: StopRequest) -> None:
         self._left = exchanges
+        self._stop = stop
 
     def started(self, study: Study) -> None:
         pass
@@ -56,7 +57,7 @@ class _Stops(Observer):
     def tick(self) -> None:
         self._left -= 1
         if self._left == 0:
-            signal.raise_signal(signal.SIGINT)
+            self._stop.request("Ctrl-C")
 
 
 def run(
@@ -65,8 +66,9 @@ def run(
     text = SPACE.format(folder=here, output=output, seed=seed)
     url = database if "://" in database else f"sqlite:///{here}/{database}"
     spec = replace(parse_space(text, "space.yaml", here), storage_url=url)
-    observer = None if stop_after is None else _Stops(stop_after)
-    return run_sweep(spec, here / "cache", observer=observer)
+    stop = StopRequest()
+    observer = None if stop_after is None else _Stops(stop_after, stop)
+    return run_sweep(spec, here / "cache", observer=observer, stop=stop)
 
 
 def interrupted(here: Path, database: str = "a.db", *, output: str = "out", seed: int = 3) -> None:

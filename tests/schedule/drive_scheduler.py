@@ -13,12 +13,12 @@ import threading
 from datetime import datetime
 from pathlib import Path
 
+from automl.cli.signals import signals_as_interruption
 from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.job import Place
 from automl.space.load import DATABASE_VARIABLE
 from automl.storage.claims import Claimant
 from automl.storage.sql import open_database
-from automl.sweep.signals import signals_as_interruption
 
 
 def set_clock(folder: Path, moment: datetime) -> None:

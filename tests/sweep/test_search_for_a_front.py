@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from automl.storage.invariants import check
 from automl.storage.sql import open_database
 from automl.study.study import Study
 from automl.sweep.run import Observer, run_sweep
+from automl.sweep.stop import StopRequest
 from tests.sweep.tiny_world import make_world
 
 TRIALS = 5
@@ -31,13 +30,16 @@ ENQUEUED = "enqueue:\n" + "".join(
 class StopsInTheMiddle(Observer):
     """Has the search stopped, as by Ctrl-C, as soon as some trial has a value."""
 
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
     def started(self, study: Study) -> None:
         self._study: Study | None = study
 
     def tick(self) -> None:
         if self._study is not None and self._study.latest:
-            self._study = None  # a second signal would end the process at once
-            os.kill(os.getpid(), signal.SIGINT)
+            self._study = None
+            self._stop.request("Ctrl-C")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> tu
     path.write_text(text.replace("keep: 2", "keep: 1") + ENQUEUED, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        stop = StopRequest()
         with pytest.raises(InterruptedSearch):
-            run_sweep(load_space(path), shared_cache, observer=StopsInTheMiddle())
+            run_sweep(load_space(path), shared_cache, observer=StopsInTheMiddle(stop), stop=stop)
         return folder, run_sweep(load_space(path), shared_cache)
 
 

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection
 
 from automl.cli.main import main
+from automl.cli.signals import signals_as_interruption
 from automl.errors import InterruptedSearch
 from automl.report.write import renew_report
 from automl.space.load import load_space
@@ -98,7 +99,9 @@ def cache_of(searched: SweepSpec) -> Path:
 
 def verify(searched: SweepSpec, url: str, *, seeds: int = 3, suggest: Suggest | None = None) -> Verification:
     with open_database(url, create=False, grace_seconds=60.0) as database:
-        return verify_study(database, searched, cache_of(searched), Options(seeds=seeds, finalists=1, suggest=suggest))
+        options = Options(seeds=seeds, finalists=1, suggest=suggest)
+        with signals_as_interruption() as stop:
+            return verify_study(database, searched, cache_of(searched), options, stop=stop)
 
 
 def stored(url: str) -> list[Score]:
