@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
 
+from automl.errors import ModelError
 from automl.models.calling import quietly
 from automl.training.runtime import HostSettings, Split, load_runtime
 
@@ -26,8 +30,33 @@ def measure_afresh(lines: Sequence[str], settings: HostSettings, split: Split = 
 
     Rows and evaluation are those of `settings`, its backbone is not read. Raises ModelError if the lines fail.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(_measure, "\n".join(lines), settings, split).result()
+    ours, theirs = Pipe()
+    with ours:
+        # Not by multiprocessing: its processes begin with the caller's script, and may so begin the search again.
+        fresh = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
+            [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        with fresh:
+            ours.send(("\n".join(lines), settings, split))
+            try:
+                found: Reloaded | Exception = ours.recv()
+            except EOFError:
+                found = ModelError(f"the process that loads the exported model ended with code {fresh.wait()}")
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def serve(descriptor: int) -> None:
+    """Measure for the process at the other end of a pipe."""
+    connection: Connection[Any, Any] = Connection(descriptor)
+    try:
+        connection.send(_measure(*connection.recv()))
+    except Exception as error:  # noqa: BLE001 - the edge of the process: who asked raises it
+        connection.send(error)
 
 
 def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
