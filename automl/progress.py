@@ -23,3 +23,15 @@ def telling(line: Line) -> Iterator[None]:
 def current() -> str:
     """The line of the innermost work in progress; empty if nobody tells anything."""
     return _lines[-1]() if _lines else ""
+
+
+@contextmanager
+def unwatched_bars() -> Iterator[None]:
+    """Inside the block no bar of tqdm, shown or not, starts tqdm's thread, which never ends (tqdm 4.67, std.py)."""
+    from tqdm import tqdm
+
+    before, tqdm.monitor_interval = tqdm.monitor_interval, 0
+    try:
+        yield
+    finally:
+        tqdm.monitor_interval = before

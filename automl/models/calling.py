@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from transformers.utils import logging as transformers_logging
 
 from automl.errors import AutomlError, ModelError
+from automl.progress import unwatched_bars
 
 
 @contextmanager
@@ -36,7 +37,8 @@ def quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with unwatched_bars():
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import datasets
 
+from automl.progress import unwatched_bars
+
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
@@ -17,7 +19,8 @@ def quiet_datasets() -> Iterator[None]:
     was_disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        yield
+        with unwatched_bars():
+            yield
     finally:
         if not was_disabled:
             datasets.enable_progress_bars()
