@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ from automl.space.defaults import DEFAULT_SEARCHED, TARGETS, suggested_ranges
 from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits
 from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
-from automl.trial import Scalar
+from automl.space.write import scalar
 
 STEPS = 120
 DEFAULT_LENGTH = 128
@@ -25,8 +23,6 @@ _COMMENTS = {
     "target": "which layers to adapt; more layers learn more and take longer",
     "learning_rate": "matters most",
 }
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_/.-]*")
-_RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "auto"}
 
 
 def commented_space(
@@ -52,9 +48,9 @@ def commented_space(
         [
             "# A hyperparameter search over LoRA configurations. Check it: automl validate; run it: automl search.",
             "version: 1",
-            f"study: {_text(study)}  # results are kept under this name; the same file again continues it",
+            f"study: {scalar(study)}  # results are kept under this name; the same file again continues it",
             "",
-            f"model: {_text(model)}  # hub id, folder, or .gguf file",
+            f"model: {scalar(model)}  # hub id, folder, or .gguf file",
             "",
             "task:",
             f"  type: {task_type}",
@@ -97,10 +93,10 @@ def _others(registry: Registry[Any], name: str) -> str:
 
 def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
     if not columns:
-        return [f"  data: {_text(data)}  # file, folder with a sub-folder per label, or {{hub: id}}"]
-    renamed = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
+        return [f"  data: {scalar(data)}  # file, folder with a sub-folder per label, or {{hub: id}}"]
+    renamed = ", ".join(f"{ours}: {scalar(theirs)}" for ours, theirs in columns.items())
     is_file = data.endswith(DATA_SUFFIXES) or data.startswith((".", "/", "~", "\\"))
-    source = f"    {'file' if is_file else 'hub'}: {_text(data)}"
+    source = f"    {'file' if is_file else 'hub'}: {scalar(data)}"
     return ["  data:", source, f"    columns: {{{renamed}}}  # our name: the name in the data"]
 
 
@@ -113,25 +109,7 @@ def _parameter_lines(model_parameters: int | None, target_sets: Sequence[str]) -
 
 def _range(parameter: Parameter) -> str:
     if isinstance(parameter, CategoricalParameter):
-        return f"{{type: categorical, choices: [{', '.join(_value(choice) for choice in parameter.choices)}]}}"
+        return f"{{type: categorical, choices: [{', '.join(scalar(choice) for choice in parameter.choices)}]}}"
     kind = "int" if isinstance(parameter.low, int) else "float"
     log = ", log: true" if parameter.log else ""
-    return f"{{type: {kind}, low: {_value(parameter.low)}, high: {_value(parameter.high)}{log}}}"
-
-
-def _value(value: Scalar) -> str:
-    """A scalar that YAML 1.1 and 1.2 read alike: 1.0e-05 instead of 1e-05."""
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, float):
-        text = repr(value)
-        return text.replace("e", ".0e") if "e" in text and "." not in text else text
-    return json.dumps(value)
-
-
-def _text(text: str) -> str:
-    """A text as a YAML scalar, quoted if it could be read as anything else."""
-    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
-        return text
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in quoted)
+    return f"{{type: {kind}, low: {scalar(parameter.low)}, high: {scalar(parameter.high)}{log}}}"
