@@ -229,7 +229,7 @@ def test_nothing_but_the_console_prints() -> None:
 
 
 def test_only_commands_and_processes_of_our_own_end_their_process() -> None:
-    allowed = ("cli/", "execution/ray_driver.py", "verify/crew.py")
+    allowed = ("cli/", "execution/ray_driver.py")
     wrong = [
         str(path.relative_to(ROOT))
         for path in modules()
@@ -239,7 +239,7 @@ def test_only_commands_and_processes_of_our_own_end_their_process() -> None:
 
 
 def test_only_commands_and_processes_of_our_own_handle_signals() -> None:
-    allowed = ("cli/", "verify/crew.py")
+    allowed = "cli/"
     wrong = [
         str(path.relative_to(ROOT))
         for path in modules()

@@ -17,7 +17,7 @@ from automl.models.positions import positions
 from automl.results.folders import cache_folder
 from automl.space.advice import coverage_advice
 from automl.space.load import load_space, parse_space
-from automl.space.spec import SweepSpec
+from automl.space.spec import DataSettings, SweepSpec
 from automl.space.template import DEFAULT_LENGTH, commented_space
 from automl.tasks import make_task
 from automl.tasks.prepare import SHARE, share_length
@@ -60,7 +60,7 @@ def starting_space(model: str, data: str, *, task_type: str | None, study: str |
     the columns do not tell what the task is.
     """
     spec = _provisional(model, data)
-    columns = _columns(spec)
+    columns = _columns(spec.task.data)
     found, renamed = _guess(columns, data) if task_type is None else (task_type, _renamed(columns))
     if found != "classification":
         renamed = {}
@@ -68,10 +68,21 @@ def starting_space(model: str, data: str, *, task_type: str | None, study: str |
     kind: Kind = "classification" if found == "classification" else "causal-lm"
     target_sets = resolvable_sets(skeleton(backbone, kind))
     longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=renamed)
-    name = study or _study_name(data)
+    name = study or study_name(data)
     return commented_space(
         name, model, data, found, backbone.parameters, renamed, target_sets, max_length=longest, cut=cut
     )
+
+
+def guess_task(data: DataSettings, name: str) -> tuple[str, Mapping[str, str]]:
+    """The type of task that fits the columns of the data, and our column name -> theirs where they differ.
+
+    name: of the data, in messages. Raises DataError if the columns do not tell.
+    """
+    theirs = {found: ours for ours, found in data.columns.items()}
+    columns = [theirs.get(column, column) for column in _columns(data)]
+    found, renamed = _guess(columns, name)
+    return found, {ours: column for ours, column in renamed.items() if ours != column}
 
 
 def starting_advice(text: str) -> list[str]:
@@ -131,9 +142,9 @@ def _provisional(model: str, data: str) -> SweepSpec:
     return parse_space(commented_space("start", model, data, "classification"), "command line", Path.cwd())
 
 
-def _columns(spec: SweepSpec) -> list[str]:
+def _columns(data: DataSettings) -> list[str]:
     """Names of the columns in the first rows of the training data."""
-    records = islice(read_splits(spec.task.data)["train"], _LOOKED_AT)
+    records = islice(read_splits(data)["train"], _LOOKED_AT)
     return list(dict.fromkeys(name for record in records for name in record.values))
 
 
@@ -147,7 +158,7 @@ def _guess(columns: list[str], data: str) -> tuple[str, Mapping[str, str]]:
     if "text" in columns:
         return "completion", {}
     raise DataError(
-        f"{data}: the columns {', '.join(columns)} do not tell what the task is; choose one with --task"
+        f"{data}: the columns {', '.join(columns)} do not tell what the task is; choose one (--task, in Python task=)"
         " (classification needs text and label, instruction needs instruction and output, prompt and response, or"
         " messages; completion needs text), and name the columns under task.data.columns"
     )
@@ -163,6 +174,7 @@ def _renamed(columns: list[str]) -> dict[str, str]:
     return {ours: theirs for ours, theirs in found.items() if theirs is not None}
 
 
-def _study_name(data: str) -> str:
+def study_name(data: str) -> str:
+    """What a study of the data at this place is called, unless somebody says otherwise."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).stem).strip("-._")
     return name[:100] or "study"

@@ -104,21 +104,21 @@ def _widen_model(value: object, info: ValidationInfo) -> object:
         return value
     if value.endswith(".gguf"):
         return {"gguf": value}
-    if value.startswith((".", "/", "~", "\\")) or _exists(value, info):
+    if value.startswith((".", "/", "~", "\\")) or _exists(value, _folder(info)):
         return {"folder": value}
     return {"hub": value}
 
 
-def _exists(value: str, info: ValidationInfo) -> bool:
+def _exists(value: str, folder: Path) -> bool:
     try:
-        return (_folder(info) / value).exists()
+        return (folder / value).exists()
     except (OSError, ValueError):  # a name too long, or with a NUL, is no path
         return False
 
 
-def _is_folder(value: str, info: ValidationInfo) -> bool:
+def _is_folder(value: str, folder: Path) -> bool:
     try:
-        return (_folder(info) / Path(value).expanduser()).is_dir()
+        return (folder / Path(value).expanduser()).is_dir()
     except (OSError, ValueError, RuntimeError):  # RuntimeError: '~name' of a user there is not
         return False
 
@@ -179,13 +179,16 @@ class DataSection(Section):
 
 
 def _widen_data(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str) or not value:
-        return value
-    if value.endswith(DATA_SUFFIXES):
-        return {"file": value}
-    if value.startswith((".", "/", "~", "\\")) or _exists(value, info):
-        return {"folder": value} if _is_folder(value, info) else {"file": value}
-    return {"hub": value}
+    return source_of_data(value, _folder(info)) if isinstance(value, str) and value else value
+
+
+def source_of_data(text: str, folder: Path) -> dict[str, str]:
+    """What a text alone means as `data:`; relative paths begin in `folder`."""
+    if text.endswith(DATA_SUFFIXES):
+        return {"file": text}
+    if text.startswith((".", "/", "~", "\\")) or _exists(text, folder):
+        return {"folder": text} if _is_folder(text, folder) else {"file": text}
+    return {"hub": text}
 
 
 Data = Annotated[DataSection, BeforeValidator(_widen_data, json_schema_input_type=Text | DataSection)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, event
@@ -36,6 +37,12 @@ def open_storage(url: URL, *, read_only: bool = False, guard: Guard | None = Non
     if guard is not None:
         _guard_commits(storage.engine, guard)
     return storage
+
+
+def load_study(url: URL, name: str) -> optuna.Study:
+    """Optuna's own view of a study, to read from; it holds connections of its own until it is collected."""
+    storage = open_storage(url, read_only=True)
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 def _check_version(storage: RDBStorage, url: URL) -> None:

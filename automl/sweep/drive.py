@@ -14,7 +14,7 @@ from automl.space.spec import SearchSettings
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 from automl.study.study import Study
-from automl.sweep.signals import StopRequest
+from automl.sweep.stop import StopRequest
 from automl.trial import Metrics, TrialState
 
 

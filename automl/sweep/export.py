@@ -74,6 +74,19 @@ def export_trial(
         return _export(database, spec, row, adapter, output, merged=merged, check=check)
 
 
+def load_trial(database: Database, spec: SweepSpec, trial: int | None) -> tuple[Any, Any]:
+    """The model of a complete trial (None: the best) with its adapter, and its tokenizer, as `load_adapter` gives them.
+
+    Raises SearchError if there is no such trial or its adapter is not to be found, CheckpointError if it is damaged.
+    """
+    from automl.models.backbone import resolve_model
+    from automl.training.export import load_adapter
+
+    row = _complete_trial(database, spec, trial)
+    with _adapter_of(database, spec, row) as adapter:
+        return load_adapter(adapter, resolve_model(spec.model, cache_folder()))
+
+
 @contextmanager
 def _adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[Path]:
     """The folder of the trial's adapter; fetched from where the study stores its artifacts if it is not here."""

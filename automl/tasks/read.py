@@ -34,6 +34,7 @@ _HUB_SPLITS: dict[str, Split] = {
     "val": "validation",
     "test": "test",
 }
+"""What splits are called elsewhere -> here."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -122,18 +123,26 @@ def _from_hub(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
 
 def hub_splits(location: str, found: Mapping[str, Any]) -> dict[Split, Iterator[Record]]:
     """Streams over the tables of a loaded data set; raises DataError if it has no train split."""
-    tables = {_HUB_SPLITS[name]: table for name, table in found.items() if _is_usable(name, table)}
+    tables = usable_splits(found)
     if "train" not in tables:
         raise DataError(f"hub data set {location!r} has no train split; it has {', '.join(map(str, found))}")
     return {split: table_records(f"hub:{location}/{split}", table) for split, table in tables.items()}
 
 
-def _is_usable(name: str, table: Any) -> bool:
-    """Whether a split has a name we know, and classes: benchmarks publish test splits without any (all -1)."""
-    return name in _HUB_SPLITS and not any(table.unique(column) == [-1] for column in _class_columns(table))
+def usable_splits(found: Mapping[str, Any]) -> dict[Split, Any]:
+    """The splits by our names; those without classes are left out: benchmarks publish such test splits (all -1)."""
+    return {
+        _HUB_SPLITS[name]: table for name, table in found.items() if name in _HUB_SPLITS and not _lacks_classes(table)
+    }
+
+
+def _lacks_classes(table: Any) -> bool:
+    return any(table.unique(column) == [-1] for column in _class_columns(table))
 
 
 def _class_columns(table: Any) -> dict[str, Any]:
+    if not isinstance(table, datasets.Dataset):
+        return {}
     return {column: kind for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
 
 

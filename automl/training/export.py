@@ -20,7 +20,7 @@ from automl.models.calling import quietly
 from automl.models.inventory import made_anew
 from automl.tasks import make_task
 from automl.training.adapter import AdapterMeta, adapter_draft
-from automl.training.runtime import HostSettings, Runtime, Split, load_runtime
+from automl.training.runtime import HostSettings, Runtime, Split, load_runtime, stored_dtype
 
 
 def export_adapter(
@@ -87,6 +87,25 @@ def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
         raise ResourceError(str(error)) from error
 
 
+def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
+    """The frozen PEFT model of an exported adapter on its backbone, on the CPU and in eval mode, and its tokenizer.
+
+    For classification its configuration names the classes. Raises CheckpointError if the folder is damaged or of
+    another backbone.
+    """
+    about = _same_backbone(folder, verify_manifest(folder), backbone)
+    labels = about["labels"]
+    base = load_backbone(
+        backbone, "classification" if labels else "causal-lm", labels, stored_dtype(str(about["precision"]))
+    )
+    model = _with_adapter(base, folder).eval()
+    return model, load_tokenizer(replace(backbone, path=str(folder)) if _has_tokenizer(folder) else backbone)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()
+
+
 def evaluate_export(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
     """Load an exported adapter from disk, put it on the backbone and evaluate it as a trial is evaluated.
 
@@ -115,7 +134,11 @@ def _verified(folder: Path, kind: str, settings: HostSettings) -> dict[str, Any]
     about = verify_manifest(folder)
     if about.get("kind") != kind:
         raise CheckpointError(f"{folder}: holds {about.get('kind', 'something else')}, not {kind}")
-    trained, given = about["backbone"]["fingerprint"], settings.backbone.fingerprint
+    return _same_backbone(folder, about, settings.backbone)
+
+
+def _same_backbone(folder: Path, about: dict[str, Any], backbone: BackboneRef) -> dict[str, Any]:
+    trained, given = about["backbone"]["fingerprint"], backbone.fingerprint
     if trained != given:
         raise CheckpointError(f"{folder}: was trained on backbone {trained[:12]}, not on {given[:12]}")
     return about

@@ -1,0 +1,85 @@
+"""Trials of a study as Python and a notebook show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from automl.library.html import cell, table
+from automl.storage.trials import TrialRow
+from automl.trial import Scalar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One trial as it was when it was read.
+
+    state: RUNNING, PARKED, COMPLETE, PRUNED or FAIL. value: the objective at the last measurement of an ended trial.
+    steps, seconds: trained so far. trainable_params: of adapter and head. size: the second objective of a complete
+    trial, if there are two. adapter: its folder, while it is kept. error: what a failed trial said last.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    params: Mapping[str, Scalar]
+    steps: int
+    seconds: float
+    trainable_params: int | None
+    size: float | None
+    stop_reason: str | None
+    adapter: Path | None
+    error: str
+
+    @classmethod
+    def of(cls, row: TrialRow) -> Trial:
+        """The trial of a row of the database."""
+        return cls(
+            number=row.number,
+            state=row.shown_state,
+            value=row.value,
+            params=dict(row.params),
+            steps=row.steps,
+            seconds=row.seconds,
+            trainable_params=row.trainable_params,
+            size=row.size,
+            stop_reason=row.stop_reason,
+            adapter=None if row.adapter is None else Path(row.adapter),
+            error=row.error,
+        )
+
+    def _repr_html_(self) -> str:
+        shown = {"trial": self.number, "state": self.state, "value": self.value, **self.params}
+        shown |= {"steps": self.steps, "seconds": self.seconds, "trainable_params": self.trainable_params}
+        return table(("", ""), ((name, cell(value)) for name, value in shown.items()))
+
+
+class Trials(tuple[Trial, ...]):
+    """Trials by number; a notebook shows them as a table."""
+
+    __slots__ = ()
+
+    def records(self) -> Iterator[dict[str, object]]:
+        """One flat mapping for each, parameters as `params_rank`; every trial has the same names."""
+        names = list(dict.fromkeys(name for trial in self for name in trial.params))
+        for trial in self:
+            yield {
+                "number": trial.number,
+                "state": trial.state,
+                "value": trial.value,
+                **{f"params_{name}": trial.params.get(name) for name in names},
+                "steps": trial.steps,
+                "seconds": trial.seconds,
+                "trainable_params": trial.trainable_params,
+                "stop_reason": trial.stop_reason,
+                "adapter": None if trial.adapter is None else str(trial.adapter),
+            }
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for trial in self for name in trial.params))
+        rows = (
+            (cell(trial.number), trial.state, cell(trial.value), *(cell(trial.params.get(name)) for name in names))
+            for trial in self
+        )
+        return table(("trial", "state", "value", *names), rows)
