@@ -10,6 +10,11 @@ from automl.registry import Registry
 Direction = Literal["minimize", "maximize"]
 
 
+def as_loss(value: float, direction: Direction) -> float:
+    """The value turned so that smaller is better. Nothing else in the program knows what a direction means."""
+    return -value if direction == "maximize" else value
+
+
 class Metric(NamedTuple):
     """A metric's direction, its closed range, the task types that can report it (none: all), and how it is scored.
 
@@ -23,6 +28,14 @@ class Metric(NamedTuple):
     tasks: tuple[str, ...]
     score: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
     generates: bool = False
+
+    def loss(self, value: float) -> float:
+        """The value turned so that smaller is better."""
+        return as_loss(value, self.direction)
+
+    def gain(self, value: float, over: float) -> float:
+        """By how much `value` is better than `over`; negative if it is worse."""
+        return self.loss(over) - self.loss(value)
 
 
 def _metric(found: object) -> Metric:

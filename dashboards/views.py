@@ -18,13 +18,11 @@ from automl.schedule.options import schedule_problem
 from automl.storage.invariants import Violation, check
 from automl.storage.jobs import Firing, FiringState, Schedule, SchedulerRow, Submission
 from automl.storage.overview import (
-    CurvePoint,
+    Pace,
     Place,
-    Rounds,
     StudyTotals,
     TrialLine,
     count_studies,
-    importances_of,
     improvements,
     list_page,
     list_studies,
@@ -37,6 +35,7 @@ from automl.storage.overview import (
 from automl.storage.schedules import list_firings, list_schedules, schedules_with_nights
 from automl.storage.sql import Database
 from automl.storage.submissions import find_submission, list_schedulers, list_submissions
+from automl.storage.trials import CurvePoint
 from dashboards.recent import Recent
 
 FRESH = 1.0
@@ -101,7 +100,7 @@ class StudyView:
     history: Sequence[Place]
     improvements: Sequence[Place]
     curves: Mapping[int, Sequence[CurvePoint]]
-    pace: Rounds | None
+    pace: Pace | None
     eta: datetime | None
 
 
@@ -179,16 +178,15 @@ class Views:
     ) -> tuple[StudyLine, list[TrialLine]]:
         """A page of the trials of a study. Raises StudyNotFoundError."""
         line = self.line(name)
-        direction = line.totals.direction
         asked = {"order": order, "states": tuple(states), "limit": limit, "offset": offset}
         key = ("trials", name, *asked.values())
-        read = lambda: list_page(self._database, name, direction, **asked)  # type: ignore[arg-type]  # noqa: E731
+        read = lambda: list_page(self._database, name, **asked)  # type: ignore[arg-type]  # noqa: E731
         return line, self._recent.get(key, FRESH, read)
 
     def layers(self, name: str) -> list[ModuleShare]:
         """Importance of each module, from the latest trials that measured it; empty if none did."""
         self.line(name)
-        read = lambda: list(shares_of_modules(importances_of(self._database, name, _MAP_TRIALS)))  # noqa: E731
+        read = lambda: list(shares_of_modules(self._database.importances(name, latest=_MAP_TRIALS)))  # noqa: E731
         return self._recent.get(("layers", name), FRESH, read)
 
     def report(self, name: str) -> str:
@@ -198,9 +196,8 @@ class Views:
 
     def progress(self, name: str) -> list[Place]:
         """The improvements of a study. Raises StudyNotFoundError."""
-        direction = self.line(name).totals.direction
-        key = ("progress", name)
-        return self._recent.get(key, FRESH, lambda: improvements(self._database, name, direction))
+        self.line(name)
+        return self._recent.get(("progress", name), FRESH, lambda: improvements(self._database, name))
 
     def schedules(self) -> list[ScheduleLine]:
         """All schedules, and those removed of which there are nights, by name, each with its latest night."""
@@ -243,9 +240,8 @@ class Views:
     def _read_study(self, name: str) -> StudyView:
         database = self._database
         line = self._read_line(name)
-        direction = line.totals.direction
-        running = list_page(database, name, direction, states=("RUNNING",), limit=_SHOWN_RUNNING)
-        best = list_page(database, name, direction, order="best", states=("COMPLETE", "PRUNED"), limit=_SHOWN_BEST)
+        running = list_page(database, name, states=("RUNNING",), limit=_SHOWN_RUNNING)
+        best = list_page(database, name, order="best", states=("COMPLETE", "PRUNED"), limit=_SHOWN_BEST)
         drawn = [trial.number for trial in (*best[:_SHOWN_CURVES], *running[:_SHOWN_CURVES])]
         current = pace(database, name)
         return StudyView(
@@ -254,7 +250,7 @@ class Views:
             best=best,
             reasons=stop_reasons(database, name),
             history=sampled_trials(database, name, sum(line.totals.counts.values())),
-            improvements=improvements(database, name, direction),
+            improvements=improvements(database, name),
             curves=trial_curves(database, name, drawn),
             pace=current,
             eta=_eta(line, current),
@@ -296,7 +292,7 @@ class Views:
         return Checkup(violations=violations, at=began, seconds=(datetime.now(UTC) - began).total_seconds())
 
 
-def _eta(line: StudyLine, current: Rounds | None) -> datetime | None:
+def _eta(line: StudyLine, current: Pace | None) -> datetime | None:
     if line.state != "running" or line.outlook is None or current is None or not line.outlook.left:
         return None
     return current.now + timedelta(seconds=line.outlook.left * current.seconds / current.steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -30,7 +29,7 @@ def register(app: typer.Typer) -> None:
             spec = recorded_spec(database, name)
             rows = best_trials(database, name, METRICS[spec.task.metric].direction, limit)
         if as_json:
-            console.result_json([asdict(row) for row in rows])
+            console.result_json([row.as_dict() for row in rows])
             return
         second = [spec.search.also_minimize] if spec.search.also_minimize else []
         console.table(

@@ -7,8 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from automl.report.frames import StudyFrame, TrialFrame
-from automl.study.pareto import Point, pareto_front
+from automl import ranking
+from automl.metric import as_loss
+from automl.ranking import Point, pareto_front, point
+from automl.report.frames import StudyFrame
+from automl.storage.trials import TrialRow
 from automl.trial import TrialState
 
 LINES = 60
@@ -45,10 +48,10 @@ class Group:
     step, pruned trials included."""
 
     label: str
-    trials: tuple[TrialFrame, ...]
+    trials: tuple[TrialRow, ...]
     complete: int
-    best: TrialFrame | None
-    early: TrialFrame | None
+    best: TrialRow | None
+    early: TrialRow | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,7 @@ def spending(frame: StudyFrame) -> Spending:
     return Spending(by_state=by_state, total=total, saved=saved, share=saved.steps / full if full else None)
 
 
-def value_at(trial: TrialFrame, step: int) -> float | None:
+def value_at(trial: TrialRow, step: int) -> float | None:
     """The objective at this step, None if it was not measured there."""
     return next((point.value for point in trial.curve if point.step == step), None)
 
@@ -85,7 +88,7 @@ def rates_by_rank(frame: StudyFrame) -> tuple[Group, ...]:
     """Trials by rank (powers of two from six ranks on), lowest first; empty if ranks or rates were not searched."""
     having = [trial for trial in frame.trials if {"rank", "learning_rate"} <= trial.params.keys()]
     ranks = sorted({int(trial.params["rank"]) for trial in having})
-    buckets: dict[tuple[int, int], list[TrialFrame]] = defaultdict(list)
+    buckets: dict[tuple[int, int], list[TrialRow]] = defaultdict(list)
     for trial in having:
         buckets[_rank_bucket(int(trial.params["rank"]), exact=len(ranks) <= 5)].append(trial)
     return tuple(
@@ -99,7 +102,7 @@ def sizes_by_target(frame: StudyFrame) -> tuple[SizeClass, ...]:
     sized = [t for t in frame.trials if t.trainable_params and "target" in t.params]
     if len({trial.params["target"] for trial in sized}) < 2:
         return ()
-    classes: dict[int, dict[str, list[TrialFrame]]] = defaultdict(lambda: defaultdict(list))
+    classes: dict[int, dict[str, list[TrialRow]]] = defaultdict(lambda: defaultdict(list))
     for trial in sized:
         classes[int(math.log2(trial.trainable_params or 1))][str(trial.params["target"])].append(trial)
     return tuple(
@@ -112,14 +115,14 @@ def sizes_by_target(frame: StudyFrame) -> tuple[SizeClass, ...]:
     )
 
 
-def pareto(frame: StudyFrame) -> tuple[TrialFrame, ...]:
+def pareto(frame: StudyFrame) -> tuple[TrialRow, ...]:
     """Complete trials that no other beats with as small a size (`StudyFrame.size`), smallest first."""
     sized = {trial.number: (trial, size) for trial in frame.complete if (size := frame.size(trial)) is not None}
-    points = (Point(frame.cost(trial), size, trial.number) for trial, size in sized.values())
+    points = (Point(as_loss(trial.value or 0.0, frame.direction), size, trial.number) for trial, size in sized.values())
     return tuple(sized[point.trial][0] for point in pareto_front(points))
 
 
-def failures(frame: StudyFrame) -> Mapping[str, tuple[TrialFrame, ...]]:
+def failures(frame: StudyFrame) -> Mapping[str, tuple[TrialRow, ...]]:
     """Trials that went wrong (failed, diverged, out of memory), by reason, most frequent first."""
     wrong = [t for t in frame.trials if t.state == TrialState.FAIL or t.stop_reason in ("diverged", "oom")]
     counted = Counter(trial.stop_reason or "unknown" for trial in wrong)
@@ -129,7 +132,7 @@ def failures(frame: StudyFrame) -> Mapping[str, tuple[TrialFrame, ...]]:
     }
 
 
-def _cost(trials: Iterable[TrialFrame]) -> Cost:
+def _cost(trials: Iterable[TrialRow]) -> Cost:
     listed = list(trials)
     return Cost(
         trials=len(listed),
@@ -139,7 +142,7 @@ def _cost(trials: Iterable[TrialFrame]) -> Cost:
     )
 
 
-def _saved(pruned: Sequence[TrialFrame], full: int) -> Cost:
+def _saved(pruned: Sequence[TrialRow], full: int) -> Cost:
     steps = seconds = tokens = 0.0
     for trial in pruned:
         rest = max(0, full - trial.steps)
@@ -150,20 +153,17 @@ def _saved(pruned: Sequence[TrialFrame], full: int) -> Cost:
     return Cost(trials=len(pruned), steps=int(steps), seconds=seconds, tokens=int(tokens))
 
 
-def _group(frame: StudyFrame, label: str, trials: Sequence[TrialFrame]) -> Group:
-    complete = sorted(
-        (t for t in trials if t.state == TrialState.COMPLETE and t.value is not None),
-        key=lambda t: (frame.cost(t), t.number),
-    )
+def _group(frame: StudyFrame, label: str, trials: Sequence[TrialRow]) -> Group:
+    complete = ranking.complete(trials, frame.direction)
     step = frame.parameter_importance.step
-    sign = -1.0 if frame.maximize else 1.0
-    reached = [(sign * value, t.number, t) for t in trials if (value := value_at(t, step)) is not None]
+    reached = {t.number: (value, t) for t in trials if (value := value_at(t, step)) is not None}
+    early = min((point(number, [value], frame.direction) for number, (value, _) in reached.items()), default=None)
     return Group(
         label=label,
         trials=tuple(trials),
         complete=len(complete),
         best=complete[0] if complete else None,
-        early=min(reached)[2] if reached else None,
+        early=None if early is None else reached[early.trial][1],
     )
 
 

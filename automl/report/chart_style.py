@@ -15,8 +15,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from automl.report.answers import LINES
-from automl.report.frames import StudyFrame, TrialFrame
+from automl.report.frames import StudyFrame
 from automl.report.wording import configuration, number, score
+from automl.storage.trials import TrialRow
 from automl.trial import TrialState
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -55,7 +56,7 @@ def dress(figure: go.Figure, height: int, **layout: Any) -> None:
     figure.update_yaxes(gridcolor="#e6e6e6", zeroline=False, automargin=True)
 
 
-def hover_text(frame: StudyFrame, trial: TrialFrame) -> str:
+def hover_text(frame: StudyFrame, trial: TrialRow) -> str:
     size = "" if trial.trainable_params is None else f"<br>{number(trial.trainable_params)} trainable parameters"
     reason = f" ({trial.stop_reason})" if trial.stop_reason not in (None, "finished") else ""
     return (
@@ -65,7 +66,7 @@ def hover_text(frame: StudyFrame, trial: TrialFrame) -> str:
 
 
 def points(
-    frame: StudyFrame, trials: Sequence[TrialFrame], x: Iterable[Any], name: str, marker: Mapping[str, Any]
+    frame: StudyFrame, trials: Sequence[TrialRow], x: Iterable[Any], name: str, marker: Mapping[str, Any]
 ) -> go.Scatter:
     """Marks of these trials at the given places, their values upwards."""
     return go.Scatter(
@@ -79,7 +80,7 @@ def points(
     )
 
 
-def with_value(frame: StudyFrame, *states: TrialState) -> list[TrialFrame]:
+def with_value(frame: StudyFrame, *states: TrialState) -> list[TrialRow]:
     return [t for t in frame.trials if t.state in states and t.value is not None and math.isfinite(t.value)]
 
 
@@ -92,7 +93,7 @@ def add_baseline(figure: go.Figure, frame: StudyFrame) -> None:
         )
 
 
-def by_completion(trials: Sequence[TrialFrame], symbol: str) -> list[tuple[list[TrialFrame], str]]:
+def by_completion(trials: Sequence[TrialRow], symbol: str) -> list[tuple[list[TrialRow], str]]:
     valued = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
     complete = [trial for trial in valued if trial.state == TrialState.COMPLETE]
     others = [trial for trial in valued if trial.state == TrialState.PRUNED]
@@ -127,7 +128,7 @@ def _short(tick: float) -> str:
     return f"{tick:.3g}" if tick >= 1e-4 else f"{tick:.0e}".replace("e-0", "e-")
 
 
-def thinned(trials: Sequence[TrialFrame]) -> list[TrialFrame]:
+def thinned(trials: Sequence[TrialRow]) -> list[TrialRow]:
     """At most `LINES` of these, evenly spread."""
     if len(trials) <= LINES:
         return list(trials)

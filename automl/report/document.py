@@ -11,8 +11,9 @@ from typing import Any
 import automl
 from automl.report.answers import Group, failures, pareto, rates_by_rank, sizes_by_target, spending
 from automl.report.findings import Findings
-from automl.report.frames import StudyFrame, TrialFrame
+from automl.report.frames import StudyFrame
 from automl.report.recipe import recipe
+from automl.storage.trials import TrialRow
 
 SCHEMA = "automl-report/1"
 
@@ -78,8 +79,8 @@ def _search(frame: StudyFrame) -> dict[str, Any]:
     }
 
 
-def _trial(trial: TrialFrame) -> dict[str, Any]:
-    return {**asdict(trial), "curve": [list(point) for point in trial.curve]}
+def _trial(trial: TrialRow) -> dict[str, Any]:
+    return {**trial.as_dict(), "curve": [list(point) for point in trial.curve]}
 
 
 def _group(group: Group) -> dict[str, Any]:

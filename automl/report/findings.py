@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from automl.metric import as_loss
 from automl.report.answers import spending
-from automl.report.frames import Comparison, StudyFrame, TrialFrame, VerificationFrame
+from automl.report.frames import Comparison, StudyFrame, VerificationFrame
 from automl.report.wording import command, confidence, counted, number, percent, score, signed
+from automl.storage.trials import TrialRow
 from automl.trial import TrialState
 
 
@@ -85,8 +87,7 @@ def is_at_baseline(frame: StudyFrame) -> bool:
     """Whether the best trial is no better than the untrained model."""
     if frame.best is None or frame.best.value is None or frame.baseline is None:
         return False
-    gain = frame.best.value - frame.baseline
-    return (gain if frame.maximize else -gain) <= 0
+    return as_loss(frame.best.value, frame.direction) >= as_loss(frame.baseline, frame.direction)
 
 
 def _evidence(frame: StudyFrame) -> Evidence:
@@ -132,7 +133,7 @@ def _found(frame: StudyFrame) -> str:
     return text + _what_mattered(frame) + "."
 
 
-def _in_words(trial: TrialFrame) -> str:
+def _in_words(trial: TrialRow) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {number(value, 3)}" for name, value in trial.params.items()) or (
         "the default configuration"
     )

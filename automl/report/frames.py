@@ -6,40 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
+from automl import ranking
+from automl.metric import Direction
 from automl.results.parameter_importance import ParameterImportance
 from automl.space.spec import Parameter
-from automl.trial import Scalar, TrialState
-
-
-class Point(NamedTuple):
-    """One measurement of the objective."""
-
-    step: int
-    value: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialFrame:
-    """One trial. value: objective at its last measurement, whatever its state; None if it was never measured.
-
-    curve: the objective by step. attempts: how often it was handed to a worker.
-    """
-
-    number: int
-    state: TrialState
-    value: float | None
-    params: Mapping[str, Scalar]
-    steps: int
-    seconds: float
-    tokens: int
-    trainable_params: int | None
-    stop_reason: str | None
-    error: str
-    adapter: str | None
-    attempts: int
-    curve: tuple[Point, ...]
+from automl.storage.trials import TrialRow
+from automl.trial import TrialState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,15 +126,16 @@ class RankSuggestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyFrame:
-    """A study as it is in the database now.
+    """Everything that a report is drawn from: a study as it is in the database now.
 
+    trials: by number, with their curves; value: at the last measurement, of one that has not ended too.
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
     also_minimize: the second objective, trainable_params or seconds, empty if there is one only.
     """
 
     study: str
     metric: str
-    direction: str
+    direction: Direction
     model: str
     task: str
     data: str
@@ -170,7 +145,7 @@ class StudyFrame:
     pruner: str
     seed: int
     parameters: tuple[Parameter, ...]
-    trials: tuple[TrialFrame, ...]
+    trials: tuple[TrialRow, ...]
     baseline: float | None
     ground: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -186,36 +161,22 @@ class StudyFrame:
     also_minimize: str = ""
 
     @property
-    def maximize(self) -> bool:
-        """Whether larger values of the metric are better."""
-        return self.direction == "maximize"
-
-    @property
     def counts(self) -> dict[str, int]:
         """Number of trials by state, every state named."""
         counted = Counter(str(trial.state) for trial in self.trials)
         return {str(state): counted[str(state)] for state in TrialState}
 
     @property
-    def complete(self) -> list[TrialFrame]:
+    def complete(self) -> list[TrialRow]:
         """Complete trials with a value, best first; of equals the smaller if size is an objective, then the earlier."""
-        valued = [trial for trial in self.trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-        if not self.also_minimize:
-            return sorted(valued, key=lambda trial: (self.cost(trial), trial.number))
-        return sorted(valued, key=lambda trial: (self.cost(trial), self.size(trial) or 0.0, trial.number))
+        return ranking.complete(self.trials, self.direction)
 
     @property
-    def best(self) -> TrialFrame | None:
+    def best(self) -> TrialRow | None:
         """The best complete trial."""
-        return next(iter(self.complete), None)
+        return ranking.best(self.trials, self.direction)
 
-    def cost(self, trial: TrialFrame) -> float:
-        """The value turned so that smaller is better; infinite without one."""
-        if trial.value is None:
-            return float("inf")
-        return -trial.value if self.maximize else trial.value
-
-    def size(self, trial: TrialFrame) -> float | None:
+    def size(self, trial: TrialRow) -> float | None:
         """What quality is held against: trainable parameters, or training seconds if these are the second objective."""
         return trial.seconds if self.also_minimize == "seconds" else trial.trainable_params
 

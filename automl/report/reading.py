@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from automl.metric import METRICS
@@ -11,19 +12,16 @@ from automl.report.frames import (
     Arm,
     Comparison,
     ModuleShare,
-    Point,
     RankSuggestion,
     StudyFrame,
-    TrialFrame,
     VerificationFrame,
     place_of,
 )
 from automl.results.parameter_importance import parameter_importance
 from automl.space.spec import SearchSpace, SweepSpec
-from automl.storage.base import Attempt, ResultStore
 from automl.storage.runs import last_run
 from automl.storage.sql import Database
-from automl.storage.trials import TrialRow, list_trials
+from automl.storage.trials import CurvePoint, TrialRow, list_trials
 from automl.storage.verification import latest
 from automl.trial import Measurement, ModuleImportance
 
@@ -52,7 +50,7 @@ def read_frame(
         pruner=spec.search.pruner,
         seed=spec.search.seed,
         parameters=space.parameters,
-        trials=_trials(list_trials(database, spec.study), store, attempts, spec.task.metric),
+        trials=_with_curves(list_trials(database, spec.study), store.measurements(), spec.task.metric),
         baseline=None if baseline is None else float(baseline),
         ground=ground,
         provenance=sweep.provenance,
@@ -106,33 +104,17 @@ def _module(name: str, seen: Sequence[tuple[float, ModuleImportance]]) -> Module
     )
 
 
-def _trials(
-    rows: Iterable[TrialRow], store: ResultStore, attempts: Iterable[Attempt], metric: str
-) -> tuple[TrialFrame, ...]:
-    measured: dict[int, list[Measurement]] = defaultdict(list)
-    for measurement in store.measurements():
-        measured[measurement.trial].append(measurement)
-    handed = Counter(attempt.trial for attempt in attempts)
-    return tuple(_trial(row, measured[row.number], handed[row.number], metric) for row in rows)
+def _with_curves(rows: Iterable[TrialRow], measurements: Iterable[Measurement], metric: str) -> tuple[TrialRow, ...]:
+    curves: dict[int, list[CurvePoint]] = defaultdict(list)
+    for each in measurements:
+        if metric in each.metrics:
+            curves[each.trial].append(CurvePoint(each.step, each.metrics[metric]))
+    return tuple(_with_curve(row, curves[row.number]) for row in rows)
 
 
-def _trial(row: TrialRow, measured: Sequence[Measurement], attempts: int, metric: str) -> TrialFrame:
-    curve = tuple(Point(each.step, each.metrics[metric]) for each in measured if metric in each.metrics)
-    return TrialFrame(
-        number=row.number,
-        state=row.state,
-        value=row.value if row.value is not None else curve[-1].value if curve else None,
-        params=row.params,
-        steps=row.steps,
-        seconds=row.seconds,
-        tokens=measured[-1].tokens if measured else 0,
-        trainable_params=row.trainable_params,
-        stop_reason=row.stop_reason,
-        error=row.error,
-        adapter=row.adapter,
-        attempts=attempts,
-        curve=curve,
-    )
+def _with_curve(row: TrialRow, curve: Sequence[CurvePoint]) -> TrialRow:
+    last = curve[-1].value if curve else None
+    return replace(row, value=last if row.value is None else row.value, curve=tuple(curve))
 
 
 def read_verification(database: Database, study: str) -> VerificationFrame | None:

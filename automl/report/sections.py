@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from automl import ranking
 from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
 from automl.report.findings import Evidence, Findings, comparison_text, pair_text
-from automl.report.frames import StudyFrame, TrialFrame, VerificationFrame
+from automl.report.frames import StudyFrame, VerificationFrame
 from automl.report.recipe import recipe
 from automl.report.wording import (
     command,
@@ -22,6 +23,7 @@ from automl.report.wording import (
     signed,
 )
 from automl.space.spec import CategoricalParameter, Parameter
+from automl.storage.trials import TrialRow
 
 _SHOWN = 10
 _ERRORS = 3
@@ -107,14 +109,13 @@ def _levels(verification: VerificationFrame) -> str:
 
 
 def _history(frame: StudyFrame, found: Findings) -> Iterator[Block]:
-    valued = [trial for trial in frame.trials if trial.value is not None]
-    if not valued:
+    ranked = [trial for trial in ranking.ranked(frame.trials, frame.direction) if trial.value is not None]
+    if not ranked:
         return
     yield Chart(
         "history",
         f"Each trial's {frame.metric} on validation rows; crosses were stopped early and show their last value.",
     )
-    ranked = [*frame.complete, *sorted((t for t in valued if t not in frame.complete), key=frame.cost)]
     columns = (">trial", "state", f">{frame.metric}", ">steps", ">trainable", "configuration")
     rows = tuple(_trial_row(trial) for trial in ranked[:_SHOWN])
     rest = len(ranked) - len(rows)
@@ -122,7 +123,7 @@ def _history(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     yield Table(columns, rows, f"The best trials, complete ones first.{more}")
 
 
-def _trial_row(trial: TrialFrame) -> tuple[str, ...]:
+def _trial_row(trial: TrialRow) -> tuple[str, ...]:
     return (
         str(trial.number),
         _STATES[str(trial.state)],

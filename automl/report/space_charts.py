@@ -29,9 +29,10 @@ from automl.report.chart_style import (
     thinned,
     with_value,
 )
-from automl.report.frames import StudyFrame, TrialFrame
+from automl.report.frames import StudyFrame
 from automl.report.wording import number, score
 from automl.space.spec import CategoricalParameter, Parameter
+from automl.storage.trials import TrialRow
 from automl.trial import TrialState
 
 
@@ -133,7 +134,7 @@ def _position(parameter: Parameter, value: Any) -> float:
 
 def _threads(
     frame: StudyFrame,
-    trials: Sequence[TrialFrame],
+    trials: Sequence[TrialRow],
     parameters: Sequence[Parameter],
     bounds: tuple[float, float],
     name: str,
@@ -188,9 +189,7 @@ def slices(frame: StudyFrame) -> go.Figure | None:
     return figure
 
 
-def _slice(
-    frame: StudyFrame, valued: Sequence[TrialFrame], parameter: Parameter, *, first: bool
-) -> Iterable[go.Scatter]:
+def _slice(frame: StudyFrame, valued: Sequence[TrialRow], parameter: Parameter, *, first: bool) -> Iterable[go.Scatter]:
     looks: tuple[tuple[str, TrialState, dict[str, Any]], ...] = (
         ("stopped early", TrialState.PRUNED, {"symbol": "x-thin", "size": 7, "line": {"width": 1.3, "color": GREY}}),
         ("complete", TrialState.COMPLETE, {"color": BLUE, "size": 8}),

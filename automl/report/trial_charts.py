@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from automl.metric import as_loss
 from automl.report.answers import LINES, pareto, spending
 from automl.report.chart_style import (
     BLACK,
@@ -22,7 +23,8 @@ from automl.report.chart_style import (
     thinned,
     with_value,
 )
-from automl.report.frames import StudyFrame, TrialFrame
+from automl.report.frames import StudyFrame
+from automl.storage.trials import TrialRow
 from automl.trial import TrialState
 
 
@@ -49,12 +51,12 @@ def history(frame: StudyFrame) -> go.Figure | None:
     return figure
 
 
-def _best_so_far(frame: StudyFrame, complete: Sequence[TrialFrame]) -> list[tuple[int, float]]:
+def _best_so_far(frame: StudyFrame, complete: Sequence[TrialRow]) -> list[tuple[int, float]]:
     steps: list[tuple[int, float]] = []
     best = math.inf
     for trial in sorted(complete, key=lambda trial: trial.number):
-        if frame.cost(trial) < best and trial.value is not None:
-            best = frame.cost(trial)
+        if trial.value is not None and as_loss(trial.value, frame.direction) < best:
+            best = as_loss(trial.value, frame.direction)
             steps.append((trial.number, trial.value))
     return [*steps, (frame.trials[-1].number, steps[-1][1])] if steps else []
 
@@ -81,7 +83,7 @@ def curves(frame: StudyFrame) -> go.Figure | None:
     return figure
 
 
-def _lines(frame: StudyFrame, trials: Sequence[TrialFrame], name: str, colour: str, width: float) -> go.Scatter:
+def _lines(frame: StudyFrame, trials: Sequence[TrialRow], name: str, colour: str, width: float) -> go.Scatter:
     """Curves of many trials in one trace, with gaps between them: cheap in the page, and one legend entry."""
     x: list[int | None] = []
     y: list[float | None] = []

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
+
+from automl.metric import Direction, as_loss
+from automl.study.outcome import direction_of
 
 if TYPE_CHECKING:  # at run time only when a report is made: it loads scikit-learn, and workers wait for the driver
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
@@ -63,7 +65,7 @@ class ParameterImportance:
 @dataclass(frozen=True, slots=True)
 class _Sample:
     trial: FrozenTrial
-    value: float
+    loss: float
 
 
 def parameter_importance(
@@ -76,18 +78,15 @@ def parameter_importance(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # each repeat is a study of its own in memory
     study = optuna.load_study(study_name=study_name, storage=storage)
-    maximize = study.directions[0] is StudyDirection.MAXIMIZE
-    step, samples = _at_a_common_step(study.get_trials(deepcopy=False))
+    direction = direction_of(study.directions[0])
+    step, samples = _at_a_common_step(study.get_trials(deepcopy=False), direction)
     if len(samples) < FEWEST_TRIALS:
         note = f"{len(samples)} comparable trials are too few to tell; at least {FEWEST_TRIALS} are needed"
         return ParameterImportance(step=step, trials=len(samples), repeats=0, shares={}, note=note)
-    if len({sample.value for sample in samples}) == 1:
+    if len({sample.loss for sample in samples}) == 1:
         note = f"all {len(samples)} trials have the same value at step {step}"
         return ParameterImportance(step=step, trials=len(samples), repeats=0, shares={}, note=note)
-    shares = {
-        name: _repeated(samples, make, maximize=maximize, repeats=repeats, seed=seed)
-        for name, make in _estimators().items()
-    }
+    shares = {name: _repeated(samples, make, repeats=repeats, seed=seed) for name, make in _estimators().items()}
     found = {name: rows for name, rows in shares.items() if rows}
     note = "" if found else "no parameter is common to all trials, or none varies"
     return ParameterImportance(step=step, trials=len(samples), repeats=repeats, shares=found, note=note)
@@ -104,14 +103,14 @@ def _estimators() -> dict[str, Callable[[int], _Evaluator]]:
     return made
 
 
-def _at_a_common_step(trials: Sequence[FrozenTrial]) -> tuple[int, list[_Sample]]:
-    """The last step that enough trials have reached (else the one that most have), and those trials' values there."""
+def _at_a_common_step(trials: Sequence[FrozenTrial], direction: Direction) -> tuple[int, list[_Sample]]:
+    """The last step that enough trials have reached (else the one that most have), and those trials' losses there."""
     ended = [trial for trial in trials if trial.state.is_finished() and trial.intermediate_values]
     reached: dict[int, list[_Sample]] = {}
     for trial in ended:
         for step, value in trial.intermediate_values.items():
             if math.isfinite(value):
-                reached.setdefault(step, []).append(_Sample(trial, value))
+                reached.setdefault(step, []).append(_Sample(trial, as_loss(value, direction)))
     if not reached:
         return 0, []
     wanted = max(FEWEST_TRIALS, math.ceil(len(ended) / 2))
@@ -121,31 +120,26 @@ def _at_a_common_step(trials: Sequence[FrozenTrial]) -> tuple[int, list[_Sample]
 
 
 def _repeated(
-    samples: Sequence[_Sample],
-    make: Callable[[int], _Evaluator],
-    *,
-    maximize: bool,
-    repeats: int,
-    seed: int,
+    samples: Sequence[_Sample], make: Callable[[int], _Evaluator], *, repeats: int, seed: int
 ) -> dict[str, Share]:
     """Mean and interval of the shares over resampled trials (with replacement), most important first."""
     generator = random.Random(seed)  # noqa: S311  # a bootstrap, not a secret
     drawn: dict[str, list[float]] = {}
     for repeat in range(repeats):
         chosen = generator.choices(samples, k=min(len(samples), _DRAWN))
-        for name, share in _shares(chosen, make(seed + repeat), maximize=maximize).items():
+        for name, share in _shares(chosen, make(seed + repeat)).items():
             drawn.setdefault(name, []).append(float(share))
     rows = {name: _share(values) for name, values in drawn.items()}
     return dict(sorted(rows.items(), key=lambda row: -row[1].mean))
 
 
-def _shares(samples: Sequence[_Sample], evaluator: _Evaluator, *, maximize: bool) -> Mapping[str, float]:
+def _shares(samples: Sequence[_Sample], evaluator: _Evaluator) -> Mapping[str, float]:
     """Shares of one sample; empty where the sample says nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study = optuna.create_study(direction="maximize" if maximize else "minimize")
+        study = optuna.create_study()
         study.add_trials([_completed(sample) for sample in samples])
-        if len({sample.value for sample in samples}) == 1:
+        if len({sample.loss for sample in samples}) == 1:
             return {}
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
@@ -153,7 +147,7 @@ def _shares(samples: Sequence[_Sample], evaluator: _Evaluator, *, maximize: bool
 def _completed(sample: _Sample) -> FrozenTrial:
     trial = sample.trial
     return create_trial(
-        state=OptunaState.COMPLETE, params=trial.params, distributions=trial.distributions, value=sample.value
+        state=OptunaState.COMPLETE, params=trial.params, distributions=trial.distributions, value=sample.loss
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from automl import ranking
 from automl.errors import NotEnoughEvidence
 from automl.importance.aggregate import Aggregate, Evidence, aggregate, is_eligible
 from automl.importance.allocation import allocate, bounds
@@ -23,7 +24,7 @@ from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
-from automl.trial import ModuleImportance, TrialState
+from automl.trial import ModuleImportance
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class _Trials:
         self._rows = {row.number: row for row in list_trials(database, study)}
         self._space = recorded_space(store, self.spec)
         self._baseline = recorded_baseline(store, self.spec.task.metric)
-        self._sign = -1.0 if METRICS[self.spec.task.metric].direction == "maximize" else 1.0
+        self._metric = METRICS[self.spec.task.metric]
 
     def hyper(self, row: TrialRow) -> Hyperparameters:
         """The trial's whole configuration."""
@@ -200,30 +201,28 @@ class _Trials:
 
     def winner(self, number: int | None) -> TrialRow:
         """The best complete LoRA trial, or the one asked for. Raises NotEnoughEvidence if it has no importances."""
-        complete = [
-            (self._sign * row.value, row.number)
-            for row in self._rows.values()
-            if row.state is TrialState.COMPLETE and row.value is not None and self._counts(row)
-        ]
-        chosen = number if number is not None else min(complete, default=(0.0, None))[1]
-        if chosen is None:
+        if number is None:
+            first = ranking.best(filter(self._counts, self._rows.values()), self._metric.direction)
+            if first is not None:
+                return first
             raise NotEnoughEvidence(
                 f"study {self.study!r}: no complete LoRA trial has importances; they are collected with"
                 " search: {importance: true}, which is the default"
             )
-        if chosen not in self._rows or not self._counts(self._rows[chosen]):
-            raise NotEnoughEvidence(f"study {self.study!r}: trial {chosen} has no importances, or is no LoRA trial")
-        return self._rows[chosen]
+        if number not in self._rows or not self._counts(self._rows[number]):
+            raise NotEnoughEvidence(f"study {self.study!r}: trial {number} has no importances, or is no LoRA trial")
+        return self._rows[number]
 
     def evidence(self) -> list[Evidence]:
         """Trials that may speak."""
-        baseline = None if self._baseline is None else self._sign * self._baseline
+        loss = self._metric.loss
+        baseline = None if self._baseline is None else loss(self._baseline)
         return [
-            Evidence(trial=row.number, loss=self._sign * row.value, importances=self.importances[row.number])
+            Evidence(trial=row.number, loss=loss(row.value), importances=self.importances[row.number])
             for row in self._rows.values()
             if row.value is not None
             and self._counts(row)
-            and is_eligible(self.importances[row.number], self._sign * row.value, baseline)
+            and is_eligible(self.importances[row.number], loss(row.value), baseline)
         ]
 
     def _counts(self, row: TrialRow) -> bool:

@@ -9,18 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from automl import durable
-from automl.metric import METRICS
+from automl import durable, ranking
+from automl.metric import METRICS, Direction
 from automl.results.folders import study_folder
 from automl.results.recorded import GROUND, last_event, recorded_baseline, recorded_space
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
-from automl.storage.trials import TrialRow, list_trials, ranked
+from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
 from automl.study.outcome import exhausted_text
-from automl.study.pareto import Point, pareto_front
 from automl.study.study import EXHAUSTED, STALLED
 from automl.trial import Scalar, TrialState
 
@@ -44,7 +43,7 @@ class Summary:
 
     study: str
     metric: str
-    direction: str
+    direction: Direction
     best: TrialRow | None
     configuration: Mapping[str, Any] | None
     baseline: float | None
@@ -77,8 +76,7 @@ class Summary:
         """Whether the best trial is no better than a model without training."""
         if self.best is None or self.best.value is None or self.baseline is None:
             return False
-        gain = self.best.value - self.baseline
-        return (gain if self.direction == "maximize" else -gain) <= 0
+        return METRICS[self.metric].gain(self.best.value, over=self.baseline) <= 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -86,7 +84,7 @@ class Summary:
             "study": self.study,
             "metric": self.metric,
             "direction": self.direction,
-            "best": asdict(self.best) if self.best else None,
+            "best": self.best.as_dict() if self.best else None,
             "configuration": self.configuration,
             "baseline": self.baseline,
             "counts": self.counts,
@@ -99,7 +97,7 @@ class Summary:
             "ended_by_patience": self.patience,
             "exhausted_configurations": self.exhausted,
             "also_minimize": self.also_minimize,
-            "front": [asdict(row) for row in self.front],
+            "front": [row.as_dict() for row in self.front],
             "verification": self.verification,
             "notes": list(self.notes),
         }
@@ -111,13 +109,13 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
     verified = latest(database, spec.study, done=True)
     rows = tuple(list_trials(database, spec.study))
     direction = METRICS[spec.task.metric].direction
-    best = best_trial(rows, direction)
+    winner = ranking.best(rows, direction)
     return Summary(
         study=spec.study,
         metric=spec.task.metric,
         direction=direction,
-        best=best,
-        configuration=_configuration(recorded_space(store, spec), best.params) if best else None,
+        best=winner,
+        configuration=_configuration(recorded_space(store, spec), winner.params) if winner else None,
         baseline=recorded_baseline(store, spec.task.metric),
         trials=rows,
         spent_steps=sum(row.steps for row in rows),
@@ -128,7 +126,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         patience=(last_event(store, STALLED) or {}).get("patience"),
         exhausted=_exhausted(store),
         also_minimize=spec.search.also_minimize,
-        front=front_of(rows, direction),
+        front=tuple(ranking.front(rows, direction)),
         verification=verified.result if verified is not None else None,
         notes=tuple((last_event(store, GROUND) or {}).get("notes", ())),
     )
@@ -145,33 +143,11 @@ def _configuration(space: SearchSpace, params: Mapping[str, Scalar]) -> dict[str
     return dict(params) if space.columns else asdict(assemble(space, params))
 
 
-def best_trial(rows: tuple[TrialRow, ...], direction: str) -> TrialRow | None:
-    """The complete trial with the best value; of equals the smallest where size is an objective, then the earlier."""
-    complete = [row for row in rows if row.state == TrialState.COMPLETE and row.value is not None]
-    if not complete:
-        return None
-    sign = -1.0 if direction == "maximize" else 1.0
-    return min(complete, key=lambda row: (sign * (row.value or 0.0), row.size or 0.0, row.number))
-
-
-def front_of(rows: tuple[TrialRow, ...], direction: str) -> tuple[TrialRow, ...]:
-    """The Pareto front of a study with two objectives, smallest first; empty where there is only one."""
-    sign = -1.0 if direction == "maximize" else 1.0
-    both = {row.number: row for row in rows if row.value is not None and row.size is not None}
-    points = (Point(sign * (row.value or 0.0), row.size or 0.0, number) for number, row in both.items())
-    return tuple(both[point.trial] for point in pareto_front(points))
-
-
 def size_text(name: str, size: float | None) -> str:
     """The second objective as it is shown: `12,288` parameters, `3.42` seconds; empty without one."""
     if size is None:
         return ""
     return f"{size:,.0f}" if name == "trainable_params" else f"{size:.2f}"
-
-
-def ranking(summary: Summary) -> list[TrialRow]:
-    """Trials with a value, best first: complete ones, then pruned ones."""
-    return [row for row in ranked(summary.trials, summary.direction) if row.value is not None]
 
 
 def configuration_text(params: Mapping[str, Scalar]) -> str:
@@ -234,7 +210,8 @@ def markdown(summary: Summary) -> str:
     ]
     lines += [
         f"| {row.number} | {row.state} | {row.value:.4f} | {row.steps} | {configuration_text(row.params)} |"
-        for row in ranking(summary)[:_SHOWN]
+        for row in ranking.ranked(summary.trials, summary.direction)[:_SHOWN]
+        if row.value is not None
     ]
     if summary.also_minimize is not None:
         lines += _front_lines(summary, summary.also_minimize)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+from automl import ranking
 from automl.metric import METRICS
 from automl.results.recorded import GROUND, last_event
-from automl.results.summary import best_trial
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
@@ -96,7 +96,7 @@ def read_night(database: Database, study: str, metric: str) -> Night:
     return Night(
         study=study,
         rows=rows,
-        best=best_trial(rows, METRICS[metric].direction),
+        best=ranking.best(rows, METRICS[metric].direction),
         verification=latest(database, study, done=True),
         ground=last_event(store, GROUND) or {},
     )
@@ -112,8 +112,7 @@ def compare_nights(spec: SweepSpec, tonight: Night, before: Night, noise: float 
     metric = spec.task.metric
     verified = _verified(metric, tonight, before, noise)
     found = verified or _validated(spec, tonight, before, noise)
-    gain = found.value - found.previous
-    gain = gain if METRICS[metric].direction == "maximize" else -gain
+    gain = METRICS[metric].gain(found.value, over=found.previous)
     return Comparison(
         metric=metric,
         basis="verification" if verified else "validation",

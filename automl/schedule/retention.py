@@ -91,8 +91,8 @@ def _protected(database: Database, schedule: Schedule, nights: Sequence[Firing])
     kept = {last.study} if last else set()
     if valued:
         spec = parse_space(schedule.space_text, schedule.name, Path(schedule.folder))
-        sign = 1.0 if METRICS[spec.task.metric].direction == "maximize" else -1.0
-        kept.add(max(valued, key=lambda night: sign * (night.value or 0.0)).study)
+        loss = METRICS[spec.task.metric].loss
+        kept.add(min(valued, key=lambda night: loss(night.value or 0.0)).study)
     return kept
 
 

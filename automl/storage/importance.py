@@ -46,9 +46,16 @@ def replace_importances(connection: Connection, study: str, measurements: Iterab
         connection.execute(insert(importances), rows)
 
 
-def read_importances(connection: Connection, study: str) -> dict[int, tuple[ModuleImportance, ...]]:
-    """Importances by trial; modules in natural order (layer 2 before layer 10)."""
-    query = select(importances).where(importances.c.study_name == study).order_by(importances.c.trial)
+def read_importances(
+    connection: Connection, study: str, *, latest: int | None = None
+) -> dict[int, tuple[ModuleImportance, ...]]:
+    """Importances by trial; modules in natural order (layer 2 before layer 10). latest: only of so many trials."""
+    of_trial, mine = importances.c.trial, importances.c.study_name == study
+    query = select(importances).where(mine).order_by(of_trial)
+    if latest is not None:
+        query = query.where(
+            of_trial.in_(select(of_trial).where(mine).distinct().order_by(of_trial.desc()).limit(latest))
+        )
     rows = connection.execute(query).all()
     return {
         trial: tuple(_module(row) for row in sorted(group, key=lambda row: natural_key(row.module)))

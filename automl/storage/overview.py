@@ -12,17 +12,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Row, Select, String, TextClause, bindparam, case, func, select, text
 
-from automl.metric import METRICS
+from automl.metric import METRICS, Direction, as_loss
 from automl.storage.lease import drivers, holds
+from automl.storage.ranking import filled
 from automl.storage.runs import RunRow, StudyState, last_runs, study_state
 from automl.storage.sql import Database
-from automl.storage.tables import Now, importances, measurements, sweeps
-from automl.storage.trials import STATE, decoded
-from automl.trial import ModuleImportance, Scalar
+from automl.storage.tables import Now, measurements, sweeps
+from automl.storage.trials import STATE, CurvePoint, decoded
+from automl.trial import Scalar
 
 PAGE = 200
 """Most trials that `list_page` returns at once."""
@@ -52,7 +53,7 @@ class StudyTotals:
 
     study: str
     metric: str
-    direction: str
+    direction: Direction
     space_sha256: str
     runs: int
     driver: str | None
@@ -110,15 +111,8 @@ class Place(NamedTuple):
     state: str
 
 
-class CurvePoint(NamedTuple):
-    """One measurement of the objective."""
-
-    step: int
-    value: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
+class Pace:
     """How quickly a study is trained: steps of all its trials within the last `seconds`. now: the database's clock."""
 
     steps: int
@@ -139,7 +133,7 @@ def _of_studies(query: str) -> TextClause:
 
 
 _VALUED = """
-FROM trials t JOIN studies s ON s.study_id = t.study_id
+FROM trials t JOIN studies s ON s.study_id = t.study_id {direction}
 JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
 WHERE s.study_name = :study"""
 
@@ -157,12 +151,14 @@ FROM studies s LEFT JOIN study_directions d ON d.study_id = s.study_id AND d.obj
 LEFT JOIN study_user_attributes o ON o.study_id = s.study_id AND o.key = 'objective'
 WHERE s.study_name IN :studies""")
 
-_BEST = _of_studies("""
-SELECT s.study_name, MIN(v.value) AS low, MAX(v.value) AS high
-FROM trials t JOIN studies s ON s.study_id = t.study_id
+_BEST = _of_studies(
+    filled("""
+SELECT s.study_name, MIN({loss}) AS loss
+FROM trials t JOIN studies s ON s.study_id = t.study_id {direction}
 JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
 WHERE t.state = 'COMPLETE' AND s.study_name IN :studies
 GROUP BY s.study_name""")
+)
 
 # Seconds and tokens grow with the step, so the row of a trial's last step holds what it has cost.
 _SPENT = _of_studies("""
@@ -185,16 +181,20 @@ WHERE r.key = 'stop_reason' AND r.trial_id IN (
 GROUP BY r.value_json ORDER BY COUNT(*) DESC, r.value_json""")
 
 # A trial is an improvement if no COMPLETE trial with a smaller number is at least as good: few rows of many.
-_IMPROVEMENTS = """
+_IMPROVEMENTS = text(
+    filled(
+        """
 SELECT number, value FROM (
-  SELECT t.number, v.value, {extreme}(v.value) OVER (
+  SELECT t.number, v.value, {loss} AS loss, MIN({loss}) OVER (
     ORDER BY t.number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
   {valued} AND t.state = 'COMPLETE') w
-WHERE before IS NULL OR value {better} before ORDER BY number"""
+WHERE before IS NULL OR loss < before ORDER BY number""".replace("{valued}", _VALUED)
+    )
+)
 
 _SAMPLE = text(
-    f"SELECT t.number, v.value, CAST(t.state AS VARCHAR(16)) AS state {_VALUED}"
-    " AND t.number % :every = 0 ORDER BY t.number"
+    filled(f"SELECT t.number, v.value, CAST(t.state AS VARCHAR(16)) AS state {_VALUED}")
+    + " AND t.number % :every = 0 ORDER BY t.number"
 )
 
 _STANDING = text(
@@ -205,13 +205,13 @@ FROM trials t JOIN studies s ON s.study_id = t.study_id LEFT JOIN (
 ) m ON m.trial = t.number WHERE s.study_name = :study GROUP BY 1, 2""".replace("{state}", STATE)
 )
 
-_LINES = """
+_LINES = filled("""
 SELECT t.trial_id, t.number, {state} AS state, v.value,
   t.datetime_start AS started, t.datetime_complete AS ended
-FROM trials t JOIN studies s ON s.study_id = t.study_id
-LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 AND v.value_type = 'FINITE'
+FROM trials t JOIN studies s ON s.study_id = t.study_id {direction}
+{values}
 WHERE s.study_name = :study AND (:every_state OR {state} IN :states)
-ORDER BY {order} LIMIT :limit OFFSET :offset"""
+ORDER BY {order} LIMIT :limit OFFSET :offset""")
 
 _STEPS = text("""
 SELECT i.trial_id, i.step, i.intermediate_value AS value FROM trial_intermediate_values i JOIN (
@@ -240,10 +240,9 @@ ORDER BY t.number, i.step""").bindparams(bindparam("numbers", expanding=True))
 
 ORDERS: Mapping[str, str] = {
     "number": "t.number DESC",
-    "best": "CASE WHEN t.state = 'COMPLETE' THEN 0 ELSE 1 END, CASE WHEN v.value IS NULL THEN 1 ELSE 0 END, {value},"
-    " t.number",
+    "best": filled("{best_first}"),
 }
-"""How trials may be ordered: the latest first, or the best first (complete before all others)."""
+"""How trials may be ordered: the latest first, or the best first as everywhere (`automl.ranking`)."""
 
 
 def count_studies(database: Database) -> int:
@@ -294,18 +293,18 @@ class _Known:
         states, verified = self._states.get(name, []), self._verified.get(name)
         run = self._runs.get(name)
         metric = str(json.loads(about.metric)) if about is not None and about.metric else run.metric if run else ""
-        maximize = _maximizes(about, metric)
+        direction = _direction(about, metric)
         return StudyTotals(
             study=name,
             metric=metric,
-            direction="maximize" if maximize else "minimize",
+            direction=direction,
             last_run=run,
             space_sha256=row.space_sha256,
             runs=row.runs,
             driver=row.owner if row.owner and holds(row.owner_process or "", is_valid=bool(row.is_valid)) else None,
             created_at=row.created_at,
             counts={state.state: state.trials for state in states},
-            best=None if best is None else best.high if maximize else best.low,
+            best=None if best is None else as_loss(best.loss, direction),
             steps=int(spent.steps) if spent is not None else 0,
             seconds=float(spent.seconds) if spent is not None else 0.0,
             tokens=int(spent.tokens) if spent is not None else 0,
@@ -315,11 +314,11 @@ class _Known:
         )
 
 
-def _maximizes(about: Row[Any] | None, metric: str) -> bool:
+def _direction(about: Row[Any] | None, metric: str) -> Direction:
     """By Optuna, or by the metric while Optuna has not been told yet."""
     if about is not None and about.direction is not None:
-        return bool(about.direction == "MAXIMIZE")
-    return metric in METRICS and METRICS[metric].direction == "maximize"
+        return cast("Direction", about.direction.lower())
+    return METRICS[metric].direction if metric in METRICS else "minimize"
 
 
 def stop_reasons(database: Database, study: str) -> dict[str, int]:
@@ -328,12 +327,10 @@ def stop_reasons(database: Database, study: str) -> dict[str, int]:
         return {str(json.loads(row.reason)): row.trials for row in connection.execute(_REASONS, {"study": study})}
 
 
-def improvements(database: Database, study: str, direction: str) -> list[Place]:
+def improvements(database: Database, study: str) -> list[Place]:
     """The COMPLETE trials that were better than all before them, by number."""
-    extreme, better = ("MAX", ">") if direction == "maximize" else ("MIN", "<")
-    query = _IMPROVEMENTS.format(extreme=extreme, better=better, valued=_VALUED)
     with database.reading("read the improvements") as connection:
-        rows = connection.execute(text(query), {"study": study})
+        rows = connection.execute(_IMPROVEMENTS, {"study": study})
         return [Place(row.number, row.value, "COMPLETE") for row in rows]
 
 
@@ -350,7 +347,7 @@ def standing(database: Database, study: str) -> list[Standing]:
         return [Standing(*row) for row in connection.execute(_STANDING, {"study": study})]
 
 
-def pace(database: Database, study: str, *, seconds: float = 300.0) -> Rounds | None:
+def pace(database: Database, study: str, *, seconds: float = 300.0) -> Pace | None:
     """How quickly a study was trained in the last minutes, or since its first measurement; None if it was not."""
     mine = measurements.c.study_name == study
     with database.reading("read the pace of a study") as connection:
@@ -365,13 +362,12 @@ def pace(database: Database, study: str, *, seconds: float = 300.0) -> Rounds | 
         ).scalar()
     if not steps or first is None:
         return None
-    return Rounds(steps=int(steps), seconds=min(seconds, (now - first).total_seconds()), now=now)
+    return Pace(steps=int(steps), seconds=min(seconds, (now - first).total_seconds()), now=now)
 
 
 def list_page(
     database: Database,
     study: str,
-    direction: str,
     *,
     order: str = "number",
     states: Sequence[str] = (),
@@ -379,8 +375,7 @@ def list_page(
     offset: int = 0,
 ) -> list[TrialLine]:
     """Some trials of a study. order: of `ORDERS`; states: all if empty; limit: at most 200."""
-    value = "v.value DESC" if direction == "maximize" else "v.value"
-    query = text(_LINES.format(state=STATE, order=ORDERS[order].replace("{value}", value)))
+    query = text(_LINES.format(state=STATE, order=ORDERS[order]))
     asked = {"study": study, "every_state": not states, "states": list(states) or [""]}
     with database.reading("list trials") as connection:
         rows = connection.execute(
@@ -397,20 +392,6 @@ def trial_curves(database: Database, study: str, numbers: Iterable[int]) -> dict
         for row in connection.execute(_CURVES, {"study": study, "numbers": sorted(set(numbers))}):
             found[row.number].append(CurvePoint(row.step, row.value))
     return dict(found)
-
-
-def importances_of(database: Database, study: str, trials: int) -> dict[int, tuple[ModuleImportance, ...]]:
-    """Importances of the latest `trials` trials of a study that have any, by trial."""
-    table = importances
-    mine = table.c.study_name == study
-    newest = select(table.c.trial).where(mine).distinct().order_by(table.c.trial.desc()).limit(trials)
-    found: dict[int, list[ModuleImportance]] = defaultdict(list)
-    fields = tuple(ModuleImportance.__dataclass_fields__)
-    with database.reading("read importances") as connection:
-        for row in connection.execute(select(table).where(mine, table.c.trial.in_(newest))):
-            values = {name: getattr(row, name) for name in fields}
-            found[row.trial].append(ModuleImportance(**{**values, "components": tuple(row.components)}))
-    return {trial: tuple(modules) for trial, modules in sorted(found.items())}
 
 
 def _by_study(connection: Connection, query: TextClause, studies: Sequence[str]) -> dict[str, Row[Any]]:

@@ -132,10 +132,13 @@ class Database:
         with self.reading("list the studies") as connection:
             return list(connection.execute(select(sweeps.c.study_name).order_by(sweeps.c.study_name)).scalars())
 
-    def importances(self, study: str) -> dict[int, tuple[ModuleImportance, ...]]:
-        """The newest importances of each trial of a study that has any, by trial; modules in natural order."""
+    def importances(self, study: str, *, latest: int | None = None) -> dict[int, tuple[ModuleImportance, ...]]:
+        """The newest importances of each trial of a study that has any, by trial; modules in natural order.
+
+        latest: only those of so many trials, the latest that have any.
+        """
         with self.reading(f"read the importances of study {study!r}") as connection:
-            return read_importances(connection, study)
+            return read_importances(connection, study, latest=latest)
 
     def check_pages(self) -> None:
         """Look at every page of a SQLite file. Raises StorageError if one is damaged."""

@@ -9,15 +9,24 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, text
 
+from automl import ranking
 from automl.errors import StudyNotFoundError
+from automl.metric import Direction
 from automl.storage.sql import Database
 from automl.trial import Scalar, TrialState
+
+
+class CurvePoint(NamedTuple):
+    """One measurement of the objective."""
+
+    step: int
+    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +34,10 @@ class TrialRow:
     """One trial as it is now.
 
     value: objective at the last measurement of an ended trial, None otherwise. size: of a complete trial, what is
-    minimised beside it (`search.also_minimize`), else None. steps, seconds: trained so far, up to
-    the last measurement. adapter: folder of its adapter, if that is still kept. trainable_params: LoRA and head, None
-    if unknown. error: what a failed trial said last, empty otherwise. is_parked: it is RUNNING, but paused.
+    minimised beside it (`search.also_minimize`), else None. steps, seconds, tokens: trained so far, up to the last
+    measurement. adapter: folder of its adapter, if that is still kept. trainable_params: LoRA and head, None if
+    unknown. error: what a failed trial said last, empty otherwise. is_parked: it is RUNNING, but paused. attempts: how
+    often it was handed to a worker. curve: the objective by step, empty unless it was read too (for a report).
     """
 
     number: int
@@ -42,6 +52,15 @@ class TrialRow:
     error: str = ""
     size: float | None = None
     is_parked: bool = False
+    tokens: int = 0
+    attempts: int = 0
+    curve: tuple[CurvePoint, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the curve is left out."""
+        values = asdict(self)
+        del values["curve"]
+        return values
 
     @property
     def shown_state(self) -> str:
@@ -83,12 +102,15 @@ WHERE {chosen} ORDER BY p.param_id"""
 
 _ATTRIBUTES = """
 SELECT p.trial_id, p.key, p.value_json FROM trial_user_attributes p
-WHERE {chosen} AND p.key IN ('seconds', 'stop_reason', 'trainable_params', 'error')"""
+WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'stop_reason', 'trainable_params', 'error')"""
 
-# Seconds grow with the step, so the row of a trial's last step holds what it has cost.
+# Seconds and tokens grow with the step, so the row of a trial's last step holds what it has cost.
 _SPENT = """
-SELECT p.trial, MAX(p.seconds) AS seconds FROM automl_measurements p
+SELECT p.trial, MAX(p.seconds) AS seconds, MAX(p.tokens) AS tokens FROM automl_measurements p
 WHERE p.study_name = :study AND {chosen} GROUP BY p.trial"""
+
+_ATTEMPTS = text("""
+SELECT trial, COUNT(*) AS attempts FROM automl_attempts WHERE study_name = :study GROUP BY trial""")
 
 _ADAPTERS = text("""
 SELECT trial, path FROM automl_artifacts WHERE study_name = :study AND deleted_at IS NULL ORDER BY trial, kind""")
@@ -107,25 +129,13 @@ def list_trials(database: Database, study: str) -> list[TrialRow]:
         return _completed(connection, study, _outlines(connection, study), all_of=_study_id(connection, study))
 
 
-def best_trials(database: Database, study: str, direction: str, limit: int) -> list[TrialRow]:
-    """The first of all trials in the order of `ranked`, at most `limit`. Raises StudyNotFoundError."""
+def best_trials(database: Database, study: str, direction: Direction, limit: int) -> list[TrialRow]:
+    """The first of all trials in the order of `automl.ranking`, at most `limit`. Raises StudyNotFoundError."""
     with database.reading(f"read the best trials of study {study!r}") as connection:
         outlines = _outlines(connection, study)
         ids = {row.number: trial_id for trial_id, row in outlines.items()}
-        best = {ids[row.number]: row for row in ranked(outlines.values(), direction)[:limit]}
+        best = {ids[row.number]: row for row in ranking.ranked(outlines.values(), direction)[:limit]}
         return _completed(connection, study, best, all_of=_study_id(connection, study) if limit > _FEW else None)
-
-
-def ranked(rows: Iterable[TrialRow], direction: str) -> list[TrialRow]:
-    """Best first: complete trials, then pruned ones, each by value, size and number; then those without a value."""
-    sign = -1.0 if direction == "maximize" else 1.0
-
-    def rank(row: TrialRow) -> tuple[bool, bool, float, float, int]:
-        if row.value is None:
-            return True, True, 0.0, 0.0, row.number
-        return False, row.state != TrialState.COMPLETE, sign * row.value, row.size or 0.0, row.number
-
-    return sorted(rows, key=rank)
 
 
 def _study_id(connection: Connection, study: str) -> int:
@@ -165,17 +175,21 @@ def _completed(connection: Connection, study: str, rows: _Outlines, *, all_of: i
     told: dict[int, dict[str, Any]] = defaultdict(dict)
     for trial_id, key, value in _chosen(connection, _ATTRIBUTES, ids, all_of):
         told[trial_id][key] = json.loads(value)
-    spent = _spent(connection, study, [row.number for trial, row in rows.items() if "seconds" not in told[trial]])
+    spent = _spent(connection, study, [row.number for trial, row in rows.items() if "tokens" not in told[trial]])
+    known = {trial: {**spent.get(row.number, {}), **told[trial]} for trial, row in rows.items()}
+    attempts = {row.trial: row.attempts for row in connection.execute(_ATTEMPTS, {"study": study})}
     adapters = {row.trial: row.path for row in connection.execute(_ADAPTERS, {"study": study})}
     return [
         replace(
             row,
             params=params[trial_id],
-            seconds=told[trial_id].get("seconds", spent.get(row.number, 0.0)),
-            stop_reason=told[trial_id].get("stop_reason"),
+            seconds=known[trial_id].get("seconds", 0.0),
+            tokens=known[trial_id].get("tokens", 0),
+            stop_reason=known[trial_id].get("stop_reason"),
             adapter=adapters.get(row.number),
-            trainable_params=_whole(told[trial_id].get("trainable_params")),
-            error=str(told[trial_id].get("error", "")),
+            attempts=attempts.get(row.number, 0),
+            trainable_params=_whole(known[trial_id].get("trainable_params")),
+            error=str(known[trial_id].get("error", "")),
         )
         for trial_id, row in rows.items()
     ]
@@ -188,8 +202,8 @@ def _chosen(connection: Connection, query: str, ids: Sequence[int], all_of: int 
     return connection.execute(some, {"ids": ids})
 
 
-def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[int, float]:
-    """Seconds of trials that have not ended, by number."""
+def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Seconds and tokens of trials that have not ended, by number."""
     if not numbers:
         return {}
     if len(numbers) > _FEW:
@@ -197,7 +211,7 @@ def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[i
     else:
         few = text(_SPENT.format(chosen="p.trial IN :numbers")).bindparams(bindparam("numbers", expanding=True))
         rows = connection.execute(few, {"study": study, "numbers": numbers})
-    return {row.trial: row.seconds for row in rows}
+    return {row.trial: {"seconds": row.seconds, "tokens": row.tokens} for row in rows}
 
 
 def _whole(value: Any) -> int | None:

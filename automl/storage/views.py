@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, text
 
+from automl.storage.ranking import better, loss
+
 VIEWS = ("automl_leaderboard", "automl_curves", "automl_spent")
 
 # Optuna keeps a parameter as a number and a distribution; for a categorical one the number is an index. A value is
@@ -45,12 +47,11 @@ SELECT
   s.study_name,
   CASE WHEN t.state = 'COMPLETE' AND v.value IS NOT NULL THEN RANK() OVER (
     PARTITION BY t.study_id, t.state ORDER BY CASE
-      WHEN v.value IS NULL THEN 1.7976931348623157e308
-      WHEN d.direction = 'MAXIMIZE' THEN -v.value ELSE v.value END) END AS place,
+      WHEN v.value IS NULL THEN 1.7976931348623157e308 ELSE {loss} END) END AS place,
   t.number AS trial,
   CAST(t.state AS VARCHAR(16)) AS state,
   v.value,
-  CASE WHEN d.direction = 'MAXIMIZE' THEN curve.high ELSE curve.low END AS best_value,
+  {best} AS best_value,
   cost.steps,
   cost.seconds,
   cost.tokens,
@@ -106,7 +107,7 @@ def create_views(connection: Connection) -> None:
     """Create the views anew, inside the caller's transaction."""
     drop_views(connection)
     params = _PARAMS[connection.dialect.name]
-    for statement in (_LEADERBOARD.replace("{params}", params), _CURVES, _SPENT):
+    for statement in (_leaderboard(params), _CURVES, _SPENT):
         connection.execute(text(statement))
 
 
@@ -114,3 +115,8 @@ def drop_views(connection: Connection) -> None:
     """Drop the views, so that the tables under them can change."""
     for name in VIEWS:
         connection.execute(text(f"DROP VIEW IF EXISTS {name}"))
+
+
+def _leaderboard(params: str) -> str:
+    parts = {"params": params, "loss": loss("v.value"), "best": better("curve.low", "curve.high")}
+    return _LEADERBOARD.format(**parts)

@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from automl.metric import Direction, as_loss
+from automl.study.outcome import direction_of
+
 
 class Look:
     """Tells which trials have changed since the last look: those whose object is another one.
@@ -87,16 +90,16 @@ class Curves:
         self._rungs = tuple(rungs)
         self._every = evaluate_every
         self._gains = tuple(gains)
-        self._forget(1.0)
+        self._forget("minimize")
 
     def update(self, trials: Sequence[FrozenTrial], direction: StudyDirection) -> None:
         """Take in what has changed. trials: all of the study; those seen before are not changed in place."""
-        sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        if sign != self._sign or not self._look.is_of(trials):
-            self._forget(sign)
+        towards = direction_of(direction)
+        if towards != self._direction or not self._look.is_of(trials):
+            self._forget(towards)
         fresh = self._look.changed(trials)
         if any(self._contradicts(trial) for trial in fresh):  # the trials of another study
-            self._forget(sign)
+            self._forget(towards)
             fresh = self._look.changed(trials)
         for trial in fresh:
             self._take(trial)
@@ -113,8 +116,8 @@ class Curves:
         """Trials that have not ended and whose last step is in low ... high - 1; it is 0 for one without a value."""
         return sum(count for step, count in self._unfinished_at.items() if low <= step < high)
 
-    def _forget(self, sign: float) -> None:
-        self._sign = sign
+    def _forget(self, direction: Direction) -> None:
+        self._direction = direction
         self._look = Look()
         self.at = {rung: Rung(self._gains) for rung in self._rungs}
         self.steps = self.first_steps = 0
@@ -122,10 +125,13 @@ class Curves:
         self._reached: dict[int, int] = {}
         self._unfinished_at: Counter[int] = Counter()
 
+    def _loss(self, value: float) -> float:
+        return as_loss(value, self._direction)
+
     def _contradicts(self, trial: FrozenTrial) -> bool:
         curve = trial.intermediate_values
         entered = ((step, rung.losses[trial.number]) for step, rung in self.at.items() if trial.number in rung.losses)
-        return any(step not in curve or self._sign * curve[step] != loss for step, loss in entered)
+        return any(step not in curve or self._loss(curve[step]) != loss for step, loss in entered)
 
     def _take(self, trial: FrozenTrial) -> None:
         number, reached = trial.number, trial.last_step or 0
@@ -141,8 +147,8 @@ class Curves:
             self._reopen(number, reached)
 
     def _enter(self, number: int, step: int, curve: Mapping[int, float]) -> None:
-        rung, loss = self.at[step], self._sign * curve[step]
-        half = self._sign * curve.get(step // self._every // 2 * self._every, curve[step])
+        rung, loss = self.at[step], self._loss(curve[step])
+        half = self._loss(curve.get(step // self._every // 2 * self._every, curve[step]))
         rung.losses[number] = loss
         insort(rung.ascending, loss)
         for gain, ranking in rung.rankings.items():

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
+from optuna.study import StudyDirection
+
+from automl.metric import Direction
 from automl.trial import Scalar, StopReason, TrialState
 
 STATE_OF: dict[StopReason, TrialState] = {
@@ -46,6 +50,11 @@ class StudyEvent:
     kind: str
     trial: int
     text: str
+
+
+def direction_of(direction: StudyDirection) -> Direction:
+    """What Optuna calls it, as `automl.metric` calls it."""
+    return next(name for name in get_args(Direction) if name == direction.name.lower())
 
 
 def exhausted_text(configurations: int) -> str:

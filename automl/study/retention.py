@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable
 
+from automl.ranking import Point, pareto_front
 from automl.storage.base import Artifact, ResultStore
-from automl.study.pareto import Point, pareto_front
 
 ADAPTER = "adapter"
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence, Set
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from automl.metric import as_loss
+from automl.ranking import Front, Point, point
 from automl.study.curves import Look
-from automl.study.outcome import CONSTRAINT_OF, STOP_REASON
-from automl.study.pareto import Front, Point
+from automl.study.outcome import CONSTRAINT_OF, STOP_REASON, direction_of
 
 _AT_THE_END = 0  # instead of a step: complete trials are compared with each other, whatever their last step was
 
@@ -24,7 +25,7 @@ class Stall:
     """
 
     def __init__(self, directions: Sequence[StudyDirection], patience: int) -> None:
-        self._sign = -1.0 if directions[0] is StudyDirection.MAXIMIZE else 1.0
+        self._direction = direction_of(directions[0])
         self._has_two = len(directions) > 1
         self._patience = patience
         self._look = Look()
@@ -84,6 +85,6 @@ class Stall:
             return None
         if self._has_two:
             is_complete = trial.state is TrialState.COMPLETE
-            return Point(self._sign * trial.values[0], trial.values[1], trial.number) if is_complete else None
+            return point(trial.number, trial.values, self._direction) if is_complete else None
         value = trial.intermediate_values.get(step)
-        return None if value is None else Point(self._sign * value, trial.number, trial.number)
+        return None if value is None else Point(as_loss(value, self._direction), trial.number, trial.number)

@@ -24,6 +24,7 @@ from optuna.trial import TrialState as OptunaState
 from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
 from automl.metric import METRICS, Direction
+from automl.ranking import point
 from automl.space.assemble import active_parameters, assemble
 from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSettings, SearchSpace
@@ -36,7 +37,6 @@ from automl.study.enqueueing import WARM_START, lent, missing
 from automl.study.feasibility import Feasibility
 from automl.study.outcome import CONSTRAINT_OF, STATE_OF, STOP_REASON, BestTrial, StudyEvent, exhausted_text
 from automl.study.outlook import Outlook, outlook
-from automl.study.pareto import Point
 from automl.study.parking import ParkingPruner
 from automl.study.peer import PeerPruner, Verdict
 from automl.study.pruning import make_pruner
@@ -569,10 +569,9 @@ class Study:
 
     def _rank(self, number: int, values: Sequence[float], params: Mapping[str, Scalar]) -> list[int]:
         """Take a COMPLETE trial into the ranking; returns the trials whose adapters need not stay."""
-        value, size = values[0], sum(values[1:])
-        dropped = self._retention.rank(Point(-value if self.direction == "maximize" else value, size, number))
+        dropped = self._retention.rank(point(number, values, self.direction))
         if self._retention.best == number:
-            self._best = BestTrial(number=number, value=value, params=params)
+            self._best = BestTrial(number=number, value=values[0], params=params)
         return dropped
 
     def _position(self, opened: _Open) -> str:

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import optuna
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from automl.ranking import point
 from automl.space.assemble import active_parameters
 from automl.space.points import contains, snapped
 from automl.space.spec import SearchSpace
+from automl.study.outcome import direction_of
 from automl.study.registry import refuse
 from automl.trial import Scalar
 
@@ -43,9 +44,9 @@ def best_of_earlier(storage: BaseStorage, name: str, space: SearchSpace) -> Loan
     except KeyError:
         known = ", ".join(sorted(study.study_name for study in storage.get_all_studies())) or "none"
         raise refuse("warm_start", f"there is no study {name!r} in the database; there is: {known}") from None
-    sign = -1.0 if earlier.directions[0] is StudyDirection.MAXIMIZE else 1.0
+    direction = direction_of(earlier.directions[0])
     complete = earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = sorted(complete, key=lambda trial: (sign * trial.values[0], *trial.values[1:], trial.number))
+    ranked = sorted(complete, key=lambda trial: point(trial.number, trial.values, direction))
     lent: list[Mapping[str, Scalar]] = []
     outside: set[str] = set()
     for trial in ranked:

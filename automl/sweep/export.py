@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl import durable
+from automl import durable, ranking
 from automl.errors import CheckpointError, ConfigError, Problem, SearchError
 from automl.metric import METRICS
 from automl.report.recipe import recipe
 from automl.results.artifacts import fetch_adapter
 from automl.results.folders import cache_folder
 from automl.results.recorded import GROUND, last_event
-from automl.results.summary import best_trial
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
@@ -174,12 +173,12 @@ def _compare(exported: Exported, settings: HostSettings, found: Reloaded, record
 
 
 def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
-    rows = tuple(list_trials(database, spec.study))
+    rows = list_trials(database, spec.study)
     if trial is None:
-        best = best_trial(rows, METRICS[spec.task.metric].direction)
-        if best is None:
+        winner = ranking.best(rows, METRICS[spec.task.metric].direction)
+        if winner is None:
             raise SearchError(f"study {spec.study!r} has no complete trial yet")
-        return best
+        return winner
     found = next((row for row in rows if row.number == trial), None)
     if found is None or found.state != TrialState.COMPLETE:
         state = "does not exist" if found is None else f"is {found.state}"

@@ -16,14 +16,13 @@ class Finalists:
 
     def __init__(self, metric: str, *, most: int = FINALISTS) -> None:
         self._metric = metric
-        self._sign = -1.0 if METRICS[metric].direction == "maximize" else 1.0
         self._most = most
-        self._best: list[float] = []  # smallest first
+        self._best: list[float] = []  # losses, smallest first
 
     def admit(self, metrics: Mapping[str, float]) -> bool:
         """Whether a trial that finishes with these metrics is among the best so far. Ask once for each trial."""
-        value = self._sign * metrics[self._metric]
-        place = bisect.bisect_left(self._best, value)
-        self._best.insert(place, value)
+        loss = METRICS[self._metric].loss(metrics[self._metric])
+        place = bisect.bisect_left(self._best, loss)
+        self._best.insert(place, loss)
         del self._best[self._most :]
         return place < self._most

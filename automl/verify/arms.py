@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from automl import ranking
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
 from automl.metric import METRICS
@@ -15,7 +16,7 @@ from automl.setup.prepare import Derivation
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace
 from automl.storage.trials import TrialRow
-from automl.trial import Scalar, TrialState
+from automl.trial import Scalar
 from automl.verify.plan import GRID, Arm, ArmKind, Comparison
 from automl.verify.ranks import cost, even_ranks, random_ranks, spent
 from automl.verify.statistics import LEVEL, joint_level
@@ -51,11 +52,7 @@ class Candidates:
         self._metric = METRICS[metric]
         self._rows = rows
         self._final_ranks = final_ranks
-        sign = -1.0 if self._metric.direction == "maximize" else 1.0
-        complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.value is not None]
-        self._ranked = sorted(
-            complete, key=lambda trial: (sign * (trial.value or 0.0), trial.size or 0.0, trial.number)
-        )
+        self._ranked = ranking.complete(trials, self._metric.direction)
         if not self._ranked:
             raise SearchError("no trial is complete, so there is nothing to verify")
 

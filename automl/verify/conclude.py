@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from automl.metric import METRICS
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
 from automl.verify.plan import PATTERN_KINDS, Arm, ArmKind, Plan
 from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, values
@@ -42,6 +43,10 @@ def mean_score(plan: Plan, scores: Scores, arm: Arm) -> float:
     """Mean test score of an arm over its seeds."""
     found = values(plan, scores, arm)
     return math.fsum(found.values()) / len(found)
+
+
+def _loss(plan: Plan, scores: Scores, arm: Arm) -> float:
+    return METRICS[plan.metric].loss(mean_score(plan, scores, arm))
 
 
 def _arm(plan: Plan, scores: Scores, arm: Arm) -> dict[str, Any]:
@@ -81,12 +86,11 @@ def _comparison(found: Compared) -> dict[str, Any]:
 def _optimism(plan: Plan, scores: Scores) -> dict[str, Any]:
     """By how much the search's value flattered its winner: positive = it looked better than it is."""
     verified = mean_score(plan, scores, plan.winner)
-    gap = plan.winner_value - verified
     return {
         "trial": plan.winner.trial,
         "validation": plan.winner_value,
         "verified": verified,
-        "optimism": gap if plan.direction == "maximize" else -gap,
+        "optimism": METRICS[plan.metric].gain(plan.winner_value, over=verified),
     }
 
 
@@ -97,11 +101,11 @@ def _recommended(plan: Plan, scores: Scores, suggestion: str) -> Arm:
     """
     kinds = {kind for kind in PATTERN_KINDS if kind != "suggested" or suggestion != PASSED}
     candidates = [arm for arm in plan.arms if arm.kind not in kinds]
-    sign = -1.0 if plan.direction == "maximize" else 1.0
-    best = min(candidates, key=lambda arm: sign * mean_score(plan, scores, arm))
+    losses = {arm.name: _loss(plan, scores, arm) for arm in candidates}
+    best = min(candidates, key=lambda arm: losses[arm.name])
     level = joint_level(len(candidates) - 1)
     good = [arm for arm in candidates if arm is best or not _is_worse(plan, scores, arm, best, level)]
-    return min(good, key=lambda arm: (arm.trainable_params, sign * mean_score(plan, scores, arm)))
+    return min(good, key=lambda arm: (arm.trainable_params, losses[arm.name]))
 
 
 def _is_worse(plan: Plan, scores: Scores, arm: Arm, best: Arm, level: float) -> bool:
@@ -129,8 +133,7 @@ def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool)
 def _nothing_learnt(plan: Plan, scores: Scores) -> str:
     what = "the majority class" if plan.majority else "the untrained model"
     without = baseline(plan, scores)[plan.metric]
-    sign = -1.0 if plan.direction == "maximize" else 1.0
-    best = min(plan.arms, key=lambda arm: sign * mean_score(plan, scores, arm))
+    best = min(plan.arms, key=lambda arm: _loss(plan, scores, arm))
     return (
         f"No configuration beats {what}: {plan.metric} {mean_score(plan, scores, best):.4f} at best, {without:.4f}"
         " without training."

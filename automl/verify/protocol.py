@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from automl.metric import METRICS
+from automl.metric import METRICS, as_loss
 from automl.storage.verification import Score, ScoredSplit
 from automl.verify.plan import LOOK, Arm, Comparison, Plan, Training, all_trainings
 from automl.verify.statistics import LEVEL, Estimate, Verdict, is_settled, paired, spread, t_quantile, verdict
@@ -84,13 +84,12 @@ def chosen_rate(plan: Plan, scores: Scores, arm: Arm) -> float:
     """
     if not arm.is_tuned:
         return arm.learning_rates[0]
-    sign = 1.0 if plan.direction == "minimize" else -1.0
 
     def cost(rate: float) -> tuple[int, float, float]:
         found = [scores.metrics(arm.name, seed, rate, "validation") for seed in plan.tuning_seeds]
         sound = [metrics[plan.metric] for metrics in found if plan.metric in metrics]
-        mean = sign * math.fsum(sound) / len(sound) if sound else 0.0
-        return len(found) - len(sound), mean, rate
+        loss = as_loss(math.fsum(sound) / len(sound), plan.direction) if sound else 0.0
+        return len(found) - len(sound), loss, rate
 
     return min(arm.learning_rates, key=cost)
 
@@ -124,12 +123,11 @@ def compare(plan: Plan, scores: Scores, comparison: Comparison, *, seeds: int | 
         return None
     differences = [ours[seed] - theirs[seed] for seed in shared]
     estimate = paired(differences, comparison.level)
-    sign = 1.0 if plan.direction == "maximize" else -1.0
     return Compared(
         comparison=comparison,
         estimate=estimate,
         seeds=len(shared),
-        wins=sum(sign * difference > 0 for difference in differences),
+        wins=sum(as_loss(difference, plan.direction) < 0 for difference in differences),
         verdict=verdict(estimate, plan.direction),
     )
 
@@ -142,9 +140,8 @@ def beats_baseline(plan: Plan, scores: Scores) -> bool:
     """
     without = baseline(plan, scores)
     metric = "accuracy" if "accuracy" in without and plan.metric != "loss" else plan.metric
-    sign = 1.0 if METRICS[metric].direction == "maximize" else -1.0
     return any(
-        sign * (_mean(found) - without[metric]) > _doubt(plan, metric, found)
+        METRICS[metric].gain(_mean(found), over=without[metric]) > _doubt(plan, metric, found)
         for arm in plan.arms
         if len(found := list(values(plan, scores, arm, metric).values())) >= 2
     )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from automl.metric import Direction
+from automl.metric import Direction, as_loss
 
 Verdict = Literal["better", "no clear difference", "worse"]
 
@@ -76,7 +76,7 @@ def verdict(estimate: Estimate, direction: Direction) -> Verdict:
     """What the interval says: `better` or `worse` only if it excludes zero."""
     if estimate.low <= 0.0 <= estimate.high:
         return "no clear difference"
-    return "better" if (estimate.mean > 0.0) == (direction == "maximize") else "worse"
+    return "better" if as_loss(estimate.mean, direction) < 0.0 else "worse"
 
 
 def is_settled(estimate: Estimate, margin: float) -> bool:

@@ -9,13 +9,14 @@ import pytest
 
 from automl.report.answers import failures, pareto, rates_by_rank, sizes_by_target, spending
 from automl.report.chart_style import round_ticks
-from automl.report.frames import Point, StudyFrame, TrialFrame, place_of
+from automl.report.frames import StudyFrame, place_of
 from automl.report.reading import shares_of_modules
+from automl.storage.trials import CurvePoint, TrialRow
 from automl.trial import ModuleImportance, TrialState
 
 
-def trial(number: int, value: float, *, params: int = 100, steps: int = 80, **chosen: object) -> TrialFrame:
-    return TrialFrame(
+def trial(number: int, value: float, *, params: int = 100, steps: int = 80, **chosen: object) -> TrialRow:
+    return TrialRow(
         number=number,
         state=TrialState.COMPLETE if steps == 80 else TrialState.PRUNED,
         value=value,
@@ -28,12 +29,12 @@ def trial(number: int, value: float, *, params: int = 100, steps: int = 80, **ch
         error="",
         adapter=None,
         attempts=1,
-        curve=(Point(20, value),),
+        curve=(CurvePoint(20, value),),
     )
 
 
 @pytest.fixture
-def with_trials(plain_frame: StudyFrame) -> Callable[[Iterable[TrialFrame]], StudyFrame]:
+def with_trials(plain_frame: StudyFrame) -> Callable[[Iterable[TrialRow]], StudyFrame]:
     return lambda trials: replace(plain_frame, trials=tuple(trials))
 
 
@@ -63,7 +64,7 @@ def test_the_front_holds_what_no_smaller_trial_beats(
 
 def test_time_is_the_size_where_it_is_the_second_objective(with_trials: Callable[..., StudyFrame]) -> None:
     rows = [trial(0, 0.9, params=100), trial(1, 0.8, params=400), trial(2, 0.9, params=400)]
-    rows = [replace(row, seconds=seconds) for row, seconds in zip(rows, (30.0, 10.0, 20.0), strict=True)]
+    rows = [replace(row, seconds=seconds, size=seconds) for row, seconds in zip(rows, (30.0, 10.0, 20.0), strict=True)]
     frame = replace(with_trials(rows), also_minimize="seconds")
     assert [each.number for each in pareto(frame)] == [1, 2]
     assert frame.best == rows[2], "of equals the one that took less"

@@ -53,7 +53,7 @@ def test_parked_trials_are_counted_as_parked(stopped: SweepSpec) -> None:
         parked = totals.counts["PARKED"]
         assert parked > 4
         assert totals.counts.get("RUNNING", 0) <= 2
-        assert len(list_page(database, "recorded", "minimize", states=("PARKED",))) == parked
+        assert len(list_page(database, "recorded", states=("PARKED",))) == parked
         assert sum(each.trials for each in standing(database, "recorded") if each.state == "PARKED") == parked
         found = outlook_of(database, totals)
         assert found is not None

@@ -52,9 +52,7 @@ def test_improvements_are_those_of_the_running_best(database: Database) -> None:
         if trial.value is not None and trial.value > best:
             best = trial.value
             expected.append((trial.number, trial.value, "COMPLETE"))
-    assert overview.improvements(database, "topics", "maximize") == expected
-    worst = overview.improvements(database, "topics", "minimize")
-    assert worst[-1].value == min(trial.value or 1.0 for trial in study.trials if trial.state.name == "COMPLETE")
+    assert overview.improvements(database, "topics") == expected
 
 
 def test_pages_hold_every_trial_once_with_its_parameters(database: Database) -> None:
@@ -62,7 +60,7 @@ def test_pages_hold_every_trial_once_with_its_parameters(database: Database) -> 
     listed = [
         trial
         for offset in range(0, 40, 10)
-        for trial in overview.list_page(database, "topics", "maximize", limit=10, offset=offset)
+        for trial in overview.list_page(database, "topics", limit=10, offset=offset)
     ]
     assert [trial.number for trial in listed] == list(range(33, -1, -1))
     for line in listed:
@@ -75,13 +73,13 @@ def test_pages_hold_every_trial_once_with_its_parameters(database: Database) -> 
 
 
 def test_pages_can_be_ordered_and_narrowed(database: Database) -> None:
-    best = overview.list_page(database, "topics", "maximize", order="best", limit=200)
+    best = overview.list_page(database, "topics", order="best", limit=200)
     complete = [line.value for line in best if line.state == "COMPLETE"]
     assert [line.state for line in best[: len(complete)]] == ["COMPLETE"] * len(complete)
     assert complete == sorted(complete, reverse=True)  # type: ignore[type-var]
-    running = overview.list_page(database, "topics", "maximize", states=("RUNNING",))
+    running = overview.list_page(database, "topics", states=("RUNNING",))
     assert [line.number for line in running] == [33, 32]
-    two = overview.list_page(database, "topics", "maximize", states=("RUNNING", "FAIL"))
+    two = overview.list_page(database, "topics", states=("RUNNING", "FAIL"))
     assert {line.state for line in two} == {"RUNNING", "FAIL"}
 
 
@@ -100,10 +98,10 @@ def test_curves_sample_pace_and_importances(database: Database) -> None:
     standing = overview.standing(database, "topics")
     assert sum(each.trials for each in standing) == len(study.trials)
     assert sum(each.step * each.trials for each in standing) == found.steps
-    measured = overview.importances_of(database, "topics", 2)
-    assert len(measured) == 2
-    for number, modules in measured.items():
-        assert set(modules) == set(database.importances("topics")[number])
+    everything = database.importances("topics")
+    assert database.importances("topics", latest=2) == {
+        number: everything[number] for number in sorted(everything)[-2:]
+    }
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

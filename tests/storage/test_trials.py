@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import event
 
 from automl.errors import StudyNotFoundError
+from automl.ranking import ranked
 from automl.storage.sql import Database
-from automl.storage.trials import best_trials, list_trials, ranked
+from automl.storage.trials import best_trials, list_trials
 from automl.trial import Measurement, TrialState
 from tests.storage.sweeps import CURVES, STUDY, finished_sweep
 

@@ -11,10 +11,10 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState as State
 
 from automl.errors import ConfigError, SpaceChangedError
+from automl.ranking import Point, pareto_front, ranked
 from automl.storage.invariants import check
 from automl.storage.sql import Database
-from automl.storage.trials import list_trials, ranked
-from automl.study.pareto import Point, pareto_front
+from automl.storage.trials import list_trials
 from automl.trial import StopReason, TrialFailure, TrialSpec, TrialState
 from tests.study.driving import SPACE, Loop, bowl, constrained, measured, numbers, open_study, settings, trials
 
