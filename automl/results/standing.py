@@ -13,8 +13,8 @@ from automl.space.load import parse_space
 from automl.space.spec import SearchSettings
 from automl.storage.overview import Standing, StudyTotals, standing
 from automl.storage.sql import Database
+from automl.study.outcome import EXHAUSTED, STALLED
 from automl.study.outlook import Outlook, outlook
-from automl.study.study import EXHAUSTED, STALLED
 
 __all__ = ["Outlook", "outlook_of"]
 

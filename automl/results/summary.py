@@ -19,8 +19,7 @@ from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
-from automl.study.outcome import exhausted_text
-from automl.study.study import EXHAUSTED, STALLED
+from automl.study.outcome import EXHAUSTED, STALLED, exhausted_text
 from automl.trial import Scalar, TrialState
 
 SUMMARY_JSON = "summary.json"

@@ -29,6 +29,7 @@ class Budget:
         self._settings = settings
         self.states: Counter[TrialState] = Counter()
         self.steps = 0
+        self.reached: Counter[int] = Counter()  # of all trials that were started, by their last step
         self._failed = 0
         self._infeasible = 0
         self._last_error = ""
@@ -37,6 +38,17 @@ class Budget:
     def counted(self) -> int:
         """Ended trials that count: COMPLETE and PRUNED."""
         return self.states[TrialState.COMPLETE] + self.states[TrialState.PRUNED]
+
+    def started(self, reached: int = 0) -> None:
+        """There is one more trial, and it has come this far."""
+        self.steps += reached
+        self.reached[reached] += 1
+
+    def advanced(self, before: int, reached: int) -> None:
+        """A trial has come from one step to another."""
+        self.steps += reached - before
+        self.reached[before] -= 1
+        self.reached[reached] += 1
 
     def ended(self, trial: int, state: TrialState, reason: StopReason | None, error: str = "") -> None:
         """A trial has ended; `error` is its traceback if it has one."""

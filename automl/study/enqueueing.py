@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 WARM_START = "warm_start"
 """Event: what another study has lent, decided once. Also the attribute of trials that came of it."""
 
-_FIXED = "fixed_params"  # where Optuna keeps the values a trial was enqueued with
+FIXED = "fixed_params"
+"""System attribute in which Optuna keeps the values a trial was enqueued with."""
 _NEVER_TRIED = frozenset({StopReason.BUDGET, StopReason.LOST})
 
 Params = Mapping[str, Scalar]
@@ -36,8 +37,8 @@ def missing(wanted: Iterable[Params], trials: Sequence[FrozenTrial]) -> list[Par
 
     A trial that ended before it was measured, because there was no budget for it, does not count.
     """
-    given = Counter(_content(trial.system_attrs[_FIXED]) for trial in trials if _FIXED in trial.system_attrs)
-    given -= Counter(_content(trial.system_attrs[_FIXED]) for trial in trials if _was_never_tried(trial))
+    given = Counter(_content(trial.system_attrs[FIXED]) for trial in trials if FIXED in trial.system_attrs)
+    given -= Counter(_content(trial.system_attrs[FIXED]) for trial in trials if _was_never_tried(trial))
     left = []
     for params in wanted:
         content = _content(params)
@@ -80,12 +81,12 @@ def has_to_borrow(storage: BaseStorage, store: ResultStore, study: str, earlier:
 def _began_without_a_record(trials: Sequence[FrozenTrial], earlier: str) -> bool:
     """Whether a version that recorded nothing has made the warm start, and has gone on to sample."""
     return any(trial.user_attrs.get(WARM_START) == earlier for trial in trials) and any(
-        _FIXED not in trial.system_attrs for trial in trials
+        FIXED not in trial.system_attrs for trial in trials
     )
 
 
 def _was_never_tried(trial: FrozenTrial) -> bool:
-    is_over = _FIXED in trial.system_attrs and trial.state is TrialState.FAIL and not trial.intermediate_values
+    is_over = FIXED in trial.system_attrs and trial.state is TrialState.FAIL and not trial.intermediate_values
     return is_over and trial.user_attrs.get(STOP_REASON) in _NEVER_TRIED
 
 

@@ -27,6 +27,11 @@ STATE_OF: dict[StopReason, TrialState] = {
 CONSTRAINT_OF: dict[StopReason, str] = {StopReason.DIVERGED: "finite", StopReason.OOM: "memory"}
 """Optuna constraint that a trial violates by ending so: it is infeasible, not unlucky, and the sampler steers away."""
 
+STALLED = "stalled"
+"""Event: `search.patience` was exhausted."""
+EXHAUSTED = "exhausted"
+"""Event: every configuration of a finite space has been tried."""
+
 STOP_REASON = "stop_reason"
 """User attribute of an ended trial: why it ended."""
 

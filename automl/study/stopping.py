@@ -1,18 +1,74 @@
-"""Patience: when a search may as well end, because the last trials have brought nothing better."""
+"""When a search asks for no new trials: a finite space is tried out, or the last trials have brought nothing better."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence, Set
 
+import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from automl.metric import as_loss
 from automl.ranking import Front, Point, point
+from automl.storage.base import ResultStore
 from automl.study.curves import Look
-from automl.study.outcome import CONSTRAINT_OF, STOP_REASON, direction_of
+from automl.study.grid import Configurations
+from automl.study.outcome import CONSTRAINT_OF, EXHAUSTED, STALLED, STOP_REASON, direction_of, exhausted_text
+
+logger = logging.getLogger(__name__)
 
 _AT_THE_END = 0  # instead of a step: complete trials are compared with each other, whatever their last step was
+
+
+class Stopping:
+    """Whether a study asks for new trials. Once it does not it never does again, and its event log says why."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        store: ResultStore,
+        *,
+        patience: int | None,
+        configurations: Configurations | None,
+        run: int,
+    ) -> None:
+        """configurations: those of a finite space, None if there is no end of them. run: number of this run."""
+        self._study = study
+        self._store = store
+        self._run = run
+        self._patience = patience
+        self._stall = None if patience is None else Stall(study.directions, patience)
+        self._configurations = configurations
+        self._is_exhausted = False
+        said = (detail for _, kind, detail in store.events() if kind == STALLED)
+        self._is_stalled = any(detail.get("patience") == patience for detail in said)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been found that no new trials are asked for."""
+        return self._is_stalled or self._is_exhausted
+
+    def is_exhausted(self) -> bool:
+        """Whether every configuration of a finite space has had its trial."""
+        known = self._configurations
+        if known is None or self._is_exhausted or not known.are_exhausted(self._study):
+            return self._is_exhausted
+        self._is_exhausted = True
+        count = len(known.feasible)
+        self._store.add_event(EXHAUSTED, {"configurations": count, "run": self._run})
+        logger.info("no new trials: %s", exhausted_text(count))
+        return True
+
+    def is_stalled(self, parked: Set[int]) -> bool:
+        """Whether nothing better is to be expected, whatever the last promotions of parked trials bring."""
+        if self._stall is None or self._is_stalled:
+            return self._is_stalled
+        self._is_stalled = self._stall.has_come(self._study.get_trials(deepcopy=False), parked)
+        if self._is_stalled:
+            self._store.add_event(STALLED, {"patience": self._patience, "run": self._run})
+            logger.info("no new trials: the last %d brought nothing better (search.patience)", self._patience)
+        return self._is_stalled
 
 
 class Stall:

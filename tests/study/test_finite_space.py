@@ -6,7 +6,7 @@ import pytest
 
 from automl.space.spec import CategoricalParameter, SearchSpace
 from automl.storage.sql import Database
-from automl.study.study import EXHAUSTED
+from automl.study.outcome import EXHAUSTED
 from tests.study.driving import Loop, open_study, settings, trials
 
 TWO = SearchSpace(parameters=(CategoricalParameter(name="target", choices=("qv", "all-linear")),))

@@ -150,13 +150,9 @@ def test_a_killed_search_decides_as_one_that_was_not(database: Database) -> None
         loop.report()
         loop.decide()
     again = open_study(database, settings=HALVING, run=2)
-    parked = set(again._parked)
-    assert parked == set(study._parked), "parked trials are read from SQL"
-    known = again.optuna.get_trials(deepcopy=False)
-    ours = again._parking.promote(known, parked, direction=again.optuna.direction, may_start=False)  # type: ignore[union-attr]
-    theirs = study._parking.promote(  # type: ignore[union-attr]
-        study.optuna.get_trials(deepcopy=False), parked, direction=study.optuna.direction, may_start=False
-    )
+    parked = set(again._open.parked)
+    assert parked == set(study._open.parked), "parked trials are read from SQL"
+    ours, theirs = (each._judge.promotable(parked, may_start=False) for each in (again, study))
     assert ours == theirs
     Loop(again, slots=1, done=loop.done).run()
     assert again.counts()[State.COMPLETE] >= 3

@@ -12,8 +12,8 @@ from optuna.trial import TrialState as State
 from automl.errors import ConfigError
 from automl.space.spec import IntParameter, SearchSpace
 from automl.storage.sql import Database
+from automl.study.outcome import STALLED
 from automl.study.stopping import Stall
-from automl.study.study import STALLED
 from automl.trial import TrialState
 from tests.study.driving import SPACE, Loop, open_study, settings, trials
 

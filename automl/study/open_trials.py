@@ -1,0 +1,88 @@
+"""Trials that are RUNNING in Optuna, and where each of them is: with a worker, waiting for one, or paused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import optuna
+
+from automl.lora import Hyperparameters
+from automl.trial import Measurement, Scalar, TrialSpec
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenTrial:
+    """A trial that is RUNNING in Optuna.
+
+    seen: steps whose values are stored. reached: the last of them, 0 if there is none. last: its newest measurement.
+    judged: the step it was last decided on.
+    """
+
+    trial: optuna.Trial
+    params: Mapping[str, Scalar]
+    hyper: Hyperparameters
+    seen: set[int] = field(default_factory=set)
+    reached: int = 0
+    last: Measurement | None = None
+    judged: int = 0
+    worker: int | None = None
+    spec: TrialSpec | None = None
+
+    @property
+    def number(self) -> int:
+        """As Optuna counts it."""
+        return self.trial.number
+
+    def take(self, measurement: Measurement) -> None:
+        """Note a measurement whose value is stored."""
+        self.seen.add(measurement.step)
+        if measurement.step > self.reached:
+            self.reached, self.last = measurement.step, measurement
+
+
+class OpenTrials:
+    """The trials in progress by number, each in one place: live (with a worker), queued (interrupted, to be handed out
+    again) or parked (paused by a ParkingPruner)."""
+
+    def __init__(self) -> None:
+        self.live: dict[int, OpenTrial] = {}
+        self.queued: dict[int, OpenTrial] = {}
+        self.parked: dict[int, OpenTrial] = {}
+
+    def __len__(self) -> int:
+        return len(self.live) + len(self.queued) + len(self.parked)
+
+    def __iter__(self) -> Iterator[OpenTrial]:
+        for place in self._places:
+            yield from place.values()
+
+    def hand_out(self, opened: OpenTrial) -> None:
+        """It is with a worker."""
+        self._put(opened, self.live)
+
+    def queue(self, opened: OpenTrial) -> None:
+        """It waits for a worker."""
+        self._put(opened, self.queued)
+
+    def park(self, opened: OpenTrial) -> None:
+        """It is paused."""
+        self._put(opened, self.parked)
+
+    def forget(self, number: int) -> None:
+        """It has ended."""
+        for place in self._places:
+            place.pop(number, None)
+
+    def reached(self) -> Counter[int]:
+        """Trials by their last step."""
+        return Counter(opened.reached for opened in self)
+
+    def _put(self, opened: OpenTrial, place: dict[int, OpenTrial]) -> None:
+        self.forget(opened.number)
+        place[opened.number] = opened
+
+    @property
+    def _places(self) -> tuple[dict[int, OpenTrial], ...]:
+        return self.live, self.queued, self.parked
