@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,19 @@ PACKAGE = ROOT / "automl"
 WEB = ROOT / "dashboards"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "trial", "lora", "metric", "provenance", "durable", "progress", "registry", "trial_folders", "watchdog"),
+    (
+        "errors",
+        "trial",
+        "lora",
+        "metric",
+        "ranking",
+        "provenance",
+        "durable",
+        "progress",
+        "registry",
+        "trial_folders",
+        "watchdog",
+    ),
     ("methods",),
     ("space",),
     ("models", "tasks", "importance", "storage"),
@@ -55,7 +68,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "optuna_dashboard": ("report/optuna_dashboard.py",),
 }
 
-WEB_UNITS = ("", "errors", "metric", "report", "results", "schedule", "space", "storage")
+WEB_UNITS = ("", "errors", "metric", "ranking", "report", "results", "schedule", "space", "storage")
 """What the web application may use of automl: nothing that trains, nothing of the command line. "": the version."""
 
 WEB_PACKAGES = ("a2wsgi", "fastapi", "jinja2", "optuna_dashboard", "pydantic", "starlette", "uvicorn")
@@ -215,6 +228,22 @@ def test_web_packages_stay_in_the_web_application() -> None:
         place(item) for path in modules() for item in imports_of(path) if item[2].split(".")[0] in OF_THE_WEB_ALONE
     ]
     assert not wrong, "\n".join(wrong)
+
+
+KNOW_DIRECTIONS = ("automl/metric.py", "automl/storage/ranking.py")
+"""The one sign, and the same in SQL. Everything else asks for a loss, or asks `automl.ranking`."""
+
+
+def test_one_place_knows_what_a_direction_means() -> None:
+    decides = re.compile(r"""(==|!=|\bis|\bnot|\bin|=) \(?["'](max|min)imize|StudyDirection\.M|\bmaximize\b:""", re.I)
+    assert decides.search('sign = -1.0 if direction == "maximize" else 1.0')
+    assert decides.search("CASE WHEN d.direction = 'MAXIMIZE' THEN")
+    knowing = {
+        str(path.relative_to(ROOT))
+        for path in (*modules(), *web_modules())
+        if decides.search(path.read_text(encoding="utf-8"))
+    }
+    assert sorted(knowing) == sorted(KNOW_DIRECTIONS)
 
 
 def test_nothing_but_the_console_prints() -> None:

@@ -16,7 +16,7 @@ from automl.library.trial import Trial, Trials
 from automl.library.verdict import Verdict
 from automl.results.folders import cache_folder
 from automl.results.recorded import recorded_spec
-from automl.results.summary import Summary, headline, ranking, summarise
+from automl.results.summary import Summary, headline, summarise
 from automl.space.load import DATABASE_VARIABLE, DEFAULT_STORAGE_URL, parse_space
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database, open_database
@@ -174,7 +174,7 @@ class Study:
 
     def _repr_html_(self) -> str:
         summary = self._summary()
-        first = Trials(map(Trial.of, ranking(summary)[:_SHOWN]))
+        first = Trials(map(Trial.of, summary.ranked[:_SHOWN]))
         counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
         told = f"{len(summary.trials)} trials: {counts or 'none yet'}."
         return f"{paragraph(headline(summary))}{paragraph(told)}{first._repr_html_()}"

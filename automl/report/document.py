@@ -80,7 +80,8 @@ def _search(frame: StudyFrame) -> dict[str, Any]:
 
 
 def _trial(trial: TrialRow) -> dict[str, Any]:
-    return {**trial.as_dict(), "curve": [list(point) for point in trial.curve]}
+    values = {name: value for name, value in trial.as_dict().items() if name not in ("size", "is_parked")}
+    return {**values, "curve": [list(point) for point in trial.curve]}
 
 
 def _group(group: Group) -> dict[str, Any]:

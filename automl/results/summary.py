@@ -60,6 +60,11 @@ class Summary:
     notes: tuple[str, ...] = ()
 
     @property
+    def ranked(self) -> list[TrialRow]:
+        """Trials with a value, best first: complete ones, then pruned ones."""
+        return [row for row in ranking.ranked(self.trials, self.direction) if row.value is not None]
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of trials by state, every state named."""
         counted = Counter(str(trial.state) for trial in self.trials)
@@ -209,8 +214,7 @@ def markdown(summary: Summary) -> str:
     ]
     lines += [
         f"| {row.number} | {row.state} | {row.value:.4f} | {row.steps} | {configuration_text(row.params)} |"
-        for row in ranking.ranked(summary.trials, summary.direction)[:_SHOWN]
-        if row.value is not None
+        for row in summary.ranked[:_SHOWN]
     ]
     if summary.also_minimize is not None:
         lines += _front_lines(summary, summary.also_minimize)

@@ -47,7 +47,7 @@ SELECT
   s.study_name,
   CASE WHEN t.state = 'COMPLETE' AND v.value IS NOT NULL THEN RANK() OVER (
     PARTITION BY t.study_id, t.state ORDER BY CASE
-      WHEN v.value IS NULL THEN 1.7976931348623157e308 ELSE {loss} END) END AS place,
+      WHEN v.value IS NULL THEN 1.7976931348623157e308 ELSE {loss} END, COALESCE(w.value, 0)) END AS place,
   t.number AS trial,
   CAST(t.state AS VARCHAR(16)) AS state,
   v.value,
@@ -63,6 +63,7 @@ FROM trials t
 JOIN studies s ON s.study_id = t.study_id
 JOIN study_directions d ON d.study_id = t.study_id AND d.objective = 0
 LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+LEFT JOIN trial_values w ON w.trial_id = t.trial_id AND w.objective = 1
 LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = 'stop_reason'
 LEFT JOIN curve ON curve.trial_id = t.trial_id
 LEFT JOIN cost ON cost.study_name = s.study_name AND cost.trial = t.number
