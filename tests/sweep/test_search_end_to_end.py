@@ -93,6 +93,29 @@ def test_export_reproduces_the_metric(
     assert (target / ("config.json" if form else "adapter_config.json")).is_file()
 
 
+def test_a_copy_of_an_adapter_opens_neither_model_nor_data(world: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, outcome = world
+    copy = ["export", "tiny", "--no-check", "-o", str(tmp_path / "copy"), "--json"]
+    heavy = ("torch", "transformers", "peft", "ray", "datasets")
+    script = (
+        f"import sys\nfrom automl.cli.main import main\ntry:\n    main({copy!r})\nexcept SystemExit as stop:\n"
+        f"    assert not stop.code, stop.code\nassert not [name for name in {heavy!r} if name in sys.modules]\n"
+    )
+    for name in ("model", "data.jsonl"):
+        (folder / name).rename(folder / f"away-{name}")
+    try:
+        done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    finally:
+        for name in ("model", "data.jsonl"):
+            (folder / f"away-{name}").rename(folder / name)
+    exported, adapter = json.loads(done.stdout), Path(outcome["best"]["adapter"])
+    assert exported["trial"] == outcome["best"]["number"]
+    for file in adapter.iterdir():
+        assert (tmp_path / "copy" / file.name).read_bytes() == file.read_bytes()
+    assert any("PeftModel.from_pretrained" in line for line in exported["lines"])
+
+
 def test_doctor_finds_nothing_and_then_the_damage(world: tuple[Path, Any], shared_cache: Path) -> None:
     folder, outcome = world
     assert answer(automl(folder, "doctor", "--json", cache=shared_cache))["violations"] == []
