@@ -5,14 +5,20 @@ Frozen, picklable, and free of torch, Optuna, Ray and SQL, so every layer may sp
 
 from __future__ import annotations
 
+import math
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from automl.errors import CheckpointError, Diverged, OutOfMemory
 from automl.lora import Hyperparameters
 
 Scalar = bool | int | float | str
 Metrics = Mapping[str, float]
+
+LONGEST_TRACEBACK = 4000
+"""Characters of a failed trial's traceback that are kept: the last ones, which say what happened."""
 
 
 class TrialState(StrEnum):
@@ -134,6 +140,30 @@ class TrialFailure:
     step: int
     reason: StopReason
     message: str
+
+
+_SAID_IN_FULL = {
+    Diverged: StopReason.DIVERGED,
+    OutOfMemory: StopReason.OOM,
+    CheckpointError: StopReason.ERROR,
+}
+"""Errors of one trial whose message needs no traceback, and why the trial ended then."""
+
+
+def failure_of(error: Exception, *, trial: int, step: int) -> TrialFailure:
+    """The exception of one trial as data: with its message if that says it all, else with the end of its traceback."""
+    for kind, reason in _SAID_IN_FULL.items():
+        if isinstance(error, kind):
+            return TrialFailure(trial=trial, step=step, reason=reason, message=str(error))
+    text = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
+    return TrialFailure(trial=trial, step=step, reason=StopReason.ERROR, message=text)
+
+
+def check_finite(values: Mapping[str, float], step: int) -> None:
+    """Raise Diverged naming the first loss or metric at a step that is not a finite number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value} at step {step}")
 
 
 class Action(StrEnum):

@@ -16,7 +16,7 @@ import torch
 
 from automl.importance.sensitivity import EVERY, Sensitivity, weight_norms
 from automl.packed import PackedTrainer
-from automl.packed.sensing import factors
+from automl.packed.member import factors
 from benchmarks.measure import Timing, interleaved, spread, timed
 from benchmarks.packed_step import Setting
 from benchmarks.plain_peft import run_rounds

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.errors import DataError
+from automl.errors import DataError, Diverged
 from automl.space.spec import FloatParameter
-from automl.trial import Measurement, Metrics, Scalar, StopReason, TrialFailure, TrialSpec
+from automl.trial import Measurement, Metrics, Scalar, TrialFailure, TrialSpec, check_finite, failure_of
 
 ARRAYS = ("names", "configurations", "curves")
 """Arrays of a table file (.npz): hyperparameters (d), their values (N, d), the metric at each evaluation (N, E)."""
@@ -187,12 +187,12 @@ class TableHost:
         self._done[spec.number] += 1
         self.evaluations += 1
         measurement = self._measurement(spec, self._done[spec.number])
-        value = measurement.metrics[self._metric]
-        if math.isfinite(value):
-            return measurement
-        del self._open[spec.number]
-        message = f"{self._metric} is {value}"
-        return TrialFailure(trial=spec.number, step=measurement.step, reason=StopReason.DIVERGED, message=message)
+        try:
+            check_finite(measurement.metrics, measurement.step)
+        except Diverged as error:
+            del self._open[spec.number]
+            return failure_of(error, trial=spec.number, step=measurement.step)
+        return measurement
 
     def _measurement(self, spec: TrialSpec, evaluation: int) -> Measurement:
         value = float(self._table.curves[self.rows[spec.number], evaluation - 1])

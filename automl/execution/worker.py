@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from automl.errors import Diverged, OutOfMemory, ResourceError
+from automl.errors import ResourceError
 from automl.execution.base import Host
-from automl.trial import Cohort, Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
-
-_LONGEST_MESSAGE = 4000
-"""Characters of a traceback that are kept; its end says what happened."""
+from automl.trial import Cohort, Measurement, Order, OrderKind, TrialFailure, TrialSpec, failure_of
 
 
 class Worker:
@@ -110,7 +106,7 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001 - the executor's edge: a trial that cannot start is data
             self._host.close(spec.number)
-            return [failure_of(spec.number, error)]
+            return [failure_of(error, trial=spec.number, step=0)]
         self._residents.add(spec.number)
         return known
 
@@ -119,13 +115,3 @@ class Worker:
             self._host.park(trial)
         self._residents.clear()
         self.stopped = True
-
-
-def failure_of(trial: int, error: Exception, *, step: int = 0) -> TrialFailure:
-    """The exception of one trial as data: divergence and lack of memory by name, all else with the traceback's end."""
-    if isinstance(error, Diverged):
-        return TrialFailure(trial=trial, step=step, reason=StopReason.DIVERGED, message=str(error))
-    if isinstance(error, OutOfMemory):
-        return TrialFailure(trial=trial, step=step, reason=StopReason.OOM, message=str(error))
-    text = "".join(traceback.format_exception(error))[-_LONGEST_MESSAGE:]
-    return TrialFailure(trial=trial, step=step, reason=StopReason.ERROR, message=text)

@@ -21,11 +21,14 @@ from torch.nn import functional
 from automl.packed import masks
 from automl.packed.adapter import Adapter
 from automl.packed.bank import Bank
-from automl.packed.losses import RowLosses
 from automl.packed.segments import Pack, Segmentation
 from automl.packed.workload import MicroBatch
-from automl.tasks.base import IGNORED
+from automl.tasks import causal, classification
+from automl.tasks.base import IGNORED, Batch, Task
 from automl.tasks.causal import target_columns
+from automl.tasks.classification import Classification
+from automl.tasks.completion import Completion
+from automl.tasks.instruction import Instruction
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,15 @@ RECORD_AT = 3
 
 MOST_GRAPHS = 24
 """Shapes that are recorded; further ones run eagerly, since every graph keeps memory."""
+
+RowLosses = Callable[[nn.Module, Batch], Tensor]
+"""Sum of the losses of every row, (N,) float32. A batch of token targets is given as `causal.losses_by_row` says."""
+
+_ROW_LOSSES: dict[object, RowLosses] = {
+    Classification.loss: classification.losses_by_row,
+    Completion.loss: causal.losses_by_row,
+    Instruction.loss: causal.losses_by_row,
+}
 
 Share = tuple[Adapter, MicroBatch, int]
 """One segment: adapter, its rows on the CPU, and the number of the first of them in the batch of its step."""
@@ -67,6 +79,14 @@ def bank_class(micro: MicroBatch, limit: int) -> tuple[int, int, bool]:
     """Micro-batches of one class can share a micro-step of a bank: rows, tokens, and whether no token is padding."""
     width = static_width(micro.longest, limit)
     return micro.rows, width, micro.tokens == micro.rows * width
+
+
+def row_losses(task: Task) -> RowLosses | None:
+    """The losses by row that add up to the task's own loss; None if its loss is not known to be a sum over rows.
+
+    Trials of such a task, or of a subclass with a loss of its own, are asked for their loss one by one.
+    """
+    return _ROW_LOSSES.get(type(task).loss)
 
 
 class BankStep:

@@ -21,7 +21,7 @@ from automl.packed.thread import TrainingThread
 from automl.packed.trainer import Event, PackedTrainer
 from automl.training.checkpoint import SlotFolder
 from automl.training.state import SlotRecord, TrainState
-from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
+from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec, failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class PackedHost:
         try:
             saved = files.load()
         except CheckpointError as error:
-            self._damaged.append(TrialFailure(trial=spec.number, step=0, reason=StopReason.ERROR, message=str(error)))
+            self._damaged.append(failure_of(error, trial=spec.number, step=0))
             return ()
         with self._standstill():
             self.trainer.admit(spec, saved.state if saved else None)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import torch
 
-from automl.errors import DataError, Diverged, OutOfMemory
-from automl.importance.sensitivity import Sensitivity, is_sample
+from automl.errors import OutOfMemory
+from automl.importance.sensitivity import Factors, Sensitivity, is_sample
 from automl.packed.adapter import Adapter
-from automl.packed.sensing import factors
 from automl.packed.workload import MicroBatch, Workload
-from automl.tasks.batches import batch_rows
+from automl.tasks.batches import batch_rows, require_targets
 from automl.training.schedule import lr_multiplier
 from automl.training.state import TrainState
 from automl.trial import ModuleImportance, TrialSpec
@@ -100,12 +96,6 @@ class Member:
         self._finish_step()
         return True
 
-    def check_finite(self, values: Mapping[str, float], step: int) -> None:
-        """Raises Diverged naming the first value that is not a finite number."""
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise Diverged(f"{name} is {value} at step {step}")
-
     def restart_step(self) -> None:
         """Forget what the step under way has gathered; it begins again with the same rows and the same masks."""
         self.adapter.gradient.zero_()
@@ -152,8 +142,7 @@ class Member:
 
     def _finish_step(self) -> None:
         spec, hyper = self.spec, self.spec.hyper
-        if self._count == 0:
-            raise DataError(f"the batch of step {self.step + 1} has no target to learn from: every token is masked")
+        require_targets(self._count, step=self.step)
         self.loss = self._total / self._count
         if self._sensitivity is not None and is_sample(self.step):
             self._sensitivity.add(factors(self.adapter), self._count)
@@ -161,3 +150,9 @@ class Member:
         self.adapter.finish_step(self._count, hyper.learning_rate * multiplier)
         self.tokens += self._tokens
         self._begin_step()
+
+
+def factors(adapter: Adapter) -> list[Factors]:
+    """The updates and what has been gathered of their gradients: a sum over terms."""
+    scaling = adapter.hyper.scaling
+    return [Factors(part.a, part.b, part.b_grad, scaling) for part in adapter.low_rank.values()]

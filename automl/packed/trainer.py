@@ -9,46 +9,35 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.pytorch_utils import Conv1D
 
-from automl.errors import Diverged, OutOfMemory, TargetError
-from automl.importance.heldout import HELD_OUT_ROWS, in_batches, removal_effects, with_held_out
-from automl.importance.sensitivity import Sensitivity, weight_norms
-from automl.lora import Hyperparameters, LinearShape, check_pattern
+from automl.errors import Diverged, OutOfMemory
+from automl.importance.heldout import HELD_OUT_ROWS
+from automl.importance.sensitivity import Sensitivity
+from automl.lora import LinearShape, check_pattern
 from automl.models.calling import first_line
-from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.packed.adapter import COUNTED_STATE, Adapter
 from automl.packed.bank import Bank, BankSize, Storage
-from automl.packed.bank_step import BankStep, bank_class
-from automl.packed.body import Body, Call, Outputs, View
+from automl.packed.bank_step import bank_class
+from automl.packed.body import Call, Outputs
 from automl.packed.convert import adapter_config, made_anew_parameters, write_adapter
-from automl.packed.first_token import narrow, narrow_module, narrowed_layers
-from automl.packed.heads import PackedHeads, can_batch
-from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel
+from automl.packed.install import PackedBackbone
+from automl.packed.kernels import choose_kernel
 from automl.packed.layout import adapter_layout
-from automl.packed.linear import PackedLinear
-from automl.packed.losses import row_losses
+from automl.packed.measure import Evaluator
 from automl.packed.member import Member
-from automl.packed.memory import available_bytes, capacity, keep_freed_memory
-from automl.packed.recompute import Recomputation, recomputable
+from automl.packed.memory import available_bytes, keep_freed_memory
 from automl.packed.rounds import Rounds
-from automl.packed.segments import Segment, Segmentation
-from automl.packed.sensing import factors, new_sensitivity
+from automl.packed.segments import Segment
 from automl.packed.workload import MicroBatch, Workload
-from automl.tasks.base import Row
 from automl.training.memory import is_out_of_memory
 from automl.training.state import TrainState
-from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
+from automl.trial import Measurement, TrialFailure, TrialSpec, check_finite, failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +45,6 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
 """Tokens of one micro-step, padding included, by type of device. A trial whose batch is larger goes alone."""
 
 CPU = torch.device("cpu")
-
-SHORT_ROWS = 24
-"""Tokens up to which attention as batched products beats torch's flash kernel on a CPU: 1.4 to 2 times at 12 to 24."""
-
-LONGEST_TRACEBACK = 8000
-"""Characters of a failed trial's traceback that are kept: the last ones."""
 
 Event = Measurement | TrialFailure
 
@@ -77,15 +60,18 @@ class _Turn(NamedTuple):
 class PackedTrainer:
     """The frozen backbone with the adapters that are being trained on it.
 
-    model: frozen, in eval mode, on its device, without dropout of its own; `close` gives it back as it was. targets:
-    target sets of the user. precision: fp32, bf16h (products with frozen weights in bfloat16) or bf16 (the model is
-    held in bfloat16 and computes under autocast; adapters, heads and optimizer are float32). kernel: a name of KERNELS,
-    None = the fastest that works here. token_budget: of one micro-step; results do not depend on it. bank: room for
-    slots that are computed together and not one by one; pays where launching kernels is what takes time. A trial that
-    does not fit into it is trained beside it. recompute: gradient checkpointing of the body's layers. graphs: record
-    a bank's micro-steps as CUDA graphs, on a GPU. importance: how
-    much the loss of each trial hangs on each module's update is measured on the way. parted: why a micro-step of
-    several trials last failed, so that each went alone; empty if none did.
+    model: frozen, in eval mode, on its device, without dropout of its own; `close` gives it back as it was.
+    targets: target sets of the user.
+    precision: fp32, bf16h (products with frozen weights in bfloat16) or bf16 (the model is held in bfloat16 and
+        computes under autocast; adapters, heads and optimizer are float32).
+    kernel: a name of KERNELS, None = the fastest that works here.
+    token_budget: of one micro-step; results do not depend on it.
+    bank: room for slots that are computed together and not one by one; pays where launching kernels is what takes
+        time. A trial that does not fit into it is trained beside it.
+    recompute: gradient checkpointing of the body's layers.
+    graphs: record a bank's micro-steps as CUDA graphs, on a GPU.
+    importance: how much the loss of each trial depends on each module's update is measured on the way.
+    parted: why a micro-step of several trials last failed, so that each went alone; empty if none did.
     """
 
     def __init__(
@@ -108,24 +94,16 @@ class PackedTrainer:
         self.kernel = kernel or choose_kernel(precision, self.device)
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
         self.members: dict[int, Member] = {}
+        self.parted = ""
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.parted = ""
-        self._precision = precision
-        self._uses_graphs = graphs and self.device.type == "cuda"
         self._importance = importance
-        self._norms: dict[LinearShape, float] = {}
-        self._targets = targets or {}
-        self.heads = {name: model.get_submodule(name) for name in head_modules(model)}
-        self._resolved: dict[str, list[LinearShape]] = {}
-        self._segmentation = Segmentation()
-        self._body = Body(model)
-        self._packed = self._pack_layers()
-        self._recomputation = Recomputation(recomputable(self._body.module), self._segmentation) if recompute else None
-        self._bank = self._make_bank(bank) if bank else None
-        self._packed_heads = PackedHeads(self.heads, self._segmentation) if self._bank else None
-        self._together = self._make_together(self._bank) if self._bank else None
-        self._narrow = self._narrow_last_layer()
+        self.backbone = PackedBackbone(
+            model, targets=targets or {}, precision=precision, kernel=self.kernel, recompute=recompute
+        )
+        uses_graphs = graphs and self.device.type == "cuda"
+        self.bank_step = self.backbone.install_bank(bank, workload, uses_graphs=uses_graphs) if bank else None
+        self._evaluator = Evaluator(self.backbone, workload)
 
     # In and out
 
@@ -136,18 +114,19 @@ class PackedTrainer:
         """
         paths = self._paths(spec)
         rank = max(map(spec.hyper.rank_of, paths))
-        is_counted = self._bank is not None
+        bank = self._bank
+        is_counted = bank is not None
         if state is not None and state.dropout is not None:  # its masks go on as they began
             is_counted = state.dropout.shape == COUNTED_STATE
         self._check_room(spec)
-        storage = self._bank.take(rank) if self._bank and self._bank.holds(paths, rank) and is_counted else None
+        storage = bank.take(rank) if bank and bank.holds(paths, rank) and is_counted else None
         try:
             adapter = self._adapter(spec, storage, is_counted=is_counted)
-            sensitivity = self._sensitivity(adapter, self.layers(spec.hyper.target)) if self._importance else None
+            sensitivity = self._sensitivity(adapter, spec.hyper.target) if self._importance else None
             self.members[spec.number] = Member(spec, adapter, self.workload, state, sensitivity=sensitivity)
         except BaseException:
-            if self._bank is not None and storage is not None:
-                self._bank.give_back(storage)
+            if bank is not None and storage is not None:
+                bank.give_back(storage)
             raise
 
     def evict(self, trial: int) -> None:
@@ -166,28 +145,18 @@ class PackedTrainer:
         base: folder or hub id of the backbone, for adapter_config.json.
         """
         spec = self.members[trial].spec
-        config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.heads), base=base)
+        config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.backbone.heads), base=base)
         parameters = {**self.members[trial].adapter.parameters(), **made_anew_parameters(self.model)}
         write_adapter(folder, parameters, config)
 
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model."""
-        if target not in self._resolved:
-            self._resolved[target] = resolve_targets(self.model, target, self._targets)
-        return self._resolved[target]
+        return self.backbone.layers(target)
 
     def close(self) -> None:
         """Take everything off the model; it is as it was before."""
         self.members.clear()
-        self._body.close()
-        if self._packed_heads is not None:
-            self._packed_heads.close()
-        if self._recomputation is not None:
-            self._recomputation.close()
-        for layer in self._packed:
-            del self.model.get_submodule(layer.path).forward
-        if self._narrow is not None:
-            del self._narrow.forward
+        self.backbone.close()
 
     # Training
 
@@ -212,10 +181,10 @@ class PackedTrainer:
 
         A trial that failed has left the pack. Nothing at once if no trial has steps left.
         """
-        pace: Rounds[Member, Event] = Rounds(self.members, micro_step=self.micro_step, measure=self.measured)
-        while pace.tick():
+        rounds: Rounds[Member, Event] = Rounds(self.members, micro_step=self.micro_step, measure=self.measured)
+        while rounds.tick():
             pass
-        return list(pace.cohort())
+        return list(rounds.cohort())
 
     def round(self, members: Sequence[Member]) -> list[TrialFailure]:
         """One optimizer step of each of these trials; returns those that failed. The rest is untouched by them."""
@@ -229,86 +198,30 @@ class PackedTrainer:
                 return failures
             failures += self.micro_step(waiting)
 
+    # Measuring
+
     def evaluate(self, member: Member, max_tokens: int) -> dict[str, float]:
         """All metrics of the task over the evaluation rows of the trial's step, no dropout; none at a checkpoint."""
-        rows = member.spec.rows_at(member.step)
-        return {} if rows == 0 else self._evaluate(member.adapter, max_tokens, rows)
+        return self._evaluator.metrics(member.adapter, max_tokens, rows=member.spec.rows_at(member.step))
 
     def baseline(self) -> dict[str, float]:
         """All metrics of the bare backbone."""
-        return self._evaluate(None, self.workload.evaluation_tokens)
-
-    def _evaluate(self, adapter: Adapter | None, max_tokens: int, rows: int | None = None) -> dict[str, float]:
-        if adapter is not None:
-            adapter.settle()
-        view = View(self.model, adapter.head if adapter else {})
-        batches = self.workload.evaluation_batches(max_tokens, self.device, rows=rows)
-        with torch.no_grad(), self._segmentation.alone(adapter), self._casting():
-            return self.workload.task.evaluate(view, batches, self.workload.tokenizer)  # type: ignore[arg-type]
+        return self._evaluator.metrics(None, self.workload.evaluation_tokens)
 
     def measured(self, member: Member) -> Event:
         """The trial's measurement at its current step; if it has none, the trial has failed and left the pack."""
         try:
-            metrics = self._measure(member)
-            member.check_finite(metrics, member.step)
+            return self._evaluator.measurement(member)
         except Exception as error:  # noqa: BLE001 - the edge: what a task or model raises fails one trial
             return self._fail(member, error)
-        return Measurement(
-            trial=member.number,
-            step=member.step,
-            metrics=metrics,
-            seconds=member.seconds,
-            tokens=member.tokens,
-            importances=member.importances(),
-        )
 
     def measure_held_out(self, measurement: Measurement, rows: int = HELD_OUT_ROWS) -> Measurement:
-        """The same with what removing each module's update would do to the loss on the first evaluation rows.
+        """The measurement with what removing each module's update would do to the loss on the first evaluation rows.
 
         One forward and one backward pass over so many rows, without dropout, for this trial alone, if there is room.
-        Nobody changes by it. Between two steps of the trial only.
+        No trial is affected. Between two steps of the trial only.
         """
-        if not (measurement.importances and rows):
-            return measurement
-        adapter = self.members[measurement.trial].adapter
-        batches = in_batches(self.workload.evaluation_rows[:rows])
-        try:
-            effects = [self._removal_effects(adapter, batch) for batch in batches]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.warning("trial %d: no memory to look at held-out rows: %s", measurement.trial, error)
-            return measurement
-        finally:
-            adapter.gradient.zero_()
-        importances = with_held_out(measurement.importances, list(adapter.low_rank), effects)
-        return replace(measurement, importances=importances)
-
-    def _removal_effects(self, adapter: Adapter, rows: Sequence[Row]) -> list[float]:
-        """Of one batch. The adapter's gradient must be zero, or of another batch."""
-        adapter.gradient.zero_()
-        micro = self.workload.micro_batch(rows, self.device)
-        view = View(self.model, adapter.head)
-        with self._segmentation.alone(adapter), self._around(micro.width):
-            parts = self.workload.task.loss(view, micro.batch)  # type: ignore[arg-type]
-            torch.autograd.backward(parts.total / max(1, parts.count))
-        return removal_effects(factors(adapter))
-
-    def _sensitivity(self, adapter: Adapter, layers: Sequence[LinearShape]) -> Sensitivity:
-        new = [layer for layer in layers if layer not in self._norms]
-        self._norms.update(zip(new, weight_norms(self.model, new), strict=True))
-        return new_sensitivity(adapter, layers, [self._norms[layer] for layer in layers])
-
-    def _measure(self, member: Member) -> dict[str, float]:
-        while True:
-            try:
-                return self.evaluate(member, member.evaluation_tokens)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if member.evaluation_tokens == 1:
-                    raise OutOfMemory(f"the evaluation of trial {member.number} does not fit: {error}") from error
-            member.evaluation_tokens //= 2
+        return self._evaluator.held_out(self.members[measurement.trial], measurement, rows)
 
     # One micro-step
 
@@ -353,7 +266,8 @@ class PackedTrainer:
             return False
         if bank is None:
             return micro.shape_class == first.micro.shape_class
-        return bank_class(micro, self._longest_row) == bank_class(first.micro, self._longest_row)
+        limit = self.workload.longest_row
+        return bank_class(micro, limit) == bank_class(first.micro, limit)
 
     def _blamed(self, member: Member, error: Exception) -> list[TrialFailure]:
         """The trial failed alone: fewer rows at once if memory was short, otherwise it has failed for good."""
@@ -387,30 +301,32 @@ class PackedTrainer:
 
     def _one_by_one(self, turns: Sequence[_Turn], calls: Sequence[Call]) -> Sequence[tuple[float, int] | Exception]:
         """Body forward, each trial's loss and head backward, body backward."""
-        with self._segmentation.divided(_segments(turns)), self._around(turns[0].micro.width):
-            outputs = self._body.run(calls)
+        backbone = self.backbone
+        with backbone.segmentation.divided(_segments(turns)), backbone.around(turns[0].micro.width):
+            outputs = backbone.body.run(calls)
             losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
             outputs.backward()
         return losses
 
     def _all_at_once(self, turns: Sequence[_Turn]) -> Sequence[tuple[float, int] | Exception]:
         """The whole model forward and backward for all slots of the bank."""
-        assert self._together is not None
-        losses = self._together.run([(turn.member.adapter, turn.micro, turn.member.rows_done) for turn in turns])
+        assert self.bank_step is not None
+        losses = self.bank_step.run([(turn.member.adapter, turn.micro, turn.member.rows_done) for turn in turns])
         return [_finite(turn.member, *loss) for turn, loss in zip(turns, losses, strict=True)]
 
     def _recorded(self, member: Member, micro: MicroBatch) -> Call:
-        view = View(self.model, member.adapter.head)
-        return self._body.record(lambda: self.workload.task.loss(view, micro.batch), micro.rows)  # type: ignore[arg-type]
+        view = self.backbone.view(member.adapter)
+        loss = self.workload.task.loss
+        return self.backbone.body.record(lambda: loss(view, micro.batch), micro.rows)  # type: ignore[arg-type]
 
     def _loss(self, turn: _Turn, outputs: Outputs, index: int) -> tuple[float, int] | Exception:
         """Sum of the losses and number of terms of one trial, its gradients added; or what went wrong with it alone."""
-        view = View(self.model, turn.member.adapter.head)
+        view = self.backbone.view(turn.member.adapter)
         try:
-            with self._body.replaying(outputs.part(index)):
+            with self.backbone.body.replaying(outputs.part(index)):
                 parts = self.workload.task.loss(view, turn.micro.batch)  # type: ignore[arg-type]
             total = float(parts.total.detach())
-            turn.member.check_finite({"training loss": total}, turn.member.step + 1)
+            check_finite({"training loss": total}, turn.member.step + 1)
             torch.autograd.backward(parts.total)
         except Exception as error:  # noqa: BLE001 - the edge
             outputs.forget(index)
@@ -419,28 +335,23 @@ class PackedTrainer:
 
     def _fail(self, member: Member, error: Exception) -> TrialFailure:
         self.evict(member.number)
-        reason, message = _reason(error)
-        logger.info("trial %d failed at step %d: %s", member.number, member.step, reason)
-        return TrialFailure(trial=member.number, step=member.step, reason=reason, message=message)
+        failure = failure_of(error, trial=member.number, step=member.step)
+        logger.info("trial %d failed at step %d: %s", member.number, member.step, failure.reason)
+        return failure
 
-    def capacity(self, largest: Hyperparameters, *, tokens: int) -> int:
-        """How many trials like this one fit into the memory that is free now; tokens: of one micro-batch of theirs."""
-        return capacity(
-            self.model,
-            largest,
-            tokens=tokens,
-            token_budget=self.token_budget,
-            available=available_bytes(self.device),
-            targets=self._targets,
-        )
+    # One adapter
+
+    @property
+    def _bank(self) -> Bank | None:
+        return self.bank_step.bank if self.bank_step is not None else None
 
     def _check_room(self, spec: TrialSpec) -> None:
         """Refuse before anything is allocated what cannot fit, so that the residents keep their memory."""
         paths = self._paths(spec)
         if self._bank is not None and self._bank.holds(paths, max(map(spec.hyper.rank_of, paths))):
             return
-        needed = 16 * adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank_of, self.heads).size
-        free = available_bytes(self.device)
+        layout = adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank_of, self.backbone.heads)
+        needed, free = 16 * layout.size, available_bytes(self.device)
         if needed > free:
             raise OutOfMemory(
                 f"trial {spec.number} needs {needed / 2**20:,.0f} MiB for rank {spec.hyper.rank} on "
@@ -457,7 +368,7 @@ class PackedTrainer:
         return Adapter(
             spec.hyper,
             self.layers(spec.hyper.target),
-            self.heads,
+            self.backbone.heads,
             seed=spec.seed,
             device=self.device,
             initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),
@@ -465,92 +376,16 @@ class PackedTrainer:
             is_counted=is_counted,
         )
 
-    def _make_bank(self, size: BankSize) -> Bank | None:
-        """The bank, or None with a line in the log if this model or task cannot use one or memory is short."""
-        if not can_batch(self.heads) or row_losses(self.workload.task) is None:
-            logger.info("slots are computed one by one: this head or this task's loss cannot be batched")
-            return None
-        layers = [layer for target in size.targets for layer in self.layers(target)]
-        try:
-            return Bank(list(dict.fromkeys(layers)), self.heads, slots=size.slots, rank=size.rank, device=self.device)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.info("slots are computed one by one: there is no memory for a bank of %d", size.slots)
-            return None
-
-    def _make_together(self, bank: Bank) -> BankStep:
-        losses = row_losses(self.workload.task)
-        assert losses is not None
-        return BankStep(
-            self.model,
-            bank,
-            self._segmentation,
-            losses,
-            device=self.device,
-            limit=self._longest_row,
-            pad_id=self.workload.tokenizer.pad_token_id,
-            around=self._around,
-            uses_graphs=self._uses_graphs,
-        )
-
-    @property
-    def _longest_row(self) -> int:
-        return self.workload.task.settings.max_length
-
-    @contextmanager
-    def _around(self, width: int) -> Iterator[None]:
-        """What a training pass over rows of so many tokens runs inside of."""
-        with _attention(width, self.device), self._casting():
-            yield
-
-    def _casting(self) -> AbstractContextManager[object]:
-        # The cache of cast weights must not outlive a CUDA graph's recording, and frozen weights are not cast anyway.
-        is_on = self._precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_on, cache_enabled=False)
-
-    def _narrow_last_layer(self) -> nn.Module | None:
-        """Leave out what a head that reads the first token only would never see; the module that does so, if any."""
-        found = narrow_module(self.model)
-        if found is None:
-            return None
-        path, module = found
-        narrow(module)
-        for layer in self._packed:
-            layer.is_narrow = layer.path.startswith(narrowed_layers(path))
-        return module
-
-    def _pack_layers(self) -> list[PackedLinear]:
-        """Take over every linear layer of the body, and the lm_head; heads that are trained stay as they are."""
-        beyond = tuple(f"{name}." for name in self.heads)
-        inside = f"{self.model.base_model_prefix}."
-        packed = []
-        for layer in linear_layers(self.model):
-            if f"{layer.path}.".startswith(beyond):
-                continue
-            module = self.model.get_submodule(layer.path)
-            assert isinstance(module, nn.Linear | Conv1D)
-            if layer.path.startswith(inside):
-                packed.append(PackedLinear(layer.path, module, self._segmentation, KERNELS[self.kernel]))
-            else:
-                packed.append(PackedLinear(layer.path, module, None, OUTPUT_KERNELS[self.kernel]))
-            module.forward = packed[-1]  # type: ignore[method-assign]
-        if not packed:
-            raise TargetError(f"{type(self.model).__name__} has no linear layers below its head")
-        return packed
-
-
-def _attention(width: int, device: torch.device) -> AbstractContextManager[None]:
-    """The kernel of torch's attention for rows of this many tokens: a function of the trial's own rows alone."""
-    if device.type == "cpu" and width <= SHORT_ROWS:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+    def _sensitivity(self, adapter: Adapter, target: str) -> Sensitivity:
+        """Nothing is known yet."""
+        layers = self.layers(target)
+        return Sensitivity(layers, max(map(adapter.hyper.rank_of, adapter.low_rank)), self.backbone.norms(layers))
 
 
 def _finite(member: Member, total: float, count: int) -> tuple[float, int] | Exception:
     """The loss, or Diverged if it is not a finite number."""
     try:
-        member.check_finite({"training loss": total}, member.step + 1)
+        check_finite({"training loss": total}, member.step + 1)
     except Diverged as error:
         return error
     return total, count
@@ -568,11 +403,3 @@ def _segments(turns: Sequence[_Turn]) -> list[Segment]:
 def _take(specs: Iterator[TrialSpec], number: int) -> Iterator[TrialSpec]:
     for _, spec in zip(range(number), specs, strict=False):
         yield spec
-
-
-def _reason(error: Exception) -> tuple[StopReason, str]:
-    if isinstance(error, Diverged):
-        return StopReason.DIVERGED, str(error)
-    if isinstance(error, OutOfMemory):
-        return StopReason.OOM, str(error)
-    return StopReason.ERROR, "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]

@@ -46,13 +46,18 @@ class Workload:
     tokenizer: Any
     evaluation_tokens: int = 2048
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row that the task lets through."""
+        return self.task.settings.max_length
+
     def micro_batch(self, rows: Sequence[Row], device: torch.device) -> MicroBatch:
         """Rows padded to `padded_length` of the longest: a function of these rows alone, so no neighbour matters."""
         pad_id = self.tokenizer.pad_token_id
         batch = self.task.collate(rows, pad_id)
         mask = batch["attention_mask"]
         longest = mask.shape[1]
-        width = padded_length(longest, self.task.settings.max_length)
+        width = padded_length(longest, self.longest_row)
         tokens = int(mask.sum())
         padded = {name: _widen(name, tensor, width, pad_id).to(device) for name, tensor in batch.items()}
         return MicroBatch(padded, len(rows), width, longest, tokens, tokens == len(rows) * width)

@@ -9,9 +9,7 @@ from automl.space.spec import SearchSettings
 from automl.study.open_trials import OpenTrial
 from automl.study.outcome import STATE_OF, STOP_REASON
 from automl.study.retention import ADAPTER
-from automl.trial import Measurement, StopReason, TrialState
-
-_ERROR_CHARACTERS = 4000
+from automl.trial import LONGEST_TRACEBACK, Measurement, StopReason, TrialState
 
 
 def state_of(opened: OpenTrial, reason: StopReason, settings: SearchSettings, *, is_wanted: bool) -> TrialState:
@@ -46,5 +44,5 @@ def attributes_of(opened: OpenTrial, reason: StopReason, error: str, derive: Der
     if opened.worker is not None:
         attributes["worker"] = opened.worker
     if error:
-        attributes["error"] = error[-_ERROR_CHARACTERS:]
+        attributes["error"] = error[-LONGEST_TRACEBACK:]
     return {**attributes, STOP_REASON: str(reason)}

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from automl.errors import DataError
 from automl.tasks.base import Batch, Row, Task
 from automl.watchdog import beat
 
@@ -65,3 +66,9 @@ def evaluation_batches(
         size = max(1, max_tokens // len(picked[start]["input_ids"]))
         yield task.collate(picked[start : start + size], pad_id)
         start += size
+
+
+def require_targets(count: int, *, step: int) -> None:
+    """Raise DataError if the batch of `step` (from 0) has no loss terms: nothing can be learnt from it."""
+    if count == 0:
+        raise DataError(f"the batch of step {step + 1} has no target to learn from: every token is masked")

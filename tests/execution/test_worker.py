@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from automl.errors import Diverged, OutOfMemory, ResourceError
-from automl.execution.worker import Worker, failure_of
+from automl.errors import ResourceError
+from automl.execution.worker import Worker
 from automl.lora import Hyperparameters
 from automl.trial import Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 from tests.formula import Fault, FormulaHost, curve
@@ -160,18 +159,3 @@ def test_a_failed_trial_leaves_the_others_unchanged(tmp_path: Path, waits: list[
     second = worker.step([order(OrderKind.CLOSE, 0)])
     assert [item.reason for item in first.failures] == [StopReason.DIVERGED]
     assert [item.metrics["loss"] for item in second.measurements] == [curve(spec(1))[0][1]]
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (Diverged("loss is nan"), StopReason.DIVERGED),
-        (OutOfMemory("1 GB"), StopReason.OOM),
-        (KeyError("x"), StopReason.ERROR),
-    ],
-    ids=["diverged", "memory", "bug"],
-)
-def test_exceptions_of_a_trial_are_named(error: Exception, reason: StopReason) -> None:
-    failure = failure_of(7, error, step=3)
-    assert (failure.trial, failure.step, failure.reason) == (7, 3, reason)
-    assert pickle.loads(pickle.dumps(failure)) == failure

@@ -49,8 +49,8 @@ def states(trainer: PackedTrainer, rounds: int, trials: list[TrialSpec] | None =
 
 
 def graphs(trainer: PackedTrainer) -> int:
-    assert trainer._together is not None
-    return trainer._together.graphs
+    assert trainer.bank_step is not None
+    return trainer.bank_step.graphs
 
 
 def assert_close(one: TrainState, other: TrainState, tolerance: float) -> None:

@@ -275,7 +275,7 @@ def test_a_bank_says_what_it_has_no_room_for() -> None:
 
 def test_few_shapes_cover_a_run() -> None:
     trainer = trainer_after("llama", "causal-lm", TRIALS, 12, bank=ROOM)
-    together = trainer._together
+    together = trainer.bank_step
     assert isinstance(together, BankStep)
     assert len(together.shapes) <= 4
     assert [static_width(longest, 384) for longest in (3, 32, 33, 250, 257, 380)] == [32, 32, 64, 256, 384, 384]
@@ -299,7 +299,7 @@ def test_a_micro_step_waits_for_no_value(
     name: str, kind: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_after(name, kind, TRIALS[:2], 1, bank=ROOM, recompute=recompute)
-    together = trainer._together
+    together = trainer.bank_step
     assert isinstance(together, BankStep)
     # transformers leaves its own shortcuts out while a graph is recorded.
     monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)

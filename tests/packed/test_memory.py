@@ -30,7 +30,6 @@ def test_a_trial_that_cannot_fit_is_refused_before_it_allocates() -> None:
     with pytest.raises(OutOfMemory, match=r"trial 1 needs [\d,]+ MiB for rank 1000000000 on all-linear"):
         trainer.admit(spec(1, rank=10**9))
     assert set(trainer.members) == {0}
-    assert trainer.capacity(Hyperparameters(rank=4), tokens=64) > 1
 
 
 def test_free_memory_is_a_sensible_number() -> None:

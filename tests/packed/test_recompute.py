@@ -84,7 +84,7 @@ def saved_bytes(recompute: bool) -> int:
     counting = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     member = trainer.members[0]
     rows = member.upcoming(torch.device("cpu"))
-    with counting, trainer._segmentation.divided([Segment(member.adapter, 0, rows.rows, rows.longest)]):
+    with counting, trainer.backbone.segmentation.divided([Segment(member.adapter, 0, rows.rows, rows.longest)]):
         trainer.model(**{name: tensor for name, tensor in rows.batch.items() if name != "labels"})
     return total
 

@@ -1,0 +1,182 @@
+"""What packed training puts on a frozen model, and takes off again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.pytorch_utils import Conv1D
+
+from automl.errors import TargetError
+from automl.importance.sensitivity import weight_norms
+from automl.lora import LinearShape
+from automl.models.inventory import head_modules, linear_layers, resolve_targets
+from automl.packed.adapter import Adapter
+from automl.packed.bank import Bank, BankSize
+from automl.packed.bank_step import BankStep, row_losses
+from automl.packed.body import Body, View
+from automl.packed.first_token import narrow, narrow_module, narrowed_layers
+from automl.packed.heads import PackedHeads, can_batch
+from automl.packed.kernels import KERNELS, OUTPUT_KERNELS
+from automl.packed.linear import PackedLinear
+from automl.packed.recompute import Recomputation, recomputable
+from automl.packed.segments import Segmentation
+from automl.packed.workload import Workload
+from automl.training.memory import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+SHORT_ROWS = 24
+"""Tokens up to which attention as batched products beats torch's flash kernel on a CPU: 1.4 to 2 times at 12 to 24."""
+
+
+class PackedBackbone:
+    """A frozen model whose linear layers serve the rows of many adapters; `close` gives it back as it was.
+
+    targets: target sets of the user. precision, recompute: as in `PackedTrainer`. kernel: a name of KERNELS. body: of
+    the model, under control. heads: modules that are trained in full, by path. segmentation: tells the layers which
+    rows are whose.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        targets: Mapping[str, Sequence[str]],
+        precision: str,
+        kernel: str,
+        recompute: bool,
+    ) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.heads = {name: model.get_submodule(name) for name in head_modules(model)}
+        self.segmentation = Segmentation()
+        self._targets = targets
+        self._precision = precision
+        self._resolved: dict[str, list[LinearShape]] = {}
+        self._norms: dict[LinearShape, float] = {}
+        self.body = Body(model)
+        self._layers = _pack_layers(model, self.heads, self.segmentation, kernel)
+        self._recomputation = Recomputation(recomputable(self.body.module), self.segmentation) if recompute else None
+        self._packed_heads: PackedHeads | None = None
+        self._first_token = _narrow_last_layer(model, self._layers)
+
+    def layers(self, target: str) -> list[LinearShape]:
+        """The layers that a target set means in this model."""
+        if target not in self._resolved:
+            self._resolved[target] = resolve_targets(self.model, target, self._targets)
+        return self._resolved[target]
+
+    def norms(self, layers: Sequence[LinearShape]) -> list[float]:
+        """Frobenius norms of the layers' weights."""
+        new = [layer for layer in layers if layer not in self._norms]
+        self._norms.update(zip(new, weight_norms(self.model, new), strict=True))
+        return [self._norms[layer] for layer in layers]
+
+    def view(self, adapter: Adapter | None) -> View:
+        """The model with this adapter's heads; None is the bare backbone."""
+        return View(self.model, adapter.head if adapter else {})
+
+    @contextmanager
+    def around(self, width: int) -> Iterator[None]:
+        """What a training pass over rows of so many tokens runs inside of."""
+        with _attention(width, self.device), self.casting():
+            yield
+
+    def casting(self) -> AbstractContextManager[object]:
+        """The automatic casts of the precision."""
+        # The cache of cast weights must not outlive a CUDA graph's recording, and frozen weights are not cast anyway.
+        is_on = self._precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_on, cache_enabled=False)
+
+    def install_bank(self, size: BankSize, workload: Workload, *, uses_graphs: bool) -> BankStep | None:
+        """Room for slots that are computed together; None with a line in the log if this model or task cannot.
+
+        So too if memory is too short for it. uses_graphs: record CUDA graphs.
+        """
+        losses = row_losses(workload.task)
+        if not can_batch(self.heads) or losses is None:
+            logger.info("slots are computed one by one: this head or this task's loss cannot be batched")
+            return None
+        bank = self._bank(size)
+        if bank is None:
+            return None
+        self._packed_heads = PackedHeads(self.heads, self.segmentation)
+        return BankStep(
+            self.model,
+            bank,
+            self.segmentation,
+            losses,
+            device=self.device,
+            limit=workload.longest_row,
+            pad_id=workload.tokenizer.pad_token_id,
+            around=self.around,
+            uses_graphs=uses_graphs,
+        )
+
+    def close(self) -> None:
+        """Take everything off the model."""
+        self.body.close()
+        if self._packed_heads is not None:
+            self._packed_heads.close()
+        if self._recomputation is not None:
+            self._recomputation.close()
+        for layer in self._layers:
+            del self.model.get_submodule(layer.path).forward
+        if self._first_token is not None:
+            del self._first_token.forward
+
+    def _bank(self, size: BankSize) -> Bank | None:
+        layers = [layer for target in size.targets for layer in self.layers(target)]
+        try:
+            return Bank(list(dict.fromkeys(layers)), self.heads, slots=size.slots, rank=size.rank, device=self.device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.info("slots are computed one by one: there is no memory for a bank of %d", size.slots)
+            return None
+
+
+def _pack_layers(
+    model: nn.Module, heads: Mapping[str, nn.Module], segmentation: Segmentation, kernel: str
+) -> list[PackedLinear]:
+    """Take over every linear layer of the body, and the lm_head; heads that are trained stay as they are."""
+    beyond = tuple(f"{name}." for name in heads)
+    inside = f"{model.base_model_prefix}."
+    packed = []
+    for layer in linear_layers(model):
+        if f"{layer.path}.".startswith(beyond):
+            continue
+        module = model.get_submodule(layer.path)
+        assert isinstance(module, nn.Linear | Conv1D)
+        if layer.path.startswith(inside):
+            packed.append(PackedLinear(layer.path, module, segmentation, KERNELS[kernel]))
+        else:
+            packed.append(PackedLinear(layer.path, module, None, OUTPUT_KERNELS[kernel]))
+        module.forward = packed[-1]  # type: ignore[method-assign]
+    if not packed:
+        raise TargetError(f"{type(model).__name__} has no linear layers below its head")
+    return packed
+
+
+def _narrow_last_layer(model: nn.Module, layers: Sequence[PackedLinear]) -> nn.Module | None:
+    """Leave out what a head that reads the first token only would never see; the module that does so, if any."""
+    found = narrow_module(model)
+    if found is None:
+        return None
+    path, module = found
+    narrow(module)
+    for layer in layers:
+        layer.is_narrow = layer.path.startswith(narrowed_layers(path))
+    return module
+
+
+def _attention(width: int, device: torch.device) -> AbstractContextManager[None]:
+    """The kernel of torch's attention for rows of this many tokens: a function of the trial's own rows alone."""
+    if device.type == "cpu" and width <= SHORT_ROWS:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()

@@ -1,0 +1,82 @@
+"""How trials of a pack are measured: the task's metrics, and what held-out rows say of each module's update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from automl.importance.heldout import removal_effects
+from automl.packed.adapter import Adapter
+from automl.packed.install import PackedBackbone
+from automl.packed.member import Member, factors
+from automl.packed.workload import Workload
+from automl.tasks.base import Row
+from automl.training.held_out import measured_on
+from automl.training.memory import halving
+from automl.trial import Measurement, check_finite
+
+
+class Evaluator:
+    """Measures one trial at a time, without dropout; the trial and the others do not change by it."""
+
+    def __init__(self, backbone: PackedBackbone, workload: Workload) -> None:
+        self._backbone = backbone
+        self._workload = workload
+
+    def metrics(self, adapter: Adapter | None, max_tokens: int, *, rows: int | None = None) -> dict[str, float]:
+        """All metrics of the task. adapter: None is the bare backbone. max_tokens: of one forward pass.
+
+        rows: how many evaluation rows are used; None = all, and with 0 there are no metrics.
+        """
+        if rows == 0:
+            return {}
+        if adapter is not None:
+            adapter.settle()
+        view, backbone, workload = self._backbone.view(adapter), self._backbone, self._workload
+        batches = workload.evaluation_batches(max_tokens, backbone.device, rows=rows)
+        with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
+            return workload.task.evaluate(view, batches, workload.tokenizer)  # type: ignore[arg-type]
+
+    def measurement(self, member: Member) -> Measurement:
+        """The trial's measurement at its current step. Raises Diverged, OutOfMemory and what the task raises."""
+        rows = member.spec.rows_at(member.step)
+        metrics, member.evaluation_tokens = halving(
+            member.evaluation_tokens,
+            lambda tokens: self.metrics(member.adapter, tokens, rows=rows),
+            what=f"the evaluation of trial {member.number}",
+        )
+        check_finite(metrics, member.step)
+        return Measurement(
+            trial=member.number,
+            step=member.step,
+            metrics=metrics,
+            seconds=member.seconds,
+            tokens=member.tokens,
+            importances=member.importances(),
+        )
+
+    def held_out(self, member: Member, measurement: Measurement, rows: int) -> Measurement:
+        """The measurement with what removing each module's update would do to the loss on the first evaluation rows.
+
+        One forward and one backward pass over so many rows. Between two steps of the trial only.
+        """
+        adapter = member.adapter
+        return measured_on(
+            self._workload.evaluation_rows[:rows],
+            measurement,
+            list(adapter.low_rank),
+            lambda batch: self._removal_effects(adapter, batch),
+        )
+
+    def _removal_effects(self, adapter: Adapter, rows: Sequence[Row]) -> list[float]:
+        """Of one batch. The adapter's gradient is zero before and after."""
+        micro = self._workload.micro_batch(rows, self._backbone.device)
+        view = self._backbone.view(adapter)
+        try:
+            with self._backbone.segmentation.alone(adapter), self._backbone.around(micro.width):
+                parts = self._workload.task.loss(view, micro.batch)  # type: ignore[arg-type]
+                torch.autograd.backward(parts.total / max(1, parts.count))
+            return removal_effects(factors(adapter))
+        finally:
+            adapter.gradient.zero_()
