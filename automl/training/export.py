@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
+from automl.methods.attaching import ADAPTER
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer
 from automl.models.calling import quietly
 from automl.models.inventory import made_anew
@@ -36,11 +37,8 @@ def export_adapter(
     ResourceError if the disk refuses.
     """
     with adapter_draft(folder, meta, config=model.config, tokenizer=tokenizer) as draft:
-        with warnings.catch_warnings():
-            # peft 0.21 (utils/save_and_load.py) takes a layer that AdaLoRA has left without ranks for a lost shard.
-            warnings.filterwarnings("ignore", message=r"(?s).*LoRA tensor\(s\) have invalid shape")
-            saved = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
         whole = travelling(model) if tensors is None else tensors
+        saved = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
         saved |= {name: whole[name] for name in _made_anew(model)}
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()}
         durable.write_file(draft / "adapter_model.safetensors", save(contiguous, metadata={"format": "pt"}))
@@ -48,10 +46,10 @@ def export_adapter(
 
 
 def travelling(model: Any) -> dict[str, Tensor]:
-    """All that an exported adapter must hold, by parameter name: what is trained, and what was made anew."""
-    parameters = dict(model.named_parameters())
+    """All that an exported adapter must hold, by name: what is trained with its buffers, and what was made anew."""
     anew = set(_made_anew(model))
-    return {name: tensor for name, tensor in parameters.items() if tensor.requires_grad or name in anew}
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad or name in anew}
+    return parameters | {name: each for name, each in model.named_buffers() if f".modules_to_save.{ADAPTER}." in name}
 
 
 def _made_anew(model: Any) -> list[str]:

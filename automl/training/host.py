@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from automl import durable
-from automl.errors import CheckpointError, Diverged, OutOfMemory, ResourceError
+from automl.errors import CheckpointError, ResourceError
 from automl.importance.heldout import affordable_rows
-from automl.training.adapter import AdapterMeta, adapter_meta
+from automl.training.adapter import adapter_meta
 from automl.training.checkpoint import SlotFolder, slot_files
-from automl.training.export import export_adapter
+from automl.training.export import export_adapter, travelling
 from automl.training.finalists import Finalists
-from automl.training.runtime import HostSettings, Runtime, load_runtime
+from automl.training.parallel import SINGLE_PROCESS, ParallelStrategy
+from automl.training.runtime import HostSettings, Runtime, load_model, load_runtime
 from automl.training.solo import SoloTrial, train
 from automl.training.state import SlotRecord, TrainState
-from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
+from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec, failure_of
 from automl.trial_folders import adapter_folder, slot_folder
 
 logger = logging.getLogger(__name__)
-
-LONGEST_TRACEBACK = 8000
-"""Characters of a failed trial's traceback that are kept: the last ones."""
 
 
 def build_solo_host(settings: HostSettings) -> SoloHost:
@@ -40,7 +35,7 @@ def build_solo_host(settings: HostSettings) -> SoloHost:
 
 
 class Resident:
-    """A trial in the house. generator: while it sits at the backbone. state: where its slot file stands."""
+    """A trial of the host. generator: while it is on the backbone. state: where its slot file stands."""
 
     def __init__(self, spec: TrialSpec, slot: SlotFolder) -> None:
         self.spec = spec
@@ -75,8 +70,8 @@ class Resident:
         if record is not None:
             self.state, self.measurements = record.state, list(record.measurements)
 
-    def rise(self) -> None:
-        """Leave the backbone; nothing is lost that the slot file does not hold."""
+    def detach(self) -> None:
+        """Take the trial off the backbone; nothing is lost that the slot file holds."""
         if self.generator is not None:
             self.generator.close()
         self.generator = self.trial = None
@@ -85,12 +80,15 @@ class Resident:
 class SoloHost:
     """Trains trials with the plain PEFT loop; follows `automl.execution.base.Host`.
 
-    busy_seconds: spent on training, evaluating and writing what came of it.
+    strategy: how a trial is spread over processes, each of which has such a host. busy_seconds: spent on training,
+    evaluating and writing what came of it.
     """
 
-    def __init__(self, settings: HostSettings, runtime: Runtime) -> None:
+    def __init__(self, settings: HostSettings, runtime: Runtime, strategy: ParallelStrategy = SINGLE_PROCESS) -> None:
         self.settings = settings
         self.runtime = runtime
+        self._strategy = strategy
+        self._is_whole = True  # the backbone of the runtime
         self._finalists = Finalists(settings.task.metric)
         self.busy_seconds = 0.0
         self._residents: dict[int, Resident] = {}
@@ -118,7 +116,9 @@ class SoloHost:
             raise ValueError(f"cannot open trial {spec.number}: all {self.capacity} slots of the host are taken")
         slot = slot_files(self.settings, spec)
         self._slots[spec.number] = slot
-        self._claim(slot)
+        if self._strategy.is_writer:
+            slot.claim()
+        self._strategy.wait()  # the others read when the writer has claimed
         resident = Resident(spec, slot)
         resident.restore()
         self._residents[spec.number] = resident
@@ -144,25 +144,28 @@ class SoloHost:
         resident = self._residents.pop(trial, None)
         if resident is not None:
             self._steps_of_others += resident.reached
-            resident.rise()
+            resident.detach()
 
     def close(self, trial: int) -> None:
         """Free the trial's memory and delete its slot file, also that of a trial parked earlier."""
         self.park(trial)
-        folder = slot_folder(Path(self.settings.output), trial)
         slot = self._slots.pop(trial, None)
+        if not self._strategy.is_writer:
+            return
         if slot is not None:
             slot.remove()
         else:
-            durable.remove_folder(folder)
+            durable.remove_folder(slot_folder(Path(self.settings.output), trial))
 
     def baseline(self) -> Metrics:
         """Metrics without training: of the majority class if the data has one, else of the untrained model."""
         if self.settings.prepared.baseline:
             return self.settings.prepared.baseline
         for resident in self._residents.values():
-            resident.rise()
-        return self.runtime.evaluate(self._untrained(), self.runtime.evaluation_rows, self.runtime.evaluation_tokens)
+            resident.detach()
+        runtime = self._whole()
+        self._strategy.distribute(runtime.model)
+        return runtime.evaluate(runtime.model, runtime.evaluation_rows, runtime.evaluation_tokens)
 
     def shutdown(self) -> None:
         """Take every trial off the backbone. Slot files stay."""
@@ -171,32 +174,28 @@ class SoloHost:
 
     def _advance(self, resident: Resident) -> Measurement | TrialFailure:
         if resident.damage is not None:
-            return self._fail(resident, StopReason.ERROR, str(resident.damage))
+            return self._fail(resident, resident.damage)
         try:
-            return self._stretch(resident)
+            with self._strategy.naming_lost_peers():
+                return self._stretch(resident)
         except (CheckpointError, ResourceError, KeyboardInterrupt, SystemExit):
-            resident.rise()  # should the host go on, the trial starts from its slot file
+            resident.detach()  # should the host go on, the trial starts from its slot file
             raise
-        except Diverged as error:
-            return self._fail(resident, StopReason.DIVERGED, str(error))
-        except OutOfMemory as error:
-            return self._fail(resident, StopReason.OOM, str(error))
         except Exception as error:  # noqa: BLE001 - the executor's edge: what a task or model raises fails one trial
-            text = "".join(traceback.format_exception(error))
-            return self._fail(resident, StopReason.ERROR, text[-LONGEST_TRACEBACK:])
+            return self._fail(resident, error)
 
     def _stretch(self, resident: Resident) -> Measurement:
         """Up to the next measurement, which is in the slot file then."""
-        measurement = self._finish(resident, next(self._seat(resident)))
+        measurement = self._finish(resident, next(self._attach(resident)))
         self._save(resident, measurement)
         return measurement
 
-    def _seat(self, resident: Resident) -> Generator[Measurement, None, None]:
-        """Let the trial sit at the backbone; whoever sat there rises."""
+    def _attach(self, resident: Resident) -> Generator[Measurement, None, None]:
+        """Let the trial have the backbone; another that has it is detached."""
         if resident.generator is None:
             for other in self._residents.values():
-                other.rise()
-            resident.trial = self._trial(resident.spec, resident.state)
+                other.detach()
+            resident.trial = SoloTrial(resident.spec, self._whole(), resident.state, strategy=self._strategy)
             resident.generator = train(resident.trial)
         return resident.generator
 
@@ -208,38 +207,38 @@ class SoloHost:
         if self._finalists.admit(measurement.metrics):
             trained = resident.spec.steps * resident.spec.hyper.batch_size
             measurement = resident.trial.measure_held_out(measurement, affordable_rows(trained))
-        folder = adapter_folder(Path(self.settings.output).absolute(), resident.spec.number)
-        self._export(resident.trial, folder, adapter_meta(self.settings, self.runtime.task, resident.spec, measurement))
-        return replace(measurement, adapter=str(folder))
+        return replace(measurement, adapter=str(self._export(resident.trial, measurement)))
+
+    def _export(self, trial: SoloTrial, measurement: Measurement) -> Path:
+        """The finished adapter's folder. Every process gives its share of the tensors."""
+        folder = adapter_folder(Path(self.settings.output).absolute(), trial.spec.number)
+        tensors = {name: self._strategy.full(tensor) for name, tensor in travelling(trial.model).items()}
+        if self._strategy.is_writer:
+            meta = adapter_meta(self.settings, self.runtime.task, trial.spec, measurement)
+            export_adapter(trial.model, folder, meta, tokenizer=self.runtime.tokenizer, tensors=tensors)
+        return folder
 
     def _save(self, resident: Resident, measurement: Measurement) -> None:
         """The slot file first: a measurement that has left the host is never lost."""
         assert resident.trial is not None
         state = resident.trial.snapshot()
         measurements = [*resident.measurements, measurement]
-        self._write(resident.slot, SlotRecord(state=state, measurements=tuple(measurements)))
+        if self._strategy.is_writer:
+            resident.slot.save(SlotRecord(state=state, measurements=tuple(measurements)))
         resident.state, resident.measurements = state, measurements
         if resident.is_finished:
-            resident.rise()
+            resident.detach()
 
-    def _trial(self, spec: TrialSpec, state: TrainState | None) -> SoloTrial:
-        return SoloTrial(spec, self.runtime, state)
+    def _whole(self) -> Runtime:
+        """The runtime with a backbone that holds no adapter, and of which no process has been given a share."""
+        if not self._is_whole:
+            self.runtime = replace(self.runtime, model=load_model(self.settings))
+        self._is_whole = self._strategy.keeps_backbone
+        return self.runtime
 
-    def _untrained(self) -> nn.Module:
-        """The backbone without an adapter, ready to be evaluated."""
-        return self.runtime.model
-
-    def _claim(self, slot: SlotFolder) -> None:
-        slot.claim()
-
-    def _write(self, slot: SlotFolder, record: SlotRecord) -> None:
-        slot.save(record)
-
-    def _export(self, trial: SoloTrial, folder: Path, meta: AdapterMeta) -> None:
-        export_adapter(trial.model, folder, meta, tokenizer=self.runtime.tokenizer)
-
-    def _fail(self, resident: Resident, reason: StopReason, message: str) -> TrialFailure:
+    def _fail(self, resident: Resident, error: Exception) -> TrialFailure:
         step = resident.trial.step if resident.trial is not None else resident.step
         self.close(resident.spec.number)
-        logger.info("trial %d failed at step %d: %s", resident.spec.number, step, reason)
-        return TrialFailure(trial=resident.spec.number, step=step, reason=reason, message=message)
+        failure = failure_of(error, trial=resident.spec.number, step=step)
+        logger.info("trial %d failed at step %d: %s", failure.trial, step, failure.reason)
+        return failure

@@ -3,17 +3,16 @@
 The processes form torch's default process group (Ray Train makes one, see `execution.ray_group`), and each has a host.
 All hosts are told the same, in the same order. Each process holds its share of every weight, of the adapter and of its
 moments, trains on its share of the rows of every batch, and evaluates on all rows, so all of them come to the same
-measurements: those of `training.solo`, but for the rounding of sums and, with dropout, for the masks, which every
-process draws for its own rows. Only the process of rank 0 writes.
+measurements: those of one process, but for the rounding of sums and, with dropout, for the masks, which every process
+draws for its own rows. Only the process of rank 0 writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,177 +20,117 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from automl.errors import DataError, PeerLost
-from automl.importance.sensitivity import Factors
-from automl.methods.seeding import SeededDropout, dropout_state, stream
+from automl.errors import PeerLost
+from automl.methods.seeding import SeededDropout, stream
 from automl.tasks.base import Row
-from automl.training import optim
-from automl.training.adapter import AdapterMeta
-from automl.training.checkpoint import SlotFolder
-from automl.training.export import export_adapter, travelling
-from automl.training.host import Resident, SoloHost
-from automl.training.runtime import HostSettings, Runtime, choose_device, load_model, load_runtime
-from automl.training.solo import SoloTrial
-from automl.training.state import SlotRecord, TrainState
-from automl.trial import Measurement, TrialSpec
+from automl.tasks.batches import require_targets
+from automl.training.host import SoloHost
+from automl.training.optim import Parameters
+from automl.training.parallel import Forward, ParallelStrategy, StepLoss
+from automl.training.runtime import HostSettings, choose_device, load_runtime
+from automl.training.state import TrainState
 
 T = TypeVar("T")
 
 _SIGNS_OF_A_LOST_PEER = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
 
 
-def build_sharded_host(settings: HostSettings) -> ShardedHost:
-    """Load backbone and data and return this process's host; called in every process of the group."""
+def build_sharded_host(settings: HostSettings) -> SoloHost:
+    """Load backbone and data and return this process's part of a host; called in every process of the group.
+
+    The backbone is on the CPU, whole. Every process reads it anew for every trial but the first, and puts it on the
+    device block by block, where only the share stays.
+    """
     device = choose_device(settings.device)
-    return ShardedHost(settings, replace(load_runtime(replace(settings, device="cpu")), device=device))
+    runtime = replace(load_runtime(replace(settings, device="cpu")), device=device)
+    return SoloHost(settings, runtime, FullySharded(device))
 
 
-class ShardedHost(SoloHost):
-    """This process's part of a host for one trial at a time; follows `automl.execution.base.Host`.
+class FullySharded(ParallelStrategy):
+    """Every process has a share of every weight, on its device, and of the rows of every batch.
 
-    bench: with the backbone on the CPU, whole. Every process reads it anew for every trial but the first, and puts it
-    on the device block by block, where only the share stays.
+    Works in fp32 and with methods whose parameters need no step of their own (LoRA). A process that is short of memory
+    cannot make the batch of all smaller: the trial fails.
     """
 
-    def __init__(self, settings: HostSettings, runtime: Runtime) -> None:
-        super().__init__(settings, runtime)
-        self.mesh = init_device_mesh(runtime.device.type, (distributed.get_world_size(),))
-        self._is_whole = True
+    keeps_backbone: ClassVar[bool] = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+        self._device = device
 
     @property
     def is_writer(self) -> bool:
-        """Whether files are this process's business."""
+        """In the process of rank 0."""
         return distributed.get_rank() == 0
 
-    def close(self, trial: int) -> None:
-        """Free the trial's memory; the slot file is deleted by the writer."""
-        if self.is_writer:
-            super().close(trial)
-        else:
-            self.park(trial)
-
-    def _trial(self, spec: TrialSpec, state: TrainState | None) -> SoloTrial:
-        return ShardedTrial(spec, self._whole(), state, mesh=self.mesh)
-
-    def _untrained(self) -> nn.Module:
-        runtime = self._whole()
-        shard(runtime.model, self.mesh)
-        return runtime.model
-
-    def _whole(self) -> Runtime:
-        """The bench with a backbone that nothing has been shared out of."""
-        if not self._is_whole:
-            self.runtime = replace(self.runtime, model=load_model(self.settings))
-        self._is_whole = False
-        return self.runtime
-
-    def _stretch(self, resident: Resident) -> Measurement:
-        with peers_named():
-            return super()._stretch(resident)
-
-    def _claim(self, slot: SlotFolder) -> None:
-        """The others read when the writer has claimed."""
-        if self.is_writer:
-            super()._claim(slot)
+    def wait(self) -> None:
+        """Raises PeerLost if one will not come."""
         with peers_named():
             distributed.barrier()
 
-    def _write(self, slot: SlotFolder, record: SlotRecord) -> None:
-        if self.is_writer:
-            super()._write(slot, record)
+    def naming_lost_peers(self) -> AbstractContextManager[None]:
+        """See `peers_named`."""
+        return peers_named()
 
-    def _export(self, trial: SoloTrial, folder: Path, meta: AdapterMeta) -> None:
-        tensors = {name: whole(tensor) for name, tensor in travelling(trial.model).items()}
-        if self.is_writer:
-            export_adapter(trial.model, folder, meta, tokenizer=self.runtime.tokenizer, tensors=tensors)
-
-
-class ShardedTrial(SoloTrial):
-    """This process's part of the trial. Everything here is done by all processes of the group, in the same order.
-
-    bench: with a whole backbone on the CPU, which it shares out and does not give back. Works in fp32 and with methods
-    whose parameters need no step of their own (LoRA). A process that is short of memory cannot make the batch of all
-    smaller: the trial fails.
-    """
-
-    def __init__(self, spec: TrialSpec, runtime: Runtime, state: TrainState | None = None, *, mesh: DeviceMesh) -> None:
-        super().__init__(spec, runtime, state)
-        self._mesh = mesh
-
-    def measure(self) -> Measurement:
-        """See `SoloTrial.measure`."""
-        measurement = super().measure()
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # an evaluation leaves the outermost one whole, so that not all would gather the same
-        return measurement
-
-    def detach(self) -> None:
-        """Let go of the shares; they are no backbone any more."""
-        self._attached = None
-
-    def _attach_adapter(self) -> Any:
-        model = super()._attach_adapter()
-        shard(model, self._mesh)
-        masks = stream(self.spec.seed, f"dropout of process {distributed.get_rank()}", self.runtime.device)
+    def distribute(self, model: nn.Module, *, seed: int | None = None) -> None:
+        """Every process draws the dropout masks of its own rows."""
+        shard(model, self.mesh)
+        if seed is None:
+            return
+        masks = stream(seed, f"dropout of process {distributed.get_rank()}", self._device)
         for module in model.modules():
             if isinstance(module, SeededDropout):
                 module.generator = masks
-        return model
 
-    def _put_back(
-        self, start: TrainState, model: Any, parameters: optim.Parameters, optimizer: torch.optim.AdamW
-    ) -> None:
-        if start.dropout is not None:
-            own = start.dropout.chunk(distributed.get_world_size())[distributed.get_rank()]
-            start = replace(start, dropout=own.clone())
-        shares = replace(
-            start, params=shared_out(start.params, parameters), moments=shared_out(start.moments, parameters)
-        )
-        super()._put_back(shares, model, parameters, optimizer)
+    def full(self, tensor: Tensor) -> Tensor:
+        """Every process must ask for it."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def _copied(self, tensor: Tensor) -> Tensor:
-        return optim.copied(whole(tensor))
-
-    def _dropout(self, model: Any) -> Tensor | None:
-        """The states of all processes, one after the other."""
-        own = dropout_state(model)
-        if own is None:
+    def gather(self, masks: Tensor | None) -> Tensor | None:
+        """One after the other, by rank."""
+        if masks is None:
             return None
-        own = own.to(self.runtime.device)
+        own = masks.to(self._device)
         states = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
         distributed.all_gather(states, own)
         return torch.cat(states).cpu()
 
-    def _factors(self, model: Any) -> list[Factors]:
-        return [
-            Factors(whole(a), whole(b), None if gradient is None else whole(gradient), scaling)
-            for a, b, gradient, scaling in super()._factors(model)
-        ]
+    def scatter(self, state: TrainState, parameters: Parameters) -> TrainState:
+        """Nothing is sent: each process has all."""
+        masks = state.dropout
+        if masks is not None:
+            masks = masks.chunk(distributed.get_world_size())[distributed.get_rank()].clone()
+        params, moments = (shared_out(tensors, parameters) for tensors in (state.params, state.moments))
+        return replace(state, params=params, moments=moments, dropout=masks)
 
-    def _within_memory(self, size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
+    def within_memory(self, size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
+        """As it is: less at once would have to be less in every process."""
         return work(size), size
 
-    def _accumulate(self, rows: Sequence[Row], at_once: int, masks: Tensor | None) -> float:
-        """Gradients of the mean loss over all rows of the batch; returns that loss.
+    def accumulate(
+        self, rows: Sequence[Row], at_once: int, forward: Forward, parameters: Parameters, *, step: int
+    ) -> StepLoss:
+        """FSDP averages gradients over the processes, so each loss is scaled by their number.
 
-        A process without a row goes along with one of no weight. FSDP averages gradients over the processes, so each
-        loss is scaled by their number.
+        A process without a row goes along with one of no weight.
         """
         rank, world = distributed.get_rank(), distributed.get_world_size()
         mine = rows[rank::world]
-        batch = self.runtime.batch(mine or rows[:1])
-        self._seat.optimizer.zero_grad(set_to_none=True)
-        parts = self.runtime.task.loss(self._seat.model, batch)
-        own = [float(parts.total.detach()), parts.count, int(batch["attention_mask"].sum())] if mine else [0.0, 0, 0]
-        sums = torch.tensor(own, dtype=torch.float64, device=self.runtime.device)
+        part = forward(mine or rows[:1])
+        own = [float(part.total.detach()), part.terms, part.tokens] if mine else [0.0, 0, 0]
+        sums = torch.tensor(own, dtype=torch.float64, device=self._device)
         distributed.all_reduce(sums)
         total, count, tokens = sums.tolist()
-        if count == 0:
-            raise DataError(f"the batch of step {self.step + 1} has no target to learn from: every token is masked")
-        torch.autograd.backward(parts.total * (world * bool(mine) / count))
-        self.tokens += int(tokens)
-        return float(total / count)
+        require_targets(int(count), step=step)
+        torch.autograd.backward(part.total * (world * bool(mine) / count))
+        return StepLoss(total, int(count), int(tokens))
+
+    def after_evaluation(self, model: nn.Module) -> None:
+        """An evaluation leaves the outermost module whole, of which not all would gather the same then."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -203,12 +142,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is shared out; every process must ask for it. Others are returned as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def shared_out(tensors: Mapping[str, Tensor], parameters: optim.Parameters) -> dict[str, Tensor]:
+def shared_out(tensors: Mapping[str, Tensor], parameters: Parameters) -> dict[str, Tensor]:
     """Whole tensors as the shares of the parameters they belong to: those named like them, or `<moment>/<name>`.
 
     What belongs to none, or has no shares (AdamW's steps), stays as it is. Nothing is sent: each process has all.

@@ -6,19 +6,18 @@ packed. It knows nothing of files, Optuna, Ray or SQL.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from automl.errors import DataError, Diverged, OutOfMemory
-from automl.importance.heldout import HELD_OUT_ROWS, in_batches, removal_effects, with_held_out
+from automl.errors import OutOfMemory
+from automl.importance.heldout import HELD_OUT_ROWS, removal_effects
 from automl.importance.sensitivity import Factors, Sensitivity, is_sample, weight_norms
 from automl.lora import LinearShape
 from automl.methods.registry import METHODS
@@ -27,14 +26,12 @@ from automl.models.inventory import head_modules, resolve_targets
 from automl.tasks.base import Row
 from automl.tasks.batches import batch_rows, some_of
 from automl.training import optim
-from automl.training.memory import halving, is_out_of_memory
+from automl.training.held_out import measured_on
+from automl.training.memory import is_out_of_memory
+from automl.training.parallel import SINGLE_PROCESS, BatchLoss, ParallelStrategy
 from automl.training.runtime import Runtime
 from automl.training.state import TrainState
-from automl.trial import Measurement, ModuleImportance, TrialSpec
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
+from automl.trial import Measurement, ModuleImportance, TrialSpec, check_finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +45,21 @@ class _Attached:
 
 
 class SoloTrial:
-    """One trial on a bench: where it stands, and, while it trains, its adapter.
+    """One trial: where it stands, and, while it trains, its adapter.
 
     state: where an earlier attempt stood; None starts at step 0. micro_batch, evaluation_tokens: how much is
     worked on at once; they shrink when memory is short, while the effective batch and the grid of steps stay. loss: of
     the last step, mean over its batch.
     """
 
-    def __init__(self, spec: TrialSpec, runtime: Runtime, state: TrainState | None = None) -> None:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        runtime: Runtime,
+        state: TrainState | None = None,
+        *,
+        strategy: ParallelStrategy = SINGLE_PROCESS,
+    ) -> None:
         self.spec = spec
         self.runtime = runtime
         self.step = state.step if state else 0
@@ -64,6 +68,7 @@ class SoloTrial:
         self.micro_batch = state.micro_batch if state else spec.hyper.batch_size
         self.evaluation_tokens = state.evaluation_tokens if state else runtime.evaluation_tokens
         self.loss = math.nan
+        self._strategy = strategy
         self._method = METHODS[spec.hyper.method]
         self._start = state
         self._layers: list[LinearShape] = []
@@ -73,7 +78,7 @@ class SoloTrial:
     @property
     def model(self) -> Any:
         """The PEFT model; only while the trial is attached."""
-        return self._seat.model
+        return self._adapter.model
 
     def attach(self) -> None:
         """Put the adapter on the backbone, as it was initialised or as it was left."""
@@ -81,65 +86,67 @@ class SoloTrial:
         parameters = optim.trainable(model)
         optimizer = optim.adamw(parameters, self.spec.hyper)
         if self._start is not None:
-            self._put_back(self._start, model, parameters, optimizer)
+            self._put_back(self._strategy.scatter(self._start, parameters), model, parameters, optimizer)
         sensitivity = self._sensitivity(model)
         self._start = None  # the model holds it now
         self._attached = _Attached(model=model, parameters=parameters, optimizer=optimizer, sensitivity=sensitivity)
 
     def detach(self) -> None:
-        """Take the adapter off; the backbone is as it was before. Does nothing if there is none."""
+        """Take the adapter off; a backbone that is kept is as it was before. Does nothing if there is none."""
         if self._attached is not None:
             self._attached.optimizer.state.clear()
-            self._method.detach(self._attached.model)
+            if self._strategy.keeps_backbone:
+                self._method.detach(self._attached.model)
             self._attached = None
 
     def snapshot(self) -> TrainState:
         """Copies of everything the trial needs to continue from here; only while it is attached."""
-        seat = self._seat
+        adapter = self._adapter
         return TrainState(
             step=self.step,
-            params={name: self._copied(tensor) for name, tensor in self._method.state(seat.model).items()},
-            moments=optim.moments(seat.optimizer, seat.parameters, self._copied),
-            dropout=self._dropout(seat.model),
+            params={name: self._copied(tensor) for name, tensor in self._method.state(adapter.model).items()},
+            moments=optim.moments(adapter.optimizer, adapter.parameters, self._copied),
+            dropout=self._strategy.gather(dropout_state(adapter.model)),
             micro_batch=self.micro_batch,
             evaluation_tokens=self.evaluation_tokens,
             seconds=self.seconds,
             tokens=self.tokens,
-            importance=seat.sensitivity.state() if seat.sensitivity else {},
-            method=self._method.memory(seat.model),
+            importance=adapter.sensitivity.state() if adapter.sensitivity else {},
+            method=self._method.memory(adapter.model),
         )
 
     def take_step(self) -> None:
         """One optimizer step on the batch of this step. Raises Diverged, OutOfMemory or DataError."""
-        seat, hyper = self._seat, self.spec.hyper
+        adapter, hyper = self._adapter, self.spec.hyper
         with self._clock():
-            seat.model.train()
+            adapter.model.train()
             rows = self._rows()
-            masks = dropout_state(seat.model)
-            self.loss, self.micro_batch = self._within_memory(
+            masks = dropout_state(adapter.model)
+            self.loss, self.micro_batch = self._strategy.within_memory(
                 self.micro_batch,
                 lambda at_once: self._accumulate(rows, at_once, masks),
                 what=f"trial {self.spec.number} (rank {hyper.rank}, target {hyper.target})",
             )
-            _check_finite({"training loss": self.loss}, self.step + 1)
-            if seat.sensitivity is not None and is_sample(self.step):
-                seat.sensitivity.add(self._factors(seat.model))
-            if (penalty := self._method.penalty(seat.model)) is not None:
+            check_finite({"training loss": self.loss}, self.step + 1)
+            if adapter.sensitivity is not None and is_sample(self.step):
+                adapter.sensitivity.add(self._factors(adapter.model))
+            if (penalty := self._method.penalty(adapter.model)) is not None:
                 torch.autograd.backward(penalty)
-            optim.take_step(seat.optimizer, seat.parameters, hyper, step=self.step, steps=self.spec.steps)
-            self._method.after_step(seat.model, self.step)
+            optim.take_step(adapter.optimizer, adapter.parameters, hyper, step=self.step, steps=self.spec.steps)
+            self._method.after_step(adapter.model, self.step)
             self.step += 1
 
     def measure(self) -> Measurement:
         """Metrics on the evaluation rows of this step, none at a checkpoint. Raises Diverged or OutOfMemory."""
         metrics: dict[str, float] = {}
         if rows := some_of(self.runtime.evaluation_rows, self.spec.rows_at(self.step)):
-            metrics, self.evaluation_tokens = self._within_memory(
+            metrics, self.evaluation_tokens = self._strategy.within_memory(
                 self.evaluation_tokens,
-                lambda at_once: self.runtime.evaluate(self._seat.model, rows, at_once),
+                lambda at_once: self.runtime.evaluate(self._adapter.model, rows, at_once),
                 what=f"the evaluation of trial {self.spec.number}",
             )
-        _check_finite(metrics, self.step)
+            self._strategy.after_evaluation(self._adapter.model)
+        check_finite(metrics, self.step)
         return Measurement(
             trial=self.spec.number,
             step=self.step,
@@ -155,20 +162,8 @@ class SoloTrial:
         One forward and one backward pass over so many rows, without dropout. The trial does not change. Unchanged too
         if there is no room in memory.
         """
-        if not (measurement.importances and rows):
-            return measurement
-        batches = in_batches(self.runtime.evaluation_rows[:rows])
-        try:
-            effects = [self._removal_effects(batch) for batch in batches]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.warning("trial %d: no memory to look at held-out rows: %s", self.spec.number, error)
-            return measurement
-        finally:
-            self._seat.optimizer.zero_grad(set_to_none=True)
-        paths = [layer.path for layer in self._layers]
-        return replace(measurement, importances=with_held_out(measurement.importances, paths, effects))
+        modules = [layer.path for layer in self._layers]
+        return measured_on(self.runtime.evaluation_rows[:rows], measurement, modules, self._removal_effects)
 
     @property
     def is_due(self) -> bool:
@@ -176,7 +171,7 @@ class SoloTrial:
         return self.spec.is_due(self.step)
 
     @property
-    def _seat(self) -> _Attached:
+    def _adapter(self) -> _Attached:
         assert self._attached is not None, "the trial is not attached"
         return self._attached
 
@@ -186,7 +181,9 @@ class SoloTrial:
         self._norms = weight_norms(runtime.model, self._layers)
         paths = [layer.path for layer in self._layers]
         heads = head_modules(runtime.model)
-        return self._method.attach(runtime.model, hyper, paths, heads, self.spec.seed, steps=self.spec.steps)
+        model = self._method.attach(runtime.model, hyper, paths, heads, self.spec.seed, steps=self.spec.steps)
+        self._strategy.distribute(model, seed=self.spec.seed)
+        return model
 
     def _put_back(
         self, start: TrainState, model: Any, parameters: optim.Parameters, optimizer: torch.optim.AdamW
@@ -198,13 +195,7 @@ class SoloTrial:
         set_dropout_state(model, start.dropout)
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        return optim.copied(tensor)
-
-    def _dropout(self, model: Any) -> torch.Tensor | None:
-        return dropout_state(model)
-
-    def _within_memory(self, size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
-        return halving(size, work, what=what)
+        return optim.copied(self._strategy.full(tensor))
 
     def _sensitivity(self, model: Any) -> Sensitivity | None:
         """As new or as it was left; None if it is not wanted or the method has no low-rank updates."""
@@ -218,24 +209,29 @@ class SoloTrial:
 
     def _factors(self, model: Any) -> list[Factors]:
         """The updates with their gradients, which are there after a backward pass."""
-        updates = self._method.low_rank(model)
-        return [Factors(update.a, update.b, update.b.grad, update.scaling) for update in updates]
+        full = self._strategy.full
+        return [
+            Factors(full(a), full(b), None if b.grad is None else full(b.grad), scaling)
+            for _, a, b, scaling in self._method.low_rank(model)
+        ]
 
     def _removal_effects(self, rows: Sequence[Row]) -> list[float]:
-        """Of one batch; its gradients take the place of what is there."""
-        seat = self._seat
-        seat.model.eval()
-        seat.optimizer.zero_grad(set_to_none=True)
-        with self.runtime.autocast():
-            parts = self.runtime.task.loss(seat.model, self.runtime.batch(rows))
-        torch.autograd.backward(parts.total / max(1, parts.count))
-        return removal_effects(self._factors(seat.model))
+        """Of one batch; no gradients are left."""
+        adapter = self._adapter
+        adapter.model.eval()
+        adapter.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = self._forward(rows)
+            torch.autograd.backward(loss.total / max(1, loss.terms))
+            return removal_effects(self._factors(adapter.model))
+        finally:
+            adapter.optimizer.zero_grad(set_to_none=True)
 
     def _importances(self) -> tuple[ModuleImportance, ...]:
-        seat = self._seat
-        if seat.sensitivity is None:
+        adapter = self._adapter
+        if adapter.sensitivity is None:
             return ()
-        return seat.sensitivity.report(self._factors(seat.model), step=self.step, steps=self.spec.steps)
+        return adapter.sensitivity.report(self._factors(adapter.model), step=self.step, steps=self.spec.steps)
 
     def _rows(self) -> list[Row]:
         """The rows of this step: a function of data seed, step and batch size."""
@@ -247,28 +243,20 @@ class SoloTrial:
     def _accumulate(self, rows: Sequence[Row], at_once: int, masks: torch.Tensor | None) -> float:
         """Gradients of the mean loss over `rows`, `at_once` rows at a time; returns that loss.
 
-        The gradient of the sum is gathered first and divided by the number of terms at the end, so the result is the
-        same however the rows are split. masks: state of the dropout generator to start from, so it can be repeated.
+        masks: state of the dropout generator to start from, so that it can be repeated.
         """
-        seat = self._seat
-        set_dropout_state(seat.model, masks)
-        seat.optimizer.zero_grad(set_to_none=True)
-        total, count, tokens = 0.0, 0, 0
-        for start in range(0, len(rows), at_once):
-            batch = self.runtime.batch(rows[start : start + at_once])
-            with self.runtime.autocast():
-                parts = self.runtime.task.loss(seat.model, batch)
-            torch.autograd.backward(parts.total)
-            total += float(parts.total.detach())
-            count += parts.count
-            tokens += int(batch["attention_mask"].sum())
-        if count == 0:
-            raise DataError(f"the batch of step {self.step + 1} has no target to learn from: every token is masked")
-        for parameter in seat.parameters.values():
-            if parameter.grad is not None:
-                parameter.grad.div_(count)
-        self.tokens += tokens
-        return total / count
+        adapter = self._adapter
+        set_dropout_state(adapter.model, masks)
+        adapter.optimizer.zero_grad(set_to_none=True)
+        loss = self._strategy.accumulate(rows, at_once, self._forward, adapter.parameters, step=self.step)
+        self.tokens += loss.tokens
+        return loss.total / loss.terms
+
+    def _forward(self, rows: Sequence[Row]) -> BatchLoss:
+        batch = self.runtime.batch(rows)
+        with self.runtime.autocast():
+            parts = self.runtime.task.loss(self._adapter.model, batch)
+        return BatchLoss(parts.total, parts.count, int(batch["attention_mask"].sum()))
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -278,12 +266,6 @@ class SoloTrial:
             yield
         finally:
             self.seconds += time.perf_counter() - start
-
-
-def _check_finite(values: Mapping[str, float], step: int) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise Diverged(f"{name} is {value} at step {step}")
 
 
 def train(trial: SoloTrial) -> Generator[Measurement, None, None]:
