@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,87 @@ def test_the_wheel_carries_every_file_that_is_no_module() -> None:
     data = {file for file in there if file.suffix not in (".py", ".pyc")}
     assert len(data) > 20
     assert sorted(data - carried) == []
+
+
+OVERRIDDEN = {
+    "Observer.stage": "a watcher overrides what it wants to hear of",
+    "Observer.started": "a watcher overrides what it wants to hear of",
+    "Observer.tick": "a watcher overrides what it wants to hear of",
+    "ParkingPruner.hopeless": "a policy may leave open which trials are beyond hope",
+    "Task.lengths": "a task may leave open how long its rows are",
+}
+"""Concrete methods that a subclass may override all the same: they do nothing, and say so, where nobody answers."""
+
+Class = tuple[str, ast.ClassDef]
+
+
+def classes() -> dict[str, Class]:
+    """Every class by its dotted name, with the module it is defined in."""
+    return {
+        f"{dotted(path)}.{node.name}": (dotted(path), node)
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def bases_of(found: dict[str, Class], module: str, node: ast.ClassDef) -> Iterator[str]:
+    """Dotted names of all base classes that are ours, however far up."""
+    for base in node.bases:
+        name = ast.unparse(base).split("[")[0]
+        for candidate in (f"{module}.{name}", imported(module).get(name, "")):
+            if candidate in found:
+                yield candidate
+                yield from bases_of(found, *found[candidate])
+
+
+@cache
+def imported(module: str) -> dict[str, str]:
+    """What the names that a module has imported stand for."""
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    tree = ast.parse((path if path.exists() else path.with_suffix("") / "__init__.py").read_text(encoding="utf-8"))
+    return {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def methods(node: ast.ClassDef, *, abstract: bool) -> set[str]:
+    return {
+        each.name
+        for each in node.body
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+        if any("abstractmethod" in ast.unparse(decorator) for decorator in each.decorator_list) is abstract
+    }
+
+
+def test_a_method_once_implemented_is_not_overridden() -> None:
+    found = classes()
+    overridden = {
+        f"{base.rpartition('.')[2]}.{method}": name
+        for name, (module, node) in found.items()
+        for base in bases_of(found, module, node)
+        for method in methods(node, abstract=False) & methods(found[base][1], abstract=False)
+    }
+    assert {each: overridden[each] for each in overridden.keys() - OVERRIDDEN.keys()} == {}
+    assert OVERRIDDEN.keys() - overridden.keys() == set(), "no exception any more"
+
+
+def is_abstract(node: ast.ClassDef) -> bool:
+    """A class with abstract methods, or a protocol that asks for more than properties."""
+    asked = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+    is_protocol = any(ast.unparse(base).startswith("Protocol") for base in node.bases)
+    return bool(methods(node, abstract=True)) or (is_protocol and not all(each.decorator_list for each in asked))
+
+
+def test_contributing_names_what_is_abstract() -> None:
+    abstract = {node.name for _, node in classes().values() if is_abstract(node)}
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    said = re.search(r"\*\*Abstract\*\* are (.*?) Everything else is a function or a final class", text)
+    assert said is not None
+    assert sorted(re.findall(r"`([A-Z]\w+)`", said[1])) == sorted(abstract)
 
 
 HEAVY = ("torch", "ray", "peft", "transformers", "datasets", "optuna", "sqlalchemy")
