@@ -34,8 +34,8 @@ class HostSettings:
     largest, tokens: the costliest trial there may be, and the tokens of its largest batch; choices: the target sets
     that trials may have; workers: how many there are. From these a packed worker finds out how it trains, and whether
     it has the memory for `capacity` trials.
-    importance: how much the loss hangs on each module's update is measured on the way. shards: processes that hold one
-    trial together. proofs: folder in which is remembered what can be packed; empty: it is found out anew.
+    importance: how much the loss depends on each module's update is measured on the way. shards: processes that hold
+    one trial together. proofs: folder in which is remembered what can be packed; empty: it is found out anew.
     """
 
     backbone: BackboneRef
