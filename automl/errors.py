@@ -117,7 +117,7 @@ class SubmissionRefused(StorageError):
 
 
 class QueueFull(SubmissionRefused):
-    """As many sweeps as may be are queued or running already."""
+    """The number of sweeps that may be queued or running together is reached."""
 
 
 class StudyBusyError(StorageError):

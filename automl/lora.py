@@ -73,7 +73,7 @@ class Hyperparameters:
         return self.scaling * (math.sqrt(rank) if self.use_rslora else rank)
 
     def with_ranks(self, ranks: Mapping[str, int]) -> Hyperparameters:
-        """The same with these ranks by module path; every other layer keeps `rank`. Scaling is as before everywhere.
+        """A copy with these ranks by module path; every other layer keeps `rank`, and every layer its scaling.
 
         Raises ValueError for a rank below 1: a layer without an adapter is left out of the target set instead.
         """

@@ -88,7 +88,7 @@ class TrialSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleImportance:
-    """How much the training loss of one trial hung on the update of one module, up to a step. Every value is finite.
+    """How much the training loss of one trial depends on the update of one module, up to a step. All values are finite.
 
     module: dotted path in the backbone. rank: of its update at that step. fraction_done: share of the trial's steps, in
     [0, 1]. samples: steps at which it was measured. sensitivity, uncertainty: time means of the sums over components.

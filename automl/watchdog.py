@@ -1,4 +1,4 @@
-"""A process's sign of life: who asks for the next batch beats, and a watched process that stops beating is ended.
+"""A process's sign of life: asking for the next batch is a beat, and a watched process that stops beating is ended.
 
 A kernel that never returns, a lock that is never freed or a deadlock between processes holds a worker for ever, and an
 unattended search with it. The watch is faulthandler's, a thread in C: it needs neither the hanging code nor Python's
@@ -69,5 +69,5 @@ def where_it_hung(traces: Path) -> str:
 
 
 def _name(thread: int) -> str:
-    """As faulthandler writes it."""
+    """The line with which faulthandler begins a thread."""
     return f"Thread 0x{thread:016x}"

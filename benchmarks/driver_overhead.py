@@ -40,7 +40,7 @@ SPACE = SearchSpace(
 """Six parameters, as a usual space has."""
 
 STEPS = 5
-"""Of a trial; a measurement of two metrics at each."""
+"""Steps of a trial; a measurement of two metrics at each."""
 
 
 class InstantHost:
@@ -73,7 +73,7 @@ class InstantHost:
     close = park
 
     def baseline(self) -> Metrics:
-        """Of a model that knows nothing."""
+        """Metrics of a model that knows nothing."""
         return {"loss": 2.0, "accuracy": 0.5}
 
     def shutdown(self) -> None:

@@ -30,7 +30,7 @@ LIMIT = 0.01
 
 
 class Arms:
-    """The same trials with and without, and the samples alone; each call does as much as EVERY steps of all trials."""
+    """A set of trials with and without, and the samples alone; each call does as much as EVERY steps of all trials."""
 
     def __init__(self, setting: Setting, *, slots: int, rank: int, precision: str) -> None:
         load = workload(setting.shape, tokens=setting.length)

@@ -41,7 +41,7 @@ class Spread(NamedTuple):
     high: float
 
     def text(self, digits: int = 1) -> str:
-        """As a cell of a table: `12.3 (11.9–14.0)`."""
+        """The cell of a table: `12.3 (11.9–14.0)`."""
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
 

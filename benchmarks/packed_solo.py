@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def row(outcome: Outcome) -> dict[str, object]:
-    """Of the table."""
+    """One row of the table."""
     idle = "–" if outcome.idle is None else f"{100 * outcome.idle:.1f}"
     return {
         "search": outcome.name,

@@ -35,12 +35,12 @@ class Setting(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of one step of one trial."""
+        """Tokens of one step of one trial."""
         return self.batch * self.length
 
     @property
     def name(self) -> str:
-        """As in the tables: `minilm b8 S64`."""
+        """Name in the tables: `minilm b8 S64`."""
         return f"{self.shape} b{self.batch} S{self.length}"
 
 
@@ -200,7 +200,7 @@ def _train_and_tell(connection: Any, setting: Setting, precision: str | None, co
 
 
 def _peak_resident_bytes() -> int:
-    """Of this program alone: `ru_maxrss` would still know the peak of the process that started it."""
+    """The peak of this program alone: `ru_maxrss` would still know the peak of the process that started it."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(peak) * 1024

@@ -31,7 +31,7 @@ TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}
 """Largest relative difference of a fp32 loss to PEFT's, by type of device; cuBLAS picks other kernels for a pack."""
 
 REDUCED_TOLERANCE = 2e-2
-"""The same for bf16h, which is another numeric and is only bounded."""
+"""Largest relative difference for bf16h, which is another numeric and is only bounded."""
 
 
 class PlainPeft:
@@ -180,7 +180,7 @@ def exactness(
 
 
 def run_rounds(trainer: PackedTrainer, rounds: int) -> None:
-    """So many optimizer steps of every member. Raises RuntimeError if one fails: its time would not be comparable."""
+    """Take `rounds` optimizer steps of every member. Raises RuntimeError if one fails: its time would not compare."""
     for _ in range(rounds):
         failures = trainer.round(list(trainer.members.values()))
         if failures:

@@ -72,7 +72,7 @@ class Arm(NamedTuple):
 
     @property
     def title(self) -> str:
-        """As in the table."""
+        """Name in the table."""
         return self.pruner if self.share is None else f"{self.pruner}, {self.share:.0%} of the steps"
 
 

@@ -121,7 +121,7 @@ class Score:
         return value
 
     def _on_test(self, budget: int) -> None:
-        """The same for the incumbent's value on test data, on the scale of the table's test values."""
+        """Note the incumbent's regret on test data, on the scale of the table's test values."""
         test = self.world.test
         if test is None or self.place is None:
             return

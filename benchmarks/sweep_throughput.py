@@ -91,7 +91,7 @@ def _evaluation_seconds(model: Any, load: Workload, trial: TrialSpec, precision:
 
 
 def _trial_flops(model: Any, load: Workload, work: Work) -> float:
-    """Of the mean row's tokens; padding is not counted."""
+    """Operations for the mean row's tokens; padding is not counted."""
     lengths = [len(row["input_ids"]) for row in load.train_rows]
     trained = statistics.mean(lengths) * work.batch_size * work.steps
     evaluated = sum(len(row["input_ids"]) for row in load.evaluation_rows) * work.evaluations

@@ -1,4 +1,4 @@
-"""The same work for every arm of `sweep_throughput`: one model, one split of the data, one list of configurations."""
+"""One kind of work for all arms of `sweep_throughput`: one model, one split of the data, one list of configurations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Work:
 
     @property
     def evaluations(self) -> int:
-        """Of one trial."""
+        """Evaluations of one trial."""
         return self.steps // self.evaluate_every
 
 
@@ -161,7 +161,7 @@ def make_world(folder: Path, work: Work, *, quick: bool) -> World:
 
 
 def configurations(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """So many random configurations, the same for the same seed; alpha is alpha_ratio x rank."""
+    """Random configurations, the same for the same seed; alpha is alpha_ratio x rank."""
     draw = random.Random(seed)
     for _ in range(count):
         rank = round(math.exp(draw.uniform(*map(math.log, RANKS))))

@@ -67,7 +67,7 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
 
 
 def rules_for(address: Address, token_file: Path | None, environment: Mapping[str, str] = os.environ) -> Rules:
-    """Who may connect. Raises ConfigError for an address beyond this machine without a token."""
+    """Rules for who may connect. Raises ConfigError for an address beyond this machine without a token."""
     token = read_token(token_file, environment)
     is_local = _is_loopback(address.host)
     if not is_local and token is None:

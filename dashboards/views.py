@@ -130,7 +130,7 @@ class ScheduleLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """Who works off nights and submissions. alive: schedulers heard of in the last minute."""
+    """Schedulers and the latest submissions. alive: heard of in the last minute."""
 
     alive: Sequence[SchedulerRow]
     silent: Sequence[SchedulerRow]

@@ -1,4 +1,4 @@
-"""The shape of the house: imports go down only, heavy packages live behind one door each, the CLI starts light."""
+"""The shape of the code: imports go down only, heavy packages live behind one door each, the CLI starts light."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Host(Protocol):
         """Start a trial, or continue it from its slot file; returns the measurements the file already holds."""
 
     def advance(self) -> Sequence[Measurement | TrialFailure]:
-        """Train until at least one resident trial has something to say. A trial that failed is closed already.
+        """Train until at least one resident trial has something to report. A trial that failed is closed already.
 
         Called once everything that was said before has been decided: trials that were neither parked nor closed go on.
         A host may train them on before it is called, but what they do then must not show until it is.

@@ -1,4 +1,4 @@
-"""Of which processes a group consists that is the host of a worker, and how they are spoken to. Needs no Ray."""
+"""The group of processes that is the host of a worker, and the messages to them. Needs no Ray."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class GroupHost:
 
     @property
     def busy_seconds(self) -> float:
-        """Of the process of rank 0, over all groups."""
+        """Seconds of the process of rank 0, over all groups."""
         return self._busy_before + self._busy
 
     def open(self, spec: TrialSpec) -> Sequence[Measurement]:

@@ -1,4 +1,4 @@
-"""The executor that runs workers through Ray Tune, as seen from the driver. Ray itself lives in `ray_head`."""
+"""The executor that runs workers through Ray Tune, as seen from the driver. Ray itself is used in `ray_driver` only."""
 
 from __future__ import annotations
 

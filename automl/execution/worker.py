@@ -49,7 +49,7 @@ class Worker:
         return self._cohort(hello=True, baseline=baseline)
 
     def step(self, orders: Sequence[Order]) -> Cohort:
-        """Obey the orders, then train until there is something to say.
+        """Obey the orders, then train until there is something to report.
 
         What slot files already hold is published before any further step: the driver may want to stop such a trial
         exactly there. Raises what the host raises; such an error is the worker's, not one trial's.

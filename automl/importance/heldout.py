@@ -63,7 +63,7 @@ def estimates(batches: Sequence[Sequence[float]]) -> list[Estimate]:
 def with_held_out(
     importances: Sequence[ModuleImportance], modules: Sequence[str], batches: Sequence[Sequence[float]]
 ) -> tuple[ModuleImportance, ...]:
-    """The same with what `removal_effects` found for each batch. modules: paths of its columns.
+    """The importances with what `removal_effects` found for each batch. modules: paths of its columns.
 
     Unchanged if anything is not finite.
     """

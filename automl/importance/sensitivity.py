@@ -27,7 +27,7 @@ EVERY = 5
 """Optimizer steps from one sample to the next."""
 
 DECAY = 0.85
-"""Of both moving averages: AdaLoRA's beta1 and beta2."""
+"""Decay of both moving averages: AdaLoRA's beta1 and beta2."""
 
 _LEAST = 1e-9
 """Eigenvalues of A Aᵀ below this share of the largest count as zero: gradients are float32, and these divide them."""

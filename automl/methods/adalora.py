@@ -57,7 +57,7 @@ class AdaLora(Method):
         *,
         steps: int | None = None,
     ) -> PeftModel:
-        """As the seam says; raises TargetError for a rank pattern, or if PEFT would adapt other layers."""
+        """Attach as the seam says; raises TargetError for a rank pattern, or if PEFT would adapt other layers."""
         from peft import AdaLoraConfig
 
         from automl.methods.attaching import (

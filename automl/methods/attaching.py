@@ -34,7 +34,7 @@ def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def common_options(model: nn.Module, modules: Sequence[str], head: Sequence[str]) -> dict[str, Any]:
-    """Options that every configuration of the family has: where the adapter sits and what is trained beside it."""
+    """Options that every configuration of the family has: where the adapter is put and what is trained beside it."""
     # PEFT adds `classifier` and `score` to modules_to_save itself for SEQ_CLS (peft/peft_model.py,
     # PeftModelForSequenceClassification); naming them twice would put them twice into adapter_config.json.
     own_head = [name for name in head if name not in ("classifier", "score")]

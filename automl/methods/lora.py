@@ -32,7 +32,7 @@ class Lora(Method):
         *,
         steps: int | None = None,
     ) -> PeftModel:
-        """As the seam says; raises TargetError if PEFT would adapt other layers than `modules`, or if the rank pattern
+        """Attach as the seam says. Raises TargetError if PEFT would adapt others than `modules`, or if the rank pattern
         names others.
         """
         from automl.methods.attaching import (

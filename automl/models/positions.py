@@ -37,7 +37,7 @@ class Positions(NamedTuple):
 
 
 def positions(config: Mapping[str, Any]) -> Positions | None:
-    """Of the model with this configuration; None if nothing is known or there is no limit."""
+    """Positions of the model with this configuration; None if nothing is known or there is no limit."""
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, Mapping) else config
     architecture = str(config.get("model_type", ""))

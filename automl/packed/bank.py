@@ -21,7 +21,7 @@ from automl.packed.layout import Layout, a_name, adapter_layout, b_name, head_na
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-"""Of AdamW, as everywhere in the project: torch's defaults."""
+"""AdamW's, with BETAS: torch's defaults, as everywhere in the project."""
 
 
 class Storage(NamedTuple):
@@ -46,7 +46,7 @@ class Stack(NamedTuple):
 
 
 class BankSize(NamedTuple):
-    """Room for so many slots of at most this rank, on any of these target sets."""
+    """Room for a number of slots of at most this rank, on any of these target sets."""
 
     slots: int
     rank: int
@@ -173,7 +173,7 @@ _FACTORS = ("share", "clip", "keep", "decay", "rate", "root", "is_due")
 _REST = (1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
 """Factors of a row that is not due: nothing is changed."""
 _CLEARED = (1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0)
-"""Of the spare row: its gradient is cleared."""
+"""Factors of the spare row: its gradient is cleared."""
 
 
 def _factors(step: _Step | None) -> tuple[float, ...]:

@@ -1,10 +1,10 @@
-"""Micro-steps of a bank: forward, losses and backward of all segments in shapes that no value decides.
+"""Micro-steps of a bank: forward, losses and backward of all segments with static shapes.
 
-Every shape has buffers of its own that stay where they are: tokens, labels, and who sits where. A micro-step writes
-into them, computes, and reads the losses back as one vector, the only time it waits for the device. So on a GPU the
-computation of a shape can be recorded once as a CUDA graph and replayed, whoever sits there: a slot is changed by
-copying into its row of the bank. The recording is one guarded piece (`_Recorder`); without it the same lines run
-eagerly, on any device. Legend: K segments, B rows of each, T tokens, C columns with targets.
+Every shape has buffers of its own that stay where they are: tokens, labels, and whose rows are where. A micro-step
+writes into them, computes, and reads the losses back as one vector, the only time it waits for the device. So on a GPU
+the computation of a shape can be recorded once as a CUDA graph and replayed, whichever adapters take part: a slot is
+changed by copying into its row of the bank. The recording is one guarded piece (`_Recorder`); without it the same lines
+run eagerly, on any device. Legend: K segments, B rows of each, T tokens, C columns with targets.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:
 
 
 def disagreement(settings: HostSettings, model: nn.Module, *, runtime: Callable[[], Runtime] | None) -> str | None:
-    """Why packed training, in the way that a worker would choose here, does not do as PEFT; empty if it does.
+    """Why packed training, in the way that a worker would choose here, does not follow PEFT; empty if it does.
 
-    model: with or without its weights. bench: loads them if that is not known yet; None leaves it at what is known,
+    model: with or without its weights. runtime: loads them if that is not known yet; None leaves it at what is known,
     and is answered by None if nothing is.
     """
     device = choose_device(settings.device)
@@ -84,7 +84,7 @@ def examine(settings: HostSettings, model: nn.Module) -> str:
 
 
 def packed_host(settings: HostSettings, runtime: Runtime) -> PackedHost:
-    """The host over a bench that has been loaded. Raises ModelError or TargetError if the model cannot be packed."""
+    """The host over a runtime that has been loaded. Raises ModelError or TargetError if the model cannot be packed."""
     workload = Workload(
         task=runtime.task,
         train_rows=runtime.train_rows,
@@ -133,7 +133,7 @@ class Way(NamedTuple):
 
 
 def choose_way(settings: HostSettings, model: nn.Module, device: torch.device, *, available: int) -> Way:
-    """As many slots as the driver wants here, or as `available` bytes have room for; nothing is allocated.
+    """Choose as many slots as the driver wants here, or as `available` bytes have room for; nothing is allocated.
 
     On a GPU slots are computed together, in a bank that holds all the space may choose, and activations are computed
     again where only that makes room for all the slots wanted. On a CPU the loop over slots is as fast and exact to the

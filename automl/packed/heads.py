@@ -1,7 +1,7 @@
 """Heads of all slots of a bank at once: every linear layer and norm of a head with each slot's own parameters.
 
 Computed in float32, whatever the backbone's type. A head that is made of something else cannot be batched; its trials
-are packed slot by slot. Legend: K slots seated, M rows of each (tokens included), I, O features.
+are packed slot by slot. Legend: K slots of the pack, M rows of each (tokens included), I, O features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def can_batch(heads: Mapping[str, nn.Module]) -> bool:
 
 
 class PackedHeads:
-    """Takes the place of `forward` in the parts of heads while a pack is seated; `close` gives them back."""
+    """Takes the place of `forward` in the parts of heads while a pack is computed; `close` gives them back."""
 
     def __init__(self, heads: Mapping[str, nn.Module], segmentation: Segmentation) -> None:
         self._parts = dict(_parts(heads))

@@ -1,4 +1,4 @@
-"""The packed host: owns a device, trains its resident trials together, each with a slot file written before it speaks.
+"""The packed host: owns a device, trains its resident trials together, each with a slot file written before it reports.
 
 Follows `automl.execution.base.Host`. Where slot files and finished adapters lie is the business of whoever builds the
 host: it is given `files` and `export`.
@@ -34,7 +34,7 @@ class _Resident:
 
 
 class _Draft(NamedTuple):
-    """Something to say, and the state that goes into the slot file before; None for a trial that has failed."""
+    """Something to report, and the state that goes into the slot file before; None for a trial that has failed."""
 
     event: Event
     state: TrainState | None
@@ -114,7 +114,7 @@ class PackedHost:
         return tuple(resident.measurements)
 
     def advance(self) -> Sequence[Event]:
-        """Train all resident trials until at least one has something to say, which is in its slot file by then.
+        """Train all resident trials until at least one has something to report, which is in its slot file by then.
 
         Raises ResourceError if the disk is full and CheckpointError if a later attempt has taken a trial over: both
         concern the host, not the trial.

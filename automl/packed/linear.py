@@ -29,8 +29,8 @@ from automl.packed.segments import Pack, Segment, Segmentation
 class PackedLinear:
     """Takes the place of the `forward` of one nn.Linear or Conv1D; the module stays where it is in the model.
 
-    segmentation: who sits where; None for a layer that nobody adapts. is_narrow: it is given the first token of every
-    row only (`automl.packed.first_token`). Products run in the type of the weight; the low-rank part of
+    segmentation: whose rows are where; None for a layer that nobody adapts. is_narrow: it is given the first token of
+    every row only (`automl.packed.first_token`). Products run in the type of the weight; the low-rank part of
     `automl.packed.lora_loop` in float32, that of `automl.packed.lora_batched` like the frozen product.
     """
 

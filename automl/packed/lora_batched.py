@@ -1,8 +1,8 @@
 """The low-rank part of a layer for all slots at once: a fixed number of kernels, whatever the number of slots.
 
 For devices where launching a kernel costs more than running it. Slots are padded to one rank (`automl.packed.bank`) and
-seated with equal numbers of rows (`automl.packed.segments.Pack`). Products run in the type of x, float32 or bfloat16;
-parameters and gradients are float32. Legend: K slots seated, M rows of each, I, O features, R padded rank.
+have equal numbers of rows (`automl.packed.segments.Pack`). Products run in the type of x, float32 or bfloat16;
+parameters and gradients are float32. Legend: K slots of the pack, M rows of each, I, O features, R padded rank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Saved(NamedTuple):
 
 
 def forward(pack: Pack, path: str, x: Tensor, y: Tensor, per_row: int) -> Saved:
-    """As `automl.packed.lora_loop.forward`; slots that do not adapt the layer have zeros there."""
+    """See `automl.packed.lora_loop.forward`; slots that do not adapt the layer have zeros there."""
     stack, count = pack.bank.stacks[path], pack.segments
     a, b = (matrix.index_select(0, pack.rows).to(x.dtype) for matrix in (stack.a, stack.b))  # (K, R, I), (K, O, R)
     x = x.view(count, -1, x.shape[-1])  # (K, M, I)
@@ -42,7 +42,7 @@ def forward(pack: Pack, path: str, x: Tensor, y: Tensor, per_row: int) -> Saved:
 
 
 def backward(saved: Saved, g: Tensor, dx: Tensor | None) -> None:
-    """As `automl.packed.lora_loop.backward`."""
+    """See `automl.packed.lora_loop.backward`."""
     stack, pack, a, b, x, h, mask = saved
     g = g.view(pack.segments, -1, g.shape[-1])  # (K, M, O)
     gh = torch.bmm(g, b).mul_(pack.scaling)  # (K, M, R)

@@ -18,7 +18,7 @@ from automl.trial import Measurement, check_finite
 
 
 class Evaluator:
-    """Measures one trial at a time, without dropout; the trial and the others do not change by it."""
+    """Measures one trial at a time, without dropout; no trial is affected."""
 
     def __init__(self, backbone: PackedBackbone, workload: Workload) -> None:
         self._backbone = backbone
@@ -70,7 +70,7 @@ class Evaluator:
         )
 
     def _removal_effects(self, adapter: Adapter, rows: Sequence[Row]) -> list[float]:
-        """Of one batch. The adapter's gradient is zero before and after."""
+        """Effects of each removal on the loss of one batch. The adapter's gradient is zero before and after."""
         micro = self._workload.micro_batch(rows, self._backbone.device)
         view = self._backbone.view(adapter)
         try:

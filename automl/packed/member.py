@@ -113,7 +113,7 @@ class Member:
         self.restart_step()
 
     def importances(self) -> tuple[ModuleImportance, ...]:
-        """Of the adapted modules so far; nothing if they are not collected. Only between two steps."""
+        """Importances of the adapted modules so far; none if they are not collected. Only between two steps."""
         if self._sensitivity is None:
             return ()
         self.adapter.settle()

@@ -25,7 +25,7 @@ LARGEST_PACK = 256
 """Slots beyond which nothing is gained any more."""
 
 SHARE = 0.8
-"""Of the memory that is free, what may be planned for: estimates are within a factor of 2, and others allocate too."""
+"""Share of the free memory that may be planned for: estimates are within a factor of 2, and others allocate too."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")

@@ -1,4 +1,4 @@
-"""Packing is held against PEFT before it is used: two unlike adapters, two batches of real rows, on the very model.
+"""The proof that packing follows PEFT, made before it is used: two unlike adapters, two batches of real rows.
 
 Whether the rows of several trials can go through one pass depends on what a model does between its layers: some send
 position tables through an adapted layer, some are time-major, some normalise over the whole batch. No list of names is
@@ -135,7 +135,7 @@ def _unheard(name: str) -> Iterator[None]:
 
 
 def _small(runtime: Runtime, choices: Sequence[str]) -> Runtime:
-    """The bench with a few long and a few other rows, and a set of all layers that trials may adapt."""
+    """The runtime with a few long and a few other rows, and a set of all layers that trials may adapt."""
     count = len(runtime.train_rows)
     rows = [runtime.train_rows[index] for index in range(0, count, max(1, count // _LOOKED_AT))]
     rows.sort(key=lambda row: len(row["input_ids"]))

@@ -1,4 +1,4 @@
-"""Whether packing has been held against PEFT on a model, remembered in the cache, so that it is paid for once.
+"""Whether packing follows PEFT on a model, remembered in the cache, so that it is found out once.
 
 A file's name is a hash of all that the answer depends on: the model's fingerprint, its head and the layers that may be
 adapted, the path (loop or bank, gradient checkpointing, kernel, device), how long rows are, and the versions and
@@ -42,7 +42,7 @@ def objection(
 ) -> str | None:
     """Why trials are not to be packed in this way, in one line; empty if packed they follow PEFT.
 
-    model: with or without its weights. bench: loads them if nothing is remembered; without it, None is the answer then.
+    model: with or without its weights. runtime: loads them if nothing is remembered; without it, the answer is None.
     """
     if not settings.choices:
         return ""
@@ -88,7 +88,7 @@ def _about(
 
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, object]:
-    """Of what computes; our own sources by their contents, since a checkout changes between two versions."""
+    """Versions of what computes; our own sources by their contents, since a checkout changes between two versions."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return {"code": code, **{name: versions()[name] for name in ("automl", "torch", "transformers", "peft")}}

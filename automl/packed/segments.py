@@ -1,4 +1,4 @@
-"""Who sits where: the rows of a forward pass, grouped by adapter, one by one or as a pack of equal shares."""
+"""Segments: the rows of a forward pass by adapter, one by one or as a pack of equal shares."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Segment(NamedTuple):
 
 
 class Pack:
-    """Segments of a bank with equal numbers of rows, described by tensors alone, so that who sits there may change.
+    """Segments of a bank with equal numbers of rows, described by tensors alone, so that the adapters may change.
 
     rows: of the bank, (K,) int64. rows_each: of the batch, of each segment. scaling: of the low-rank updates, divided
     by 1 - dropout, (K, 1, 1). seeds, steps, first: what names the dropout masks (`automl.packed.masks`), (K,) int32.
@@ -74,7 +74,7 @@ class Pack:
         return masks.layer_mask(drawn, path, self._limits).view(x.shape)
 
     def forget_bits(self) -> None:
-        """To be called between two passes: the next one has masks of its own."""
+        """Forget the masks between two passes: the next one has masks of its own."""
         self._bits.clear()
 
 
@@ -90,7 +90,7 @@ class Segmentation:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch that is seated; 1 for a single adapter that all rows belong to, however many there are."""
+        """Rows of the batch under way; 1 for a single adapter that all rows belong to, however many there are."""
         return self.pack.segments * self.pack.rows_each if self.pack is not None else self.segments[-1].stop
 
     @contextmanager

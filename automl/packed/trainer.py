@@ -377,7 +377,7 @@ class PackedTrainer:
         )
 
     def _sensitivity(self, adapter: Adapter, target: str) -> Sensitivity:
-        """Nothing is known yet."""
+        """Sensitivities of which nothing is known yet."""
         layers = self.layers(target)
         return Sensitivity(layers, max(map(adapter.hyper.rank_of, adapter.low_rank)), self.backbone.norms(layers))
 

@@ -63,7 +63,7 @@ class Workload:
         return MicroBatch(padded, len(rows), width, longest, tokens, tokens == len(rows) * width)
 
     def evaluation_batches(self, max_tokens: int, device: torch.device, *, rows: int | None = None) -> Iterator[Batch]:
-        """So many evaluation rows (None = all), in padded batches of at most `max_tokens` tokens."""
+        """The evaluation rows, at most `rows` of them, in padded batches of at most `max_tokens` tokens."""
         picked = some_of(self.evaluation_rows, rows)
         batches = evaluation_batches(
             self.task, picked, range(len(picked)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens

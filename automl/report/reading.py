@@ -150,7 +150,7 @@ def _arm(arm: Mapping[str, Any]) -> Arm:
 
 
 def _comparison(found: Mapping[str, Any], plan: Mapping[str, Any]) -> Comparison:
-    """Results of before 2026-11-23 have no level; their plans have always had it."""
+    """The comparison of a result; where that has no confidence level, its plan has it."""
     if "level" in found:
         return Comparison(**found)
     pair = found["arm"], found["against"]

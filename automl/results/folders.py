@@ -27,7 +27,7 @@ def output_problem(folder: Path, output: Path) -> str:
 
 
 def within(spec: SweepSpec, folder: Path) -> SweepSpec:
-    """The same, with `folder`, which bears the study's name, as `study_folder`."""
+    """The spec with `folder`, which bears the study's name, as its `study_folder`."""
     return replace(spec, run=replace(spec.run, output=folder.parent))
 
 

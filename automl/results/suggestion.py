@@ -286,7 +286,7 @@ def _rank_intervals(
 
 
 def _status(database: Database, study: str, hyper: Hyperparameters, ranks: Mapping[str, int]) -> Status:
-    """Of the latest complete verification, if it was one of these ranks for this configuration."""
+    """Status by the latest complete verification, if it was one of these ranks for this configuration."""
     verified = latest(database, study, done=True)
     if verified is None or verified.result is None:
         return "not_run"

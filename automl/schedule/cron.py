@@ -57,7 +57,7 @@ def zone_of(name: str) -> tzinfo:
 
 
 def due_batch(expression: str, timezone: str, after: datetime, until: datetime) -> tuple[list[datetime], datetime]:
-    """As `due_slots`, but of a long time at most some thousand instants: those up to the returned instant."""
+    """The first instants of `due_slots`, of a long time some thousand: those up to the returned instant."""
     look = _FIRST_LOOK
     while True:
         end = min(until, after + look)

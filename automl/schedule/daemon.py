@@ -2,7 +2,7 @@
 
 Any number may run on any number of machines on one database: who fires a slot and who runs a night is decided by
 compare-and-set in SQL. One thread does everything; it never waits for longer than a transaction, so leases are renewed
-in time. Only notification, which talks to strangers, and the removal of older nights, which may take minutes, have
+in time. Only notification, which waits for other servers, and the removal of older nights, which may take minutes, have
 threads of their own.
 """
 
@@ -69,7 +69,7 @@ class Scheduler:
 
     @property
     def pids(self) -> list[int]:
-        """Of their processes."""
+        """Process ids of the jobs in progress."""
         return [run.pid for run in self._runs if run.pid is not None]
 
     def run(self, stop: threading.Event) -> None:

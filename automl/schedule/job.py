@@ -1,6 +1,6 @@
-"""What a scheduler jobs on, step by step: processes to run one after the other, and what their end means.
+"""A job of the scheduler, step by step: processes to run one after the other, and what their end means.
 
-The seam between the runner and the kinds of work there are: a night (`nights.py`), a submitted sweep (`submitted.py`).
+The seam between `job_run` and the kinds of jobs there are: a night (`nights.py`), a submitted sweep (`submission.py`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the processes: the database's address is there and nowhere else; secrets of notifiers stay here."""
+        """Environment of the processes: has the database's address, which is nowhere else; lacks notifiers' secrets."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOTIFIERS)}
         return {**kept, DATABASE_VARIABLE: self.url}
 
@@ -64,7 +64,7 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a work ended, for those who are told. state: the final one. alert: whether somebody should look."""
+    """How a job ended, for those who are told. state: the final one. alert: whether somebody should look."""
 
     name: str
     state: str
@@ -89,7 +89,7 @@ class Job(ABC):
 
     @abstractmethod
     def seconds_left(self, now: datetime) -> float | None:
-        """Until its deadline; None if it has none."""
+        """Seconds until its deadline; None if it has none."""
 
     @abstractmethod
     def give_back(self, message: str, *, wait_seconds: float, counts: bool) -> bool:
@@ -106,15 +106,15 @@ class Job(ABC):
 
     @abstractmethod
     def finish(self, exit_code: int, message: str) -> Outcome | None:
-        """Its processes have ended; None if it is this process's no longer."""
+        """Record that its processes have ended; None if it is this process's no longer."""
 
     @abstractmethod
     def time_out(self) -> Outcome | None:
-        """It was stopped at its deadline; None if it is this process's no longer."""
+        """Record that it was stopped at its deadline; None if it is this process's no longer."""
 
     @abstractmethod
     def fail(self, exit_code: int | None, message: str) -> Outcome | None:
-        """It cannot be run, or not any more; None if it is this process's no longer."""
+        """Record that it cannot be run, or not any more; None if it is this process's no longer."""
 
 
 def was_cut_short(job: Job) -> bool:

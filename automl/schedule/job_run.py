@@ -1,6 +1,6 @@
 """Runs jobs as child processes, several at once, without ever waiting for one: `tick` looks at each.
 
-A work ends in one of five ways: its processes end; its deadline comes; it is interrupted (its cluster went away,
+A job ends in one of five ways: its processes end; its deadline comes; it is interrupted (its cluster went away,
 somebody stopped it), has no result yet and is given back to be continued; this process is to stop, and gives it back
 likewise; or it is taken away (cancelled, or another scheduler thought this one dead), and its process is stopped. What
 may succeed later (database away, killed from outside) is given back a few times before it counts as failed.
@@ -48,7 +48,7 @@ class _Stop(Enum):
 
 
 class JobRun:
-    """One work in progress."""
+    """One job in progress."""
 
     def __init__(self, job: Job, place: Place, now: Callable[[], datetime]) -> None:
         self.job = job
@@ -64,14 +64,14 @@ class JobRun:
 
     @property
     def pid(self) -> int | None:
-        """Of its present process."""
+        """Process id of its present process."""
         return self._child.pid if self._child else None
 
     def tick(self) -> tuple[bool, Outcome | None]:
-        """Do what is to be done now. Whether it is over, and how it ended if that is this process's to tell.
+        """Do what is to be done now; returns whether it is over, and how it ended if that is this process's to tell.
 
         Raises StorageError if the database cannot be asked; the next tick tries again. Any other error is the end of
-        this work, and of no other.
+        this job, and of no other.
         """
         try:
             return self._tick()
@@ -97,7 +97,7 @@ class JobRun:
         return True, self._conclude()
 
     def leave(self) -> None:
-        """Stop its process, so that the work can be given back."""
+        """Stop its process, so that the job can be given back."""
         self._ask_to_stop(_Stop.LEAVING)
 
     def _begin(self) -> tuple[bool, Outcome | None]:
@@ -106,7 +106,7 @@ class JobRun:
         return self._started(self._start_first)
 
     def _started(self, start: Callable[[], None]) -> tuple[bool, Outcome | None]:
-        """Start a process; a work whose process cannot be started has failed."""
+        """Start a process; a job whose process cannot be started has failed."""
         try:
             start()
         except StorageError:
@@ -167,7 +167,7 @@ class JobRun:
         return job.finish(code, message)
 
     def _continue_later(self, code: int, message: str, *, counts: bool) -> Outcome | None:
-        """It was interrupted, and so has no result yet. Without progress it is not continued for ever."""
+        """Give an interrupted job back, which has no result yet; without progress it is not continued for ever."""
         counts = counts and trials_ended(self.job) <= self._ended_before
         if counts and self.job.attempts >= MOST_ATTEMPTS:
             return self.job.fail(code, f"given up: it was interrupted {MOST_ATTEMPTS} times: {message}")

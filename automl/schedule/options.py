@@ -63,7 +63,7 @@ def schedule_problem(schedule: Schedule) -> str:
 
 
 def stored_targets(schedule: Schedule) -> tuple[str, ...]:
-    """Who is to be told, as far as the options can be read at all."""
+    """Targets to be told, as far as the options can be read at all."""
     notify = schedule.options.get("notify") if isinstance(schedule.options, Mapping) else None
     return tuple(each for each in notify if isinstance(each, str)) if isinstance(notify, list) else ()
 

@@ -15,7 +15,7 @@ BOUT_SECONDS = 0.06
 """Three splits take less than half a second: a search of minutes can spare that."""
 
 CLEARLY = 1.15
-"""So many times faster a split with fewer workers has to be. Only half of a step are the products that are measured
+"""How many times faster a split with fewer workers has to be. Only half of a step are the products that are measured
 here; the rest gains less from the threads of one worker, and everything from a worker of its own."""
 
 _ROWS, _WIDTH = 512, 768

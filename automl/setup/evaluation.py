@@ -18,7 +18,7 @@ from automl.space.spec import EVALUATE_EVERY, SearchSettings, SweepSpec
 from automl.study.curves import rungs
 
 SHARE = 0.15
-"""Of the time of a trial that its measurements may take, the last one left out."""
+"""Share of a trial's time that its measurements may take, the last one left out."""
 
 LEAST_ROWS = 32
 """Below them a value says nothing."""
@@ -89,5 +89,5 @@ def in_words(search: SearchSettings) -> str:
 
 
 def _written(spec: SweepSpec) -> int:
-    """As the file says; studies of before this choice was made were measured every 10 steps if it said nothing."""
+    """Steps between measurements by the file; of a study that has recorded none, EVALUATE_EVERY if it says nothing."""
     return EVALUATE_EVERY if spec.search.evaluations is None else spec.search.evaluate_every

@@ -70,7 +70,7 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, task: Task, prepared: Pre
 
 
 def check_ends(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared) -> None:
-    """Raise ModelError if a classifier that reads texts at their end token would not find equally many in all.
+    """Raise ModelError if a classifier reads texts at their end token and not all texts have equally many of them.
 
     transformers refuses such a batch, in every trial: of a T5 whose tokenizer adds none, or of one text that spells it.
     """

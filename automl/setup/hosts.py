@@ -61,7 +61,7 @@ def build_host(settings: HostSettings) -> PackedHost | SoloHost:
 
 
 def build_host_anywhere(settings: HostSettings, artifacts: str | None) -> Host:
-    """The same on a machine that may lack the model and the data: they are fetched from `artifacts`, a URL."""
+    """Build the host where model and data may be lacking: they are fetched from `artifacts`, a URL."""
     return build_host(at_hand(settings, artifacts, cache_folder()))
 
 

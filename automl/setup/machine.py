@@ -37,7 +37,7 @@ class Layout:
 
     @property
     def each(self) -> str:
-        """What a worker is, for a person."""
+        """What a worker consists of, for a person."""
         group = f"{self.shards} processes x " if self.shards > 1 else ""
         return f"{group}{self.threads} threads"
 
@@ -49,13 +49,16 @@ class Layout:
 def choose_layout(run: RunSettings, *, trials: int, recorded: Mapping[str, Any] | None = None) -> Layout:
     """Workers, threads and device for this machine; what `run:` fixes is kept.
 
-    On GPUs: one worker per device. On CPUs: at most four workers, as many as a short measurement of the frozen products
-    speaks for, with the cores shared out among them. recorded: the layout of an earlier run of the study as `as_dict`
-    gave it; it is kept on a machine with as many cores, since the rounding of a sum may depend on the number of
-    threads. A curve depends on nothing else here; which trials run at the same time, and so what a sampler knows,
-    depends on the number of workers. Where trials are shared out, a worker takes as many devices, GPUs or cores, as
-    there are shards. Raises ResourceError if a GPU is asked for and there is none, or if there are too few for the
-    shards; what a cluster to join has is seen when it is joined.
+    - On GPUs: one worker per device.
+    - On CPUs: at most four workers that share the cores; how many is found out by timing frozen products for a moment.
+    - With shards: a worker takes as many devices, GPUs or cores, as there are shards.
+
+    A curve depends on the number of threads, by the rounding of sums, and on nothing else here. Which trials run at the
+    same time, and so what a sampler knows, depends on the number of workers.
+
+    recorded: the layout of an earlier run of the study as `as_dict` gave it, kept on a machine with as many cores.
+    Raises ResourceError if a GPU is asked for and there is none, or if there are too few for the shards; what a cluster
+    to join has is seen when it is joined.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = 0 if run.device == "cpu" else gpu_count()

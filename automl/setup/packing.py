@@ -118,7 +118,7 @@ def prove(
     *,
     is_thorough: bool = True,
 ) -> Inputs:
-    """The ground, with an obstacle if packed training does not follow PEFT on this model: found out once, then known.
+    """The inputs, with an obstacle if packed training does not follow PEFT on this model: found out once, then known.
 
     recorded: as for `settle_precision`, which comes afterwards. is_thorough: load the model to find it out; otherwise
     what is not known yet is no obstacle. Raises ConfigError if the precision is for packed training only.
@@ -208,5 +208,5 @@ def _largest(inputs: Inputs) -> Hyperparameters:
 
 
 def _most_tokens(spec: SweepSpec, inputs: Inputs) -> int:
-    """Of one trial's batch."""
+    """Most tokens of one trial's batch, padding included."""
     return extremes(inputs.space, "batch_size")[-1] * min(spec.task.max_length, inputs.prepared.longest)

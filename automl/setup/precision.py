@@ -37,7 +37,7 @@ def settle_precision(
 
 
 def settle_untimed(spec: SweepSpec, layout: Layout, recorded: Mapping[str, Any] | None = None) -> SweepSpec:
-    """The same without a look at the clock: where `auto` would time this CPU, it is fp32."""
+    """The spec with its precision fixed without timing anything: where `auto` would time this CPU, it is fp32."""
     if spec.run.precision != "auto":
         return spec
     usual = "bf16" if layout.device == "cuda" and layout.shards == 1 else "fp32"

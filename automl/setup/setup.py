@@ -42,7 +42,7 @@ class Setup:
         return host_factory(settings, self.spec.run, self.spec.artifacts)
 
     def for_trainings(self, count: int) -> Setup:
-        """The same for so many trainings of equal length, none of which is pruned: packed to end together."""
+        """The setup for a number of trainings of equal length, none of which is pruned: packed to end together."""
         return replace(self, packing=pack_evenly(self.packing, self.spec, self.inputs, self.layout, count))
 
     def record(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import SearchSettings, SearchSpace
 
 LEAST_EXAMPLES = 20
-"""Of each class, that a trial should see: below them it can hardly tell many classes apart."""
+"""Examples of each class that a trial should see: with fewer it can hardly tell many classes apart."""
 _ENOUGH_EPOCHS = 3
 
 

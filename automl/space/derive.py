@@ -72,7 +72,7 @@ def _model(model: ModelSettings) -> dict[str, Any] | None:
     """None: as it was written, for there is no path in it."""
     if model.kind in ("folder", "gguf"):
         return {model.kind: model.location}
-    if model.kind == "hub":  # explicit, lest a folder of that name where the new file lies be taken for it
+    if model.kind == "hub":  # explicit, or a folder of that name beside the new file would be taken for it
         return {"hub": model.location, **({"revision": model.revision} if model.revision else {})}
     return None
 

@@ -62,7 +62,7 @@ def json_schema() -> dict[str, object]:
 
 
 def with_overrides(spec: SweepSpec, *, trials: int | None = None, time: str | None = None) -> SweepSpec:
-    """The same sweep with another budget; `time` as in the file: '2h', '30m', or seconds. Raises ConfigError."""
+    """The sweep with another budget; `time` as in the file: '2h', '30m', or seconds. Raises ConfigError."""
     search = spec.search
     if trials is not None:
         search = replace(search, trials=trials)

@@ -69,7 +69,7 @@ class SearchSection(Section):
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     """Adapters that stay on disk."""
     importance: bool = True
-    """Measure on the way how much the loss hangs on each module's update; the base of automl suggest."""
+    """Measure on the way how much the loss depends on each module's update; the base of automl suggest."""
     warm_start: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Another study of the database, whose best configurations are tried first; its values are not used."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None

@@ -157,7 +157,7 @@ class SearchSettings:
     are judged. evaluations: (step, rows) of each measurement; empty = all evaluation rows at every multiple of
     evaluate_every; None = to be chosen by `automl.setup.evaluation` when model and data are known. max_seconds,
     max_steps: further budgets (None = none); max_steps counts training steps of all trials. keep: adapters that stay on
-    disk. importance: of modules is measured while trials train. warm_start: another study of the database, whose best
+    disk. importance: measure that of modules while trials train. warm_start: another study of the database, whose best
     configurations are tried first. patience: trials without a better value after which no new one starts (None = no
     limit). also_minimize: the second objective, if there are two.
     """

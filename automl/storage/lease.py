@@ -53,7 +53,7 @@ _SECONDS = 30.0
 
 
 class Driver(NamedTuple):
-    """Who holds the lease of a study."""
+    """The holder of a study's lease."""
 
     study: str
     owner: str
@@ -74,7 +74,7 @@ def holds(process: str, *, is_valid: bool) -> bool:
 
 
 def drivers(connection: Connection, study: str | None = None, *, lock: bool = False) -> list[Driver]:
-    """Who drives a study, or each of the database. lock: nobody else takes a lease before the transaction ends."""
+    """Drivers of a study, or of all in the database. lock: nobody else takes a lease before the transaction ends."""
     query = select(sweeps.c.study_name, sweeps.c.owner, sweeps.c.owner_process, sweeps.c.lease_until > Now())
     query = query.where(_scope(study)).order_by(sweeps.c.study_name)
     rows = connection.execute(query.with_for_update() if lock else query.where(sweeps.c.owner.is_not(None)))

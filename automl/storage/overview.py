@@ -121,7 +121,7 @@ class Pace:
 
 
 class Standing(NamedTuple):
-    """So many trials of a study are in this state and have this last step, 0 without a measurement."""
+    """The number of a study's trials with this state and this last step, 0 without a measurement."""
 
     state: str
     step: int

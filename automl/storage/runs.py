@@ -34,7 +34,7 @@ class RunRow:
 
 
 def study_state(driver: str | None, last: RunRow | None) -> StudyState:
-    """Of a study by who drives it and its last run. stopped: `automl search` continues it."""
+    """The state of a study by its driver and its last run. stopped: `automl search` continues it."""
     if driver is not None:
         return "running"
     return "finished" if last is not None and last.ended is RunEnd.FINISHED else "stopped"
@@ -85,7 +85,7 @@ class RunLog:
         self._write("record the end of a run", lambda connection: connection.execute(statement))
 
     def forget(self) -> None:
-        """It was refused before any trial started: what earlier runs have come to still holds."""
+        """Delete a run that was refused before any trial started: what earlier runs have come to still holds."""
         statement = delete(runs).where(*self._mine(), runs.c.ended.is_(None))
         self._write("forget a run", lambda connection: connection.execute(statement))
 

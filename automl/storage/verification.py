@@ -69,7 +69,7 @@ class VerificationStore:
         self._beginning: int | None = None  # verification whose commit has not been answered
 
     def latest(self, *, done: bool = False) -> Verification | None:
-        """As the module's `latest`."""
+        """See the module's `latest`."""
         query = select(verifications).where(verifications.c.study_name == self.study)
         if done:
             query = query.where(verifications.c.state == "DONE")

@@ -47,7 +47,7 @@ def describe(study: optuna.Study, about: Mapping[str, str], objectives: Sequence
 
 
 def left_running(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that an earlier driver was at when it ended."""
+    """Trials that were in progress when an earlier driver ended."""
     return [trial for trial in trials if trial.state is OptunaState.RUNNING]
 
 

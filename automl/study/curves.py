@@ -22,7 +22,7 @@ from automl.study.outcome import direction_of
 class Look:
     """Tells which trials have changed since the last look: those whose object is another one.
 
-    Storages make a new object at each write (`SoleWriterStorage` promises it), so the rest need not be read again.
+    Storages make a new object at each write (`CachedStorage` promises it), so the rest need not be read again.
     """
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from automl.study.parking import ParkingPruner
 from automl.trial import Action, Decision
 
 CLOSING_FACTOR = 2.2
-"""Of the trials at a rung, the best 1 / CLOSING_FACTOR go on when no new one may start, if not even more do."""
+"""The best 1 / CLOSING_FACTOR of a rung's trials go on when no new one may start, if not even more do."""
 _CLOSING_GAIN = 2.0
 """The expected gain is then that of a whole doubling: what counts is the last step, not where to spend the next one."""
 

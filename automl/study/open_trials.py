@@ -32,7 +32,7 @@ class OpenTrial:
 
     @property
     def number(self) -> int:
-        """As Optuna counts it."""
+        """The trial's number, as Optuna counts it."""
         return self.trial.number
 
     def take(self, measurement: Measurement) -> None:
@@ -59,19 +59,19 @@ class OpenTrials:
             yield from place.values()
 
     def hand_out(self, opened: OpenTrial) -> None:
-        """It is with a worker."""
+        """Note that it is with a worker."""
         self._put(opened, self.live)
 
     def queue(self, opened: OpenTrial) -> None:
-        """It waits for a worker."""
+        """Note that it waits for a worker."""
         self._put(opened, self.queued)
 
     def park(self, opened: OpenTrial) -> None:
-        """It is paused."""
+        """Note that it is paused."""
         self._put(opened, self.parked)
 
     def forget(self, number: int) -> None:
-        """It has ended."""
+        """Forget a trial that has ended."""
         for place in self._places:
             place.pop(number, None)
 

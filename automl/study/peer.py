@@ -45,7 +45,7 @@ class PeerPruner(BasePruner):
 
     Nothing is known until some trial has left the crowd by `guard`, so nobody is stopped at the first rung for what may
     be chance; one that has not left it by the second rung must be the best to go on, or a space that mostly does not
-    learn would eat the whole budget. Ties go to the lower trial number. The best trial of a rung always goes on, so
+    learn would use up the whole budget. Ties go to the lower trial number. The best trial of a rung always goes on, so
     some trial always reaches the last step. With m = 0 any value below 0 is past the threshold. The threshold is about
     values, not scores: a score expects more than has been reached, even an accuracy above 1, and would put the crowd of
     the first rung beyond the reach of trials that have learnt all there is.
@@ -89,7 +89,7 @@ class PeerPruner(BasePruner):
         return self.judge(trial, trials, study.direction).prune
 
     def judge(self, trial: FrozenTrial, trials: Sequence[FrozenTrial], direction: StudyDirection) -> Verdict:
-        """The same for a cohort, with a reason. trials: all of the study, this one included, as they are by now."""
+        """Judge a trial of a cohort, with a reason. trials: all of the study, this one included, as they are by now."""
         step = trial.last_step
         if step is None or not self.is_rung(step):
             return Verdict(prune=False, reason="not at a rung")

@@ -33,19 +33,19 @@ class ShownTrials(BaseSampler):
         return str(self._base)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Of the base, for the changed view."""
+        """Passed on with the changed view."""
         return self._base.infer_relative_search_space(self._seen(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Of the base, for the changed view."""
+        """Passed on with the changed view."""
         return self._base.sample_relative(self._seen(study), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Of the base, for the changed view."""
+        """Passed on with the changed view."""
         return self._base.sample_independent(self._seen(study), trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:

@@ -150,7 +150,7 @@ def _lines(output: Path, *, merged: bool, is_classifier: bool) -> tuple[str, ...
 
 
 def _checked(exported: Exported, settings: HostSettings, store: ResultStore) -> Exported:
-    """With what the exported model measures as a stranger loads it; it is deleted if that is not what is recorded."""
+    """What was exported, with what it measures when a user loads it; deleted if that is not what is recorded."""
     from automl.training.reload import measure_afresh
 
     try:

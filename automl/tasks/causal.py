@@ -213,7 +213,7 @@ def target_columns(labels: torch.Tensor) -> torch.Tensor:
 
 
 def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Sum of the target losses of every row, (N,) float32, in shapes that no value decides.
+    """Sum of the target losses of every row, (N,) float32, with static shapes.
 
     batch: `columns` (C,) at which logits are computed, and `labels` (N, C) of what is to be predicted there, instead of
     the labels of all tokens.

@@ -23,7 +23,7 @@ from automl.tasks.reading import Reading
 from automl.tasks.split import Example, Examples, split_examples, split_notes
 
 VERSION = 1
-"""Of the way texts become tokens; a change makes old caches unused."""
+"""Version of the way texts become tokens; a change makes old caches unused."""
 
 
 class Classification(Task):

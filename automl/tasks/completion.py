@@ -23,7 +23,7 @@ from automl.tasks.reading import Reading
 from automl.tasks.split import Example, split_examples, split_notes
 
 VERSION = 1
-"""Of the way examples become tokens; a change makes old caches unused."""
+"""Version of the way examples become tokens; a change makes old caches unused."""
 
 
 class Completion(Task):

@@ -83,7 +83,7 @@ def take_text(record: Record, column: str) -> str:
 
 
 def take_optional_text(record: Record, column: str) -> str:
-    """As `take_text`, but an absent column, null or blank text gives an empty string."""
+    """The text in `column` as from `take_text`, but empty if the column is absent, null or blank."""
     value = record.values.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""

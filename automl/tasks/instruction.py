@@ -22,7 +22,7 @@ from automl.tasks.split import Example, split_examples, split_notes
 from automl.tasks.templates import knows_tools, layout_for
 
 VERSION = 1
-"""Of the templates and their masks; a change makes old caches unused."""
+"""Version of the templates and their masks; a change makes old caches unused."""
 
 
 class Instruction(Task):

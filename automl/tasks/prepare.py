@@ -307,7 +307,7 @@ def lengths(encoded: Sequence[Encoded]) -> list[int]:
 
 
 SHARE = 0.95
-"""Of the rows, which a good max_length leaves whole."""
+"""Share of the rows that a good max_length leaves whole."""
 
 
 def share_length(tokens: Sequence[int]) -> int:

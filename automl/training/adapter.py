@@ -56,7 +56,7 @@ class AdapterMeta:
 
 
 def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measurement: Measurement) -> AdapterMeta:
-    """Of a trial that has made its last step. task: of the settings."""
+    """Describe the adapter of a trial that has made its last step. task: the one of the settings."""
     return AdapterMeta(
         measurement=measurement,
         metric=settings.task.metric,

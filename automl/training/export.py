@@ -1,4 +1,4 @@
-"""What leaves the house: a PEFT adapter folder or a merged model, each with a manifest, and the proof that it works."""
+"""Exports: a PEFT adapter folder or a merged model, each with a manifest, and the proof that it works."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def evaluate_export(folder: Path, settings: HostSettings, split: Split = "valida
 
 
 def evaluate_merged(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
-    """The same for a folder that `merge_adapter` has written."""
+    """Evaluate a folder that `merge_adapter` has written; see `evaluate_export`."""
     _verified(folder, "merged", settings)
     runtime = load_runtime(replace(settings, backbone=replace(settings.backbone, path=str(folder))))
     return _evaluate(runtime.model, runtime, settings, split)

@@ -35,7 +35,7 @@ def build_solo_host(settings: HostSettings) -> SoloHost:
 
 
 class Resident:
-    """A trial of the host. generator: while it is on the backbone. state: where its slot file stands."""
+    """A trial of the host. generator: set while it is on the backbone. state: the one in its slot file."""
 
     def __init__(self, spec: TrialSpec, slot: SlotFolder) -> None:
         self.spec = spec
@@ -185,13 +185,13 @@ class SoloHost:
             return self._fail(resident, error)
 
     def _stretch(self, resident: Resident) -> Measurement:
-        """Up to the next measurement, which is in the slot file then."""
+        """Train up to the next measurement, which is in the slot file then."""
         measurement = self._finish(resident, next(self._attach(resident)))
         self._save(resident, measurement)
         return measurement
 
     def _attach(self, resident: Resident) -> Generator[Measurement, None, None]:
-        """Let the trial have the backbone; another that has it is detached."""
+        """Attach the trial to the backbone, detaching any other; returns what trains it."""
         if resident.generator is None:
             for other in self._residents.values():
                 other.detach()
@@ -200,7 +200,7 @@ class SoloHost:
         return resident.generator
 
     def _finish(self, resident: Resident, measurement: Measurement) -> Measurement:
-        """After the last step: look at held-out rows, export the adapter and name it in the measurement."""
+        """After the last step, look at held-out rows, export the adapter and name it in the measurement."""
         if measurement.step < resident.spec.steps:
             return measurement
         assert resident.trial is not None
@@ -219,7 +219,7 @@ class SoloHost:
         return folder
 
     def _save(self, resident: Resident, measurement: Measurement) -> None:
-        """The slot file first: a measurement that has left the host is never lost."""
+        """Write the slot file before the measurement leaves the host, so that it is never lost."""
         assert resident.trial is not None
         state = resident.trial.snapshot()
         measurements = [*resident.measurements, measurement]

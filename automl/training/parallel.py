@@ -32,7 +32,7 @@ class BatchLoss(NamedTuple):
 
 
 class StepLoss(NamedTuple):
-    """The same of the whole batch of a step, as numbers."""
+    """Sum, number of terms and tokens of the whole batch of a step, as numbers."""
 
     total: float
     terms: int

@@ -1,4 +1,4 @@
-"""Proof that what was exported is complete: it is loaded in a fresh process, by the very lines a user is told."""
+"""Proof that what was exported is complete: it is loaded in a fresh process, by the lines that a user is told."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
 
 
 def _model_of(text: str) -> torch.nn.Module:
-    """The `model` that the lines make. Its base is loaded from a folder of ours; nothing here comes from a stranger."""
+    """The `model` that the lines make. Its base is loaded from a folder of ours; nothing here comes from outside."""
     names: dict[str, Any] = {}
     with quietly("the exported model cannot be loaded as printed"), warnings.catch_warnings(action="ignore"):
         exec(text, names)  # noqa: S102

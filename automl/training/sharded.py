@@ -105,7 +105,7 @@ class FullySharded(ParallelStrategy):
         return replace(state, params=params, moments=moments, dropout=masks)
 
     def within_memory(self, size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
-        """As it is: less at once would have to be less in every process."""
+        """Do the work at its size: less at once would have to be less in every process."""
         return work(size), size
 
     def accumulate(

@@ -157,7 +157,7 @@ class SoloTrial:
         )
 
     def measure_held_out(self, measurement: Measurement, rows: int = HELD_OUT_ROWS) -> Measurement:
-        """The same with what the removal of each module's update would do to the loss on the first evaluation rows.
+        """The measurement with what removing each module's update would do to the loss on the first evaluation rows.
 
         One forward and one backward pass over so many rows, without dropout. The trial does not change. Unchanged too
         if there is no room in memory.
@@ -198,7 +198,7 @@ class SoloTrial:
         return optim.copied(self._strategy.full(tensor))
 
     def _sensitivity(self, model: Any) -> Sensitivity | None:
-        """As new or as it was left; None if it is not wanted or the method has no low-rank updates."""
+        """The means, new or as they were left; None if they are not wanted or the method has no low-rank updates."""
         ranks = [update.a.shape[0] for update in self._method.low_rank(model)]
         if not self.runtime.importance or not ranks:
             return None
@@ -216,7 +216,7 @@ class SoloTrial:
         ]
 
     def _removal_effects(self, rows: Sequence[Row]) -> list[float]:
-        """Of one batch; no gradients are left."""
+        """Effects of each removal on the loss of one batch; no gradients are left."""
         adapter = self._adapter
         adapter.model.eval()
         adapter.optimizer.zero_grad(set_to_none=True)

@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def direction(self) -> Direction:
-        """Of the metric."""
+        """The metric's direction."""
         return METRICS[self.metric].direction
 
     def arm(self, name: str) -> Arm:

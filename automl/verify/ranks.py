@@ -24,7 +24,7 @@ def spent(layers: Sequence[LinearShape], ranks: Mapping[str, int]) -> int:
 
 
 def even_ranks(layers: Sequence[LinearShape], budget: int) -> Ranks:
-    """The same rank everywhere, and one more in layers spread evenly over the depth as far as the budget reaches.
+    """One rank everywhere, and one more in layers spread evenly over the depth as far as the budget reaches.
 
     Raises ValueError if rank 1 everywhere costs more.
     """

@@ -275,7 +275,7 @@ class _Work:
             )
 
     def _settings(self, plan: Plan, number: int, split: ScoredSplit, *, known: Metrics) -> HostSettings:
-        """As for the workers of the search, but with the test rows, and without what only a search wants to know.
+        """Settings as for the search's workers, but with the test rows, and without what only a search wants to know.
 
         known: metrics of the untrained model, which no worker need measure then.
         """

@@ -108,7 +108,7 @@ class TimedTrainer(Trainer):  # type: ignore[misc]  # transformers' types are no
     evaluation_seconds = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer, timed."""
+        """Evaluate as Trainer does, timed."""
         start = time.perf_counter()
         try:
             return super().evaluate(*args, **kwargs)

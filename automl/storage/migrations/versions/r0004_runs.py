@@ -105,7 +105,7 @@ def _has_finished(connection: sa.Connection, study: str) -> bool:
 
 
 def _keep_one_open_submission(connection: sa.Connection) -> None:
-    """Of several open submissions of a study the one that runs stays, else the oldest; the others are cancelled."""
+    """Keep the open submission of a study that runs, else the oldest; the others are cancelled."""
     query = "SELECT id, study_name FROM automl_submissions WHERE state IN ('QUEUED', 'RUNNING')"
     order = "CASE state WHEN 'RUNNING' THEN 0 ELSE 1 END, submitted_at, id"
     seen: set[str] = set()
