@@ -17,7 +17,9 @@ from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSp
 
 @dataclass(frozen=True)
 class Fault:
-    """What trial number does wrong at a step: "raise", "diverge", "oom", "exit" (the process ends, every time)."""
+    """What trial number does wrong at a step: "raise", "diverge", "oom", "exit" (the process ends, every time), or
+    "exit once" (only the first of its processes does).
+    """
 
     kind: str
     step: int
@@ -97,18 +99,24 @@ class FormulaHost:
             self.busy_seconds += self._step_seconds
         slot.advance()
         fault = self._faults.get(slot.spec.number)
-        if fault is not None and slot.step == fault.step:
-            if fault.kind == "exit":
+        if fault is not None and slot.step == fault.step and (fault.kind != "exit once" or self._is_first(slot)):
+            if fault.kind in ("exit", "exit once"):
                 os._exit(9)
             return _failure(slot, fault.kind)
         if not slot.spec.is_due(slot.step):
             return None
         return slot.measure()
 
+    def _is_first(self, slot: _Slot) -> bool:
+        mark = self._folder / f"died-in-{slot.spec.number}"
+        is_first = not mark.exists()
+        mark.touch()
+        return is_first
+
     def _acknowledge(self) -> None:
         if self._ledger is not None and self._unacknowledged:
             lines = [
-                json.dumps([item.trial, attempt, item.step, item.metrics["loss"], os.getpid()]) + "\n"
+                json.dumps([item.trial, attempt, item.step, item.metrics.get("loss"), os.getpid()]) + "\n"
                 for attempt, item in self._unacknowledged
             ]
             descriptor = os.open(self._ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -167,7 +175,11 @@ class _Slot:
     def measurements(self) -> list[Measurement]:
         return [
             Measurement(
-                trial=self.spec.number, step=step, metrics={"loss": loss}, seconds=0.01 * step, tokens=10 * step
+                trial=self.spec.number,
+                step=step,
+                metrics={} if self.spec.rows_at(step) == 0 else {"loss": loss},
+                seconds=0.01 * step,
+                tokens=10 * step,
             )
             for step, loss in self.curve
         ]
@@ -191,8 +203,10 @@ def curve(spec: TrialSpec) -> list[tuple[int, float]]:
     return points
 
 
+_REASONS = {"diverge": StopReason.DIVERGED, "oom": StopReason.OOM, "raise": StopReason.ERROR}
+
+
 def _failure(slot: _Slot, kind: str) -> TrialFailure:
-    reason = {"diverge": StopReason.DIVERGED, "oom": StopReason.OOM, "raise": StopReason.ERROR}[kind]
     return TrialFailure(
-        trial=slot.spec.number, step=slot.step, reason=reason, message=f"{kind} at step {slot.step} on purpose"
+        trial=slot.spec.number, step=slot.step, reason=_REASONS[kind], message=f"{kind} at step {slot.step} on purpose"
     )

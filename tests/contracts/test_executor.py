@@ -1,4 +1,5 @@
-"""The contract of executors, over every implementation: real study, real database, hosts that train by formula.
+"""The contract of executors, over every implementation and both sources of trials, with hosts that train by formula:
+a real study in a real database, and the trainings of a verification.
 
 Ray is started once for all of these tests.
 """
@@ -29,9 +30,13 @@ from automl.study.feasibility import Feasibility
 from automl.study.parking import ParkingPruner
 from automl.study.pruning import make_pruner
 from automl.study.sampling import make_sampler
-from automl.trial import Action, Decision, Measurement, TrialFailure
+from automl.trial import Action, Decision, Measurement, Metrics, TrialFailure
+from automl.verify.plan import Training, all_trainings, trial_spec
+from automl.verify.protocol import DIVERGED, Scores
+from automl.verify.trainings import Trainings
 from tests.faults.search import SPACE, Search, derive, open_search, undisturbed, violations
-from tests.formula import Fault, FormulaHost
+from tests.formula import Fault, FormulaHost, curve
+from tests.verify.verify_cases import arm, make_plan
 
 SETTINGS = SearchSettings(sampler="random", pruner="none", trials=6, steps=12, evaluate_every=3, seed=5)
 
@@ -296,3 +301,80 @@ def test_a_trial_that_kills_its_worker_fails_and_its_neighbours_finish(executor:
     trials = search(executor, tmp_path, faults={1: Fault("exit", 5)})
     assert trials[1].user_attrs["stop_reason"] == "host_crash"
     assert sorted(states(trials)) == ["COMPLETE"] * 6 + ["FAIL"]
+
+
+# The trainings of a verification are another source of trials: no study, no Optuna.
+
+PLAN = make_plan([arm("trial-3", "finalist"), arm("default", "default", rates=(2e-4,))], seeds=3, metric="loss")
+
+
+class Verified(NamedTuple):
+    """What has been scored, in this order, over all runs."""
+
+    scores: Scores
+    made: list[Training]
+
+
+def verify(executor: Executor, folder: Path, found: Verified, *, exchanges: int = 0, **options: object) -> None:
+    """Train what is missing; with `exchanges`, stop after so many."""
+
+    def keep(training: Training, metrics: Metrics) -> None:
+        found.scores.add(training, metrics)
+        found.made.append(training)
+
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == exchanges:
+            dispatcher.stop("SIGTERM")
+
+    trainings = Trainings(PLAN, found.scores, "test", number=1, keep=keep, workers=2, slots=2)
+    dispatcher = Dispatcher(trainings, on_exchange=count)
+    executor.run(dispatcher, host(folder, capacity=2, **options))
+    assert (dispatcher.stopped is None) == trainings.finished
+
+
+def assert_scored(found: Verified) -> None:
+    """Every training once, with the last value of its undisturbed curve."""
+    assert sorted(found.made, key=str) == sorted(all_trainings(PLAN), key=str)
+    for place, training in enumerate(all_trainings(PLAN)):
+        metrics = found.scores.metrics(training.arm, training.seed, training.learning_rate, "test")
+        assert metrics["loss"] == curve(trial_spec(PLAN, training, place))[-1][1]
+
+
+def acknowledged(folder: Path) -> list[tuple[int, int]]:
+    """(trial, step) of everything that workers have said and the driver has answered."""
+    lines = (folder / "ledger").read_text(encoding="utf-8").splitlines()
+    return [(trial, step) for trial, _, step, _, _ in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize("executor", EVERY, indirect=True)
+def test_a_stopped_verification_goes_on_from_scores_and_slot_files(executor: Executor, tmp_path: Path) -> None:
+    found = Verified(Scores(), [])
+    verify(executor, tmp_path, found, exchanges=5)
+    assert len(found.made) < 6
+    verify(executor, tmp_path, found)
+    assert_scored(found)
+    rows = acknowledged(tmp_path)
+    assert len(rows) == len(set(rows)) == 6 * 10  # nine checkpoints and the measurement: none was trained twice
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("executor", [pytest.param(RAY_TWO, id="ray")], indirect=True)
+def test_a_worker_that_dies_in_a_verification_is_started_again(executor: Executor, tmp_path: Path) -> None:
+    found = Verified(Scores(), [])
+    verify(executor, tmp_path, found, faults={1: Fault("exit once", 11)})
+    assert_scored(found)
+    rows = acknowledged(tmp_path)
+    assert {step for trial, step in rows if trial == 1} == set(range(2, 21, 2))
+
+
+@pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
+def test_a_training_that_fails_ends_the_verification_and_keeps_its_scores(executor: Executor, tmp_path: Path) -> None:
+    found = Verified(Scores(), [])
+    with pytest.raises(SearchError, match=r"default with seed \d+ failed \(error\): raise at step 8 on purpose"):
+        verify(executor, tmp_path, found, faults={5: Fault("raise", 8), 0: Fault("diverge", 3)})
+    assert {DIVERGED: 1.0} in [dict(found.scores.metrics(*training.key)) for training in found.made]
+    assert 0 < len(found.made) < 6

@@ -102,6 +102,23 @@ def test_a_host_that_dies_is_continued_by_another(tmp_path: Path, undisturbed: d
         first.advance()
 
 
+def test_a_checkpoint_has_no_metrics_and_is_continued_like_a_measurement(
+    tmp_path: Path, undisturbed: dict[int, list[Measurement]]
+) -> None:
+    saved = [replace(trial, checkpoint_every=2) for trial in TRIALS]
+    first = host(tmp_path, tiny_model("bert"))
+    for trial in saved:
+        first.open(trial)
+    assert all((item.step, item.metrics) == (2, {}) for item in first.advance() if isinstance(item, Measurement))
+
+    second = host(tmp_path, tiny_model("bert"))
+    replayed = {trial.number: second.open(replace(trial, attempt=2)) for trial in saved}
+    for number, items in run(second).items():
+        whole = [*replayed[number], *items]
+        assert [item.step for item in whole] == [2, 3, 4, 6, 8]
+        assert curve([item for item in whole if item.metrics]) == curve(undisturbed[number])
+
+
 def test_a_parked_trial_costs_a_file_and_goes_on_later(
     tmp_path: Path, undisturbed: dict[int, list[Measurement]]
 ) -> None:

@@ -103,6 +103,21 @@ def test_a_fresh_process_continues_bit_for_bit(bert: HostSettings, output: str, 
     assert curve(first) == undisturbed[:1]
 
 
+def test_a_checkpoint_has_no_metrics_and_is_continued_like_a_measurement(bert: HostSettings, output: str) -> None:
+    spec = trial_spec(dropout=0.2)
+    saved = replace(spec, checkpoint_every=3)
+    host = host_in(bert, output)
+    host.open(saved)
+    first = list(host.advance())
+    assert [(item.step, item.metrics) for item in first if isinstance(item, Measurement)] == [(3, {})]
+    again = host_in(bert, output)
+    told = again.open(replace(saved, attempt=2))
+    whole = [*told, *advance_to_the_end(again)]
+    assert [item.step for item in whole] == [3, 4, 6, 8, 9, 12]
+    measured = [item for item in whole if item.metrics]
+    assert curve(measured) == curve(run(runtime_with(bert), spec))
+
+
 def test_a_parked_trial_continues_where_it_was(bert: HostSettings, output: str) -> None:
     host = host_in(bert, output)
     host.open(trial_spec(0))
