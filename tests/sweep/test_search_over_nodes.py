@@ -1,4 +1,4 @@
-"""A whole search, with a real model, over two machines of which one has neither model nor data of its own."""
+"""A search and its verification, with a real model, over two machines; one has neither model nor data of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 
 from automl.space.load import load_space
+from automl.space.spec import SweepSpec
 from automl.storage.base import Attempt
 from automl.storage.sql import open_database
+from automl.storage.verification import VerificationStore
 from automl.sweep.run import Observer, run_sweep
+from automl.verify.protocol import SECONDS
+from automl.verify.run import Options, verify_study
 from tests.faults.cluster import RayCluster
 from tests.sweep.tiny_world import make_world
+from tests.verify.acting import On, acting
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -40,12 +45,18 @@ def test_a_node_without_model_and_data_trains_the_same_curves(tmp_path: Path, mo
             run=replace(spec.run, address=cluster.address, output=shared / "nodes"),
         )
         run_sweep(over_nodes, private / "cache", observer=WaitsForBoth(over_nodes.storage_url))
+        fetched = tmp_path / "cache-of-the-node" / "data"
+        assert fetched.is_dir(), "the node has fetched the data"
+        assert not list(fetched.glob("*/test")), "but no test rows while it searched"
+        with acting(On("1 of ", lambda: wait_for(fetched, "*.with-test/test"))):  # the faster worker may do it all
+            verified = verify(over_nodes, private / "cache")
     here = replace(
         spec,
         storage_url=f"sqlite:///{tmp_path / 'here.db'}",
         run=replace(spec.run, executor="inline", workers=1, output=shared / "here"),
     )
     run_sweep(here, private / "cache")
+    assert verify(here, private / "cache") == verified
 
     assert {attempt.worker for attempt in attempts(over_nodes.storage_url)} == {0, 1}
     assert list((tmp_path / "cache-of-the-node" / "models").iterdir()), "the node has fetched the model"
@@ -63,6 +74,21 @@ class WaitsForBoth(Observer):
         self._both = self._both or {attempt.worker for attempt in attempts(self._url)} == {0, 1}
         if not self._both:
             time.sleep(2)
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 240
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} in {folder}"
+        time.sleep(0.1)
+
+
+def verify(spec: SweepSpec, cache: Path) -> list[tuple[str, int, str, float]]:
+    """Scores of a verification, but for the time each training took."""
+    with open_database(spec.storage_url, create=False) as database:
+        found = verify_study(database, spec, cache, Options(seeds=4, finalists=1))
+        stored = VerificationStore(database, spec.study).scores(found.number)
+    return [(each.arm, each.seed, each.metric, each.value) for each in stored if each.metric != SECONDS]
 
 
 def attempts(url: str) -> list[Attempt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -17,7 +18,11 @@ from automl.setup.machine import Layout, choose_layout
 from automl.setup.plan import make_plan
 from automl.space.load import load_space
 from automl.space.spec import RunSettings
+from automl.storage.sql import open_database
+from automl.storage.verification import VerificationStore
 from automl.sweep.run import Observer, run_sweep
+from automl.verify.protocol import SECONDS
+from automl.verify.run import Options, verify_study
 from tests.sweep.tiny_world import make_world
 
 
@@ -28,12 +33,8 @@ def sharded(space: Path) -> Path:
 
 
 def search(space: Path, cache: Path, observer: Observer) -> Summary:
-    before = Path.cwd()
-    os.chdir(space.parent)
-    try:
+    with contextlib.chdir(space.parent):
         return run_sweep(load_space(space), cache, observer=observer)
-    finally:
-        os.chdir(before)
 
 
 def losses(folder: Path) -> list[tuple[int, int, float]]:
@@ -98,7 +99,19 @@ def test_a_search_whose_group_loses_a_process_ends_as_one_that_is_not_shared_out
     plan = make_plan(spec, shared_cache, probe=True)
     assert plan.probe is None
     assert "1 workers x 2 processes x 1 threads on cpu" in "\n".join(plan.lines())
+    assert scores(together, shared_cache) == pytest.approx(scores(alone, shared_cache), rel=1e-4)
     assert_loads_in_peft(together / "automl-output" / "tiny" / "best", together / "model")
+
+
+def scores(folder: Path, cache: Path) -> dict[tuple[str, int, str], float]:
+    """What a verification of the search scores on the test rows, by arm, seed and metric, but for the time it takes."""
+    spec = load_space(folder / "space.yaml")
+    with contextlib.chdir(folder), open_database(spec.storage_url, create=False) as database:
+        found = verify_study(database, spec, cache, Options(seeds=3, finalists=1))
+        stored = VerificationStore(database, spec.study).scores(found.number)
+    assert found.is_done
+    assert len({(score.arm, score.seed) for score in stored}) == 2 * 3
+    return {(each.arm, each.seed, each.metric): each.value for each in stored if each.metric != SECONDS}
 
 
 def assert_loads_in_peft(adapter: Path, model: Path) -> None:

@@ -1,4 +1,4 @@
-"""A driver to be killed: verifies a study with worker processes, as `automl verify` does.
+"""A driver to be killed: verifies a study on two workers under Ray, as `automl verify` does.
 
 python -m tests.verify.drive_verification DATABASE-URL STUDY CACHE SEEDS
 """
@@ -19,7 +19,7 @@ def main(url: str, study: str, cache: str, seeds: str) -> None:
     logging.basicConfig(level=logging.INFO)
     with open_database(url, create=False) as database:
         spec = recorded_spec(database, study)
-        spec = replace(spec, run=replace(spec.run, executor="ray", workers=1))  # any but inline has workers
+        spec = replace(spec, run=replace(spec.run, executor="ray", workers=2))
         verify_study(database, spec, Path(cache), Options(seeds=int(seeds), finalists=1))
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from automl.verify.protocol import SECONDS
 from automl.verify.run import Options, Suggest, verify_study
 from tests.databases import PostgresServer, exposed_server
 from tests.sweep.tiny_world import make_world
+from tests.verify.acting import On, acting
 
 pytestmark = pytest.mark.postgres
 
@@ -63,34 +62,6 @@ def url(server: PostgresServer, searched: SweepSpec, request: pytest.FixtureRequ
     yield server.url(name)
     if not server.processes():
         server.start()
-
-
-class On(logging.Handler):
-    """Does something in the thread that logs a line with these words, so at a known place of its work."""
-
-    def __init__(self, words: str, act: Callable[[], None]) -> None:
-        super().__init__()
-        self._words = words
-        self._act = act
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self._words in record.getMessage():
-            self._act()
-
-
-@contextmanager
-def acting(*handlers: On) -> Iterator[None]:
-    logger = logging.getLogger("automl")
-    before = logger.level
-    logger.setLevel(logging.INFO)
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        for handler in handlers:
-            logger.removeHandler(handler)
 
 
 def cache_of(searched: SweepSpec) -> Path:

@@ -32,6 +32,7 @@ from automl.tasks import make_task
 from automl.verify.plan import fingerprint
 from automl.verify.protocol import SECONDS
 from automl.verify.run import Options, obstacle, verify_study
+from tests.faults.kill import WORKER_TITLES, title
 from tests.sweep.tiny_world import make_world
 
 GOOD = {"rank": 8, "learning_rate": 0.01, "weight_decay": 0.01}
@@ -221,16 +222,24 @@ def test_a_study_without_test_rows_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
-    seeds = 6
+@pytest.mark.ray
+def test_a_killed_worker_and_a_killed_driver_change_nothing(world: World, tmp_path: Path) -> None:
+    seeds = 5
     undisturbed = world.verify(seeds=seeds, finalists=1)
     with world.database() as database:
         expected = VerificationStore(database, "tiny").scores(undisturbed.number)
     shutil.copy(world.cache.parent / "automl.db", tmp_path / "copy.db")
     url = _without(tmp_path / "copy.db", undisturbed)
     command = [sys.executable, "-m", "tests.verify.drive_verification", url, "tiny", str(world.cache), str(seeds)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    workers = _killed_after_the_first_score(process, url, undisturbed.number)
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=log)
+        _await_scores(process, url, undisturbed.number, 1)
+        _workers(process)[0].kill()
+        _await_scores(process, url, undisturbed.number, len(_stored(url, undisturbed.number)) + 1)
+        workers = _workers(process)
+        process.kill()
+        process.wait()
+    assert "died and is started again" in (tmp_path / "log").read_text(encoding="utf-8")
     _, alive = psutil.wait_procs(workers, timeout=240)
     assert not alive  # they end with their driver
     kept = _stored(url, undisturbed.number)
@@ -256,15 +265,18 @@ def _without(path: Path, verification: Verification) -> str:
     return f"sqlite:///{path}"
 
 
-def _killed_after_the_first_score(process: subprocess.Popen[str], url: str, number: int) -> list[psutil.Process]:
-    """Kill the driver as soon as one score is stored; returns the workers it had."""
-    while not _stored(url, number):
-        assert process.poll() is None, process.communicate()[1]
+def _await_scores(process: subprocess.Popen[bytes], url: str, number: int, count: int) -> None:
+    """Until so many metrics of trainings are stored."""
+    while len(_stored(url, number)) < count:
+        assert process.poll() is None, f"ended with {process.returncode}"
         time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    return workers
+
+
+def _workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes of this driver that train."""
+    return [
+        each for each in psutil.Process(process.pid).children(recursive=True) if title(each).startswith(WORKER_TITLES)
+    ]
 
 
 def _stored(url: str, number: int) -> list[Score]:
