@@ -13,9 +13,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
+
+from automl.storage.optuna_passing import passed_on
 
 
 class CachedStorage(BaseStorage):
@@ -33,8 +33,6 @@ class CachedStorage(BaseStorage):
 
     def __reduce__(self) -> Any:
         raise TypeError("the driver's storage is not pickled: only the driver writes")
-
-    # --- trials -----------------------------------------------------------------------------------------------------
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         trial_id = self._inner.create_new_trial(study_id, template_trial)
@@ -99,35 +97,19 @@ class CachedStorage(BaseStorage):
             del self._stale[trial_id]
         return known
 
-    # --- studies, passed on -----------------------------------------------------------------------------------------
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        return self._inner.create_new_study(directions, study_name)
-
     def delete_study(self, study_id: int) -> None:
         self._trials.pop(study_id, None)
         self._inner.delete_study(study_id)
 
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._inner.set_study_user_attr(study_id, key, value)
+    def _pass_on(self, method: str, *arguments: Any, **named: Any) -> Any:
+        return getattr(self._inner, method)(*arguments, **named)
 
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._inner.set_study_system_attr(study_id, key, value)
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        return self._inner.get_study_id_from_name(study_name)
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return self._inner.get_study_name_from_id(study_id)
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._inner.get_study_directions(study_id)
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._inner.get_study_user_attrs(study_id)
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._inner.get_study_system_attrs(study_id)
-
-    def get_all_studies(self) -> list[FrozenStudy]:
-        return self._inner.get_all_studies()
+    create_new_study = passed_on(BaseStorage.create_new_study)
+    set_study_user_attr = passed_on(BaseStorage.set_study_user_attr)
+    set_study_system_attr = passed_on(BaseStorage.set_study_system_attr)
+    get_study_id_from_name = passed_on(BaseStorage.get_study_id_from_name)
+    get_study_name_from_id = passed_on(BaseStorage.get_study_name_from_id)
+    get_study_directions = passed_on(BaseStorage.get_study_directions)
+    get_study_user_attrs = passed_on(BaseStorage.get_study_user_attrs)
+    get_study_system_attrs = passed_on(BaseStorage.get_study_system_attrs)
+    get_all_studies = passed_on(BaseStorage.get_all_studies)

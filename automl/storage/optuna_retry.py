@@ -1,22 +1,23 @@
 """Optuna's storage for a driver that outlasts an outage of its database.
 
-Every call is repeated while the database is away. Most calls may simply be done twice. Two may not, since their commit
-can have succeeded although its answer was lost: creating a trial, and changing a trial's state. What became of them is
-read from the database, which is certain because the holder of the lease is the only writer.
+Every call is repeated while the database is away. Most calls may simply be done twice. Three may not, since their
+commit can have succeeded although its answer was lost: creating a trial, changing a trial's state, and giving it a
+parameter. What became of them is read from the database, which is certain because the holder of the lease is the only
+writer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
+from automl.storage.optuna_passing import passed_on
 from automl.storage.retry import Retry
 from automl.trial import StopReason
 
@@ -70,36 +71,6 @@ class RetryingStorage(BaseStorage):
 
         return self._call(change)
 
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        return self._call(lambda: self._cached.create_new_study(directions, study_name))
-
-    def delete_study(self, study_id: int) -> None:
-        self._call(lambda: self._cached.delete_study(study_id))
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._call(lambda: self._cached.set_study_user_attr(study_id, key, value))
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._call(lambda: self._cached.set_study_system_attr(study_id, key, value))
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        return self._call(lambda: self._cached.get_study_id_from_name(study_name))
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return self._call(lambda: self._cached.get_study_name_from_id(study_id))
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._call(lambda: self._cached.get_study_directions(study_id))
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._call(lambda: self._cached.get_study_user_attrs(study_id))
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._call(lambda: self._cached.get_study_system_attrs(study_id))
-
-    def get_all_studies(self) -> list[FrozenStudy]:
-        return self._call(self._cached.get_all_studies)
-
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
@@ -114,37 +85,26 @@ class RetryingStorage(BaseStorage):
 
         self._call(change)
 
-    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return self._call(lambda: self._cached.get_trial_id_from_study_id_trial_number(study_id, trial_number))
-
-    def get_trial_number_from_id(self, trial_id: int) -> int:
-        return self._call(lambda: self._cached.get_trial_number_from_id(trial_id))
-
-    def get_trial_param(self, trial_id: int, param_name: str) -> float:
-        return self._call(lambda: self._cached.get_trial_param(trial_id, param_name))
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._call(lambda: self._cached.set_trial_intermediate_value(trial_id, step, intermediate_value))
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._call(lambda: self._cached.set_trial_user_attr(trial_id, key, value))
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._call(lambda: self._cached.set_trial_system_attr(trial_id, key, value))
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._call(lambda: self._cached.get_trial(trial_id))
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        return self._call(lambda: self._cached.get_all_trials(study_id, deepcopy, states))
-
-    def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
-        return self._call(lambda: self._cached.get_n_trials(study_id, state))
-
-    def get_best_trial(self, study_id: int) -> FrozenTrial:
-        return self._call(lambda: self._cached.get_best_trial(study_id))
+    create_new_study = passed_on(BaseStorage.create_new_study)
+    delete_study = passed_on(BaseStorage.delete_study)
+    set_study_user_attr = passed_on(BaseStorage.set_study_user_attr)
+    set_study_system_attr = passed_on(BaseStorage.set_study_system_attr)
+    get_study_id_from_name = passed_on(BaseStorage.get_study_id_from_name)
+    get_study_name_from_id = passed_on(BaseStorage.get_study_name_from_id)
+    get_study_directions = passed_on(BaseStorage.get_study_directions)
+    get_study_user_attrs = passed_on(BaseStorage.get_study_user_attrs)
+    get_study_system_attrs = passed_on(BaseStorage.get_study_system_attrs)
+    get_all_studies = passed_on(BaseStorage.get_all_studies)
+    get_trial_id_from_study_id_trial_number = passed_on(BaseStorage.get_trial_id_from_study_id_trial_number)
+    get_trial_number_from_id = passed_on(BaseStorage.get_trial_number_from_id)
+    get_trial_param = passed_on(BaseStorage.get_trial_param)
+    set_trial_intermediate_value = passed_on(BaseStorage.set_trial_intermediate_value)
+    set_trial_user_attr = passed_on(BaseStorage.set_trial_user_attr)
+    set_trial_system_attr = passed_on(BaseStorage.set_trial_system_attr)
+    get_trial = passed_on(BaseStorage.get_trial)
+    get_all_trials = passed_on(BaseStorage.get_all_trials)
+    get_n_trials = passed_on(BaseStorage.get_n_trials)
+    get_best_trial = passed_on(BaseStorage.get_best_trial)
 
     def remove_session(self) -> None:
         self._inner.remove_session()
@@ -156,6 +116,9 @@ class RetryingStorage(BaseStorage):
             if not self._inner.get_trial(trial_id).state.is_finished():
                 self._cached.set_trial_user_attr(trial_id, "stop_reason", StopReason.LOST.value)
                 self._cached.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    def _pass_on(self, method: str, *arguments: Any, **named: Any) -> Any:
+        return self._call(partial(getattr(self._cached, method), *arguments, **named))
 
     def _call(self, work: Callable[[], T]) -> T:
         try:

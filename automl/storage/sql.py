@@ -6,14 +6,13 @@ Only the driver writes. Reads return values of `automl.storage.base`; SQLAlchemy
 from __future__ import annotations
 
 import difflib
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial, wraps
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Row, Select, Table, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -41,10 +40,8 @@ __all__ = [
     "database_status",
     "mask_url",
     "open_database",
-    "patient",
+    "retried",
 ]
-
-C = TypeVar("C", bound=type[Any])
 
 _WRITES: CoreExecuteOptionsParameter = {WRITES: True}
 
@@ -173,26 +170,27 @@ class Database:
             yield connection
 
 
-def patient(store: C) -> C:
-    """Repeat every public method of a store while its database (`_database`) is away.
+class InDatabase(Protocol):
+    """A store whose rows are in a `Database`."""
 
-    Each must be one transaction that may be repeated.
-    """
-    for name, method in list(vars(store).items()):
-        if inspect.isfunction(method) and not name.startswith("_"):
-            setattr(store, name, _repeated(method))
-    return store
+    _database: Database
 
 
-def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
+S = TypeVar("S", bound=InDatabase)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def retried(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """The method, repeated while the database is away. It must be one transaction that may be repeated."""
+
     @wraps(method)
-    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+    def call(self: S, /, *arguments: P.args, **named: P.kwargs) -> T:
         return self._database.retry.call(partial(method, self, *arguments, **named))
 
     return call
 
 
-@patient
 class SqlStore(ResultStore):
     """Results of one study in a `Database`. Each method is one transaction, repeated while the database is away."""
 
@@ -202,6 +200,7 @@ class SqlStore(ResultStore):
         self._guard = guard
         self._opening: dict[int, int] = {}  # trial -> attempt whose commit has not been answered
 
+    @retried
     def sweep(self) -> SweepRow:
         with self._database.reading(f"read study {self.study!r}") as connection:
             row = connection.execute(select(sweeps).where(sweeps.c.study_name == self.study)).first()
@@ -210,6 +209,7 @@ class SqlStore(ResultStore):
             raise StudyNotFoundError(_unknown_study(self.study, names, self._database.url))
         return _sweep_row(row)
 
+    @retried
     def add_measurements(self, measurements: Sequence[Measurement]) -> None:
         if not measurements:
             return
@@ -219,6 +219,7 @@ class SqlStore(ResultStore):
                 _insert_measurements(connection, self.study, fresh)
                 replace_importances(connection, self.study, fresh)
 
+    @retried
     def measurements(self, trial: int | None = None) -> list[Measurement]:
         table, values = measurements, metric_values
         query = (
@@ -231,6 +232,7 @@ class SqlStore(ResultStore):
             rows = connection.execute(query).all()
         return [_measurement(list(group)) for _, group in groupby(rows, key=lambda row: (row.trial, row.step))]
 
+    @retried
     def start_attempt(self, trial: int, *, worker: int, run: int) -> Attempt:
         mine = (attempts.c.study_name == self.study) & (attempts.c.trial == trial)
         with self._writing(f"open an attempt of trial {trial}") as connection:
@@ -255,6 +257,7 @@ class SqlStore(ResultStore):
         del self._opening[trial]
         return _attempt(opened)
 
+    @retried
     def end_attempt(self, trial: int, state: AttemptState, reason: str) -> None:
         if state is AttemptState.RUNNING:
             raise ValueError("an attempt cannot be ended as RUNNING")
@@ -264,11 +267,13 @@ class SqlStore(ResultStore):
             mine = (attempts.c.study_name == self.study) & (attempts.c.trial == trial)
             connection.execute(update(attempts).where(mine, running).values(ended))
 
+    @retried
     def attempts(self, trial: int | None = None) -> list[Attempt]:
         query = self._of_trial(select(attempts), attempts, trial).order_by(attempts.c.trial, attempts.c.number)
         with self._database.reading("read attempts") as connection:
             return [_attempt(row) for row in connection.execute(query)]
 
+    @retried
     def add_artifact(self, artifact: Artifact) -> None:
         key = {"study_name": self.study, "trial": artifact.trial, "kind": artifact.kind}
         row = {
@@ -283,11 +288,13 @@ class SqlStore(ResultStore):
             statement = _dialect_insert(connection, artifacts).values({**key, **row})
             connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=row))
 
+    @retried
     def delete_artifact(self, trial: int, kind: str) -> None:
         mine = (artifacts.c.study_name == self.study) & (artifacts.c.trial == trial) & (artifacts.c.kind == kind)
         with self._writing(f"mark the {kind} of trial {trial} deleted") as connection:
             connection.execute(update(artifacts).where(mine, artifacts.c.deleted_at.is_(None)).values(deleted_at=Now()))
 
+    @retried
     def artifacts(self, *, include_deleted: bool = False) -> list[Artifact]:
         query = self._of_trial(select(artifacts), artifacts, None).order_by(artifacts.c.trial, artifacts.c.kind)
         if not include_deleted:
@@ -295,16 +302,19 @@ class SqlStore(ResultStore):
         with self._database.reading("read artifacts") as connection:
             return [_artifact(row) for row in connection.execute(query)]
 
+    @retried
     def add_event(self, kind: str, detail: Mapping[str, Any]) -> None:
         row = {"study_name": self.study, "at": Now(), "kind": str(kind), "detail": dict(detail)}
         with self._writing(f"record event {kind!r}") as connection:
             connection.execute(insert(events).values(row))
 
+    @retried
     def last_event(self, kind: str) -> Mapping[str, Any] | None:
         query = select(events.c.detail).where(events.c.study_name == self.study, events.c.kind == kind)
         with self._database.reading(f"read the last event {kind!r}") as connection:
             return connection.execute(query.order_by(events.c.id.desc()).limit(1)).scalar()
 
+    @retried
     def events(self) -> list[tuple[datetime, str, Mapping[str, Any]]]:
         query = select(events).where(events.c.study_name == self.study).order_by(events.c.id)
         with self._database.reading("read events") as connection:

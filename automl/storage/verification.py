@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from automl.storage.connect import Guard
-from automl.storage.sql import Database, patient
+from automl.storage.sql import Database, retried
 from automl.storage.tables import Now, verification_scores, verifications
 
 ScoredSplit = Literal["validation", "test"]
@@ -55,7 +55,6 @@ def latest(database: Database, study: str, *, done: bool = False) -> Verificatio
     return VerificationStore(database, study).latest(done=done)
 
 
-@patient
 class VerificationStore:
     """The verifications of one study in a `Database`; `guard` (`StudyLease.verify`) is called before each commit.
 
@@ -68,6 +67,7 @@ class VerificationStore:
         self._guard = guard
         self._beginning: int | None = None  # verification whose commit has not been answered
 
+    @retried
     def latest(self, *, done: bool = False) -> Verification | None:
         """See the module's `latest`."""
         query = select(verifications).where(verifications.c.study_name == self.study)
@@ -78,6 +78,7 @@ class VerificationStore:
             row = connection.execute(query).first()
         return None if row is None else _verification(row)
 
+    @retried
     def begin(self, number: int, plan: Mapping[str, Any]) -> None:
         """Record verification `number` as RUNNING. Raises StorageError if that number is taken."""
         row = {
@@ -93,6 +94,7 @@ class VerificationStore:
                 self._beginning = number
         self._beginning = None
 
+    @retried
     def add_scores(self, number: int, scores: Sequence[Score]) -> None:
         """Store scores in one transaction; one that is stored already is kept as it is."""
         rows = [
@@ -113,6 +115,7 @@ class VerificationStore:
             statement = dialect.insert(verification_scores).values(at=Now()).on_conflict_do_nothing()
             connection.execute(statement, rows)
 
+    @retried
     def scores(self, number: int) -> list[Score]:
         """All scores of a verification, in the order of its key."""
         table = verification_scores
@@ -121,6 +124,7 @@ class VerificationStore:
         with self._database.reading(f"read the scores of verification {number}") as connection:
             return [_score(row) for row in connection.execute(query)]
 
+    @retried
     def finish(self, number: int, result: Mapping[str, Any]) -> None:
         """Record the result; the verification is DONE."""
         done = {"state": "DONE", "result": dict(result), "ended_at": Now()}

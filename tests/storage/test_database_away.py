@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
@@ -52,6 +53,19 @@ def failing(times: int, error: Exception) -> Iterator[str]:
         yield "fail"
     while True:
         yield "done"
+
+
+@pytest.mark.parametrize("store", [SqlStore, VerificationStore])
+def test_every_method_of_a_store_is_repeated(store: type) -> None:
+    public = {name: method for name, method in vars(store).items() if callable(method) and not name.startswith("_")}
+    assert public
+    assert [name for name, method in public.items() if not hasattr(method, "__wrapped__")] == []
+
+
+def test_every_method_of_optunas_storage_is_repeated() -> None:
+    kept = {"get_trial_params", "get_trial_user_attrs", "get_trial_system_attrs", "check_trial_is_updatable"}
+    asked = {name for name, method in vars(BaseStorage).items() if callable(method) and not name.startswith("_")}
+    assert asked - vars(RetryingStorage).keys() == kept, "those ask `get_trial`, or nothing"
 
 
 class TestPatience:
