@@ -6,7 +6,6 @@ is imported before it is asked for, and a name that is built in never makes anyb
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import sys
@@ -15,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from automl.errors import PluginError
+from automl.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -75,9 +75,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def unknown(self, name: str) -> str:
         """What to say of a name that nobody has: the known ones, and the nearest."""
-        near = difflib.get_close_matches(name, list(self), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"unknown {self.kind} {name!r}; known: {', '.join(self)}{hint}"
+        return f"unknown {self.kind} {name!r}; known: {', '.join(self)}{did_you_mean(name, self)}"
 
     def _load(self, name: str) -> T:
         if name in self._lines:

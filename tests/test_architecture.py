@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "trial",
         "lora",
         "metric",
+        "nearest",
         "ranking",
         "provenance",
         "durable",

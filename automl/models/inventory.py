@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -19,6 +18,7 @@ from automl.errors import TargetError
 from automl.lora import TARGET_SETS, LinearShape, lora_parameters
 from automl.models.left_out import left_out
 from automl.models.naming import ROLES, SETS
+from automl.nearest import did_you_mean
 
 WORTH_SAYING = 0.01
 """Share of a model's parameters from which on it is said that they stay frozen."""
@@ -67,7 +67,9 @@ def resolve_targets(
     if target in TARGET_SETS:
         raise TargetError(f"target set '{target}' matches nothing: {type(model).__name__} has no linear layers")
     known = [*TARGET_SETS, *own]
-    raise TargetError(f"unknown target set '{target}'; known: {', '.join(known)}{_nearest(target, known)}")
+    raise TargetError(
+        f"unknown target set '{target}'; known: {', '.join(known)}{did_you_mean(target.rpartition('.')[2], known)}"
+    )
 
 
 def head_modules(model: nn.Module) -> list[str]:
@@ -313,7 +315,7 @@ def _nothing_for(model: nn.Module, pattern: re.Pattern[str]) -> str:
 
 
 def _offer(text: str, layers: Sequence[LinearShape]) -> str:
-    near = _nearest(text, sorted({layer.path.rpartition(".")[2] for layer in layers}))
+    near = did_you_mean(text.rpartition(".")[2], sorted({layer.path.rpartition(".")[2] for layer in layers}))
     return f"it has {_listing(layers)}{near}"
 
 
@@ -334,8 +336,3 @@ def _kind(path: str) -> str:
 
 def _listing(layers: Sequence[LinearShape]) -> str:
     return ", ".join(dict.fromkeys(_kind(layer.path) for layer in layers)) or "none"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name.rpartition(".")[2], known, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""

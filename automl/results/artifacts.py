@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from automl.errors import SearchError
-from automl.results.recorded import last_event
 from automl.storage.base import ResultStore
 from automl.storage.depot import Depot
 
@@ -18,7 +17,7 @@ def fetch_adapter(store: ResultStore, trial: int, folder: Path) -> None:
 
     Raises SearchError if it was never stored, ResourceError if it cannot be read, CheckpointError if it is damaged.
     """
-    stored = last_event(store, STORED) or {}
+    stored = store.last_event(STORED) or {}
     found = stored.get("adapters", {}).get(str(trial))
     if found is None:
         raise SearchError(f"the adapter of trial {trial} is not on this machine, and was not stored anywhere else")

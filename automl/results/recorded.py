@@ -25,18 +25,13 @@ WORKERS = "workers"
 """How the time of every start of every worker was spent: `starts`, each with worker, epoch, busy and idle seconds."""
 
 
-def last_event(store: ResultStore, kind: str) -> Mapping[str, Any] | None:
-    """Detail of the latest event of this kind, or None."""
-    return store.last_event(kind)
-
-
 def recorded_spec(database: Database, study: str) -> SweepSpec:
     """The study's space file as it was stored, with relative paths resolved where it lay, and its folder found."""
     store = database.store(study)
     row = store.sweep()
     source = Path(str(row.provenance.get("folder", ".")))
     written = parse_space(row.space_text, f"space of study {study}", source)
-    spec = with_recorded_rules(written, last_event(store, GROUND))
+    spec = with_recorded_rules(written, store.last_event(GROUND))
     folder = recorded_folder(store)
     return spec if folder is None else within(spec, folder)
 
@@ -66,15 +61,15 @@ def with_recorded_rules(spec: SweepSpec, recorded: Mapping[str, Any] | None) -> 
 
 def recorded_baseline(store: ResultStore, metric: str) -> float | None:
     """The metric of the untrained model (or of the majority class), if a worker has measured it."""
-    value = (last_event(store, BASELINE) or {}).get(metric)
+    value = (store.last_event(BASELINE) or {}).get(metric)
     return None if value is None else float(value)
 
 
 def recorded_space(store: ResultStore, spec: SweepSpec) -> SearchSpace:
     """The space with its automatic ranges filled in, as the study's first run saw the model."""
-    if (table := last_event(store, TABLE)) is not None:
+    if (table := store.last_event(TABLE)) is not None:
         return replace(spec.space, columns=tuple(table["columns"]))
-    ground = last_event(store, GROUND)
+    ground = store.last_event(GROUND)
     if ground is None:
         return spec.space
     target_sets = ground.get("target_sets", TARGETS)

@@ -12,7 +12,7 @@ from typing import Any
 from automl import durable, ranking
 from automl.metric import METRICS, Direction
 from automl.results.folders import study_folder
-from automl.results.recorded import GROUND, last_event, recorded_baseline, recorded_space
+from automl.results.recorded import GROUND, recorded_baseline, recorded_space
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
@@ -127,18 +127,18 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         seconds=sum(row.seconds for row in rows),
         database=mask_url(spec.storage_url),
         folder=str(study_folder(spec)),
-        patience=(last_event(store, STALLED) or {}).get("patience"),
+        patience=(store.last_event(STALLED) or {}).get("patience"),
         exhausted=_exhausted(store),
         also_minimize=spec.search.also_minimize,
         front=tuple(ranking.front(rows, direction)),
         verification=verified.result if verified is not None else None,
-        notes=tuple((last_event(store, GROUND) or {}).get("notes", ())),
+        notes=tuple((store.last_event(GROUND) or {}).get("notes", ())),
     )
 
 
 def _exhausted(store: ResultStore) -> int | None:
     """Number of configurations if the last run that finished left none untried; the space may have grown since then."""
-    tried, finished = last_event(store, EXHAUSTED) or {}, last_event(store, "finished") or {}
+    tried, finished = store.last_event(EXHAUSTED) or {}, store.last_event("finished") or {}
     return tried.get("configurations") if tried.get("run") == finished.get("run") else None
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from automl import ranking
 from automl.metric import METRICS
-from automl.results.recorded import GROUND, last_event
+from automl.results.recorded import GROUND
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
@@ -98,7 +98,7 @@ def read_night(database: Database, study: str, metric: str) -> Night:
         rows=rows,
         best=ranking.best(rows, METRICS[metric].direction),
         verification=latest(database, study, done=True),
-        ground=last_event(store, GROUND) or {},
+        ground=store.last_event(GROUND) or {},
     )
 
 

@@ -17,7 +17,6 @@ from automl.results import recorded
 from automl.results.folders import study_folder
 from automl.schedule.options import read_options
 from automl.space.load import parse_space
-from automl.space.spec import SweepSpec
 from automl.storage.jobs import Firing, Schedule
 from automl.storage.lease import held, refuse_driven
 from automl.storage.removal import remove_study
@@ -66,15 +65,8 @@ def recorded_folder(database: Database, study: str) -> Path | None:
     """The folder a study's files are in, as recorded or by its space file; None if that is not to be found out."""
     if (folder := recorded.recorded_folder(database.store(study))) is not None:
         return folder
-    spec = recorded_spec(database, study)
-    return study_folder(spec) if spec is not None else None
-
-
-def recorded_spec(database: Database, study: str) -> SweepSpec | None:
-    """The study's space file as it was stored; None if this version cannot read it."""
-    row = database.store(study).sweep()
     try:
-        return parse_space(row.space_text, f"space of study {study}", Path(str(row.provenance.get("folder", "."))))
+        return study_folder(recorded.recorded_spec(database, study))
     except ConfigError:
         return None
 

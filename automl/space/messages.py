@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
 from automl.errors import ConfigError, Problem
+from automl.nearest import did_you_mean
 from automl.space.yaml_nodes import Document, KeyPath, Place, Refused
 
 LONGEST_VALUE = 60
@@ -130,8 +130,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """'known: a, b (did you mean 'a'?)'."""
     names = list(known)
     usual = _OTHER_NAMES.get(word)
-    close = [usual] if usual in names else get_close_matches(word[:LONGEST_VALUE], names, n=1)
-    return f"known: {', '.join(names)}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    hint = f" (did you mean {usual!r}?)" if usual in names else did_you_mean(word, names)
+    return f"known: {', '.join(names)}{hint}"
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ clock that goes back brings no slot back.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from automl.errors import StorageError
+from automl.nearest import did_you_mean
 from automl.storage.claims import Claimant
 from automl.storage.jobs import Cause, Firing, FiringState, Overlap, Schedule
 from automl.storage.sql import Database
@@ -53,9 +53,8 @@ def find_schedule(database: Database, name: str) -> Schedule:
     """The schedule of that name. Raises StorageError naming those there are."""
     known = {schedule.name: schedule for schedule in list_schedules(database)}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise StorageError(f"no schedule {name!r}; there is: {', '.join(known) or 'none'}{hint}")
+        there = f"there is: {', '.join(known) or 'none'}{did_you_mean(name, known)}"
+        raise StorageError(f"no schedule {name!r}; {there}")
     return known[name]
 
 

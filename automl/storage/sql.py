@@ -5,7 +5,6 @@ Only the driver writes. Reads return values of `automl.storage.base`; SQLAlchemy
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
 
 from automl.errors import StudyNotFoundError
+from automl.nearest import did_you_mean
 from automl.storage import schema
 from automl.storage.base import Artifact, Attempt, AttemptState, ResultStore, SweepRow
 from automl.storage.connect import WRITES, Guard, make_engine, storage_errors
@@ -428,6 +428,4 @@ def _sweep_row(row: Row[Any]) -> SweepRow:
 
 def _unknown_study(study: str, names: Sequence[str], url: str) -> str:
     known = ", ".join(sorted(names)) or "none"
-    near = difflib.get_close_matches(study, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{url}: no study {study!r}; there is: {known}{hint}"
+    return f"{url}: no study {study!r}; there is: {known}{did_you_mean(study, names)}"

@@ -9,7 +9,7 @@ from typing import Any
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
 from automl.execution.source import TrialSource
-from automl.results.recorded import BASELINE, WORKERS, last_event
+from automl.results.recorded import BASELINE, WORKERS
 from automl.space.spec import SearchSettings
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
@@ -92,7 +92,7 @@ def drive_search(
 
 
 def _note_baseline(store: ResultStore, metrics: Metrics) -> None:
-    if last_event(store, BASELINE) is None:
+    if store.last_event(BASELINE) is None:
         store.add_event(BASELINE, metrics)
 
 

@@ -17,7 +17,7 @@ from automl.metric import METRICS
 from automl.report.recipe import recipe
 from automl.results.artifacts import fetch_adapter
 from automl.results.folders import cache_folder
-from automl.results.recorded import GROUND, last_event
+from automl.results.recorded import GROUND
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
@@ -127,7 +127,7 @@ def _set_up_and_export(
     from automl.training.export import merge_adapter
 
     store = database.store(spec.study)
-    setup = set_up(for_one_trial(spec), cache_folder(), last_event(store, GROUND), is_thorough=False)
+    setup = set_up(for_one_trial(spec), cache_folder(), store.last_event(GROUND), is_thorough=False)
     settings, output = setup.worker_settings(), Path(exported.folder)
     if exported.merged:
         merge_adapter(adapter, settings, output)

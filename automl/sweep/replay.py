@@ -12,7 +12,7 @@ from typing import Any
 from automl.errors import SpaceChangedError
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost, read_table
-from automl.results.recorded import TABLE, last_event
+from automl.results.recorded import TABLE
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
@@ -102,7 +102,7 @@ def _changed_table(store: ResultStore, study: str, path: Path, table: CurveTable
         "evaluations": table.evaluations,
         "columns": list(table.names),
     }
-    before = last_event(store, TABLE)
+    before = store.last_event(TABLE)
     if before is not None and before.get("sha256") != now["sha256"]:
         raise SpaceChangedError(f"study {study!r} was started with another table; choose another study name")
     return now if before is None else None

@@ -21,7 +21,7 @@ from automl.provenance import provenance
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch
 from automl.results.home import Home, open_home
-from automl.results.recorded import GROUND, last_event
+from automl.results.recorded import GROUND
 from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
@@ -147,7 +147,7 @@ class _Sweep:
             log.end(RunEnd.FINISHED)
             return self._sum_up(database, replayed, self._spec)
         store = database.store(self._spec.study, guard=self._lease.verify)
-        recorded = last_event(store, GROUND)
+        recorded = store.last_event(GROUND)
         layout = layout_of(self._spec, recorded)
         with self._executor(layout) as executor:
             self._stage("preparing model and data")

@@ -9,7 +9,6 @@ from automl.report.render import FORMATS
 from automl.report.write import REPORT
 from automl.results.artifacts import STORED
 from automl.results.folders import study_folder
-from automl.results.recorded import last_event
 from automl.results.summary import SUMMARY_JSON, SUMMARY_MARKDOWN
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import files_below
@@ -41,5 +40,5 @@ def store_results(store: ResultStore, spec: SweepSpec) -> None:
             depot.put_file(f"{spec.study}/{file.name}", file)
     adapters = {str(item.trial): {"name": names[item.trial], "sha256": item.sha256} for item in kept}
     detail: dict[str, Any] = {"url": depot.url, "adapters": adapters}
-    if last_event(store, STORED) != detail:
+    if store.last_event(STORED) != detail:
         store.add_event(STORED, detail)

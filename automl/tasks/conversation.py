@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from automl.errors import DataError
+from automl.nearest import did_you_mean
 from automl.space.spec import DataSettings
 from automl.tasks.fields import (
     Record,
@@ -78,9 +78,8 @@ def choose_format(name: str, record: Record, data: DataSettings) -> Format:
     """
     if name != "auto":
         if name not in FORMATS:
-            close = difflib.get_close_matches(name, FORMATS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise DataError(f"task.format: unknown format {name!r}; known: auto, {', '.join(FORMATS)}{hint}")
+            known = f"known: auto, {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}"
+            raise DataError(f"task.format: unknown format {name!r}; {known}")
         return FORMATS[name]
     for found in FORMATS.values():
         if all(_column(record, data, column) in record.values for column in found.columns):

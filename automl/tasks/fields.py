@@ -6,12 +6,12 @@ file, the row and the column.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from automl.errors import DataError
+from automl.nearest import did_you_mean
 from automl.space.spec import DataSettings
 
 LONGEST_LABEL = 200
@@ -54,19 +54,12 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' if one of the known names is close, else nothing."""
-    by_folded = {other.casefold(): other for other in known}
-    match = difflib.get_close_matches(name.casefold(), list(by_folded), n=1)
-    return f" (did you mean {by_folded[match[0]]!r}?)" if match else ""
-
-
 def missing_column(file: str, row: int, column: str, existing: Iterable[str]) -> DataError:
     """The error for a column that is not there; lists those that are."""
     names = list(existing)
     listed = ", ".join(shown(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
     return DataError(
-        f"{place(file, row)}: no column {column!r}; columns are {listed or 'none'}{nearest(column, names)}"
+        f"{place(file, row)}: no column {column!r}; columns are {listed or 'none'}{did_you_mean(column, names)}"
     )
 
 

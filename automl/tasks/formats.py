@@ -20,7 +20,8 @@ import pyarrow as pa  # type: ignore[import-untyped]  # comes with datasets, wit
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from automl.errors import DataError
-from automl.tasks.fields import Record, fault, nearest, place, shown
+from automl.nearest import did_you_mean
+from automl.tasks.fields import Record, fault, place, shown
 from automl.tasks.json_document import LIST_KEYS, DocumentError, items
 
 LONGEST_LINE = 10_000_000
@@ -60,7 +61,7 @@ def read_file(path: Path, *, class_names: bool = True) -> Iterator[Record]:
     reader = _READERS.get(suffix)
     if reader is None:
         known = ", ".join([*_READERS, ".parquet"])
-        raise DataError(f"{path}: unknown suffix {path.suffix!r}; known: {known}{nearest(path.suffix, _READERS)}")
+        raise DataError(f"{path}: unknown suffix {path.suffix!r}; known: {known}{did_you_mean(path.suffix, _READERS)}")
     _check_plain(path)
     return _not_empty(path, reader(path))
 
@@ -81,7 +82,7 @@ def check_file(path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file{nearest(path.name, _neighbours(path))}") from None
+        raise DataError(f"{path}: no such file{did_you_mean(path.name, _neighbours(path))}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{_clipped(path)}: cannot be read: {_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
@@ -108,7 +109,7 @@ def _sub_folders(folder: Path) -> list[Path]:
     try:
         found = [entry for entry in _entries(folder) if entry.is_dir()]
     except FileNotFoundError:
-        raise DataError(f"{folder}: no such folder{nearest(folder.name, _neighbours(folder))}; {needed}") from None
+        raise DataError(f"{folder}: no such folder{did_you_mean(folder.name, _neighbours(folder))}; {needed}") from None
     except NotADirectoryError:
         raise DataError(f"{folder}: is not a folder; {needed}") from None
     except (OSError, ValueError) as error:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from automl.errors import DataError
-from automl.tasks.fields import nearest, place, shown
+from automl.nearest import did_you_mean
+from automl.tasks.fields import place, shown
 from automl.tasks.read import Split
 from automl.tasks.split import Example
 
@@ -65,7 +66,7 @@ def _unseen(example: Example, split: str, labels: Sequence[str], column: str) ->
     listed = ", ".join(shown(name) for name in labels[:_LISTED]) + (", ..." if len(labels) > _LISTED else "")
     what = f"class {shown(example.label)} of {split} never occurs in train, which has {listed}"
     where = f"{place(example.file, example.row)}, column {column!r}"
-    return DataError(f"{where}: {what}{nearest(example.label or '', labels)}")
+    return DataError(f"{where}: {what}{did_you_mean(example.label or '', labels)}")
 
 
 def rare_classes(given: Mapping[Split, Sequence[Example]]) -> list[str]:

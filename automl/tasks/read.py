@@ -16,8 +16,9 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from automl.errors import DataError
+from automl.nearest import did_you_mean
 from automl.space.spec import DATA_RULES, DataSettings
-from automl.tasks.fields import Record, nearest, shown
+from automl.tasks.fields import Record, shown
 from automl.tasks.formats import named_classes, read_file, read_text_folder
 from automl.tasks.quiet import quiet_datasets
 
@@ -59,7 +60,9 @@ def source_name(data: DataSettings) -> str:
 def _from_files(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
     for name in data.files:
         if name not in SPLITS:
-            raise DataError(f"data.files: unknown split {name!r}; known: {', '.join(SPLITS)}{nearest(name, SPLITS)}")
+            raise DataError(
+                f"data.files: unknown split {name!r}; known: {', '.join(SPLITS)}{did_you_mean(name, SPLITS)}"
+            )
     if "train" not in data.files:
         raise DataError(f"data.files: no train file; given: {', '.join(data.files) or 'none'}")
     given = [split for split in SPLITS if split in data.files]

@@ -23,7 +23,7 @@ from automl.report.write import renew_report
 from automl.results.disk import DiskWatch, check_disk
 from automl.results.folders import study_folder
 from automl.results.home import open_home
-from automl.results.recorded import BASELINE, GROUND, last_event, recorded_space
+from automl.results.recorded import BASELINE, GROUND, recorded_space
 from automl.results.summary import summarise, write_summary
 from automl.setup.prepare import Inputs
 from automl.setup.setup import layout_of, set_up
@@ -136,7 +136,7 @@ def obstacle(database: Database, spec: SweepSpec) -> str:
     """Why the study cannot be verified, in a few words; empty if it can."""
     if not TASKS[spec.task.type].implementation:
         return f"there is nothing to train in a task of type {spec.task.type}"
-    recorded = last_event(database.store(spec.study), GROUND) or {}
+    recorded = database.store(spec.study).last_event(GROUND) or {}
     if not recorded.get("rows", {}).get("test"):
         return "the data has no test rows; give it a test file, or task.split a larger test share"
     return ""
@@ -153,7 +153,7 @@ class _Work:
         self._spec = spec
         self._results = results
         self._scores = scores
-        self._recorded = last_event(results, GROUND)
+        self._recorded = results.last_event(GROUND)
         self._layout = layout_of(spec, self._recorded)
         self.executor = make_executor(
             spec.run.executor,
@@ -284,7 +284,7 @@ class _Work:
         if split == "test":
             prepared = replace(self._setup.inputs.prepared, baseline=known)
         else:
-            prepared = replace(settings.prepared, baseline=last_event(self._results, BASELINE) or {})
+            prepared = replace(settings.prepared, baseline=self._results.last_event(BASELINE) or {})
         folder = study_folder(self._spec) / "verification" / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         return replace(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from automl.lora import Hyperparameters
-from automl.results.recorded import GROUND, last_event
+from automl.results.recorded import GROUND
 from automl.setup.evaluation import LEAST_ROWS, evaluations, in_words, measured_rows, settle_evaluation
 from automl.setup.prepare import Inputs, prepare
 from automl.space.load import load_space, parse_space
@@ -102,7 +102,7 @@ def test_a_search_measures_so_and_records_it(open_spec: SweepSpec, shared_cache:
     run_sweep(open_spec, shared_cache)
     with open_database(open_spec.storage_url, create=False) as database:
         store = database.store(open_spec.study)
-        recorded = last_event(store, GROUND)
+        recorded = store.last_event(GROUND)
         assert recorded is not None
         due = [step for step, _ in recorded["evaluations"]]
         measured = {item.step for item in store.measurements()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from automl.errors import ConfigError
-from automl.results.recorded import GROUND, last_event
+from automl.results.recorded import GROUND
 from automl.setup.hosts import build_host
 from automl.setup.machine import Layout
 from automl.setup.packing import choose_packing, host_settings, prove
@@ -50,7 +50,7 @@ def test_a_search_trains_one_at_a_time_and_says_why(
     assert "trials are trained one at a time; packed, DebertaV2ForSequenceClassification would not" in caplog.text
     assert "failed" not in caplog.text  # what fails in the proof is no trial of the study
     with open_database(mixing.storage_url, create=False) as database:
-        packing = (last_event(database.store(mixing.study), GROUND) or {})["packing"]
+        packing = (database.store(mixing.study).last_event(GROUND) or {})["packing"]
     assert packing["slots"] == 4
     assert REASON in packing["solo"]
 

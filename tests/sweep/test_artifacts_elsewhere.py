@@ -14,7 +14,7 @@ import pytest
 
 from automl.errors import CheckpointError, ResourceError
 from automl.results.artifacts import STORED
-from automl.results.recorded import last_event, recorded_spec
+from automl.results.recorded import recorded_spec
 from automl.results.summary import Summary
 from automl.setup.hosts import at_hand, publish
 from automl.setup.machine import Layout
@@ -58,7 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> World
 
 def stored(world: World) -> Any:
     with open_database(world.url, create=False) as database:
-        return last_event(database.store("tiny"), STORED)
+        return database.store("tiny").last_event(STORED)
 
 
 def test_kept_adapters_report_and_summary_are_there_too(world: World) -> None:
