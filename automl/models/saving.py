@@ -15,7 +15,8 @@ from automl.errors import ModelError
 from automl.models.calling import quietly
 
 _DIGITS = 24
-_VERSION = "transformers_version"
+_NO_CONTENT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+"""Entries of a configuration that loading and saving change."""
 
 
 def save_model(model: object, tokenizer: Any, models: Path) -> Path:
@@ -48,14 +49,14 @@ def _tokenizer_of(model: PreTrainedModel) -> Any:
 
 
 def _digest(model: PreTrainedModel, tokenizer: Any) -> str:
-    """sha256 (hex) over configuration, tokenizer and weights; the version of transformers does not count."""
+    """sha256 (hex) over configuration, tokenizer and weights."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix="automl-") as place, quietly("model: cannot save its tokenizer"):
         tokenizer.save_pretrained(place)
         for file in sorted(Path(place).rglob("*")):
             if file.is_file():
                 digest.update(f"{file.name}\0".encode() + file.read_bytes())
-    settings = {name: value for name, value in model.config.to_dict().items() if name != _VERSION}
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in _NO_CONTENT}
     digest.update(repr(sorted(settings.items())).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

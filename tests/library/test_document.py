@@ -211,7 +211,7 @@ _numbers = some.floats(1e-6, 1.0)
 _spaces = some.fixed_dictionaries(
     {},
     optional={
-        "rank": some.tuples(some.integers(1, 64), some.integers(64, 1024)).map(
+        "rank": some.tuples(some.integers(1, 63), some.integers(64, 1024)).map(
             lambda pair: automl.Int(*pair, log=True)
         ),
         "dropout": some.tuples(some.floats(0, 0.4), some.floats(0.5, 0.9)).map(lambda pair: automl.Float(*pair)),
