@@ -23,7 +23,7 @@ def main(ranks: list[int], rates: list[float], *, steps: int = 40, judged_on: in
     trainer = PackedTrainer(load_backbone(ref, "classification", prepared.labels), work)
     for event in trainer.train([plan(number=n, hyper=h) for n, h in enumerate(arms)], slots=len(arms)):
         assert isinstance(event, Measurement), event
-        print(event.step, arms[event.trial].rank, arms[event.trial].learning_rate, event.metrics["accuracy"])  # noqa: T201
+        print(event.step, arms[event.trial].rank, arms[event.trial].learning_rate, event.metrics["accuracy"])
 
 
 if __name__ == "__main__":

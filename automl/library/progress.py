@@ -71,7 +71,7 @@ def _in_notebook() -> Iterator[Show]:
 
     def show(text: str) -> None:
         nonlocal last
-        if text != last:
+        if text and text != last:
             handle.update({"text/plain": text}, raw=True)
             last = text
 
