@@ -15,7 +15,7 @@ _FEW = 4  # so many module names are listed as they are
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """use: Python that puts the trained adapter on its base model. train: Python that attaches the same LoRA anew.
+    """use: Python that puts the trained adapter on its base model. train: Python that attaches the same adapter anew.
 
     training: what the optimizer is to be told, on one line.
     """
@@ -36,7 +36,7 @@ def recipe(adapter: str | None) -> Recipe | None:
         base = _base(config, about, str(folder))
         return Recipe(
             use=_use(base, str(folder)),
-            train=_train(base, config),
+            train=_train(base, config) if config["peft_type"] == "LORA" else _train_as(base, str(folder)),
             training=_training(about["hyperparameters"], int(about["step"])),
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -107,6 +107,17 @@ from transformers import {base.names}
 config = LoraConfig(
 {arguments}
 )
+model = get_peft_model(base, config)"""
+
+
+def _train_as(base: _Base, folder: str) -> str:
+    """For a method other than LoRA, whose configuration is known to PEFT alone."""
+    return f"""\
+from peft import PeftConfig, get_peft_model
+from transformers import {base.names}
+
+{base.lines}
+config = PeftConfig.from_pretrained({folder!r}, inference_mode=False)
 model = get_peft_model(base, config)"""
 
 

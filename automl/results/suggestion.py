@@ -20,6 +20,7 @@ from automl.lora import Hyperparameters
 from automl.metric import METRICS
 from automl.results.recorded import recorded_baseline, recorded_space, recorded_spec
 from automl.space.assemble import assemble
+from automl.space.entries import is_like
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
@@ -144,7 +145,7 @@ def suggestion_of(database: Database, study: str, *, budget: int | None = None, 
         n_eff=together.n_eff,
         weights=together.weights,
         peft=peft_block(configuration, names),
-        task_type="SEQ_CLS" if found.spec.task.type == "classification" else "CAUSAL_LM",
+        task_type="SEQ_CLS" if is_like("classification", found.spec.task.type) else "CAUSAL_LM",
         modules=tuple(
             SuggestedModule(
                 module=module.module,

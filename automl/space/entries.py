@@ -181,8 +181,13 @@ EXECUTORS: Registry[ExecutorKind] = Registry(
 
 def fits(metric: str, task: str) -> bool:
     """Whether a task of this type reports this metric."""
-    facts = METRICS[metric]
-    return not facts.tasks or bool({task, TASKS[task].like} & set(facts.tasks))
+    tasks = METRICS[metric].tasks
+    return not tasks or any(is_like(each, task) for each in tasks)
+
+
+def is_like(known: str, task: str) -> bool:
+    """Whether a task of this type is the known one, or says that it is like it."""
+    return known in (task, TASKS[task].like)
 
 
 def for_objectives(count: int) -> list[str]:

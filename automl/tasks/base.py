@@ -1,4 +1,7 @@
-"""The seam for tasks: what a trainer needs to know about data, loss and metrics, and nothing of Ray, Optuna or SQL."""
+"""The seam for tasks: what a trainer needs to know about data, loss and metrics, and nothing of Ray, Optuna or SQL.
+
+Cheap to import, so that the file of a task may hold its section too, which is read wherever a space file is checked.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from automl.space.spec import TaskSettings
+
+if TYPE_CHECKING:
+    import torch
 
 Row = Mapping[str, Any]
 """One tokenised example: `input_ids` (list of int) and `labels` (int for classification, list of int otherwise)."""
 
-Batch = dict[str, torch.Tensor]
+Batch: TypeAlias = "dict[str, torch.Tensor]"
 """Padded rows of one micro-batch, as the model's forward takes them: input_ids, attention_mask (N, T), labels."""
 
 IGNORED = -100

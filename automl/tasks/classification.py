@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,8 @@ class Classification(Task):
         examples = split_examples(given, self.settings)
         notes += [*rare_classes(given), *split_notes(examples, self.settings)]
         recipe = _recipe(examples, labels, tokenizer, self.settings)
-        return prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+        made = prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
+        return replace(made, baseline=recipe.baseline)  # what was cached may be of another objective
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(rows)
@@ -141,7 +143,9 @@ def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, settings:
         version=VERSION,
         columns={**dict.fromkeys(names, True), "labels": False},
         labels=tuple(labels),
-        baseline=majority_scores([ids[example.label or ""] for example in examples["validation"]]),
+        baseline=majority_scores(
+            [ids[example.label or ""] for example in examples["validation"]], objective=settings.metric
+        ),
     )
 
 

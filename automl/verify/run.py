@@ -213,6 +213,9 @@ class _Work:
         )
         task = make_task(spec.task)
         test = task.rows(inputs.prepared, "test")
+        majority: Metrics = {}
+        if inputs.prepared.labels:
+            majority = majority_scores([row["labels"] for row in test], objective=spec.task.metric)
         return Plan(
             study=spec.study,
             metric=spec.task.metric,
@@ -228,7 +231,7 @@ class _Work:
             test=fingerprint(test),
             test_rows=len(test),
             precision=spec.run.precision,
-            majority=majority_scores([row["labels"] for row in test]) if inputs.prepared.labels else {},
+            majority=majority,
         )
 
     def _suggested(self, options: Options) -> Mapping[str, int] | None:
