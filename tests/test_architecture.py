@@ -296,6 +296,11 @@ def test_no_module_is_called_utils() -> None:
     ]
 
 
+def test_no_module_is_longer_than_500_lines() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (*modules(), *web_modules())}
+    assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 500} == {}
+
+
 def test_the_wheel_carries_every_file_that_is_no_module() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]

@@ -61,7 +61,7 @@ class PackedLinear:
         # Without the anchor autograd would skip the backward of the lowest adapted layer, whose x needs no gradient.
         y: Tensor = _Packed.apply(flat, self.anchor if segments else None, self, segments, per_row)  # type: ignore[no-untyped-call]
         # Shaped out here: models may change what a layer returns in place, but not a view that a Function made.
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def _segments(self) -> Pack | Sequence[Segment]:
         """Whose low-rank updates belong here; empty if nobody's do."""
