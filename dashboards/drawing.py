@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from automl.report.frames import ModuleShare
-from automl.storage.overview import Place
+from automl.storage.overview import TrialValue
 from dashboards.charts import Chart, Series, Spot, chart
 from dashboards.views import ScheduleLine, StudyLine, StudyView
 
@@ -61,7 +61,7 @@ def curves(view: StudyView) -> Chart | None:
     return chart("Best trials and trials in progress", series[:7], x_label="step", y_label=view.line.metric)
 
 
-def comparison(lines: Sequence[StudyLine], found: Sequence[Sequence[Place]]) -> Chart | None:
+def comparison(lines: Sequence[StudyLine], found: Sequence[Sequence[TrialValue]]) -> Chart | None:
     """Best so far of several studies of one metric; None if they have different ones."""
     if len({line.metric for line in lines}) != 1:
         return None
@@ -103,7 +103,7 @@ def heat_map(shares: Sequence[ModuleShare]) -> HeatMap | None:
     return HeatMap(layers=names, rows=rows, trials=max(each.trials for each in shares), top=top)
 
 
-def _so_far(improvements: Sequence[Place], last: int) -> list[Spot]:
+def _so_far(improvements: Sequence[TrialValue], last: int) -> list[Spot]:
     """The best value at each improvement, held until the last trial."""
     points = [Spot(place.number, place.value) for place in improvements]
     if points and last > points[-1].x:

@@ -19,9 +19,9 @@ from automl.storage.invariants import Violation, check
 from automl.storage.jobs import Firing, FiringState, Schedule, SchedulerRow, Submission
 from automl.storage.overview import (
     Pace,
-    Place,
     StudyTotals,
     TrialLine,
+    TrialValue,
     count_studies,
     improvements,
     list_page,
@@ -97,8 +97,8 @@ class StudyView:
     running: Sequence[TrialLine]
     best: Sequence[TrialLine]
     reasons: Mapping[str, int]
-    history: Sequence[Place]
-    improvements: Sequence[Place]
+    history: Sequence[TrialValue]
+    improvements: Sequence[TrialValue]
     curves: Mapping[int, Sequence[CurvePoint]]
     pace: Pace | None
     eta: datetime | None
@@ -194,7 +194,7 @@ class Views:
         self.line(name)
         return self._recent.get("report " + name, _REPORT_FRESH, lambda: self._read_report(name))
 
-    def progress(self, name: str) -> list[Place]:
+    def progress(self, name: str) -> list[TrialValue]:
         """The improvements of a study. Raises StudyNotFoundError."""
         self.line(name)
         return self._recent.get(("progress", name), FRESH, lambda: improvements(self._database, name))

@@ -107,7 +107,7 @@ def _register_changes(group: typer.Typer) -> None:
         """Run the sweep of a space file at these times, each night as a fresh study."""
         from automl.results.folders import output_problem
         from automl.schedule.cron import check_cron
-        from automl.schedule.options import Options, check_options
+        from automl.schedule.options import ScheduleOptions, check_options
         from automl.space.derive import demands_verification
         from automl.space.load import load_space
         from automl.storage.claims import Claimant
@@ -116,7 +116,7 @@ def _register_changes(group: typer.Typer) -> None:
 
         spec = load_space(space)
         own = name or spec.study.replace(" ", "-")
-        options = Options(
+        options = ScheduleOptions(
             warm_start=warm_start,
             verify=demands_verification(spec) if verify is None else verify,
             noise=noise,

@@ -23,7 +23,7 @@ class Crew:
     silence: float
 
 
-class Order(NamedTuple):
+class HostCall(NamedTuple):
     """A method of the hosts, and what it is given."""
 
     method: str
@@ -46,16 +46,16 @@ class Line:
     """
 
     def __init__(self) -> None:
-        self._orders: dict[int, asyncio.Future[Order | None]] = {}
+        self._orders: dict[int, asyncio.Future[HostCall | None]] = {}
         self._answers: dict[int, asyncio.Future[Answer]] = {}
 
-    async def give(self, number: int, order: Order | None) -> None:
+    async def give(self, number: int, order: HostCall | None) -> None:
         """The next order; None sends everybody home."""
         _future(self._orders, number).set_result(order)
 
-    async def take(self, number: int) -> Order | None:
+    async def take(self, number: int) -> HostCall | None:
         """Wait for the order of that number."""
-        order: Order | None = await _future(self._orders, number)
+        order: HostCall | None = await _future(self._orders, number)
         return order
 
     async def answer(self, number: int, answer: Answer) -> None:

@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from automl.errors import AutomlError, PeerLost
 from automl.execution.base import Host, HostFactory
-from automl.execution.ray_crew import Answer, Crew, Line, Order
+from automl.execution.ray_crew import Answer, Crew, HostCall, Line
 from automl.trial import Measurement, Metrics, StopReason, TrialFailure, TrialSpec
 from automl.watchdog import beat, watched, where_it_hung
 
@@ -110,7 +110,7 @@ class GroupHost:
     def _ask(self, method: str, *arguments: Any) -> Any:
         if self._group is None:
             self._group = self._start()
-        return self._take(self._group, self._group.ask(Order(method, arguments)))
+        return self._take(self._group, self._group.ask(HostCall(method, arguments)))
 
     def _take(self, group: _Group, answer: Answer) -> Any:
         self._busy = answer.busy_seconds
@@ -152,7 +152,7 @@ class _Group:
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
-    def ask(self, order: Order | None) -> Answer:
+    def ask(self, order: HostCall | None) -> Answer:
         """Give an order and wait for the answer; the first one is the greeting, and no order. Raises PeerLost."""
         try:
             if order is not None:
@@ -199,7 +199,7 @@ def serve(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     traces = Path(f"{config['traces']}-{rank}")
     host: Host | None = None
-    order: Order | None = None
+    order: HostCall | None = None
     while host is None or order is not None:
         result: Any = None
         try:

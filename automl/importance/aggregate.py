@@ -30,7 +30,7 @@ RESAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class TrialEvidence:
     """One trial: its loss (lower is better, whatever the metric) and the importances of its modules."""
 
     trial: int
@@ -111,7 +111,7 @@ def is_eligible(importances: Sequence[ModuleImportance], loss: float, baseline: 
     )
 
 
-def aggregate(evidence: Sequence[Evidence], modules: Sequence[str]) -> Aggregate | None:
+def aggregate(evidence: Sequence[TrialEvidence], modules: Sequence[str]) -> Aggregate | None:
     """Everything trials know about `modules`; None if no trial has adapted all of them.
 
     Trials with fewer of them inform only their own. Scores are compared on what all trials have in common; if that is
@@ -182,7 +182,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def _relative_logs(evidence: Evidence, modules: Sequence[str], common: frozenset[str]) -> list[float]:
+def _relative_logs(evidence: TrialEvidence, modules: Sequence[str], common: frozenset[str]) -> list[float]:
     """Logarithm of each module's score over the geometric mean of the common ones."""
     scores = module_scores(evidence.importances)
     least = 1e-9 * max(scores.values())
@@ -237,7 +237,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return mean[inverse]
 
 
-def _spectrum(name: str, evidence: Sequence[Evidence], weights: np.ndarray) -> tuple[float, ...]:
+def _spectrum(name: str, evidence: Sequence[TrialEvidence], weights: np.ndarray) -> tuple[float, ...]:
     """Mean share of each component in the module's score, over the trials whose rank reaches so far."""
     profiles = []
     for each, weight in zip(evidence, weights, strict=True):
@@ -255,7 +255,7 @@ def _spectrum(name: str, evidence: Sequence[Evidence], weights: np.ndarray) -> t
     return tuple(means)
 
 
-def _held_out(name: str, evidence: Sequence[Evidence]) -> dict[str, float | None]:
+def _held_out(name: str, evidence: Sequence[TrialEvidence]) -> dict[str, float | None]:
     """Mean over the trials that looked, and its error: the larger of the trials' own and of that between trials."""
     found = [
         (module.held_out, module.held_out_error or 0.0)

@@ -30,7 +30,7 @@ SHARE_OF_TRAINING = 0.01
 _FEWEST_BATCHES = 4
 
 
-class Estimate(NamedTuple):
+class MeanEffect(NamedTuple):
     """A mean and its standard error; None if it cannot be told."""
 
     mean: float
@@ -55,7 +55,7 @@ def removal_effects(factors: Sequence[Factors]) -> list[float]:
     return torch.stack(dots).neg().tolist() if dots else []
 
 
-def estimates(batches: Sequence[Sequence[float]]) -> list[Estimate]:
+def estimates(batches: Sequence[Sequence[float]]) -> list[MeanEffect]:
     """Mean of every column and its standard error. batches: a row of equally many values for each."""
     return [_estimate(column) for column in zip(*batches, strict=True)]
 
@@ -76,10 +76,10 @@ def with_held_out(
     )
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+def _estimate(values: Sequence[float]) -> MeanEffect:
     number = len(values)
     mean = math.fsum(values) / number
     if number == 1:
-        return Estimate(mean, None)
+        return MeanEffect(mean, None)
     squares = math.fsum((value - mean) ** 2 for value in values)
-    return Estimate(mean, math.sqrt(squares / (number * (number - 1))))
+    return MeanEffect(mean, math.sqrt(squares / (number * (number - 1))))

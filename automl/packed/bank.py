@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from automl.errors import OutOfMemory
 from automl.lora import Hyperparameters, LinearShape
-from automl.packed.layout import Layout, a_name, adapter_layout, b_name, head_name
+from automl.packed.layout import VectorLayout, a_name, adapter_layout, b_name, head_name
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -27,7 +27,7 @@ EPSILON = 1e-8
 class Storage(NamedTuple):
     """Where an adapter lives: a layout and four vectors of its size. bank, row: None and -1 outside of one."""
 
-    layout: Layout
+    layout: VectorLayout
     params: Tensor
     gradient: Tensor
     exp_avg: Tensor
@@ -196,7 +196,7 @@ def _factors(step: _Step | None) -> tuple[float, ...]:
     )
 
 
-def own_storage(layout: Layout, device: torch.device) -> Storage:
+def own_storage(layout: VectorLayout, device: torch.device) -> Storage:
     """Vectors for one adapter alone, without padding."""
     # Not rows of one tensor: autograd would take writing a gradient for a change of the parameters it has saved.
     params, grads, exp_avg, exp_avg_sq = (

@@ -16,7 +16,7 @@ ALIGNMENT = 16
 _PREFIX = "base_model.model."
 
 
-class Place(NamedTuple):
+class TensorSlice(NamedTuple):
     """A tensor in a flat vector: its shape, and where it starts (in elements)."""
 
     shape: tuple[int, ...]
@@ -28,14 +28,14 @@ class Place(NamedTuple):
         return math.prod(self.shape)
 
 
-class Layout:
+class VectorLayout:
     """Places of named tensors, one after the other. The gaps that alignment leaves are zero and stay zero."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, TensorSlice] = {}
         self.size = 0
         for name, shape in shapes.items():
-            self.places[name] = place = Place(shape, self.size)
+            self.places[name] = place = TensorSlice(shape, self.size)
             self.size += -(-place.elements // ALIGNMENT) * ALIGNMENT
 
     @property
@@ -68,7 +68,7 @@ def head_name(head: str, parameter: str) -> str:
 
 def adapter_layout(
     layers: Sequence[LinearShape], rank: int | Callable[[str], int], heads: Mapping[str, nn.Module]
-) -> Layout:
+) -> VectorLayout:
     """A and B of every layer in module order, then the heads.
 
     rank: rows of A and columns of B, or a function of the layer's path; one above the adapter's own is padding.
@@ -76,7 +76,7 @@ def adapter_layout(
     shapes = dict(_low_rank_shapes(layers, rank if callable(rank) else lambda path: rank))
     for head, module in heads.items():
         shapes |= {head_name(head, name): tuple(tensor.shape) for name, tensor in module.named_parameters()}
-    return Layout(shapes)
+    return VectorLayout(shapes)
 
 
 def file_name(parameter: str) -> str:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from automl.metric import as_loss
 from automl.report.answers import spending
-from automl.report.frames import Comparison, StudyFrame, VerificationFrame
+from automl.report.frames import PairedDifference, StudyFrame, VerificationFrame
 from automl.report.wording import command, confidence, counted, number, percent, score, signed
 from automl.storage.trials import TrialRow
 from automl.trial import TrialState
@@ -56,7 +56,7 @@ def findings(frame: StudyFrame) -> Findings:
     )
 
 
-def main_comparison(verification: VerificationFrame) -> Comparison | None:
+def main_comparison(verification: VerificationFrame) -> PairedDifference | None:
     """What the reader asks first: the winner against the default configuration, else the first comparison there is."""
     kinds = {arm.name: arm.kind for arm in verification.arms}
     return next(
@@ -65,7 +65,7 @@ def main_comparison(verification: VerificationFrame) -> Comparison | None:
     )
 
 
-def comparison_text(each: Comparison, verification: VerificationFrame) -> str:
+def comparison_text(each: PairedDifference, verification: VerificationFrame) -> str:
     """`trial 4 against the default: better, difference +0.031 [+0.012, +0.050] at 98 % over 5 seeds`."""
     return (
         f"{pair_text(each, verification)}: {each.verdict}, difference {signed(each.difference)}"
@@ -73,7 +73,7 @@ def comparison_text(each: Comparison, verification: VerificationFrame) -> str:
     )
 
 
-def pair_text(each: Comparison, verification: VerificationFrame) -> str:
+def pair_text(each: PairedDifference, verification: VerificationFrame) -> str:
     """`trial 4 against the default`."""
     return f"{verification.called(each.arm)} against {verification.called(each.against)}"
 

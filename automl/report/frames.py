@@ -41,7 +41,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class PairedDifference:
     """A paired difference between two arms, `arm` minus `against`, with its interval at the confidence `level`."""
 
     arm: str
@@ -76,7 +76,7 @@ class VerificationFrame:
     seeds: int = 0
     planned_seeds: int = 0
     arms: tuple[Arm, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[PairedDifference, ...] = ()
     optimism: float | None = None
     recommendation: str = ""
     advice: str = ""

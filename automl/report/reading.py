@@ -10,8 +10,8 @@ from typing import Any
 from automl.metric import METRICS
 from automl.report.frames import (
     Arm,
-    Comparison,
     ModuleShare,
+    PairedDifference,
     RankSuggestion,
     StudyFrame,
     VerificationFrame,
@@ -149,13 +149,13 @@ def _arm(arm: Mapping[str, Any]) -> Arm:
     return Arm(**known, scores=tuple(arm["scores"].values()))
 
 
-def _comparison(found: Mapping[str, Any], plan: Mapping[str, Any]) -> Comparison:
+def _comparison(found: Mapping[str, Any], plan: Mapping[str, Any]) -> PairedDifference:
     """The comparison of a result; where that has no confidence level, its plan has it."""
     if "level" in found:
-        return Comparison(**found)
+        return PairedDifference(**found)
     pair = found["arm"], found["against"]
     level = next(each["level"] for each in plan["comparisons"] if (each["arm"], each["against"]) == pair)
-    return Comparison(**found, level=level)
+    return PairedDifference(**found, level=level)
 
 
 def _location(location: str, path: str) -> str:

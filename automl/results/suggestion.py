@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from automl import ranking
 from automl.errors import NotEnoughEvidence
-from automl.importance.aggregate import Aggregate, Evidence, aggregate, is_eligible
+from automl.importance.aggregate import Aggregate, TrialEvidence, aggregate, is_eligible
 from automl.importance.allocation import allocate, bounds
 from automl.importance.pattern import patterned, peft_block
 from automl.lora import Hyperparameters
@@ -214,12 +214,12 @@ class _Trials:
             raise NotEnoughEvidence(f"study {self.study!r}: trial {number} has no importances, or is no LoRA trial")
         return self._rows[number]
 
-    def evidence(self) -> list[Evidence]:
+    def evidence(self) -> list[TrialEvidence]:
         """Trials that may speak."""
         loss = self._metric.loss
         baseline = None if self._baseline is None else loss(self._baseline)
         return [
-            Evidence(trial=row.number, loss=loss(row.value), importances=self.importances[row.number])
+            TrialEvidence(trial=row.number, loss=loss(row.value), importances=self.importances[row.number])
             for row in self._rows.values()
             if row.value is not None
             and self._counts(row)

@@ -45,7 +45,7 @@ class Night:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class NightComparison:
     """Two nights. gain: positive is better, whatever the metric's direction; noise: a gain up to it says nothing.
 
     re_evaluated: what the winner of the night before was worth when it was trained again, on this night's data.
@@ -102,7 +102,9 @@ def read_night(database: Database, study: str, metric: str) -> Night:
     )
 
 
-def compare_nights(spec: SweepSpec, tonight: Night, before: Night, noise: float | None = None) -> Comparison | None:
+def compare_nights(
+    spec: SweepSpec, tonight: Night, before: Night, noise: float | None = None
+) -> NightComparison | None:
     """Compare a night with an earlier one; None if one of them has no complete trial.
 
     spec: tonight's. noise: least gain that counts, instead of the rule for validation rows; for test rows, a floor.
@@ -113,7 +115,7 @@ def compare_nights(spec: SweepSpec, tonight: Night, before: Night, noise: float 
     verified = _verified(metric, tonight, before, noise)
     found = verified or _validated(spec, tonight, before, noise)
     gain = METRICS[metric].gain(found.value, over=found.previous)
-    return Comparison(
+    return NightComparison(
         metric=metric,
         basis="verification" if verified else "validation",
         value=found.value,

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from automl.errors import ConfigError, StudyNotFoundError
 from automl.results.folders import study_folder
-from automl.schedule.comparison import Comparison, Night, compare_nights, read_night
+from automl.schedule.comparison import Night, NightComparison, compare_nights, read_night
 from automl.schedule.job import (
     DONE,
     INTERRUPTED,
@@ -43,7 +43,7 @@ class NightJob(Job):
         self.database = claimant.database
         self._store = ScheduleStore(claimant)
         self._place = place
-        self.comparison: Comparison | None = None
+        self.comparison: NightComparison | None = None
         self.value: float | None = None
 
     @property

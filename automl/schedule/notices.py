@@ -14,7 +14,7 @@ from automl.schedule.due import Settled
 from automl.schedule.job import Outcome
 from automl.schedule.nights import NightJob
 from automl.schedule.notify import Message, parse_target, send
-from automl.schedule.options import Options, read_options, stored_targets
+from automl.schedule.options import ScheduleOptions, read_options, stored_targets
 from automl.schedule.retention import retain
 from automl.storage.jobs import FiringState, Schedule
 from automl.storage.sql import Database
@@ -81,7 +81,7 @@ def tidy_up(database: Database, schedule: Schedule) -> None:
         logger.exception("schedule %s: older nights were not tidied up", schedule.name)
 
 
-def _tell_if_wanted(tell: Tell, options: Options, message: Message, is_alert: bool) -> None:
+def _tell_if_wanted(tell: Tell, options: ScheduleOptions, message: Message, is_alert: bool) -> None:
     if options.notify and (is_alert or options.notify_on == "always"):
         tell(options.notify, message)
 

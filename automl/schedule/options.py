@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class ScheduleOptions:
     """warm_start: whether the last successful night's best configurations are tried first. verify: verify each night's
     winner. noise: least gain that counts (None: a rule by metric and rows). keep_nights: nights whose studies stay in
     the database; keep_artifacts: nights whose files stay on disk. notify: targets as on the command line.
@@ -37,20 +37,20 @@ class Options:
         return {**asdict(self), "notify": list(self.notify)}
 
 
-def read_options(stored: object) -> Options:
+def read_options(stored: object) -> ScheduleOptions:
     """The options of a stored schedule; keys it does not have yet take their defaults.
 
     Raises ConfigError for what this version cannot mean: another version, or somebody by hand, has written it.
     """
     if not isinstance(stored, Mapping):
         raise _unreadable("options", f"{stored!r} is no mapping")
-    kinds: Mapping[str, Any] = get_type_hints(Options)
+    kinds: Mapping[str, Any] = get_type_hints(ScheduleOptions)
     for name, value in stored.items():
         if name not in kinds:
             raise _unreadable(f"options.{name}", "is not known to this version")
         if not _is_a(value, kinds[name]):
             raise _unreadable(f"options.{name}", f"{value!r} is not what this version expects")
-    return Options(**{**stored, "notify": tuple(stored.get("notify", ()))})
+    return ScheduleOptions(**{**stored, "notify": tuple(stored.get("notify", ()))})
 
 
 def schedule_problem(schedule: Schedule) -> str:
@@ -85,7 +85,7 @@ def _unreadable(key: str, message: str) -> ConfigError:
     return ConfigError([Problem("", 0, 0, key, f"{message}; say it anew with: automl schedule add … --replace")])
 
 
-def check_options(name: str, options: Options) -> None:
+def check_options(name: str, options: ScheduleOptions) -> None:
     """Raise ConfigError with all that is wrong with a new schedule's name and options."""
     found = [
         ("--name", _name_problem(name)),

@@ -66,7 +66,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
 
     measured: when, in words. evaluations: of all evaluation rows, that the measurements of a full trial amount to.
@@ -196,7 +196,7 @@ class Plan:
             yield f"      of a full trial's time, evaluations take {self.evaluation_share:.0%}"
 
 
-def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
+def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
     """Prepare model and data and work out the plan; with `probe`, train a few steps in this process.
 
     A trial in several shards is not for one process, and not probed.
@@ -207,7 +207,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> Plan:
     setup = set_up(spec, cache, is_thorough=probe)
     spec, inputs, layout, packing = setup.spec, setup.inputs, setup.layout, setup.packing
     rows = whole_evaluation(spec, inputs)
-    return Plan(
+    return SweepPlan(
         study=spec.study,
         model=inputs.backbone.path,
         architecture=inputs.backbone.architecture,

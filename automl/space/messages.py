@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from automl.errors import ConfigError, Problem
 from automl.nearest import did_you_mean
-from automl.space.yaml_nodes import Document, KeyPath, Place, Refused
+from automl.space.yaml_nodes import AlreadyReported, Document, KeyPath, Position
 
 LONGEST_VALUE = 60
 LONGEST_KEY = 50
@@ -53,7 +53,7 @@ class Problems:
     def from_pydantic(self, error: ValidationError, base: KeyPath) -> None:
         """Report every line of a ValidationError of the value at `base`."""
         for line in error.errors(include_url=False):
-            if isinstance(line["input"], Refused):
+            if isinstance(line["input"], AlreadyReported):
                 continue  # its mistake is in the list already
             path = self._path(base, line["loc"])
             text = _text(line)
@@ -78,13 +78,13 @@ class Problems:
         if found:
             raise ConfigError(found)
 
-    def _add(self, path: KeyPath, place: Place, message: str) -> None:
+    def _add(self, path: KeyPath, place: Position, message: str) -> None:
         self.found.append(Problem(self.source, place.line, place.column, dotted(path), message))
 
-    def _nearest_place(self, path: KeyPath, places: Mapping[KeyPath, Place]) -> Place:
+    def _nearest_place(self, path: KeyPath, places: Mapping[KeyPath, Position]) -> Position:
         while path not in places and path:
             path = path[:-1]
-        return places.get(path, Place(1, 1))
+        return places.get(path, Position(1, 1))
 
     def _path(self, base: KeyPath, loc: Sequence[int | str]) -> KeyPath:
         """The path in the document of an error; pydantic's own parts (tags of unions, '[key]') are left out."""

@@ -18,7 +18,7 @@ from automl.space.schema_base import unknown_key_message
 from automl.space.schema_search import SearchSection
 from automl.space.schema_space import Assignment, AutoSection, FixedSection, ParameterSection, SpaceSection
 from automl.space.schema_task import ModelSection
-from automl.space.yaml_nodes import KeyPath, Refused
+from automl.space.yaml_nodes import AlreadyReported, KeyPath
 
 MAX_ENQUEUED = 1000
 
@@ -57,7 +57,7 @@ class Sections:
 
 def read_sections(value: object, folder: Path, problems: Problems) -> Sections:
     """Validate a document's top level; every problem goes to `problems`. `folder`: where relative paths start."""
-    if isinstance(value, Refused):
+    if isinstance(value, AlreadyReported):
         return Sections()
     if not isinstance(value, Mapping):
         problems.at_value((), f"{shown(value)} is not a mapping of sections such as study:, model:, task:, space:")
@@ -106,7 +106,7 @@ class _Reader:
     def space(self, sections: Sections) -> None:
         """Fill in ranges and auto, each parameter on its own."""
         value = self.given.get("space", "auto")
-        if value == "auto" or isinstance(value, Refused):
+        if value == "auto" or isinstance(value, AlreadyReported):
             return
         if not isinstance(value, Mapping):
             self.problems.at_value(("space",), f"{shown(value)} is neither auto nor a mapping {{parameter: range}}")
@@ -127,7 +127,7 @@ class _Reader:
         """The valid entries of `enqueue:`, by their index."""
         value = self.given.get("enqueue", [])
         if not isinstance(value, list):
-            if not isinstance(value, Refused):
+            if not isinstance(value, AlreadyReported):
                 self.problems.at_value(("enqueue",), f"{shown(value)} is not a list of mappings, such as [{{rank: 8}}]")
             return {}
         if len(value) > MAX_ENQUEUED:

@@ -35,14 +35,14 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")
 _LOOKS_TRUE_OR_FALSE = {"yes", "no", "on", "off"}
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Line and column, both from 1."""
 
     line: int
     column: int
 
 
-NOWHERE = Place(0, 0)
+NOWHERE = Position(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class Document:
     """The values of a file, the place of every value and of every key, and what its scalars do wrong."""
 
     value: object
-    places: Mapping[KeyPath, Place]
-    key_places: Mapping[KeyPath, Place]
-    mistakes: tuple[tuple[KeyPath, Place, str], ...]
+    places: Mapping[KeyPath, Position]
+    key_places: Mapping[KeyPath, Position]
+    mistakes: tuple[tuple[KeyPath, Position, str], ...]
 
 
 def read_text(path: Path) -> str:
@@ -74,7 +74,7 @@ def read_text(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
         message = f"byte 0x{content[error.start]:02x} is not valid UTF-8; save the file as UTF-8"
-        raise _refusal(str(path), message, Place(line, column)) from None
+        raise _refusal(str(path), message, Position(line, column)) from None
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -91,12 +91,12 @@ def read_document(text: str, source: str) -> Document:
     if found:
         line = text.count("\n", 0, found.start()) + 1
         column = found.start() - (text.rfind("\n", 0, found.start()) + 1) + 1
-        raise _refusal(source, f"control character {found.group()!a} is not allowed", Place(line, column))
+        raise _refusal(source, f"control character {found.group()!a} is not allowed", Position(line, column))
     try:
         root = _StrictLoader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(mark.line + 1, mark.column + 1) if mark else NOWHERE
+        place = Position(mark.line + 1, mark.column + 1) if mark else NOWHERE
         raise _refusal(source, _one_line(error), place) from None
     except (yaml.YAMLError, ValueError, IndexError, OverflowError) as error:  # such as chr() of a huge \U escape
         raise _refusal(source, f"is not valid YAML: {' '.join(str(error).split())}") from None
@@ -107,7 +107,7 @@ def read_document(text: str, source: str) -> Document:
     return Document(value, reading.places, reading.key_places, tuple(reading.mistakes))
 
 
-def _refusal(source: str, message: str, place: Place = NOWHERE) -> ConfigError:
+def _refusal(source: str, message: str, place: Position = NOWHERE) -> ConfigError:
     return ConfigError([Problem(source, place.line, place.column, "", message)])
 
 
@@ -160,9 +160,9 @@ class _StrictLoader(yaml.SafeLoader):
 class _Reading:
     """One walk over the nodes of a document."""
 
-    places: dict[KeyPath, Place] = field(default_factory=dict)
-    key_places: dict[KeyPath, Place] = field(default_factory=dict)
-    mistakes: list[tuple[KeyPath, Place, str]] = field(default_factory=list)
+    places: dict[KeyPath, Position] = field(default_factory=dict)
+    key_places: dict[KeyPath, Position] = field(default_factory=dict)
+    mistakes: list[tuple[KeyPath, Position, str]] = field(default_factory=list)
 
     def value(self, node: Node, path: KeyPath) -> object:
         self.places.setdefault(path, _place(node))
@@ -198,11 +198,11 @@ class _Reading:
             return _REFUSED
 
 
-class Refused:
+class AlreadyReported:
     """Stands for a scalar that has its mistake already, so that nothing else is said about it."""
 
 
-_REFUSED = Refused()
+_REFUSED = AlreadyReported()
 
 
 def _plain(text: str) -> bool | int | float | str | None:
@@ -237,5 +237,5 @@ def _number(text: str) -> int | float:
     return number
 
 
-def _place(node: Node) -> Place:
-    return Place(node.start_mark.line + 1, node.start_mark.column + 1)
+def _place(node: Node) -> Position:
+    return Position(node.start_mark.line + 1, node.start_mark.column + 1)

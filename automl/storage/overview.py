@@ -103,7 +103,7 @@ class TrialLine:
     worker: int | None = None
 
 
-class Place(NamedTuple):
+class TrialValue(NamedTuple):
     """A trial in the history of a study."""
 
     number: int
@@ -327,18 +327,18 @@ def stop_reasons(database: Database, study: str) -> dict[str, int]:
         return {str(json.loads(row.reason)): row.trials for row in connection.execute(_REASONS, {"study": study})}
 
 
-def improvements(database: Database, study: str) -> list[Place]:
+def improvements(database: Database, study: str) -> list[TrialValue]:
     """The COMPLETE trials that were better than all before them, by number."""
     with database.reading("read the improvements") as connection:
         rows = connection.execute(_IMPROVEMENTS, {"study": study})
-        return [Place(row.number, row.value, "COMPLETE") for row in rows]
+        return [TrialValue(row.number, row.value, "COMPLETE") for row in rows]
 
 
-def sampled_trials(database: Database, study: str, trials: int) -> list[Place]:
+def sampled_trials(database: Database, study: str, trials: int) -> list[TrialValue]:
     """Trials with a final value, evenly thinned to about 500. trials: how many the study has."""
     every = max(1, -(-trials // _PLACES))
     with database.reading("read a sample of the trials") as connection:
-        return [Place(*row) for row in connection.execute(_SAMPLE, {"study": study, "every": every})]
+        return [TrialValue(*row) for row in connection.execute(_SAMPLE, {"study": study, "every": every})]
 
 
 def standing(database: Database, study: str) -> list[Standing]:

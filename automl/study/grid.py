@@ -28,7 +28,7 @@ from automl.study.outcome import STOP_REASON
 from automl.study.registry import refuse
 from automl.trial import Scalar, StopReason
 
-Point = Mapping[str, Scalar]
+Configuration = Mapping[str, Scalar]
 Key = frozenset[tuple[str, Scalar]]
 
 _UNTRIED = (StopReason.BUDGET, StopReason.LOST)
@@ -46,18 +46,18 @@ class Configurations:
         self._keys: dict[int, Key] = {}
 
     @cached_property
-    def feasible(self) -> list[Point]:
+    def feasible(self) -> list[Configuration]:
         """All of them, made when they are first asked for."""
         every = configurations(self._space, self._values)
-        feasible: list[Point] = [point for point in every if self._feasibility.violated(point) is None]
+        feasible: list[Configuration] = [point for point in every if self._feasibility.violated(point) is None]
         random.Random(self._seed).shuffle(feasible)  # noqa: S311
         return feasible
 
-    def is_fresh(self, study: Study, trial: FrozenTrial, point: Point) -> bool:
+    def is_fresh(self, study: Study, trial: FrozenTrial, point: Configuration) -> bool:
         """Whether no trial of the study has had this configuration, the one that is being sampled aside."""
         return configuration_key(self._space, point) not in self._tried(study, trial.number)
 
-    def fresh(self, study: Study, trial: FrozenTrial) -> Point | None:
+    def fresh(self, study: Study, trial: FrozenTrial) -> Configuration | None:
         """The first configuration that no other trial has had, with the values this trial has already if there is one.
 
         None if all have been tried.

@@ -1,6 +1,6 @@
 """What completion and instruction tuning share: token rows with a loss mask, their loss, metrics, greedy generation.
 
-A text is a list of segments, each with or without loss. Each segment has tokens of its own, so the mask is a matter of
+A text is a list of parts, each with or without loss. Each part has tokens of its own, so the mask is a matter of
 position and never of token ids (pad may be the end-of-turn token), no token spans a boundary, and a prompt has the
 same tokens in training as in generation. Legend: N rows, T tokens, C columns with a target, V vocabulary, M targets.
 """
@@ -30,30 +30,30 @@ from automl.tasks.split import Example
 _GENERATION_BATCH = 16
 
 
-class Segment(NamedTuple):
+class TextPart(NamedTuple):
     """A piece of text and whether its tokens carry loss."""
 
     text: str
     has_loss: bool
 
 
-class Layout(NamedTuple):
+class MaskedText(NamedTuple):
     """One example as text. is_closed: an end-of-text token with loss follows. Templates bring their own."""
 
-    segments: tuple[Segment, ...]
+    parts: tuple[TextPart, ...]
     is_closed: bool
     is_opened: bool = True  # the tokens that the tokenizer puts before a text come first
 
 
 def make_recipe(
-    lay_out: Callable[[Example], Layout], tokenizer: Any, settings: TaskSettings, *, version: int
+    as_text: Callable[[Example], MaskedText], tokenizer: Any, settings: TaskSettings, *, version: int
 ) -> Recipe:
     """The recipe of rows `input_ids`, `labels` (IGNORED where no loss is); rows without any target are dropped.
 
     Rows that judge have a `reference` too: all tokens of the first response if it is cut, else none.
     """
     return Recipe(
-        encode=_encoder(lay_out, tokenizer, settings),
+        encode=_encoder(as_text, tokenizer, settings),
         version=version,
         columns={"input_ids": True, "labels": True},
         baseline={},
@@ -61,65 +61,65 @@ def make_recipe(
     )
 
 
-def _encoder(lay_out: Callable[[Example], Layout], tokenizer: Any, settings: TaskSettings) -> Encode:
+def _encoder(as_text: Callable[[Example], MaskedText], tokenizer: Any, settings: TaskSettings) -> Encode:
     opening = leading_tokens(tokenizer)
     closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokenise = _in_context if settings.rules > 1 and _marks_first_word(tokenizer) else _one_by_one
 
     def encode(chunk: Sequence[Example]) -> list[Encoded]:
-        layouts = [_laid_out(lay_out, example) for example in chunk]
-        tokens = tokenise([layout.segments for layout in layouts if isinstance(layout, Layout)], tokenizer)
+        texts = [_text_of(as_text, example) for example in chunk]
+        tokens = tokenise([text.parts for text in texts if isinstance(text, MaskedText)], tokenizer)
         return [
-            Encoded(None, 0, error=layout)
-            if isinstance(layout, DataError)
-            else _encoded(layout, next(tokens), opening, closing, settings.max_length)
-            for layout in layouts
+            Encoded(None, 0, error=text)
+            if isinstance(text, DataError)
+            else _encoded(text, next(tokens), opening, closing, settings.max_length)
+            for text in texts
         ]
 
     return encode
 
 
-def _laid_out(lay_out: Callable[[Example], Layout], example: Example) -> Layout | DataError:
+def _text_of(as_text: Callable[[Example], MaskedText], example: Example) -> MaskedText | DataError:
     try:
-        return lay_out(example)
+        return as_text(example)
     except DataError as error:
         return error
 
 
-def _one_by_one(texts: Sequence[Sequence[Segment]], tokenizer: Any) -> Iterator[list[list[int]]]:
-    """Tokens of every segment of every text, each tokenised by itself."""
-    flat = [segment.text for segments in texts for segment in segments]
+def _one_by_one(texts: Sequence[Sequence[TextPart]], tokenizer: Any) -> Iterator[list[list[int]]]:
+    """Tokens of every part of every text, each tokenised by itself."""
+    flat = [part.text for parts in texts for part in parts]
     # verbose: no warning about texts longer than the model's limit, which are cut later
     tokens = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else ())
-    for segments in texts:
-        yield [next(tokens) for _ in segments]
+    for parts in texts:
+        yield [next(tokens) for _ in parts]
 
 
-def _in_context(texts: Sequence[Sequence[Segment]], tokenizer: Any) -> Iterator[list[list[int]]]:
-    """Tokens of every segment of every text, as they are in the whole text up to the segment's end.
+def _in_context(texts: Sequence[Sequence[TextPart]], tokenizer: Any) -> Iterator[list[list[int]]]:
+    """Tokens of every part of every text, as they are in the whole text up to the part's end.
 
-    That is what serving makes of a conversation so far. A segment of which the tokens before it do not survive, since
+    That is what serving makes of a conversation so far. A part of which the tokens before it do not survive, since
     one spans the boundary, is tokenised by itself after a text that ends in a line break.
     """
-    for segments in texts:
-        ends = [end for _, end in _spans_of(segments)]
-        whole = "".join(segment.text for segment in segments)
+    for parts in texts:
+        ends = [end for _, end in _spans_of(parts)]
+        whole = "".join(part.text for part in parts)
         prefixes = tokenizer([whole[:end] for end in ends], add_special_tokens=False, verbose=False)["input_ids"]
         before: list[int] = []
         pieces = []
-        for segment, ids in zip(segments, prefixes, strict=True):
+        for part, ids in zip(parts, prefixes, strict=True):
             is_clean = ids[: len(before)] == before
-            pieces.append(ids[len(before) :] if is_clean else _continued(segment.text, tokenizer))
+            pieces.append(ids[len(before) :] if is_clean else _continued(part.text, tokenizer))
             before = [*before, *pieces[-1]]
         yield pieces
 
 
-def _spans_of(segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
-    """Where each segment begins and ends in the whole text."""
+def _spans_of(parts: Sequence[TextPart]) -> Iterator[tuple[int, int]]:
+    """Where each part begins and ends in the whole text."""
     start = 0
-    for segment in segments:
-        yield start, start + len(segment.text)
-        start += len(segment.text)
+    for part in parts:
+        yield start, start + len(part.text)
+        start += len(part.text)
 
 
 _BREAK = "a\n"
@@ -138,15 +138,15 @@ def _marks_first_word(tokenizer: Any) -> bool:
 
 
 def _encoded(
-    layout: Layout, pieces: Sequence[list[int]], opening: list[int], closing: list[int], max_length: int
+    text: MaskedText, pieces: Sequence[list[int]], opening: list[int], closing: list[int], max_length: int
 ) -> Encoded:
-    """One example from the tokens of its segments; without a row if `max_length` leaves no target."""
-    ids = list(opening) if layout.is_opened else []
+    """One example from the tokens of its parts; without a row if `max_length` leaves no target."""
+    ids = list(opening) if text.is_opened else []
     labels = [IGNORED] * len(ids)
-    for segment, piece in zip(layout.segments, pieces, strict=True):
+    for part, piece in zip(text.parts, pieces, strict=True):
         ids += piece
-        labels += piece if segment.has_loss else [IGNORED] * len(piece)
-    if layout.is_closed:
+        labels += piece if part.has_loss else [IGNORED] * len(piece)
+    if text.is_closed:
         ids += closing
         labels += closing
     kept = labels[:max_length]

@@ -14,7 +14,7 @@ from automl.errors import DataError
 from automl.metric import METRICS
 from automl.space.spec import DataSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.causal import Layout, Segment, evaluate_text, generation_notes, loss_parts, make_recipe
+from automl.tasks.causal import MaskedText, TextPart, evaluate_text, generation_notes, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
 from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
@@ -61,7 +61,7 @@ class Completion(Task):
         return evaluate_text(model, batches, tokenizer, self.settings)
 
     def _recipe(self, tokenizer: Any) -> Recipe:
-        return make_recipe(_lay_out, tokenizer, self.settings, version=VERSION)
+        return make_recipe(_as_text, tokenizer, self.settings, version=VERSION)
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
@@ -107,9 +107,9 @@ def _columns(record: Record, data: DataSettings) -> tuple[str, ...]:
     raise missing_column(record.file, record.row, wanted, record.values)
 
 
-def _lay_out(example: Example) -> Layout:
+def _as_text(example: Example) -> MaskedText:
     if len(example.content) == 1:
-        return Layout((Segment(example.content[0], has_loss=True),), is_closed=True)
+        return MaskedText((TextPart(example.content[0], has_loss=True),), is_closed=True)
     prompt, response = example.content
     start = prompt if prompt[-1].isspace() else prompt + "\n"
-    return Layout((Segment(start, has_loss=False), Segment(response, has_loss=True)), is_closed=True)
+    return MaskedText((TextPart(start, has_loss=False), TextPart(response, has_loss=True)), is_closed=True)

@@ -19,7 +19,7 @@ from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
 from automl.tasks.read import Split, read_splits
 from automl.tasks.reading import Reading
 from automl.tasks.split import Example, split_examples, split_notes
-from automl.tasks.templates import knows_tools, layout_for
+from automl.tasks.templates import knows_tools, text_maker
 
 VERSION = 1
 """Version of the templates and their masks; a change makes old caches unused."""
@@ -56,7 +56,7 @@ class Instruction(Task):
         return evaluate_text(model, batches, tokenizer, self.settings)
 
     def _recipe(self, tokenizer: Any) -> Recipe:
-        return make_recipe(layout_for(tokenizer, self.settings), tokenizer, self.settings, version=VERSION)
+        return make_recipe(text_maker(tokenizer, self.settings), tokenizer, self.settings, version=VERSION)
 
     def _examples(self, tokenizer: Any, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""

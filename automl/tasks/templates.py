@@ -11,7 +11,7 @@ from jinja2 import TemplateError  # comes with transformers: chat templates are 
 
 from automl.errors import DataError
 from automl.space.spec import TaskSettings
-from automl.tasks.causal import Layout, Segment
+from automl.tasks.causal import MaskedText, TextPart
 from automl.tasks.conversation import CALLS, INPUT, TOOL, TOOLS, UNLEARNT, Conversation, Message
 from automl.tasks.fields import place, shown
 from automl.tasks.split import Example
@@ -36,11 +36,11 @@ _NO_THOUGHT = r"(?:<think>\s*</think>\s*)?"
 _STAND_IN = "answer-with-its-thoughts-{}-"
 
 
-def layout_for(tokenizer: Any, settings: TaskSettings) -> Callable[[Example], Layout]:
-    """The layout of conversations for this tokenizer: its chat template if it has one, else the Alpaca text."""
+def text_maker(tokenizer: Any, settings: TaskSettings) -> Callable[[Example], MaskedText]:
+    """What makes text of conversations for this tokenizer: its chat template if it has one, else the Alpaca text."""
     if tokenizer.chat_template is None:
-        return alpaca_layout
-    return lambda example: chat_layout(example, tokenizer, thinking=settings.thinking, is_strict=settings.rules > 1)
+        return alpaca_text
+    return lambda example: chat_text(example, tokenizer, thinking=settings.thinking, is_strict=settings.rules > 1)
 
 
 def knows_tools(template: object) -> bool:
@@ -49,7 +49,7 @@ def knows_tools(template: object) -> bool:
     return "tools" in text and "tool_calls" in text
 
 
-def alpaca_layout(example: Example) -> Layout:
+def alpaca_text(example: Example) -> MaskedText:
     """One instruction (with or without input) and one response; raises DataError for any other conversation."""
     conversation = _conversation(example)
     roles = [message.role for message in conversation]
@@ -58,10 +58,10 @@ def alpaca_layout(example: Example) -> Layout:
         raise DataError(f"{place(example.file, example.row)}: {message}")
     asked, *extra, answer = (message.text for message in conversation)
     prompt = ALPACA_WITH_INPUT.format(instruction=asked, input=extra[0]) if extra else ALPACA.format(instruction=asked)
-    return Layout((Segment(prompt, has_loss=False), Segment(answer, has_loss=True)), is_closed=True)
+    return MaskedText((TextPart(prompt, has_loss=False), TextPart(answer, has_loss=True)), is_closed=True)
 
 
-def chat_layout(example: Example, tokenizer: Any, *, thinking: Thinking = "refuse", is_strict: bool = True) -> Layout:
+def chat_text(example: Example, tokenizer: Any, *, thinking: Thinking = "refuse", is_strict: bool = True) -> MaskedText:
     """The conversation as the chat template writes it; every message of the assistant carries loss.
 
     Where such a message begins is found by templating what comes before it; it ends with the end-of-turn text that
@@ -77,15 +77,15 @@ def chat_layout(example: Example, tokenizer: Any, *, thinking: Thinking = "refus
     if is_strict:
         _check_complete(example, messages, whole)
     ending = "" if spans[-1].is_whole else whole[spans[-1].stop :].rstrip()  # end-of-turn text
-    segments: list[Segment] = []
+    parts: list[TextPart] = []
     cursor = 0
     for start, stop, is_whole in spans:
         end = stop + len(ending) if not is_whole and whole.startswith(ending, stop) else stop
-        segments += [Segment(whole[cursor:start], has_loss=False), Segment(whole[start:end], has_loss=True)]
+        parts += [TextPart(whole[cursor:start], has_loss=False), TextPart(whole[start:end], has_loss=True)]
         cursor = end
     if thinking == "keep":
-        segments = [segment._replace(text=_with_thoughts(segment.text, written)) for segment in segments]
-    return Layout(tuple(segments), is_closed=not ending and not spans[-1].is_whole, is_opened=False)
+        parts = [part._replace(text=_with_thoughts(part.text, written)) for part in parts]
+    return MaskedText(tuple(parts), is_closed=not ending and not spans[-1].is_whole, is_opened=False)
 
 
 class _Span(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 
 from automl.importance.aggregate import (
     Aggregate,
-    Evidence,
+    TrialEvidence,
     aggregate,
     is_eligible,
     spearman,
@@ -42,12 +42,12 @@ def importance(name: str, score: float, *, rank: int = 2, held_out: float | None
     )
 
 
-def trial(number: int, scores: dict[str, float], *, loss: float = 0.5, rank: int = 2) -> Evidence:
+def trial(number: int, scores: dict[str, float], *, loss: float = 0.5, rank: int = 2) -> TrialEvidence:
     modules = [importance(name, score, rank=rank) for name, score in scores.items()]
-    return Evidence(trial=number, loss=loss, importances=modules)
+    return TrialEvidence(trial=number, loss=loss, importances=modules)
 
 
-def similar(count: int, *, noise: float = 0.1, seed: int = 0) -> list[Evidence]:
+def similar(count: int, *, noise: float = 0.1, seed: int = 0) -> list[TrialEvidence]:
     """Trials that agree up to a factor of exp(noise), on modules that become more important with depth."""
     draw = random.Random(seed)
     return [
@@ -60,7 +60,7 @@ def similar(count: int, *, noise: float = 0.1, seed: int = 0) -> list[Evidence]:
     ]
 
 
-def together(evidence: list[Evidence]) -> Aggregate:
+def together(evidence: list[TrialEvidence]) -> Aggregate:
     found = aggregate(evidence, NAMES)
     assert found is not None
     return found
@@ -150,7 +150,7 @@ def test_the_spectrum_comes_from_trials_whose_rank_reaches_so_far() -> None:
 def test_held_out_evidence_is_averaged_with_its_error() -> None:
     values = {0: -0.2, 1: -0.4, 2: -0.3}
     evidence = [
-        Evidence(
+        TrialEvidence(
             trial=number,
             loss=0.5,
             importances=[importance(name, 1.0, held_out=value if name == NAMES[0] else 1.0) for name in NAMES],

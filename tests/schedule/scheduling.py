@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from automl.schedule.options import Options
+from automl.schedule.options import ScheduleOptions
 from automl.storage.claims import Claimant
 from automl.storage.schedules import Definition, ScheduleStore, list_firings
 from automl.storage.sql import Database
@@ -38,7 +38,7 @@ class HandClock:
         self.time += timedelta(**duration)
 
 
-def definition(folder: Path, *, options: Options | None = None, **changed: object) -> Definition:
+def definition(folder: Path, *, options: ScheduleOptions | None = None, **changed: object) -> Definition:
     """Every night at two in Berlin, unless it is changed."""
     settings: dict[str, object] = {
         "cron": "0 2 * * *",
@@ -48,7 +48,7 @@ def definition(folder: Path, *, options: Options | None = None, **changed: objec
         "overlap": "skip",
         "catch_up_seconds": 43_200.0,
         "deadline_seconds": None,
-        "options": (options or Options()).as_dict(),
+        "options": (options or ScheduleOptions()).as_dict(),
         **changed,
     }
     return Definition(**settings)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from automl.schedule.notify import COMMANDS_VARIABLE
-from automl.schedule.options import Options
+from automl.schedule.options import ScheduleOptions
 from automl.space.load import DATABASE_VARIABLE
 from automl.storage.claims import Claimant
 from automl.storage.invariants import check
@@ -134,7 +134,7 @@ def test_four_nights(
 ) -> None:
     # 2026-10-25: Berlin puts its clocks back at 03:00; 02:30 is shown twice.
     begin = datetime(2026, 10, 21, 12, tzinfo=UTC)
-    options = Options(
+    options = ScheduleOptions(
         noise=0.05,
         verify=True,
         notify=("command:fail", "command:tell"),

@@ -17,7 +17,7 @@ import pytest
 
 from automl.schedule.daemon import Scheduler, Settings
 from automl.schedule.job import Place, is_worth_retrying
-from automl.schedule.options import Options
+from automl.schedule.options import ScheduleOptions
 from automl.space.load import load_space
 from automl.storage.claims import Claimant
 from automl.storage.jobs import FiringState, SubmissionState
@@ -110,7 +110,7 @@ def test_older_nights_are_removed_beside_what_runs(
 ) -> None:
     caplog.set_level("INFO", logger="automl")
     plan_values(tmp_path, 0.80, 0.85, 0.90)
-    add_schedule(Claimant(database, clock=clock), tmp_path, options=Options(keep_artifacts=1, keep_nights=1))
+    add_schedule(Claimant(database, clock=clock), tmp_path, options=ScheduleOptions(keep_artifacts=1, keep_nights=1))
     one = scheduler(place(ONE_TRIAL))
     for _ in range(3):
         clock.forward(days=1)
@@ -136,7 +136,9 @@ def test_whether_a_night_is_verified_is_said_by_its_schedule_alone(
 ) -> None:
     plan_values(tmp_path, 0.80)
     calls = tmp_path / "calls"
-    add_schedule(Claimant(database, clock=clock), tmp_path, space_text=SPACE + written, options=Options(verify=wanted))
+    add_schedule(
+        Claimant(database, clock=clock), tmp_path, space_text=SPACE + written, options=ScheduleOptions(verify=wanted)
+    )
     one = scheduler(place(f"import sys\nprint(sys.argv[1:], file=open({str(calls)!r}, 'a'))\n{ONE_TRIAL}"))
     clock.forward(days=1)
     tick_until(one.tick, lambda: states(database) == ["SUCCEEDED"])
@@ -380,7 +382,7 @@ def test_a_killed_scheduler_takes_its_sweep_along_and_the_night_is_continued(
 
     space = make_world(tmp_path, trials=8, steps=40)
     claimant = Claimant(database)
-    options = Options(warm_start=False)
+    options = ScheduleOptions(warm_start=False)
     store = add_schedule(claimant, tmp_path, space_text=space.read_text(encoding="utf-8"), options=options)
     store.fire_by_hand("nightly")
     daemon = start_daemon(sqlite_url)

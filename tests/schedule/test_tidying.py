@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from automl.errors import StudyBusyError
 from automl.schedule.garbage import collect
-from automl.schedule.options import Options
+from automl.schedule.options import ScheduleOptions
 from automl.schedule.retention import retain
 from automl.storage.base import Artifact, RunEnd
 from automl.storage.claims import Claimant
@@ -106,7 +106,7 @@ def test_a_driver_that_waits_for_the_database_keeps_its_files(
     database: Database, clock: HandClock, tmp_path: Path
 ) -> None:
     claimant = Claimant(database, clock=clock)
-    store = add_schedule(claimant, tmp_path, options=Options(keep_artifacts=1, keep_nights=1))
+    store = add_schedule(claimant, tmp_path, options=ScheduleOptions(keep_artifacts=1, keep_nights=1))
     for number, value in enumerate((0.5, 0.9, 0.7)):
         night = store.take("nightly", store.fire_by_hand("nightly").slot)
         assert night is not None
@@ -132,7 +132,7 @@ def test_old_nights_go_except_the_best_and_the_last_successful_one(
     database: Database, clock: HandClock, tmp_path: Path
 ) -> None:
     claimant = Claimant(database, clock=clock)
-    store = add_schedule(claimant, tmp_path, options=Options(keep_artifacts=2, keep_nights=3))
+    store = add_schedule(claimant, tmp_path, options=ScheduleOptions(keep_artifacts=2, keep_nights=3))
     ends = [
         (FiringState.SUCCEEDED, 0.9),  # the best
         (FiringState.SUCCEEDED, 0.7),  # older than all that is kept

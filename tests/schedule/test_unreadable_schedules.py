@@ -16,7 +16,7 @@ from automl.schedule.due import fire_due
 from automl.schedule.garbage import collect
 from automl.schedule.job import Place
 from automl.schedule.metrics import ServiceCollector
-from automl.schedule.options import Options
+from automl.schedule.options import ScheduleOptions
 from automl.schedule.run_once import run_due, run_now
 from automl.storage.claims import Claimant
 from automl.storage.schedules import list_firings
@@ -77,7 +77,7 @@ def test_the_others_are_fired_and_shown_and_it_is_named_everywhere(
         with pytest.raises(ConfigError, match="schedule aaa"):
             run(claimant, "aaa", place("raise SystemExit(2)"), None)  # type: ignore[operator]
     # Mended, it makes up for what was due meanwhile.
-    write(database, {"timezone": "Europe/Berlin", "cron": "0 2 * * *", "options": Options().as_dict()})
+    write(database, {"timezone": "Europe/Berlin", "cron": "0 2 * * *", "options": ScheduleOptions().as_dict()})
     fire_due(claimant, only="aaa")
     assert states(database, "aaa") == ["QUEUED"]
 

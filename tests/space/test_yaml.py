@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from automl.errors import ConfigError
-from automl.space.yaml_nodes import Place, read_document
+from automl.space.yaml_nodes import Position, read_document
 
 
 @pytest.mark.parametrize(
@@ -47,18 +47,18 @@ def test_scalars_are_read_without_the_surprises_of_yaml_1_1(text: str, value: ob
 )
 def test_scalars_with_two_readings_are_refused(text: str) -> None:
     (mistake,) = read_document(f"key: {text}\n", "s.yaml").mistakes
-    assert mistake[:2] == (("key",), Place(1, 6))
+    assert mistake[:2] == (("key",), Position(1, 6))
 
 
 def test_places_count_from_one_and_survive_a_byte_order_mark() -> None:
     document = read_document("\ufeffa: 1\nb:\n  - x\n  - {c: y}\n", "s.yaml")
-    assert document.places[("a",)] == Place(1, 4)
-    assert document.places[("b", 1, "c")] == Place(4, 9)
-    assert document.key_places[("b", 1, "c")] == Place(4, 6)
+    assert document.places[("a",)] == Position(1, 4)
+    assert document.places[("b", 1, "c")] == Position(4, 9)
+    assert document.key_places[("b", 1, "c")] == Position(4, 6)
 
 
 def test_windows_line_ends_are_lines() -> None:
-    assert read_document("a: 1\r\nb: 2\r\n", "s.yaml").places[("b",)] == Place(2, 4)
+    assert read_document("a: 1\r\nb: 2\r\n", "s.yaml").places[("b",)] == Position(2, 4)
 
 
 def test_a_bomb_of_aliases_is_refused_before_it_grows() -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from automl.space.spec import TaskSettings
 from automl.tasks import make_task
 from automl.tasks.causal import prompts_of
-from automl.tasks.templates import chat_layout
+from automl.tasks.templates import chat_text
 
 
 def lines(rows: list[dict[str, Any]]) -> str:
@@ -155,4 +155,4 @@ def test_the_layout_of_plain_turns_is_unchanged(chat_tokenizer: Any) -> None:
 
     turns = tuple(zip(("user", "assistant") * 2, TURNS, strict=True))
     example = Example("file", 1, "", turns)
-    assert chat_layout(example, chat_tokenizer) == chat_layout(example, chat_tokenizer, is_strict=False)
+    assert chat_text(example, chat_tokenizer) == chat_text(example, chat_tokenizer, is_strict=False)
