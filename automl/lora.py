@@ -28,11 +28,16 @@ TARGET_SETS: dict[str, str] = {
 class Hyperparameters:
     """One complete configuration of a trial, defaults included.
 
-    rank, batch_size: >= 1. alpha: > 0, absolute (a ratio in space.yaml is already multiplied by the rank).
-    dropout: in [0, 1). warmup: share of all steps, in [0, 1]. clip: largest gradient norm, 0 = no clipping.
-    target: name of a target set. rank_pattern: (module path, rank) of the layers whose rank is not `rank`; made by
-    `with_ranks`. The defaults are the usual ones of PEFT users, kept as the reference configuration that every search
-    should beat (`DEFAULT` in reports).
+    rank, batch_size: >= 1.
+    alpha: > 0, absolute (a ratio in space.yaml is already multiplied by the rank).
+    dropout: in [0, 1).
+    warmup: share of all steps, in [0, 1].
+    clip: largest gradient norm, 0 = no clipping.
+    target: name of a target set.
+    rank_pattern: (module path, rank) of the layers whose rank is not `rank`; made by `with_ranks`.
+
+    The defaults are the usual ones of PEFT users, kept as the reference configuration that every search should beat
+    (`DEFAULT` in reports).
     """
 
     method: str = "lora"
@@ -116,7 +121,7 @@ class LinearShape(NamedTuple):
 def lora_parameters(layers: Iterable[LinearShape], rank: int | Callable[[str], int]) -> int:
     """Trainable parameters that LoRA adds to these layers: sum of rank * (in + out).
 
-    rank: of every layer, or a function of its path (`Hyperparameters.rank_of`).
+    rank: one for every layer, or a function of its path (`Hyperparameters.rank_of`).
     """
     rank_of = rank if callable(rank) else lambda path: rank
     return sum(rank_of(layer.path) * (layer.in_features + layer.out_features) for layer in layers)

@@ -90,12 +90,18 @@ class TrialSpec:
 class ModuleImportance:
     """How much the training loss of one trial depends on the update of one module, up to a step. All values are finite.
 
-    module: dotted path in the backbone. rank: of its update at that step. fraction_done: share of the trial's steps, in
-    [0, 1]. samples: steps at which it was measured. sensitivity, uncertainty: time means of the sums over components.
+    module: dotted path in the backbone.
+    rank: that of its update then.
+    fraction_done: share of the trial's steps, in [0, 1].
+    samples: steps at which it was measured.
+    sensitivity, uncertainty: time means of the sums over components.
     effective_rank: exp of the entropy of the squared spectrum, in [1, rank], 0 while there is no update.
-    relative_update: its Frobenius norm over the weight's. components: score of each component, largest singular value
-    first. held_out: predicted rise of the loss on validation rows if the update were removed, held_out_error its
-    standard error; None if not measured. Formulas: docs/importance.md.
+    relative_update: its Frobenius norm over the weight's.
+    components: score of each component, largest singular value first.
+    held_out: predicted rise of the loss on validation rows if the update were removed, held_out_error its standard
+        error; None if not measured.
+
+    Formulas: docs/importance.md.
     """
 
     module: str
@@ -119,8 +125,8 @@ class Measurement:
     """All metrics of one trial at one optimizer step. Every value is finite; a checkpoint has none.
 
     seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts.
-    adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only. importances: of the
-    adapted modules so far, in module order; none if the trainer does not collect them.
+    adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only. importances: those
+    of the adapted modules so far, in module order; none if the trainer does not collect them.
     """
 
     trial: int

@@ -116,7 +116,7 @@ def gemm_peak(*, threads: int | None = None, seconds: float = 1.0) -> dict[str, 
     """Best GFLOP/s of one product of frozen weights on the CPU, by kernel (`torch-fp32`, `onednn-bf16h` …).
 
     The best of several sizes and of many repetitions, 2 x rows x inputs x outputs operations each, with casts: the rate
-    that training could reach if it were nothing but such products. threads: of torch, None = as they are set.
+    that training could reach if it were nothing but such products. threads: torch's, None = as they are set.
     """
     import torch
 

@@ -56,7 +56,7 @@ QUICK = (Setting("tiny-bert", 4, 8), Setting("tiny-llama", 2, 8))
 class Arms:
     """All ways to train in one setting, each ready to run: PEFT, and packs in every precision and size.
 
-    hyper: of every trial. seconds: that one measurement should take at least.
+    hyper: the same for every trial. seconds: that one measurement should take at least.
     """
 
     def __init__(

@@ -116,7 +116,7 @@ class PlainPeft:
 class Exactness:
     """How far packed losses are from those of separate PEFT runs: the largest relative difference over all steps.
 
-    precision: of the pack; PEFT ran in float32. kernel: that the pack ran on.
+    precision: the pack's; PEFT ran in float32. kernel: that the pack ran on.
     """
 
     precision: str

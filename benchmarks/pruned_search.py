@@ -89,7 +89,7 @@ class Pool(NamedTuple):
 class Found(NamedTuple):
     """How a search ended. steps: share of an unpruned search's. started: trials.
 
-    accuracy, validation: of its winner at its end, on test rows and on the rows it was chosen by.
+    accuracy, validation: those of its winner at its end, on test rows and on the rows it was chosen by.
     """
 
     steps: float
@@ -151,7 +151,7 @@ def _number(name: str, value: Scalar) -> float:
 
 
 def search(pool: Pool, arm: Arm, seed: int, workers: int, trials: int) -> Found:
-    """One search with the default sampler. trials: of an unpruned search."""
+    """One search with the default sampler. trials: how many an unpruned search has."""
     curves = pool.curves
     unpruned = trials * curves.evaluations
     study = Study(

@@ -56,7 +56,8 @@ PRUNERS: Mapping[str, Callable[[int], BasePruner]] = {
 
 
 class Outcome(NamedTuple):
-    """regret, test_regret: by budget. started: configurations touched. top: of these, in the best percent of the table.
+    """regret, test_regret: by budget. started: configurations touched. top: those of them in the best percent of the
+    table.
 
     killed, unfinished, finished: what became of those in `top` (killed: stopped for good; unfinished: parked, running).
     """

@@ -54,7 +54,7 @@ class TrialTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmRun:
-    """One command. wall_seconds: until it had ended. peak_bytes: of all its processes, resident memory summed.
+    """One command. wall_seconds: until it had ended. peak_bytes: resident memory summed over all its processes.
 
     ground: what automl has recorded of model, data, precision and kernel, for arms that are automl.
     """
@@ -104,7 +104,7 @@ class ArmRun:
 def run_arm(arm: str, world: World, folder: Path, *, workers: int, threads: int) -> ArmRun:
     """Run the arm in an empty folder and caches of its own; raises RuntimeError unless it did exactly the work.
 
-    workers, threads: of the baselines; automl chooses for itself.
+    workers, threads: for the baselines; automl chooses for itself.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -38,7 +38,7 @@ BASELINE = "tune-fresh"
 class Probe(NamedTuple):
     """What one process of this machine does alone with this work, before the arms run.
 
-    evaluation_seconds: of one packed evaluation, by precision. trial_flops: in frozen layers, of one whole trial.
+    evaluation_seconds: for one packed evaluation, by precision. trial_flops: in frozen layers, of one whole trial.
     """
 
     proofs: list[Exactness]
@@ -130,8 +130,8 @@ def figures(runs: Sequence[ArmRun], work: Work, found: Probe, peaks: Mapping[str
 
     overhead: seconds that a worker spends per trial, once all slots have been filled, on anything but training and
     evaluating; automl's evaluations count as long as the probe's. share_not_training: overhead as a share of the
-    workers' time, an upper bound of the time that they were idle. share_of_peak: of the products that all usable CPUs
-    could do in the steady time, the share that the trials needed.
+    workers' time, an upper bound of the time that they were idle. share_of_peak: the share that the trials needed
+    of the products that all usable CPUs could do in the steady time.
     """
     precision = _precision(runs[0])
     evaluation = work.evaluations * found.evaluation_seconds[precision]

@@ -32,7 +32,7 @@ DROPOUTS = (0.0, 0.05, 0.1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """How much every trial does. evaluation_rows: of each evaluation, at every multiple of evaluate_every."""
+    """How much every trial does. evaluation_rows: in each evaluation, at every multiple of evaluate_every."""
 
     name: str
     trials: int

@@ -64,7 +64,7 @@ class StudyAnswer(_Answer):
 
 
 class TrialAnswer(_Answer):
-    """A trial. state: as in Optuna, or PARKED. value: of one that has not ended its latest measurement; step: of it."""
+    """A trial. state: as in Optuna, or PARKED. value: of a trial in progress, its latest measurement; step: where."""
 
     number: int
     state: str

@@ -42,7 +42,7 @@ class Tick(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A series in the chart's coordinates. path: of a line; marks: (x, y) of each point."""
+    """A series in the chart's coordinates. path: that of a line; marks: (x, y) of each point."""
 
     label: str
     colour: int

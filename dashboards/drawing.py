@@ -16,7 +16,7 @@ _SHADES = 9
 
 
 class Cell(NamedTuple):
-    """A module in the heat map. shade: 0 (least) to 8; share: of the importance of all modules."""
+    """A module in the heat map. shade: 0 (least) to 8; share: its part of the importance of all modules."""
 
     module: str
     share: float

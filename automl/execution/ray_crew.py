@@ -31,7 +31,7 @@ class HostCall(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the method returned or raised. busy_seconds: of the host so far. ends: the group ends with it."""
+    """What the method returned or raised. busy_seconds: the host's so far. ends: the group ends with it."""
 
     result: Any
     busy_seconds: float

@@ -30,7 +30,7 @@ class Fleet:
     """The workers of one run. `host` is the pickled factory of their hosts, which only they open.
 
     silence: seconds without a batch after which a worker counts as hung. shards: with more than one, a worker's host is
-    a group of so many processes; cpus, gpus: of each process. private: the cluster is our own, on this machine.
+    a group of so many processes; cpus, gpus: those of each process. private: the cluster is our own, on this machine.
     """
 
     workers: int

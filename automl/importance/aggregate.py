@@ -47,9 +47,9 @@ class TrialEvidence:
 class ModuleShare:
     """One module over all trials.
 
-    share: of the whole, over all modules 1. low, high: its 90 % interval over trials. top_half: how often it is among
-    the upper half of the modules when trials are drawn anew. spectrum: share of each component in the module's score.
-    held_out, held_out_error: as in `ModuleImportance`, mean over the trials that have it; None if no trial has.
+    share: its part of the whole, over all modules 1. low, high: its 90 % interval over trials. top_half: how often it
+    is among the upper half of the modules when trials are drawn anew. spectrum: share of each component in the module's
+    score. held_out, held_out_error: as in `ModuleImportance`, mean over the trials that have it; None if no trial has.
     """
 
     module: str
@@ -76,7 +76,7 @@ class ModuleShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """All modules in the order asked for. weights: of the trials. n_eff: 1 / sum of squared weights.
+    """All modules in the order asked for. weights: one for each trial. n_eff: 1 / sum of squared weights.
 
     stability: mean rank correlation over pairs of trials, least_stability: the smallest; None with fewer than two.
     resampled: shares of the modules for every draw of the trials, (draws, modules).

@@ -17,11 +17,11 @@ def allocate(
 ) -> list[int]:
     """Ranks that spend at most `budget` parameters; what is left over is less than the largest cost.
 
-    scores: of the components of each module, the first component first; more components than there are scores are worth
-    nothing. costs: parameters of one rank of each module. floors, ceilings: least and largest rank of each module;
-    beyond its ceiling, or with a unit that does not fit any more, a module gets nothing and cheaper ones go on. A score
-    above an earlier one of its module counts as that one, since component i + 1 cannot be had without i. Ties go to the
-    earlier module. More is left over only if all ceilings are reached.
+    scores: for the components of each module, the first component first; more components than there are scores are
+    worth nothing. costs: parameters of one rank of each module. floors, ceilings: least and largest rank of each
+    module; beyond its ceiling, or with a unit that does not fit any more, a module gets nothing and cheaper ones go on.
+    A score above an earlier one of its module counts as that one, since component i + 1 cannot be had without i. Ties
+    go to the earlier module. More is left over only if all ceilings are reached.
 
     Optimal up to the last unit. The allocation of AdaLoRA (Zhang et al. 2023, section 3.2) is the case of equal costs.
     Raises ValueError if the floors alone cost more than the budget.

@@ -49,7 +49,7 @@ def peft_block(hyper: Hyperparameters, modules: list[str]) -> dict[str, Any]:
 
 
 def snippet(block: Mapping[str, Any], form: Format, task_type: str) -> str:
-    """Text to paste. block: of `peft_block`; task_type: of PEFT."""
+    """Text to paste. block: from `peft_block`; task_type: PEFT's."""
     return {"peft": _peft, "ludwig": _ludwig, "axolotl": _axolotl}[form](block, task_type)
 
 

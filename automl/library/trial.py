@@ -15,9 +15,13 @@ from automl.trial import Scalar
 class Trial:
     """One trial as it was when it was read.
 
-    state: RUNNING, PARKED, COMPLETE, PRUNED or FAIL. value: the objective at the last measurement of an ended trial.
-    steps, seconds: trained so far. trainable_params: of adapter and head. size: the second objective of a complete
-    trial, if there are two. adapter: its folder, while it is kept. error: what a failed trial said last.
+    state: RUNNING, PARKED, COMPLETE, PRUNED or FAIL.
+    value: the objective at the last measurement of an ended trial.
+    steps, seconds: trained so far.
+    trainable_params: in adapter and head.
+    size: the second objective of a complete trial, if there are two.
+    adapter: its folder, while it is kept.
+    error: what a failed trial said last.
     """
 
     number: int

@@ -58,8 +58,8 @@ class Method(ABC):
 
         modules: full paths of the layers to adapt. head: top-level modules trained in full, from a fresh start.
         Adapter, head and dropout masks depend on `seed` alone, not on the global generators. Call it after the
-        backbone is on its device. Trainable parameters are float32 whatever the backbone's dtype. steps: of the whole
-        trial, for methods that change the adapter by a schedule.
+        backbone is on its device. Trainable parameters are float32 whatever the backbone's dtype. steps: those of the
+        whole trial, for methods that change the adapter by a schedule.
         """
 
     @abstractmethod

@@ -54,7 +54,7 @@ class BankSize(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One optimizer step that is to be made. number: of the step, from 1."""
+    """One optimizer step that is to be made. number: the step's, from 1."""
 
     hyper: Hyperparameters
     terms: int

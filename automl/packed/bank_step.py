@@ -54,7 +54,7 @@ Share = tuple[Adapter, MicroBatch, int]
 class Shape(NamedTuple):
     """What decides the sizes of all tensors of a micro-step. columns: 0 for classification.
 
-    is_full: no token is padding, so no mask is given. is_dropping: some segment has dropout. fields: of the batch.
+    is_full: no token is padding, so no mask is given. is_dropping: some segment has dropout. fields: its names.
     """
 
     segments: int

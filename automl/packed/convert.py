@@ -44,7 +44,7 @@ def made_anew_parameters(model: nn.Module) -> dict[str, Tensor]:
 def read_adapter(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """The trainable tensors of an adapter that PEFT or `write_adapter` has written, by PEFT's names for parameters.
 
-    names: of the parameters that are expected. Raises CheckpointError if the file has others.
+    names: parameters that are expected. Raises CheckpointError if the file has others.
     """
     found = load_file(folder / WEIGHTS)
     wanted = {file_name(name): name for name in names}

@@ -43,13 +43,16 @@ class _Draft(NamedTuple):
 class PackedHost:
     """Trains up to `capacity` trials in lock-step.
 
-    files: the slot files of an attempt. discard: deletes those of a trial that this host has never seen. export: writes
-    the adapter of a trial that has made its last step durably, and returns its folder; the trial is still in the pack.
-    majority: metrics of the majority class, empty if the data has none. ahead: go on training while slot files are
-    written and somebody decides what becomes of the trials, up to the next measurement of any. What a trial has done
-    beyond its slot file is dropped when it is parked or closed, so curves and cohorts are those of a host that waits.
-    Nobody else may touch the trainer then. busy_seconds: spent on training and evaluating. is_finalist: whether a trial
-    that finishes with these metrics is looked at on held-out rows.
+    files: the slot files of an attempt.
+    discard: deletes those of a trial that this host has never seen.
+    export: writes the adapter of a trial that has made its last step durably, and returns its folder; the trial is
+        still in the pack.
+    majority: metrics of the majority class, empty if the data has none.
+    ahead: go on training while slot files are written and somebody decides what becomes of the trials, up to the next
+        measurement of any. What a trial has done beyond its slot file is dropped when it is parked or closed, so curves
+        and cohorts are those of a host that waits. Nobody else may touch the trainer then.
+    busy_seconds: spent on training and evaluating.
+    is_finalist: whether a trial that finishes with these metrics is looked at on held-out rows.
     """
 
     def __init__(
@@ -153,7 +156,7 @@ class PackedHost:
             files.remove()
 
     def baseline(self) -> Metrics:
-        """Metrics without training: of the majority class if the data has one, else of the untrained model."""
+        """Metrics without training, by the majority class if the data has one, else by the untrained model."""
         return dict(self._majority) or self.trainer.baseline()
 
     def shutdown(self) -> None:

@@ -37,8 +37,8 @@ SHORT_ROWS = 24
 class PackedBackbone:
     """A frozen model whose linear layers serve the rows of many adapters; `close` gives it back as it was.
 
-    targets: target sets of the user. precision, recompute: as in `PackedTrainer`. kernel: a name of KERNELS. body: of
-    the model, under control. heads: modules that are trained in full, by path. segmentation: tells the layers which
+    targets: target sets of the user. precision, recompute: as in `PackedTrainer`. kernel: a name of KERNELS. body: the
+    model's, under control. heads: modules that are trained in full, by path. segmentation: tells the layers which
     rows are whose.
     """
 

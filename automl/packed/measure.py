@@ -25,7 +25,7 @@ class Evaluator:
         self._workload = workload
 
     def metrics(self, adapter: Adapter | None, max_tokens: int, *, rows: int | None = None) -> dict[str, float]:
-        """All metrics of the task. adapter: None is the bare backbone. max_tokens: of one forward pass.
+        """All metrics of the task. adapter: None is the bare backbone. max_tokens: in one forward pass.
 
         rows: how many evaluation rows are used; None = all, and with 0 there are no metrics.
         """

@@ -73,8 +73,8 @@ def capacity(
 ) -> int:
     """How many trials like `largest` fit into `available` bytes, the backbone being loaded already; at least 1.
 
-    tokens: of one trial's micro-batch, padding included. token_budget: of a micro-step. dtype: of the activations.
-    recompute: with gradient checkpointing.
+    tokens: in one trial's micro-batch, padding included. token_budget: for a micro-step. dtype: type of the
+    activations. recompute: with gradient checkpointing.
     """
 
     def fits(slots: int) -> bool:

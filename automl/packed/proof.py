@@ -65,7 +65,7 @@ _EVERYTHING = "every target"
 class _Run:
     """One adapter trained by PEFT alone.
 
-    start: its weights before. losses: of every step. moments: AdamW's, afterwards.
+    start: its weights before. losses: at every step. moments: AdamW's, afterwards.
     bare, adapted: losses of batches that are the same for both adapters, without and with the low-rank updates.
     """
 

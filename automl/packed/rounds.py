@@ -47,8 +47,8 @@ class Rounds(Generic[RunnerT, NewsT]):
     """The order of rounds and reports of the trials in `members`, which somebody else fills and empties.
 
     micro_step: lets the first of these trials, and whoever fits beside it, train; returns failures, and has taken those
-    trials out of `members`. measure: of a trial that is due. What has been measured is held until `cohort` hands it
-    out, and its trial waits for that: it never trains past a measurement nobody has seen.
+    trials out of `members`. measure: makes the measurement of a trial that is due. What has been measured is held until
+    `cohort` hands it out, and its trial waits for that: it never trains past a measurement nobody has seen.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from automl.packed.bank import Bank
 
 
 class Segment(NamedTuple):
-    """Rows [start, stop) of the batch belong to this adapter. tokens: of its own longest row, padding follows.
+    """Rows [start, stop) of the batch belong to this adapter. tokens: in its own longest row, padding follows.
 
     is_training: whether dropout masks are drawn. first: number of the first of these rows in the batch of the step.
     """
@@ -30,9 +30,12 @@ class Segment(NamedTuple):
 class Pack:
     """Segments of a bank with equal numbers of rows, described by tensors alone, so that the adapters may change.
 
-    rows: of the bank, (K,) int64. rows_each: of the batch, of each segment. scaling: of the low-rank updates, divided
-    by 1 - dropout, (K, 1, 1). seeds, steps, first: what names the dropout masks (`automl.packed.masks`), (K,) int32.
-    limits: of what they keep, (K, 1, 1, 1) int32. is_dropping: whether any of these slots has dropout.
+    rows: in the bank, (K,) int64.
+    rows_each: in the batch, for each segment.
+    scaling: for the low-rank updates, divided by 1 - dropout, (K, 1, 1).
+    seeds, steps, first: what names the dropout masks (`automl.packed.masks`), (K,) int32.
+    limits: largest values that they keep, (K, 1, 1, 1) int32.
+    is_dropping: whether any of these slots has dropout.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ Event = Measurement | TrialFailure
 
 
 class _Turn(NamedTuple):
-    """One trial's part in a micro-step. call: of the body; None in a bank, where the model is called for all."""
+    """One trial's part in a micro-step. call: the body's; None in a bank, where the model is called for all."""
 
     member: Member
     micro: MicroBatch
@@ -65,12 +65,12 @@ class PackedTrainer:
     precision: fp32, bf16h (products with frozen weights in bfloat16) or bf16 (the model is held in bfloat16 and
         computes under autocast; adapters, heads and optimizer are float32).
     kernel: a name of KERNELS, None = the fastest that works here.
-    token_budget: of one micro-step; results do not depend on it.
+    token_budget: most tokens of one micro-step; results do not depend on it.
     bank: room for slots that are computed together and not one by one; pays where launching kernels is what takes
         time. A trial that does not fit into it is trained beside it.
     recompute: gradient checkpointing of the body's layers.
     graphs: record a bank's micro-steps as CUDA graphs, on a GPU.
-    importance: how much the loss of each trial depends on each module's update is measured on the way.
+    importance: measure on the way how much the loss of each trial depends on each module's update.
     parted: why a micro-step of several trials last failed, so that each went alone; empty if none did.
     """
 

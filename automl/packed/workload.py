@@ -37,7 +37,7 @@ class MicroBatch(NamedTuple):
 class Workload:
     """Task and rows of a pack. pad_id: token that fills rows up. tokenizer: for tasks that generate text.
 
-    evaluation_tokens: of one forward pass of an evaluation, padding included.
+    evaluation_tokens: in one forward pass of an evaluation, padding included.
     """
 
     task: Task

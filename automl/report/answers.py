@@ -32,8 +32,8 @@ class Cost:
 class Spending:
     """What was spent, by state; what it would have been without pruning; and the difference.
 
-    saved: steps are counted; seconds and tokens are estimated from each trial's own pace. share: of the steps, in
-    [0, 1]; None if nothing has ended.
+    saved: steps are counted; seconds and tokens are estimated from each trial's own pace. share: saved part of the
+    steps, in [0, 1]; None if nothing has ended.
     """
 
     by_state: Mapping[str, Cost]

@@ -101,7 +101,7 @@ def by_completion(trials: Sequence[TrialRow], symbol: str) -> list[tuple[list[Tr
 
 
 def log_axis(figure: go.Figure, values: Iterable[float], **place: Any) -> None:
-    """Make the x axis logarithmic, with as many round ticks as its range asks for. values: > 0; place: of a subplot."""
+    """Make the x axis logarithmic, with as many round ticks as its range asks for. values: > 0; place: a subplot."""
     low, high = min(values := list(values)), max(values)
     margin = 0.04 * math.log10(high / low) if high > low else 0.3
     bounds = [math.log10(low) - margin, math.log10(high) + margin]

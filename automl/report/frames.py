@@ -94,9 +94,9 @@ class VerificationFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleShare:
-    """One adapted module. share: of the importance of all modules; low, high: its 90 % interval when trials are drawn
-    anew, or without a rank suggestion the least and most of the trials. held_out: predicted rise of the held-out loss
-    without its update."""
+    """One adapted module. share: its part of the importance of all modules; low, high: its 90 % interval when trials
+    are drawn anew, or without a rank suggestion the least and most of the trials. held_out: predicted rise of the
+    held-out loss without its update."""
 
     module: str
     layer: int | None
@@ -113,8 +113,8 @@ class ModuleShare:
 class RankSuggestion:
     """A suggested rank per module and what it rests on; without ranks, `note` says why there are none.
 
-    status: of the verification of these very ranks: not_run, passed, no_gain or worse. Unless it has passed, the ranks
-    are a hypothesis.
+    status: by the verification of exactly these ranks: not_run, passed, no_gain or worse. Unless it has passed, the
+    ranks are a hypothesis.
     """
 
     ranks: Mapping[str, int]

@@ -40,10 +40,10 @@ _LITTLE = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuggestedModule:
-    """One row of the table. share, low, high: of the score, with a 90 % interval over trials; top_half in [0, 1].
+    """One row of the table. share, low, high: part of the score, with a 90 % interval over trials; top_half in [0, 1].
 
-    rank_low, rank_high: 90 % interval of the suggested rank when trials are drawn anew. effective_rank: of the winner's
-    update. rank_uniform: rank that the budget allows everywhere.
+    rank_low, rank_high: 90 % interval of the suggested rank when trials are drawn anew. effective_rank: that of the
+    winner's update. rank_uniform: rank that the budget allows everywhere.
     """
 
     module: str
@@ -67,12 +67,20 @@ class SuggestedModule:
 class Suggestion:
     """Ranks of every module of the winner's target set, and how far to believe them.
 
-    trial: the winner, whose target set, scaling and (unless another was given) budget hold. ranks: by module, at least
-    1. uniform_rank: what the budget allows everywhere. rank, alpha: of the whole configuration. scaling: alpha over
-    rank (over its root with rsLoRA), the same in every module. budget_params, used_params: of the low-rank matrices,
-    without the head. status: of the latest verification of these very ranks. stability, least_stability: correlation
-    between trials, mean and least. n_eff: effective number of trials. weights: by trial. peft: arguments of LoraConfig.
-    task_type: of PEFT. advice: what to try about the target set, one line each. notes: what limits the suggestion.
+    trial: the winner, whose target set, scaling and (unless another was given) budget hold.
+    ranks: by module, at least 1.
+    uniform_rank: what the budget allows everywhere.
+    rank, alpha: those of the whole configuration.
+    scaling: alpha over rank (over its root with rsLoRA), the same in every module.
+    budget_params, used_params: parameters of the low-rank matrices, without the head.
+    status: by the latest verification of exactly these ranks.
+    stability, least_stability: correlation between trials, mean and least.
+    n_eff: effective number of trials.
+    weights: by trial.
+    peft: arguments of LoraConfig.
+    task_type: PEFT's.
+    advice: what to try about the target set, one line each.
+    notes: what limits the suggestion.
     """
 
     study: str

@@ -31,13 +31,16 @@ _SHOWN = 10
 class Summary:
     """The outcome of a study so far.
 
-    value, baseline: the objective on validation rows, of the best trial and without training. spent_steps: optimizer
-    steps of all trials; full_steps: what the same trials would have taken without pruning. patience: trials without a
-    better value after which the search ended before its budget was spent, None if it did not. exhausted: number of
-    configurations of a finite space of which none was left to try, None if there were more. also_minimize: the second
-    objective, if there are two; front: then the complete trials that no other one beats in both, smallest first.
-    verification: result of the newest complete one, if there is any (docs/verification.md). notes: what there was to
-    say of the data.
+    value, baseline: the objective on validation rows, of the best trial and without training.
+    spent_steps: optimizer steps of all trials.
+    full_steps: what the same trials would have taken without pruning.
+    patience: trials without a better value after which the search ended before its budget was spent, None if it did
+        not.
+    exhausted: number of configurations of a finite space of which none was left to try, None if there were more.
+    also_minimize: the second objective, if there are two.
+    front: then the complete trials that no other one beats in both, smallest first.
+    verification: result of the newest complete one, if there is any (docs/verification.md).
+    notes: what there was to say of the data.
     """
 
     study: str

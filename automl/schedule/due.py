@@ -44,7 +44,7 @@ def fire_due(
 ) -> list[tuple[Schedule, Settled]]:
     """Write the rows of all slots that have become due; what this process has written, by schedule.
 
-    only: of this schedule alone. unreadable: told of a schedule that this program cannot go by, and why; the others
+    only: a single schedule. unreadable: told of a schedule that this program cannot go by, and why; the others
     are fired all the same. seconds: for the slots of one schedule, at least one batch of them.
     """
     written: list[tuple[Schedule, Settled]] = []

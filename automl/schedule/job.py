@@ -39,8 +39,8 @@ AUTOML = (sys.executable, "-m", "automl.cli.main")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where and how jobs run. url: of the database, with its secrets. folder: where relative paths of submissions
-    begin. program: the command line that `search` is given to. address: of the Ray cluster that submitted
+    """Where and how jobs run. url: the database's, with its secrets. folder: where relative paths of submissions
+    begin. program: the command line that `search` is given to. address: the Ray cluster that submitted
     sweeps join, None = each starts a private one.
     """
 

@@ -1,4 +1,4 @@
-"""What is kept of past nights: of the last few everything, of more the studies, and of all their rows in the history.
+"""What is kept of past nights: everything for the last few, the studies for more, a row in the history for all.
 
 Two nights are never touched: the best one and the last successful one, from which the next night starts.
 """

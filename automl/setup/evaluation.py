@@ -69,7 +69,7 @@ def evaluations(steps: int, *, every: int, first_rung: int, batch_size: int, row
 
 
 def measured_rows(spec: SweepSpec, rows: int) -> int:
-    """Evaluation rows that a full trial is measured on, all its measurements together; rows: of a whole evaluation."""
+    """Evaluation rows that a full trial is measured on, all its measurements together; rows: in a whole evaluation."""
     if spec.search.evaluations:
         return sum(used for _, used in spec.search.evaluations)
     return -(-spec.search.steps // spec.search.evaluate_every) * rows

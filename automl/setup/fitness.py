@@ -72,7 +72,8 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, task: Task, prepared: Pre
 def check_ends(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared) -> None:
     """Raise ModelError if a classifier reads texts at their end token and not all texts have equally many of them.
 
-    transformers refuses such a batch, in every trial: of a T5 whose tokenizer adds none, or of one text that spells it.
+    transformers refuses such a batch, in every trial: a T5's whose tokenizer adds none, or one with a text that spells
+    it.
     """
     config: Any = model.config
     if config.model_type not in _READ_AT_END or task.head(prepared).kind != "classification":

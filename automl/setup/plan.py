@@ -69,9 +69,9 @@ class Probe:
 class SweepPlan:
     """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
 
-    measured: when, in words. evaluations: of all evaluation rows, that the measurements of a full trial amount to.
-    evaluation_rows: of one evaluation of all. most_steps: training steps of the search if nothing is pruned.
-    verification_trainings: of the verification that follows the search, at most, rank patterns aside; 0 if none does.
+    measured: when, in words. evaluations: whole ones that the measurements of a full trial amount to.
+    evaluation_rows: in a whole evaluation. most_steps: training steps of the search if nothing is pruned.
+    verification_trainings: in the verification that follows the search, at most, rank patterns aside; 0 if none does.
     """
 
     study: str
@@ -234,7 +234,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
 
 
 def _most_steps(spec: SweepSpec, space: SearchSpace) -> int:
-    """Training steps of the search without pruning: of all trials, or of all configurations, within `max_steps`."""
+    """Training steps of the search without pruning, for all trials or configurations, within `max_steps`."""
     search = spec.search
     count = count_configurations(space, grid_values if search.sampler == "grid" else values)
     trials = search.trials if count is None or not space.parameters else min(search.trials, count)

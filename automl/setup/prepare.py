@@ -50,8 +50,8 @@ class Derivation:
 class Inputs:
     """Backbone and data of a sweep, ready; `space` has every automatic range filled in.
 
-    target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can. notes: of
-    the advice, what the summary and the report repeat.
+    target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can. notes: the
+    part of the advice, what the summary and the report repeat.
     """
 
     backbone: BackboneRef

@@ -77,7 +77,7 @@ def starting_space(model: str, data: str, *, task_type: str | None, study: str |
 def guess_task(data: DataSettings, name: str) -> tuple[str, Mapping[str, str]]:
     """The type of task that fits the columns of the data, and our column name -> theirs where they differ.
 
-    name: of the data, in messages. Raises DataError if the columns do not tell.
+    name: the data's, in messages. Raises DataError if the columns do not tell.
     """
     theirs = {found: ours for ours, found in data.columns.items()}
     columns = [theirs.get(column, column) for column in _columns(data)]

@@ -58,7 +58,7 @@ TARGETS = ("all-linear", "qv", "attention", "mlp")
 def suggested_ranges(model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS) -> dict[str, Parameter]:
     """The ranges above, for every name in AUTO_NAMES.
 
-    model_parameters: of the backbone; steps: of a full trial; target_sets: those that the model has.
+    model_parameters: the backbone's; steps: those of a full trial; target_sets: those that the model has.
     """
     low, high = _learning_rates(model_parameters, steps)
     smallest, largest = (2, 64) if model_parameters < WIDE else (4, 128)

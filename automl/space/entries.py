@@ -23,11 +23,14 @@ EXTRA = "automl-lora[samplers]"
 class Sampler:
     """A way to propose configurations.
 
-    options: class of its section. build: from a `SamplerContext` (automl.study.sampling) and the options in use to
-    Optuna's `BaseSampler`; ValueError and TypeError are said of the options. packages: import names of what it needs
-    beyond Optuna. extra: what to install to get them. proposals: tries it has per trial to satisfy the constraints
-    before configurations are drawn at random. from_complete: it learns from COMPLETE trials only, so it is shown
-    unfinished ones as such. objectives: most it knows.
+    options: class of its section.
+    build: from a `SamplerContext` (automl.study.sampling) and the options in use to Optuna's `BaseSampler`; ValueError
+        and TypeError are said of the options.
+    packages: import names of what it needs beyond Optuna.
+    extra: what to install to get them.
+    proposals: tries it has per trial to satisfy the constraints before configurations are drawn at random.
+    from_complete: it learns from COMPLETE trials only, so it is shown unfinished ones as such.
+    objectives: most it knows.
     """
 
     options: type[Options]
@@ -67,11 +70,14 @@ def _untold(settings: Any, options: Any) -> None:
 class Pruner:
     """A way to pause or stop weak trials. Steps are optimizer steps on the evaluation grid.
 
-    options: class of its section. build: from the settings and the options in use to Optuna's `BasePruner`;
-    ValueError and TypeError are said of the options. by_grid: defaults of options that depend on the settings.
-    check: what is wrong with a section where a trial has so many steps, as (option, message). first_step: where it may
-    act for the first time, None if steps alone do not tell. survival: how many trials it keeps, None if that cannot be
-    said beforehand. wrappable: `patient` may ask it.
+    options: class of its section.
+    build: from the settings and the options in use to Optuna's `BasePruner`; ValueError and TypeError are said of the
+        options.
+    by_grid: defaults of options that depend on the settings.
+    check: what is wrong with a section where a trial has so many steps, as (option, message).
+    first_step: where it may act for the first time, None if steps alone do not tell.
+    survival: how many trials it keeps, None if that cannot be said beforehand.
+    wrappable: `patient` may ask it.
     """
 
     options: type[Options]

@@ -120,11 +120,13 @@ class TaskSettings:
 
     format (instruction tasks): alpaca, messages, sharegpt or prompt_response; "auto" reads it off the columns.
     test_share, validation_share: shares of all rows in (0, 1), used where the data brings no such split itself.
-    seed fixes the split and the order of the batches. max_length: tokens per example, longer ones are cut.
+    seed: fixes the split and the order of the batches.
+    max_length: tokens per example, longer ones are cut.
     evaluate_rows: a fixed subset of the validation split that every evaluation uses (0 = all of it).
     generate_rows, max_new_tokens: bound for the metrics that need generation.
-    bad_rows: what becomes of rows that cannot be used. normalize: how answers are compared by exact_match ("" = as they
-    are). thinking (instruction tasks): what becomes of thoughts that the chat template removes.
+    bad_rows: what becomes of rows that cannot be used.
+    normalize: how answers are compared by exact_match ("" = as they are).
+    thinking (instruction tasks): what becomes of thoughts that the chat template removes.
     own: what the section of a task from another package holds beside all these.
     log (tables of curves): columns on a log scale, None = all; `data.columns` renames the arrays of the file.
     rules: a study keeps the `DATA_RULES` that it began with, so that its rows and scores do not change under it.
@@ -153,13 +155,17 @@ class TaskSettings:
 class SearchSettings:
     """How the space is searched and when the search ends.
 
-    trials: COMPLETE + PRUNED trials; steps: optimizer steps of a full trial; evaluate_every: the grid on which trials
-    are judged. evaluations: (step, rows) of each measurement; empty = all evaluation rows at every multiple of
-    evaluate_every; None = to be chosen by `automl.setup.evaluation` when model and data are known. max_seconds,
-    max_steps: further budgets (None = none); max_steps counts training steps of all trials. keep: adapters that stay on
-    disk. importance: measure that of modules while trials train. warm_start: another study of the database, whose best
-    configurations are tried first. patience: trials without a better value after which no new one starts (None = no
-    limit). also_minimize: the second objective, if there are two.
+    trials: COMPLETE + PRUNED trials.
+    steps: optimizer steps of a full trial.
+    evaluate_every: the grid on which trials are judged.
+    evaluations: (step, rows) of each measurement; empty = all evaluation rows at every multiple of evaluate_every; None
+        = to be chosen by `automl.setup.evaluation` when model and data are known.
+    max_seconds, max_steps: further budgets (None = none); max_steps counts training steps of all trials.
+    keep: adapters that stay on disk.
+    importance: measure that of modules while trials train.
+    warm_start: another study of the database, whose best configurations are tried first.
+    patience: trials without a better value after which no new one starts (None = no limit).
+    also_minimize: the second objective, if there are two.
     """
 
     sampler: str = "tpe"

@@ -18,7 +18,7 @@ class Digest(NamedTuple):
 
 
 def digest_folder(path: str | Path) -> Digest:
-    """Digest of all files below a folder: of their relative paths, sizes and contents, in the order of the paths.
+    """Digest of all files below a folder, by their relative paths, sizes and contents, in the order of the paths.
 
     Equal folders have equal digests wherever they lie; a renamed, added, lost or changed file changes it. Empty
     folders do not count. Raises FileNotFoundError if there is no such folder.

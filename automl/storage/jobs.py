@@ -43,9 +43,12 @@ class SubmissionState(StrEnum):
 class Schedule:
     """A cron expression, a time zone and the sweep it starts.
 
-    folder: where relative paths of the space begin. fired_until: every slot up to this instant has its row.
-    catch_up_seconds: how late a slot may still be run (None: however late). deadline_seconds: longest night.
-    options: see docs/schedules.md. version: counts changes, for compare-and-set.
+    folder: where relative paths of the space begin.
+    fired_until: every slot up to this instant has its row.
+    catch_up_seconds: how late a slot may still be run (None: however late).
+    deadline_seconds: longest night.
+    options: see docs/schedules.md.
+    version: counts changes, for compare-and-set.
     """
 
     name: str
@@ -69,7 +72,7 @@ class Firing:
     """One slot of a schedule. slot: the instant it was due.
 
     attempts: how often it was started. value: objective of its best trial. comparison: with the night before, see
-    docs/schedules.md. exit_code: of the sweep's process, 6 for a regression.
+    docs/schedules.md. exit_code: from the sweep's process, 6 for a regression.
     """
 
     schedule: str

@@ -39,7 +39,7 @@ class DrivenStudy:
 class Operations:
     """The service at one moment, `at` by the database's clock.
 
-    trials: of all studies by state, parked ones as PARKED. queued, running: nights and submissions.
+    trials: those of all studies by state, parked ones as PARKED. queued, running: nights and submissions.
     nights: (schedule, state) -> number.
     last_success: schedule -> end of its last successful night. silent_seconds: scheduler -> since its last heartbeat.
     """

@@ -33,11 +33,15 @@ class CurvePoint(NamedTuple):
 class TrialRow:
     """One trial as it is now.
 
-    value: objective at the last measurement of an ended trial, None otherwise. size: of a complete trial, what is
-    minimised beside it (`search.also_minimize`), else None. steps, seconds, tokens: trained so far, up to the last
-    measurement. adapter: folder of its adapter, if that is still kept. trainable_params: LoRA and head, None if
-    unknown. error: what a failed trial said last, empty otherwise. is_parked: it is RUNNING, but paused. attempts: how
-    often it was handed to a worker. curve: the objective by step, empty unless it was read too (for a report).
+    value: objective at the last measurement of an ended trial, None otherwise.
+    size: for a complete trial, what is minimised beside it (`search.also_minimize`), else None.
+    steps, seconds, tokens: trained so far, up to the last measurement.
+    adapter: folder of its adapter, if that is still kept.
+    trainable_params: LoRA and head, None if unknown.
+    error: what a failed trial said last, empty otherwise.
+    is_parked: it is RUNNING, but paused.
+    attempts: how often it was handed to a worker.
+    curve: the objective by step, empty unless it was read too (for a report).
     """
 
     number: int

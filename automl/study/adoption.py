@@ -96,7 +96,7 @@ def enqueue(
     """Enqueue what the study is given and has not got yet, at most `room` trials; returns how many they were.
 
     That is `enqueue:` of the space file, then what the study `earlier` lends; one that is enqueued anyway is not
-    trained twice. trials: of the study, as they were found. Raises ConfigError if there is no study `earlier`.
+    trained twice. trials: the study's, as they were found. Raises ConfigError if there is no study `earlier`.
     """
     listed = missing(space.enqueue, trials)[:room]
     _add(study, listed, {_ENQUEUED: True})

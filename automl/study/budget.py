@@ -97,5 +97,5 @@ class Budget:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something: of a traceback, the exception."""
+    """The last line that says something; in a traceback, the exception."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -34,7 +34,7 @@ class Outlook:
 def outlook(settings: SearchSettings, *, reached: Steps, unfinished: Steps, to_come: int) -> Outlook:
     """What a search has spent, and what it takes yet if its pruner keeps as many trials as it is meant to.
 
-    reached: of all trials, whatever became of them; unfinished: of those that are being trained, wait or are parked.
+    reached: by all trials, whatever became of them; unfinished: by those that are being trained, wait or are parked.
     to_come: trials that have not been started. `search.patience` and `search.time` may end it earlier.
     """
     steps = sum(step * trials for step, trials in reached.items())

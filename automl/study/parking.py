@@ -49,7 +49,8 @@ class ParkingPruner(BasePruner):
     ) -> list[int]:
         """Parked trials that will not be promoted, whatever comes; none, unless a policy can tell.
 
-        to_come: trials that may be started beside those in `trials`. steps_left: of the budget, None = without end.
+        to_come: trials that may be started beside those in `trials`. steps_left: what the budget leaves, None = without
+        end.
         """
         return []
 

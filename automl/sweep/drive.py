@@ -35,10 +35,12 @@ def drive(
 ) -> None:
     """Run the trials of `source` until it has nothing left; raise InterruptedSearch if it was stopped before.
 
-    stop: a signal ends it in good order, also while the database is away. keep_baseline: called with the metrics of
-    the untrained model as soon as a worker has brought them. so_far: how much is done, in words, for whoever
-    interrupts. shortage: asked after every exchange why no trial should go on; None = nothing is short. tick: called
-    after every exchange. about: what the event on the workers' time says beside that.
+    stop: a signal ends it in good order, also while the database is away.
+    keep_baseline: called with the metrics of the untrained model as soon as a worker has brought them.
+    so_far: how much is done, in words, for whoever interrupts.
+    shortage: asked after every exchange why no trial should go on; None = nothing is short.
+    tick: called after every exchange.
+    about: what the event on the workers' time says beside that.
     """
     has_baseline = False
 

@@ -35,7 +35,7 @@ _SAME_BF16H = 2e-2  # the adapter is measured with plain PEFT in fp32; see docs/
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written, and the metric it was recorded and (if checked) measured with. lines: of Python, to load it."""
+    """What was written, and the metric it was recorded and (if checked) measured with. lines: Python that loads it."""
 
     trial: int
     folder: str

@@ -30,8 +30,10 @@ IGNORED = -100
 class Prepared:
     """Data that was read, checked, split and tokenised once, lying in the cache. JSON beside the rows.
 
-    path: folder with the tokenised rows of each split. fingerprint: sha256 over split seed, contents and tokenizer.
-    rows: number of rows by split (train, validation, test). labels: class names in the order of their ids.
+    path: folder with the tokenised rows of each split.
+    fingerprint: sha256 over split seed, contents and tokenizer.
+    rows: number of rows by split (train, validation, test).
+    labels: class names in the order of their ids.
     baseline: metrics that need no training at all (the majority class of the validation rows); may be empty.
     notes: what a person should know of the data before anything is trained, one line each.
     """

@@ -65,7 +65,7 @@ Encode = Callable[[Sequence[Example]], Sequence[Encoded]]
 class Recipe:
     """How a task turns checked examples into rows.
 
-    version: of the task's templates; part of the key. columns: names of a row's values -> whether each is a list.
+    version: that of the task's templates; part of the key. columns: names of a row's values -> whether each is a list.
     judging: columns of lists that only the rows of validation and test have.
     """
 

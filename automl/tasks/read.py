@@ -43,7 +43,7 @@ def read_splits(data: DataSettings, rules: int = DATA_RULES) -> dict[Split, Iter
     """One stream of records per split the data brings; `train` is always among them.
 
     Raises DataError here for what can be seen without reading, and while streaming for the rest. A record that cannot
-    be read, where the next ones can, holds its error. rules: of `TaskSettings`.
+    be read, where the next ones can, holds its error. rules: see `TaskSettings`.
     """
     return _SOURCES[data.kind](data, rules)
 

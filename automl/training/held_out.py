@@ -22,7 +22,7 @@ def measured_on(
 ) -> Measurement:
     """The measurement with what the removal of each module's update would do to the loss on these rows.
 
-    modules: paths of the adapted modules. effects: of one batch of rows, a number for each of them
+    modules: paths of the adapted modules. effects: for one batch of rows, a number for each of them
     (`importance.heldout.removal_effects`). Unchanged if importances are not collected, if there are no rows, or if
     memory is too short.
     """

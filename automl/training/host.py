@@ -158,7 +158,7 @@ class SoloHost:
             durable.remove_folder(slot_folder(Path(self.settings.output), trial))
 
     def baseline(self) -> Metrics:
-        """Metrics without training: of the majority class if the data has one, else of the untrained model."""
+        """Metrics without training, by the majority class if the data has one, else by the untrained model."""
         if self.settings.prepared.baseline:
             return self.settings.prepared.baseline
         for resident in self._residents.values():

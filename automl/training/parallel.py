@@ -67,7 +67,7 @@ class ParallelStrategy(ABC):
 
     @abstractmethod
     def distribute(self, model: nn.Module, *, seed: int | None = None) -> None:
-        """Put this process's share of a whole model on its device. seed: of the dropout masks, if there are any."""
+        """Put this process's share of a whole model on its device. seed: for the dropout masks, if there are any."""
 
     @abstractmethod
     def full(self, tensor: Tensor) -> Tensor:

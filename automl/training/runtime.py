@@ -27,15 +27,23 @@ EVALUATION_TOKENS = {"cpu": 2048, "cuda": 8192}
 class HostSettings:
     """All a worker needs to train trials of a sweep; picklable, and free of credentials.
 
-    targets: the user's target sets. output: folder of the study (slot files, adapters). precision: fp32, bf16 or
-    (packed only) bf16h, one for the whole study. device: cpu, cuda, cuda:1 … or auto. threads: of torch, None = leave
-    as it is. capacity: most trials resident at once. packed: they are trained together, not one after the other.
+    targets: the user's target sets.
+    output: folder of the study (slot files, adapters).
+    precision: fp32, bf16 or (packed only) bf16h, one for the whole study.
+    device: cpu, cuda, cuda:1 … or auto.
+    threads: torch's, None = leave as it is.
+    capacity: most trials resident at once.
+    packed: they are trained together, not one after the other.
     judged_on: rows that trials are measured on; a search is never given the test rows.
-    largest, tokens: the costliest trial there may be, and the tokens of its largest batch; choices: the target sets
-    that trials may have; workers: how many there are. From these a packed worker finds out how it trains, and whether
-    it has the memory for `capacity` trials.
-    importance: how much the loss depends on each module's update is measured on the way. shards: processes that hold
-    one trial together. proofs: folder in which is remembered what can be packed; empty: it is found out anew.
+    largest, tokens: the costliest trial there may be, and the tokens of its largest batch.
+    choices: the target sets that trials may have.
+    workers: how many there are.
+    importance: measure on the way how much the loss depends on each module's update.
+    shards: processes that hold one trial together.
+    proofs: folder in which is remembered what can be packed; empty: it is found out anew.
+
+    From largest, tokens, choices and workers a packed worker finds out how it trains, and whether it has the
+    memory for `capacity` trials.
     """
 
     backbone: BackboneRef
@@ -63,7 +71,7 @@ class Runtime:
     """The frozen backbone on its device with the data that trials are trained on and judged by.
 
     evaluation_rows: the fixed part of the validation split that every evaluation uses, or in a verification all test
-    rows. evaluation_tokens: of one forward pass, padding included. importance: as in the settings. The model carries at
+    rows. evaluation_tokens: in one forward pass, padding included. importance: as in the settings. The model carries at
     most one adapter at a time.
     """
 

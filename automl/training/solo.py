@@ -48,8 +48,8 @@ class SoloTrial:
     """One trial: where it stands, and, while it trains, its adapter.
 
     state: where an earlier attempt stood; None starts at step 0. micro_batch, evaluation_tokens: how much is
-    worked on at once; they shrink when memory is short, while the effective batch and the grid of steps stay. loss: of
-    the last step, mean over its batch.
+    worked on at once; they shrink when memory is short, while the effective batch and the grid of steps stay. loss:
+    that of the last step, mean over its batch.
     """
 
     def __init__(

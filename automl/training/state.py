@@ -15,11 +15,14 @@ from automl.trial import Measurement, TrialSpec
 class TrainState:
     """A trial after `step` optimizer steps. All tensors are copies on the CPU.
 
-    params: adapter and head, as `Method.state` names them. moments: of AdamW, as `optim.moments` names them.
-    dropout: state of its generator, (bytes,) uint8; None without dropout. micro_batch: rows at once in training,
-    evaluation_tokens: tokens at once in an evaluation; both are lowered when memory is short. seconds, tokens: spent on
-    training since step 0, over all attempts. importance: running means (`Sensitivity.state`), method: what the method
-    remembers (`Method.memory`); empty where there is nothing.
+    params: adapter and head, as `Method.state` names them.
+    moments: AdamW's, as `optim.moments` names them.
+    dropout: state of its generator, (bytes,) uint8; None without dropout.
+    micro_batch, evaluation_tokens: rows at once in training, tokens at once in an evaluation; both are lowered when
+        memory is short.
+    seconds, tokens: spent on training since step 0, over all attempts.
+    importance, method: running means (`Sensitivity.state`), what the method remembers (`Method.memory`); empty where
+        there is nothing.
     """
 
     step: int

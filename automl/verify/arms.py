@@ -96,7 +96,7 @@ class Candidates:
         return found if found.trainable_params < best.trainable_params else None
 
     def noise(self) -> float:
-        """Standard error of one value: of a share of rows by their number, else _NOISE_RELATIVE of the value."""
+        """Standard error of one value: by the number of rows for a share of them, else _NOISE_RELATIVE of the value."""
         low, high = self._metric.low, self._metric.high
         if not math.isfinite(high):
             return _NOISE_RELATIVE * abs(self.best_value)
@@ -199,7 +199,7 @@ def choose_arms(
 ) -> list[Arm]:
     """All arms of a verification; the first is the search's best trial. No configuration is there under two names.
 
-    suggested: ranks by module for the winner's target set. seed: of the random allocation.
+    suggested: ranks by module for the winner's target set. seed: for the random allocation.
     """
     arms = candidates.finalists(finalists)
     for other in (candidates.default(), candidates.smallest()):

@@ -40,8 +40,9 @@ _MARGIN_RELATIVE = 0.02
 class Arm:
     """A configuration under verification. name: unique in the plan, at most 64 characters.
 
-    trial: of the search it comes from. params: as the search gave them, for people. hyper: all of it; its learning rate
-    is the first choice. learning_rates: candidates, one of which is chosen on validation rows if there are several.
+    trial: the one of the search that it comes from. params: as the search gave them, for people. hyper: all of it; its
+    learning rate is the first choice. learning_rates: candidates, one of which is chosen on validation rows if there
+    are several.
     """
 
     name: str
@@ -72,9 +73,12 @@ class Comparison:
 class Plan:
     """Everything that a verification's scores depend on, and the rules by which they will be read.
 
-    margin: differences below it do not matter in practice. seeds: planned, in this order; tuning_seeds: for learning
-    rates. winner_value: validation value of the search's best trial. test: fingerprint of the test rows, test_rows
-    their number. majority: metrics of always saying the most frequent class of the test rows, empty for text tasks.
+    margin: differences below it do not matter in practice.
+    seeds: planned, in this order.
+    tuning_seeds: for learning rates.
+    winner_value: validation value of the search's best trial.
+    test: fingerprint of the test rows, test_rows their number.
+    majority: metrics of always saying the most frequent class of the test rows, empty for text tasks.
     """
 
     study: str

@@ -143,9 +143,10 @@ def obstacle(database: Database, spec: SweepSpec) -> str:
 
 
 class _Work:
-    """One run of a verification: the ground it stands on, and the training of what is missing.
+    """One run of a verification: the setup it stands on, and the training of what is missing.
 
-    executor: as the search's, not started yet. results: the study's, under its lease; scores: of its verifications.
+    executor: as the search's, not started yet. results: the study's, under its lease; scores: those of its
+    verifications.
     """
 
     def __init__(self, database: Database, spec: SweepSpec, results: ResultStore, scores: VerificationStore) -> None:

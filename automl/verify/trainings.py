@@ -26,7 +26,7 @@ class Trainings:
     Which trainings those are is what the rules of `protocol` make of the scores so far; every one is trained to its
     last step.
 
-    number: of the verification.
+    number: the verification's.
     keep: called with a training's scores before `report` or `fail` returns.
     workers, slots: trainings are shared out evenly among so many workers, each of which holds at most so many.
     earlier: the latest attempt of an earlier run at a trial, 0 if there was none; its workers may still write.

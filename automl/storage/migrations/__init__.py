@@ -31,7 +31,7 @@ def revisions() -> list[str]:
 
 
 def is_ours(name: str | None, kind: str, _parents: object = None) -> bool:
-    """Alembic's `include_name`: of all tables in the database, ours only."""
+    """Alembic's `include_name`: ours only, out of all tables in the database."""
     return kind != "table" or (name is not None and name.startswith(PREFIX))
 
 
