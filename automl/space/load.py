@@ -37,8 +37,9 @@ DEFAULT_STORAGE_URL = "sqlite:///automl.db"
 _TASK_SETTINGS = {field.name for field in fields(TaskSettings)}
 
 
-def load_space(path: Path) -> SweepSpec:
+def load_space(path: str | Path) -> SweepSpec:
     """Read a space file; relative paths in it are resolved against its folder. Raises ConfigError with all problems."""
+    path = Path(path)
     return parse_space(read_text(path), str(path), path.absolute().parent)
 
 
