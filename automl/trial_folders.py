@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Set
 from pathlib import Path
 
 
@@ -23,3 +26,30 @@ def slots_folder(study: Path) -> Path:
 def slot_folder(study: Path, trial: int) -> Path:
     """Where the slot files of a trial lie, from which it goes on."""
     return slots_folder(study) / f"trial-{trial:05d}"
+
+
+def delete_adapter(study: Path, trial: int) -> None:
+    """Delete the finished adapter of a trial, if it is there."""
+    shutil.rmtree(adapter_folder(study, trial), ignore_errors=True)
+
+
+def delete_slot_files(study: Path, trial: int) -> None:
+    """Delete the slot files of a trial, if there are any."""
+    shutil.rmtree(slot_folder(study, trial), ignore_errors=True)
+
+
+def delete_slot_files_but(study: Path, in_progress: Set[int]) -> None:
+    """Finish what a driver that died between ending a trial and deleting its slot files had begun."""
+    kept = {slot_folder(study, trial) for trial in in_progress}
+    for found in slots_folder(study).glob("trial-*"):
+        if found not in kept:
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def point_to_best(study: Path, adapter: Path) -> None:
+    """Make `best` a relative link to the best adapter's folder, replacing an older one atomically."""
+    fresh = study / ".best"
+    fresh.unlink(missing_ok=True)
+    here = adapters_folder(study) / adapter.name
+    fresh.symlink_to(os.path.relpath(here if here.is_dir() else adapter, study))
+    fresh.replace(study / "best")

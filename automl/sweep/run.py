@@ -7,15 +7,13 @@ trial is told, and the lease is released last. Everything can be killed at any p
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from automl.errors import SearchError, SpaceChangedError
-from automl.execution import make_executor
 from automl.execution.base import Executor
 from automl.provenance import provenance
 from automl.report.write import renew_report
@@ -25,8 +23,7 @@ from automl.results.recorded import GROUND
 from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
-from automl.setup.machine import Layout
-from automl.setup.setup import Setup, layout_of, set_up
+from automl.setup.setup import Setup, executor_of, layout_of, set_up
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import digest_folder
 from automl.storage.base import ResultStore, RunEnd
@@ -40,7 +37,7 @@ from automl.sweep.ending import recorded_run
 from automl.sweep.replay import replay
 from automl.sweep.stop import StopRequest
 from automl.sweep.upload import store_results
-from automl.trial_folders import adapter_folder, adapters_folder, slot_folder, slots_folder
+from automl.trial_folders import delete_adapter, delete_slot_files, delete_slot_files_but, point_to_best, slots_folder
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +146,7 @@ class _Sweep:
         store = database.store(self._spec.study, guard=self._lease.verify)
         recorded = store.last_event(GROUND)
         layout = layout_of(self._spec, recorded)
-        with self._executor(layout) as executor:
+        with executor_of(self._spec, layout) as executor:
             self._stage("preparing model and data")
             setup = set_up(self._spec, self._cache, recorded, layout=layout)
             for line in setup.inputs.advice:
@@ -179,18 +176,6 @@ class _Sweep:
         logger.info(text)
         self._observer.stage(text)
 
-    def _executor(self, layout: Layout) -> Executor:
-        """The executor, its cluster already starting while the driver prepares the data."""
-        return make_executor(
-            self._spec.run.executor,
-            workers=layout.workers,
-            threads=layout.threads,
-            gpus_per_worker=layout.gpus_per_worker,
-            shards=layout.shards,
-            address=self._spec.run.address,
-            folder=self._folder,
-        )
-
     def _checked(self, setup: Setup, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """What is to be remembered of model, data and precision; refuses to mix them with others."""
         now = setup.record()
@@ -215,8 +200,8 @@ class _Sweep:
             derive=setup.inputs.derive,
             space_sha256=self._spec.sha256,
             digest=lambda folder: digest_folder(Path(folder)),
-            retire=partial(_delete_adapter, self._folder),
-            discard=partial(_delete_slot_files, self._folder),
+            retire=partial(delete_adapter, self._folder),
+            discard=partial(delete_slot_files, self._folder),
             on_event=self._observer.event,
         )
 
@@ -235,7 +220,7 @@ class _Sweep:
             f" ({setup.layout.threads} threads each, {setup.packing})"
         )
         self._observer.started(study)
-        _delete_slot_files_but(self._folder, study.in_progress)
+        delete_slot_files_but(self._folder, study.in_progress)
 
         if setup.spec.run.address is not None and setup.spec.artifacts is not None:
             self._stage(f"putting model and data where the nodes find them, {setup.spec.artifacts}")
@@ -261,33 +246,7 @@ class _Sweep:
                 f"study {self._spec.study!r} ended without a complete trial ({reasons});"
                 f" see: automl trials {self._spec.study}"
             )
-        _point_to_best(self._folder, summary.best.adapter)
+        if summary.best.adapter is not None:
+            point_to_best(self._folder, Path(summary.best.adapter))
         write_summary(summary, self._folder)
         return summary
-
-
-def _delete_adapter(folder: Path, trial: int) -> None:
-    shutil.rmtree(adapter_folder(folder, trial), ignore_errors=True)
-
-
-def _delete_slot_files(folder: Path, trial: int) -> None:
-    shutil.rmtree(slot_folder(folder, trial), ignore_errors=True)
-
-
-def _delete_slot_files_but(folder: Path, in_progress: Set[int]) -> None:
-    """Finish what a driver that died between ending a trial and deleting its slot files had begun."""
-    kept = {slot_folder(folder, trial) for trial in in_progress}
-    for found in slots_folder(folder).glob("trial-*"):
-        if found not in kept:
-            shutil.rmtree(found, ignore_errors=True)
-
-
-def _point_to_best(folder: Path, adapter: str | None) -> None:
-    """Make `best` a relative link to the best adapter's folder, replacing an older one atomically."""
-    if adapter is None:
-        return
-    fresh = folder / ".best"
-    fresh.unlink(missing_ok=True)
-    here = adapters_folder(folder) / Path(adapter).name
-    fresh.symlink_to(os.path.relpath(here if here.is_dir() else adapter, folder))
-    fresh.replace(folder / "best")

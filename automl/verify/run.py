@@ -18,7 +18,6 @@ from typing import Any
 
 from automl import durable, progress
 from automl.errors import DataError, SpaceChangedError
-from automl.execution import make_executor
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch, check_disk
 from automl.results.folders import study_folder
@@ -26,7 +25,7 @@ from automl.results.home import open_home
 from automl.results.recorded import BASELINE, GROUND, recorded_space
 from automl.results.summary import summarise, write_summary
 from automl.setup.prepare import Inputs
-from automl.setup.setup import layout_of, set_up
+from automl.setup.setup import executor_of, layout_of, set_up
 from automl.space.entries import TASKS
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
@@ -156,15 +155,7 @@ class _Work:
         self._scores = scores
         self._recorded = results.last_event(GROUND)
         self._layout = layout_of(spec, self._recorded)
-        self.executor = make_executor(
-            spec.run.executor,
-            workers=self._layout.workers,
-            threads=self._layout.threads,
-            gpus_per_worker=self._layout.gpus_per_worker,
-            shards=self._layout.shards,
-            address=spec.run.address,
-            folder=study_folder(spec),
-        )
+        self.executor = executor_of(spec, self._layout)
 
     def prepare(self, cache: Path) -> None:
         """Find model and data, and see that they are those of the search."""
