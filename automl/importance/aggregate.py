@@ -44,7 +44,7 @@ class TrialEvidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleShare:
+class ModuleAggregate:
     """One module over all trials.
 
     share: its part of the whole, over all modules 1. low, high: its 90 % interval over trials. top_half: how often it
@@ -82,7 +82,7 @@ class Aggregate:
     resampled: shares of the modules for every draw of the trials, (draws, modules).
     """
 
-    modules: tuple[ModuleShare, ...]
+    modules: tuple[ModuleAggregate, ...]
     weights: Mapping[int, float]
     n_eff: float
     stability: float | None
@@ -131,7 +131,7 @@ def aggregate(evidence: Sequence[TrialEvidence], modules: Sequence[str]) -> Aggr
     correlations = _correlations(logs)
     return Aggregate(
         modules=tuple(
-            ModuleShare(
+            ModuleAggregate(
                 module=name,
                 share=float(shares[index]),
                 low=float(np.quantile(draws[:, index], 0.05)),

@@ -14,7 +14,7 @@ _FEW = 4  # so many module names are listed as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class PeftRecipe:
     """use: Python that puts the trained adapter on its base model. train: Python that attaches the same adapter anew.
 
     training: what the optimizer is to be told, on one line.
@@ -25,7 +25,7 @@ class Recipe:
     training: str
 
 
-def recipe(adapter: str | None) -> Recipe | None:
+def recipe(adapter: str | None) -> PeftRecipe | None:
     """Read the adapter's folder; None if it is not there any more or is not one of ours."""
     if adapter is None:
         return None
@@ -34,7 +34,7 @@ def recipe(adapter: str | None) -> Recipe | None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
         base = _base(config, about, str(folder))
-        return Recipe(
+        return PeftRecipe(
             use=_use(base, str(folder)),
             train=_train(base, config) if config["peft_type"] == "LORA" else _train_as(base, str(folder)),
             training=_training(about["hyperparameters"], int(about["step"])),

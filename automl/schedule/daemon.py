@@ -21,7 +21,7 @@ from automl.schedule.job import USAGE, Job, Outcome, Place
 from automl.schedule.job_run import STOP_SECONDS, JobRun
 from automl.schedule.nights import NightJob, run_address
 from automl.schedule.notices import after_night, after_problem, after_slots, tell, tidy_up
-from automl.schedule.notify import Message
+from automl.schedule.notify import Notification
 from automl.schedule.options import schedule_problem
 from automl.schedule.submission import SubmissionJob
 from automl.storage.claims import Claimant
@@ -196,7 +196,7 @@ class Scheduler:
         else:
             logger.log(logging.WARNING if outcome.alert else logging.INFO, "%s: %s: %s", *outcome[:3])
 
-    def _tell(self, targets: tuple[str, ...], message: Message) -> None:
+    def _tell(self, targets: tuple[str, ...], message: Notification) -> None:
         self._teller.submit(tell, targets, message)
 
     def _away(self, error: StorageError) -> None:

@@ -13,7 +13,7 @@ from automl.errors import AutomlError
 from automl.schedule.due import Settled
 from automl.schedule.job import Outcome
 from automl.schedule.nights import NightJob
-from automl.schedule.notify import Message, parse_target, send
+from automl.schedule.notify import Notification, parse_target, send
 from automl.schedule.options import ScheduleOptions, read_options, stored_targets
 from automl.schedule.retention import retain
 from automl.storage.jobs import FiringState, Schedule
@@ -31,11 +31,11 @@ _HEADLINES = {
     FiringState.SKIPPED: "was skipped",
 }
 
-Tell = Callable[[tuple[str, ...], Message], object]
+Tell = Callable[[tuple[str, ...], Notification], object]
 """Tells all targets, at once or later."""
 
 
-def tell(targets: tuple[str, ...], message: Message) -> list[str]:
+def tell(targets: tuple[str, ...], message: Notification) -> list[str]:
     """Tell all targets, one after the other; what did not go well, one line each, also logged."""
     problems: list[str] = []
     for text in targets:
@@ -81,32 +81,32 @@ def tidy_up(database: Database, schedule: Schedule) -> None:
         logger.exception("schedule %s: older nights were not tidied up", schedule.name)
 
 
-def _tell_if_wanted(tell: Tell, options: ScheduleOptions, message: Message, is_alert: bool) -> None:
+def _tell_if_wanted(tell: Tell, options: ScheduleOptions, message: Notification, is_alert: bool) -> None:
     if options.notify and (is_alert or options.notify_on == "always"):
         tell(options.notify, message)
 
 
-def night_message(night: NightJob, outcome: Outcome) -> Message:
+def night_message(night: NightJob, outcome: Outcome) -> Notification:
     """About a night that has ended."""
     found = night.comparison
     detail = {"study": night.study, "value": night.value, "comparison": found.as_dict() if found else None}
     return _message(night.schedule, night.firing.slot, FiringState(outcome.state), outcome.message, detail)
 
 
-def slot_message(schedule: Schedule, slot: datetime, state: FiringState, why: str) -> Message:
+def slot_message(schedule: Schedule, slot: datetime, state: FiringState, why: str) -> Notification:
     """About a slot that was not run."""
     return _message(schedule, slot, state, why, {})
 
 
-def problem_message(schedule: Schedule, problem: str) -> Message:
+def problem_message(schedule: Schedule, problem: str) -> Notification:
     """About a schedule whose nights are not run, because it cannot be read."""
     subject = f"automl: {schedule.name} cannot be read, none of its nights is run"
     host = socket.gethostname()
     detail = {"schedule": schedule.name, "state": "UNREADABLE", "message": problem, "host": host}
-    return Message(subject=subject, text=f"{problem}\n\nhost: {host}", detail=detail)
+    return Notification(subject=subject, text=f"{problem}\n\nhost: {host}", detail=detail)
 
 
-def _message(schedule: Schedule, slot: datetime, state: FiringState, text: str, more: dict[str, Any]) -> Message:
+def _message(schedule: Schedule, slot: datetime, state: FiringState, text: str, more: dict[str, Any]) -> Notification:
     local = slot.astimezone(ZoneInfo(schedule.timezone))
     subject = f"automl: {schedule.name} of {local:%Y-%m-%d %H:%M} {_HEADLINES[state]}"
     lines = [
@@ -125,4 +125,4 @@ def _message(schedule: Schedule, slot: datetime, state: FiringState, text: str, 
         "host": socket.gethostname(),
         **more,
     }
-    return Message(subject=subject, text="\n".join(lines), detail=detail)
+    return Notification(subject=subject, text="\n".join(lines), detail=detail)

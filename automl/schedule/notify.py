@@ -58,7 +58,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Notification:
     """subject: one line. text: some lines for a person. detail: the same for a program, JSON."""
 
     subject: str
@@ -74,7 +74,7 @@ def parse_target(text: str) -> Target:
     return Target(kind, where.strip(), _CHECKS[kind](where.strip()))
 
 
-def send(target: Target, message: Message, environment: Mapping[str, str] = os.environ) -> str | None:
+def send(target: Target, message: Notification, environment: Mapping[str, str] = os.environ) -> str | None:
     """Tell one target; None if that went well, else one line about what did not. Never raises, names no secret."""
     try:
         if target.problem:
@@ -140,7 +140,7 @@ def _command_problem(where: str) -> str:
     )
 
 
-def _send_webhook(where: str, message: Message, environment: Mapping[str, str]) -> None:
+def _send_webhook(where: str, message: Notification, environment: Mapping[str, str]) -> None:
     url = _webhook_url(where, environment)
     body = json.dumps(message.detail, allow_nan=False, default=str).encode()
     headers = {"Content-Type": "application/json", "User-Agent": "automl"}
@@ -174,7 +174,7 @@ def _webhook_url(where: str, environment: Mapping[str, str]) -> str:
     return url
 
 
-def _send_mail(where: str, message: Message, environment: Mapping[str, str]) -> None:
+def _send_mail(where: str, message: Notification, environment: Mapping[str, str]) -> None:
     host = environment.get("AUTOML_SMTP_HOST", "")
     if not host:
         raise _refused("mail: the environment variable AUTOML_SMTP_HOST is not set")
@@ -201,7 +201,7 @@ def _smtp(host: str, port: int, security: str) -> smtplib.SMTP:
     return smtplib.SMTP(host, port, timeout=_SECONDS)
 
 
-def _run_command(where: str, message: Message, environment: Mapping[str, str]) -> None:
+def _run_command(where: str, message: Notification, environment: Mapping[str, str]) -> None:
     kept = {name: environment[name] for name in _INHERITED if name in environment}
     subprocess.run(  # noqa: S603 - a file that the operator of this machine has laid out; no shell
         [str(_command_file(where, environment))],
@@ -250,7 +250,7 @@ def _refused(message: str) -> ConfigError:
     return ConfigError([Problem("", 0, 0, "notify", message)])
 
 
-_SENDERS: Mapping[str, Callable[[str, Message, Mapping[str, str]], None]] = {
+_SENDERS: Mapping[str, Callable[[str, Notification, Mapping[str, str]], None]] = {
     "webhook": _send_webhook,
     "mail": _send_mail,
     "command": _run_command,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from automl.schedule.notify import Message, parse_target, send
+from automl.schedule.notify import Notification, parse_target, send
 
-MESSAGE = Message(subject="automl: nightly REGRESSION", text="worse", detail={"state": "REGRESSION", "value": 0.7})
+MESSAGE = Notification(subject="automl: nightly REGRESSION", text="worse", detail={"state": "REGRESSION", "value": 0.7})
 SECRET = "canary-7f3a"
 
 
