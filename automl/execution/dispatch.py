@@ -108,7 +108,7 @@ class Dispatcher:
         if self._max_seconds is not None and self._clock() - self._began >= self._max_seconds:
             self.stop(TIME_IS_UP)
         try:
-            orders = self._welcome(cohort) if cohort.hello else self._judge(cohort)
+            orders = self._register(cohort) if cohort.hello else self._judge(cohort)
             self._on_exchange()
         except Exception as error:  # noqa: BLE001 - the executor's edge: every worker is sent home, `finish` raises it
             self._give_up(error)
@@ -125,7 +125,7 @@ class Dispatcher:
         """
         known = self._workers.get(worker)
         if known is not None:
-            self._mourn(known)
+            self._mark_lost(known)
         trials = ", ".join(map(str, known.waiting)) if known else ""
         then = f"is started again; trials {trials} go on" if trials else "is started again"
         logger.warning("worker %d died and %s: %s", worker, then, why)
@@ -181,7 +181,7 @@ class Dispatcher:
             return not cohort.hello
         return cohort.epoch <= worker.epoch if cohort.hello else cohort.epoch != worker.epoch
 
-    def _welcome(self, cohort: Cohort) -> list[Order]:
+    def _register(self, cohort: Cohort) -> list[Order]:
         index = cohort.worker
         worker = self._workers.get(index)
         self._present.add(index)
@@ -193,11 +193,11 @@ class Dispatcher:
             logger.info("worker %d is ready after %.0f s, with room for %d trials", index, waited, cohort.capacity)
             worker = self._workers[index] = _Worker(index=index, epoch=cohort.epoch, capacity=cohort.capacity)
             return list(self._occupy(worker))
-        self._mourn(worker)
+        self._mark_lost(worker)
         worker.epoch = cohort.epoch
         worker.capacity = cohort.capacity
         if self._stopped is None:
-            return [*self._resume(worker, worker, worker.orphans), *self._release(worker), *self._occupy(worker)]
+            return [*self._resume(worker, worker, worker.lost), *self._release(worker), *self._occupy(worker)]
         return [_STOP]
 
     def _judge(self, cohort: Cohort) -> list[Order]:
@@ -243,18 +243,18 @@ class Dispatcher:
                 break
             yield worker.take(spec)
         if not worker.held:
-            yield from self._inherit(worker)
+            yield from self._take_over(worker)
         if not worker.open and not worker.held and self._source.finished:
             yield _STOP
 
-    def _mourn(self, worker: _Worker) -> None:
-        """What a worker trained when it died waits for it to come back, or for an heir."""
+    def _mark_lost(self, worker: _Worker) -> None:
+        """Note that a worker died: what it trained waits for it to come back, or for another one."""
         for trial in worker.open:
             self._record(trial).died(alone=len(worker.open) == 1)
-        worker.orphans |= set(worker.open)
+        worker.lost |= set(worker.open)
         worker.open.clear()
 
-    def _inherit(self, worker: _Worker) -> Iterator[Order]:
+    def _take_over(self, worker: _Worker) -> Iterator[Order]:
         """Go on with trials of workers that died and are not back, if nothing else is left to do.
 
         The machine they were on may be gone, and there may be no other place for them.
@@ -268,7 +268,7 @@ class Dispatcher:
     def _resume(self, worker: _Worker, dead: _Worker, trials: Iterable[int]) -> Iterator[Order]:
         """Give a worker trials that were lost or held when `dead` died, or end those that have killed too often."""
         for trial in sorted(trials):
-            dead.orphans.discard(trial)
+            dead.lost.discard(trial)
             dead.held.pop(trial, None)
             if self._record(trial).alone >= _DEATHS_ALONE:
                 self._source.fail(self._crash_of(trial))
@@ -313,7 +313,7 @@ class Dispatcher:
 class _Worker:
     """A worker as the driver sees it.
 
-    open: trials it trains; held: trials it was given, which wait; orphans: trials it trained when it died.
+    open: trials it trains; held: trials it was given, which wait; lost: trials it trained when it died.
     """
 
     index: int
@@ -321,12 +321,12 @@ class _Worker:
     capacity: int
     open: dict[int, TrialSpec] = field(default_factory=dict)
     held: dict[int, TrialSpec] = field(default_factory=dict)
-    orphans: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
 
     @property
     def waiting(self) -> list[int]:
         """Trials that wait for it, or for another worker, while it is dead."""
-        return sorted({*self.held, *self.orphans})
+        return sorted({*self.held, *self.lost})
 
     def take(self, spec: TrialSpec) -> Order:
         self.open[spec.number] = spec

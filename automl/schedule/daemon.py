@@ -104,7 +104,7 @@ class Scheduler:
         self._teller.shutdown(wait=True, cancel_futures=False)
         self._tidier.shutdown(wait=True, cancel_futures=True)  # what was not begun follows the next night
         try:
-            self._submissions.say_goodbye()
+            self._submissions.sign_off()
         except StorageError as error:
             self._away(error)
         logger.info("scheduler %s ends", self._claimant.owner)

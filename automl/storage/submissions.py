@@ -138,7 +138,7 @@ class SubmissionStore:
             connection.execute(statement.on_conflict_do_update(index_elements=["owner"], set_=fresh))
             connection.execute(delete(schedulers).where(schedulers.c.seen_at < now - _FORGOTTEN_AFTER))
 
-    def say_goodbye(self) -> None:
+    def sign_off(self) -> None:
         """This process ends in order."""
         with self._database.writing("end the heartbeat") as connection:
             connection.execute(delete(schedulers).where(schedulers.c.owner == self._claimant.owner))

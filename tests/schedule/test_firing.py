@@ -430,7 +430,7 @@ class TestSubmissions:
             with pytest.raises(StorageError, match="no submission 'x'"):
                 cancel(database, "x")
 
-    def test_schedulers_are_heard_of_until_they_say_goodbye(self, url: str) -> None:
+    def test_schedulers_are_heard_of_until_they_sign_off(self, url: str) -> None:
         with open_database(url, create=False) as database:
             store = SubmissionStore(Claimant(database))
             store.beat([])
@@ -438,7 +438,7 @@ class TestSubmissions:
             (row,) = list_schedulers(database)
             assert list(row.running) == ["night 2026-08-03 of nightly"]
             assert row.seconds_silent >= 0
-            store.say_goodbye()
+            store.sign_off()
             assert list_schedulers(database) == []
 
 
