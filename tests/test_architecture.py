@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("setup",),
     ("sweep",),
     ("verify",),
-    ("schedule", "library"),
+    ("schedule", "library", "testing"),
     ("cli",),
 )
 
@@ -54,6 +54,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "results/parameter_importance.py",
         "report/optuna_dashboard.py",
         "library/study.py",  # names a type
+        "testing/",
     ),
     "ray": ("execution/ray_",),
     "sqlalchemy": ("storage/",),

@@ -9,13 +9,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def install(target: Path, *names: str) -> Path:
+def install(target: Path, *names: str, source: Path = HERE) -> Path:
     """Install these packages into a folder, for PYTHONPATH or `sys.path`; returns the folder."""
     for name in names:
-        project = tomllib.loads((HERE / name / "pyproject.toml").read_text(encoding="utf-8"))
+        project = tomllib.loads((source / name / "pyproject.toml").read_text(encoding="utf-8"))
         facts, modules = project["project"], project["tool"]["setuptools"]["py-modules"]
         for module in modules:
-            shutil.copy(HERE / name / f"{module}.py", target)
+            shutil.copy(source / name / f"{module}.py", target)
         write_metadata(target, facts["name"], facts["version"], facts["entry-points"])
     return target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -129,6 +130,20 @@ def test_a_search_from_python_names_them_too(site: Path, shared_cache: Path, tmp
     trials, best = result.stdout.split()
     assert trials == "2"
     assert 0 < float(best) <= 1
+
+
+def test_they_pass_the_contracts_of_their_seams(site: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "cases.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"^28 passed", result.stdout.splitlines()[-1]), result.stdout
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -1,0 +1,106 @@
+"""The contracts that are open to others, over everything that is built in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pytest
+
+from automl.metric import METRICS
+from automl.space.entries import PRUNERS, SAMPLERS
+from automl.space.spec import CategoricalParameter, SearchSpace
+from automl.testing import MethodContract, MetricContract, PrunerContract, SamplerContract, TaskContract
+from automl.trial import Scalar
+
+CHOICES = SearchSpace(
+    parameters=(
+        CategoricalParameter(name="learning_rate", choices=(1e-4, 1e-3, 1e-2)),
+        CategoricalParameter(name="rank", choices=(1, 2, 4, 8, 16)),
+    )
+)
+
+
+def test_every_entry_is_cheap_to_import() -> None:
+    script = """
+import sys
+from automl.metric import METRICS
+from automl.methods.registry import METHODS
+from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, TASKS
+entries = [registry[name] for registry in (SAMPLERS, PRUNERS, TASKS, EXECUTORS, METRICS, METHODS) for name in registry]
+heavy = ("optuna", "torch", "peft", "transformers", "datasets", "ray")
+print(len(entries), [name for name in heavy if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "31 []\n"
+
+
+class TestLora(MethodContract):
+    method = "lora"
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]  # see above, here and below
+
+
+class TestAdaLora(MethodContract):
+    method = "adalora"
+    ends_smaller = True
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestMetrics(MetricContract):
+    @pytest.fixture(params=[name for name in METRICS.built_in if METRICS[name].score])
+    def name(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+
+class TestSamplers(SamplerContract):
+    @pytest.fixture(params=[name for name in SAMPLERS.built_in if name not in ("gp", "grid")])
+    def name(self, request: pytest.FixtureRequest) -> str:
+        """`gp` takes seconds; tests/study has it."""
+        return str(request.param)
+
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestGrid(SamplerContract):
+    sampler = "grid"
+    spaces = (CHOICES,)
+
+
+class TestPruners(PrunerContract):
+    @pytest.fixture(params=[name for name in PRUNERS.built_in if name not in ("halving", "threshold")])
+    def name(self, request: pytest.FixtureRequest) -> str:
+        """`halving` parks, which Optuna's own loop cannot."""
+        return str(request.param)
+
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestThreshold(PrunerContract):
+    pruner = "threshold"
+    options: ClassVar[Mapping[str, Scalar]] = {"upper": 4.0, "lower": -4.0}
+
+
+def lines(*columns: str) -> str:
+    """Eighty rows of short texts."""
+    return "".join(
+        json.dumps({name: f"word{number % 7} and word{number} {name}{number % 3}" for name in columns}) + "\n"
+        for number in range(80)
+    )
+
+
+class TestClassification(TaskContract):
+    task = "{type: classification, data: data.jsonl, metric: macro_f1}"
+    rows = "".join(json.dumps({"text": f"word{n % 7} and word{n}", "label": "abc"[n % 3]}) + "\n" for n in range(80))
+
+
+class TestCompletion(TaskContract):
+    task = "{type: completion, data: data.jsonl, metric: perplexity}"
+    rows = lines("prompt", "response")
+
+
+class TestInstruction(TaskContract):
+    task = "{type: instruction, data: data.jsonl}"
+    rows = lines("instruction", "output")
