@@ -48,7 +48,7 @@ def directions(update: LowRank, scaling: float, moments: Tensor | None = None) -
     orthogonal, triangle = torch.linalg.qr(b)
     core = update.scaling * triangle @ torch.linalg.qr(a.mT).R.mT
     left, values, _ = torch.linalg.svd(core)
-    left = left[:, : int((values > _NOTHING * values[0]).sum())]
+    left = left[:, : int((values > _NOTHING * values[:1]).sum())]
     turn = update.scaling * left.mT @ triangle  # T
     strengths = values[: len(turn)].square()
     if moments is not None:

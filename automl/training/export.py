@@ -76,7 +76,7 @@ def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
     about = _verified(adapter, "adapter", settings)
     head = make_task(settings.task).head(settings.prepared)
     base = load_backbone(settings.backbone, head.kind, head.labels)
-    merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
+    merged = with_adapter(base, adapter).merge_and_unload(safe_merge=True)
     try:
         with durable.sealed_folder(out, {**about, "kind": "merged"}) as draft, quietly(f"{out}: cannot write"):
             merged.save_pretrained(draft)
@@ -96,7 +96,7 @@ def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
     base = load_backbone(
         backbone, "classification" if labels else "causal-lm", labels, stored_dtype(str(about["precision"]))
     )
-    model = _with_adapter(base, folder).eval()
+    model = with_adapter(base, folder).eval()
     return model, load_tokenizer(replace(backbone, path=str(folder)) if _has_tokenizer(folder) else backbone)
 
 
@@ -112,7 +112,7 @@ def evaluate_export(folder: Path, settings: HostSettings, split: Split = "valida
     """
     _verified(folder, "adapter", settings)
     runtime = load_runtime(settings)
-    return _evaluate(_with_adapter(runtime.model, folder), runtime, settings, split)
+    return _evaluate(with_adapter(runtime.model, folder), runtime, settings, split)
 
 
 def evaluate_merged(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
@@ -142,7 +142,8 @@ def _same_backbone(folder: Path, about: dict[str, Any], backbone: BackboneRef) -
     return about
 
 
-def _with_adapter(base: nn.Module, folder: Path) -> Any:
+def with_adapter(base: nn.Module, folder: Path) -> Any:
+    """The PEFT model of a backbone with the adapter in this folder. Raises ModelError if PEFT refuses it."""
     with quietly(f"{folder}: PEFT cannot load the adapter"), warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed; see automl.methods.lora.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -96,6 +96,8 @@ def test_switched_off_components_are_no_directions() -> None:
     item.a[[1, 4]] = 0.0
     assert len(directions(item, 1.0).strengths) == 4
     assert directions(item._replace(a=torch.zeros_like(item.a)), 1.0).strengths == ()
+    nothing = LowRank("m", torch.zeros(0, 21), nn.Parameter(torch.zeros(13, 0)), 2.0)
+    assert directions(nothing, 1.0, torch.zeros(0, 0)).strengths == ()
 
 
 def test_factors_of_a_direction_are_of_like_norm() -> None:

@@ -1,0 +1,250 @@
+"""An adapter of PEFT's LoRA family, its updates turned to directions: cut to any ranks in place, or written smaller.
+
+Adapters need not be ours: any folder that plain PEFT has saved will do, if it holds low-rank updates of linear layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from automl import durable
+from automl.errors import CheckpointError, ModelError
+from automl.importance.heldout import in_batches
+from automl.importance.pattern import patterned, peft_block
+from automl.importance.squeeze import directions
+from automl.lora import Hyperparameters
+from automl.methods.attaching import ADAPTER, adapted_layers, check_anchored
+from automl.methods.base import LowRank
+from automl.methods.registry import METHODS
+from automl.models.inventory import linear_layers
+from automl.tasks.base import Row
+from automl.training.export import with_adapter
+from automl.training.runtime import Runtime
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+_KINDS = ("LORA", "ADALORA")
+_OTHER_SCHEDULES = (
+    "init_r",
+    "target_r",
+    "tinit",
+    "tfinal",
+    "deltaT",
+    "beta1",
+    "beta2",
+    "orth_reg_weight",
+    "total_step",
+)
+"""What AdaLoRA's configuration has beside LoRA's (peft 0.21, tuners/adalora/config.py)."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Initialisations that change the frozen weights by the rank (peft 0.21, tuners/lora/layer.py)."""
+_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".md")
+"""Endings of files that do not belong into a cut adapter: weights, the state of a trainer, and what is said of both."""
+_LEFT_NAMES = (CONFIG, durable.MANIFEST, "trainer_state.json")
+
+
+class TurnedAdapter:
+    """An adapter on its backbone, each update in the form that can be cut to its first directions.
+
+    folder: of the adapter. runtime: its model becomes the PEFT model's. rows: of training, on which is seen what the
+    modules' inputs are; none: they are taken to be white. costs: parameters of one direction of each module in `paths`;
+    strengths: of its directions, largest first. Raises ModelError or CheckpointError in a line if it cannot be cut.
+    """
+
+    def __init__(self, folder: Path, runtime: Runtime, rows: Sequence[Row] = ()) -> None:
+        check_cuttable(folder, runtime.model)
+        self._folder = folder
+        self._config = read_config(folder)
+        self.model: Any = with_adapter(runtime.model, folder).to(runtime.device).eval()
+        self._layers: dict[str, Any] = {
+            path: layer for path, layer in adapted_layers(self.model.get_base_model()).items() if _has_update(layer)
+        }
+        updates = METHODS[self._config["peft_type"].lower()].low_rank(self.model)
+        moments = input_moments(runtime, self.model, self._layers, updates, rows) if rows else [None] * len(updates)
+        self.paths = tuple(self._layers)
+        self.costs = tuple(layer.in_features + layer.out_features for layer in self._layers.values())
+        self._scalings = tuple(update.scaling for update in updates)
+        self.parameters = sum(len(update.a) * cost for update, cost in zip(updates, self.costs, strict=True))
+        self._whole: list[tuple[Tensor, Tensor]] = []
+        self.strengths = tuple(map(self._turn, self._layers.values(), updates, moments))
+        if not any(self.strengths):
+            raise ModelError(f"{folder}: every update is zero; the adapter was not trained, there is nothing to cut")
+
+    def cut(self, ranks: Sequence[int]) -> None:
+        """Let the model have the first directions of each module alone, in the order of `paths`; 0 leaves none."""
+        for layer, (a, b), rank in zip(self._layers.values(), self._whole, ranks, strict=True):
+            _set_factors(layer, a[:rank], b[:, :rank])
+
+    def write(self, ranks: Sequence[int], folder: Path, about: Mapping[str, Any]) -> None:
+        """Write the cut adapter as a folder for `PeftModel.from_pretrained`, in float32; all of it or nothing.
+
+        Modules of rank 0 leave `target_modules`. Heads, modules to save, tokenizer and class names are those of the
+        adapter. about: of the manifest. Raises ResourceError if the disk refuses.
+        """
+        kept = {path: rank for path, rank in zip(self.paths, ranks, strict=True) if rank}
+        check_anchored(self.model.get_base_model(), list(kept))
+        with durable.sealed_folder(folder, about) as draft:
+            for path in self._folder.iterdir():
+                if path.is_file() and path.suffix not in _LEFT and path.name not in _LEFT_NAMES:
+                    shutil.copyfile(path, draft / path.name)
+            durable.write_file(draft / WEIGHTS, save(self._tensors(kept), metadata={"format": "pt"}))
+            durable.write_file(draft / CONFIG, durable.canonical(_cut_config(self._config, kept)))
+
+    def _turn(self, layer: Any, update: LowRank, moments: Tensor | None) -> tuple[float, ...]:
+        """Turn one update in place; returns the strengths of its directions."""
+        found = directions(update, update.scaling, moments)
+        a, b = found.a.to(update.b), found.b.to(update.b)
+        _set_factors(layer, a, b)
+        self._whole.append((a, b))
+        return found.strengths
+
+    def _tensors(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+        """Contents of the file: everything that is no low-rank matrix as it was, and the kept directions."""
+        with safe_open(self._folder / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if ".lora_" not in name}  # noqa: SIM118
+        scaling = recorded(self._config).scaling
+        for path, (a, b), own in zip(self.paths, self._whole, self._scalings, strict=True):
+            if rank := ranks.get(path):
+                shift = math.sqrt(own / scaling)  # every module gets the scaling of the configuration
+                tensors[f"{_PREFIX}{path}.lora_A.weight"] = (a[:rank] * shift).cpu().contiguous()
+                tensors[f"{_PREFIX}{path}.lora_B.weight"] = (b[:, :rank] * shift).cpu().contiguous()
+        return tensors
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """PEFT's configuration of the adapter. Raises ModelError if there is none that can be read."""
+    try:
+        found: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: no adapter of PEFT: {CONFIG} cannot be read ({error})") from None
+    return found
+
+
+def recorded(config: Mapping[str, Any]) -> Hyperparameters:
+    """Rank, alpha and with them the scaling that a configuration gives to modules outside its patterns."""
+    rank = config["init_r"] if config["peft_type"] == "ADALORA" else config["r"]
+    return Hyperparameters(
+        rank=int(rank),
+        alpha=float(config["lora_alpha"]),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        use_rslora=bool(config.get("use_rslora")),
+    )
+
+
+def cut_hyperparameters(config: Mapping[str, Any], ranks: Mapping[str, int]) -> Hyperparameters:
+    """The configuration of plain LoRA with these ranks, all above 0, by module path."""
+    return patterned(recorded(config), ranks)
+
+
+def check_cuttable(folder: Path, model: nn.Module) -> None:
+    """Raise ModelError, in a line, unless the folder holds low-rank updates of linear layers of this model.
+
+    model: the backbone with its head, without an adapter; one on the meta device will do.
+    """
+    _check_kind(folder, read_config(folder))
+    layers = {layer.path: layer for layer in linear_layers(model)}
+    parameters = dict(model.named_parameters())
+    for name, shape in _shapes(folder).items():
+        path, is_update, part = name.removeprefix(_PREFIX).partition(".lora_")
+        if not is_update:
+            known = parameters.get(path)
+            if known is not None and tuple(known.shape) != shape:
+                raise ModelError(f"{folder}: {path} is {shape} there and {tuple(known.shape)} here; other classes?")
+        elif part.removesuffix(".weight") not in ("A", "B", "E"):
+            raise ModelError(f"{folder}: holds {name}; only low-rank updates of linear layers can be cut")
+        elif path not in layers:
+            raise ModelError(f"{folder}: is an adapter of another model: here is no linear layer '{path}'")
+        elif part[0] != "E":
+            _check_fits(folder, part[0], shape, layers[path])
+
+
+def _check_fits(folder: Path, part: str, shape: tuple[int, ...], layer: Any) -> None:
+    there = shape[1] if part == "A" else shape[0]
+    here = layer.in_features if part == "A" else layer.out_features
+    if there != here:
+        raise ModelError(
+            f"{folder}: is an adapter of another model: '{layer.path}' has {here:,}"
+            f" {'inputs' if part == 'A' else 'outputs'} here and {there:,} there"
+        )
+
+
+def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
+    kind, start = config["peft_type"], str(config.get("init_lora_weights", "")).lower()
+    wrong = [
+        *([f"peft_type {kind}"] if kind not in _KINDS else []),
+        *(name for name in ("use_dora", "lora_bias", "target_parameters", "layer_replication") if config.get(name)),
+        *([f"init_lora_weights {start}"] if start.startswith(_CHANGES_BASE) else []),
+    ]
+    if wrong:
+        raise ModelError(f"{folder}: {wrong[0]} cannot be cut; it can be done for plain LoRA, rsLoRA and AdaLoRA")
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {WEIGHTS} cannot be read: {error}") from None
+
+
+@torch.no_grad()
+def input_moments(
+    runtime: Runtime, model: Any, layers: Mapping[str, nn.Module], updates: Sequence[LowRank], rows: Sequence[Row]
+) -> list[Tensor]:
+    """E[A x (A x)ᵀ] of every module, each (r, r) float64, over the real tokens of these rows; forward passes only."""
+    sums = [
+        torch.zeros(len(update.a), len(update.a), dtype=torch.float64, device=update.a.device) for update in updates
+    ]
+    counts = [0] * len(updates)
+    real = torch.empty(0)
+
+    def watch(index: int, module: nn.Module) -> Any:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0][real] if inputs[0].shape[:-1] == real.shape else inputs[0].flatten(0, -2)
+            seen = (x.float() @ updates[index].a.float().mT).double()
+            sums[index] += seen.mT @ seen
+            counts[index] += len(seen)
+
+        return module.register_forward_pre_hook(look)
+
+    with ExitStack() as watching, runtime.autocast():
+        for index, module in enumerate(layers.values()):
+            watching.callback(watch(index, module).remove)
+        for chunk in in_batches(rows):
+            batch = runtime.batch(chunk)
+            real = batch["attention_mask"].bool()
+            runtime.task.loss(model, batch)
+    return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def _cut_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
+    kept = {name: value for name, value in config.items() if name not in _OTHER_SCHEDULES}
+    block = peft_block(cut_hyperparameters(config, ranks), sorted(ranks))
+    everywhere = {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
+    return {**kept, **everywhere, **block, "peft_type": "LORA", "inference_mode": True, "init_lora_weights": True}
+
+
+def _has_update(layer: Any) -> bool:
+    return ADAPTER in layer.lora_A
+
+
+def _set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
+    """Let PEFT's layer have these matrices, whatever their rank."""
+    own_a, own_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    if isinstance(own_a, nn.Module):
+        own_a, own_b = own_a.weight, own_b.weight
+    else:
+        layer.lora_E[ADAPTER].data = torch.ones(len(a), 1, dtype=a.dtype, device=a.device)
+    own_a.data, own_b.data = a, b
