@@ -71,7 +71,7 @@ _MODULES = {
     "automl.space.load": ("load_space",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-"""Where the names come from that are no errors."""
+"""The module of every public name that is no error."""
 
 
 def __getattr__(name: str) -> object:

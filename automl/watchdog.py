@@ -51,7 +51,7 @@ def watched(seconds: float, traces: Path) -> Iterator[None]:
 
 
 def beat() -> None:
-    """There is progress. Does nothing in a process that is not watched."""
+    """Note that there is progress. Does nothing in a process that is not watched."""
     watch = _watch
     if watch is not None and (now := time.monotonic()) - watch.wound_up >= _BETWEEN:
         watch.wound_up = now

@@ -141,7 +141,7 @@ class Exactness:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For the report."""
+        """Plain values for the report."""
         return asdict(self) | {"holds": self.holds}
 
 

@@ -91,12 +91,12 @@ class ArmRun:
 
     @property
     def steady_seconds(self) -> float:
-        """From the moment at which all slots were filled once to the end of the last trial."""
+        """Seconds from the moment at which all slots were filled once to the end of the last trial."""
         filled = sorted(each.started for each in self.trials)[self.most_resident - 1]
         return max(each.ended for each in self.trials) - filled
 
     def as_json(self) -> dict[str, Any]:
-        """For the report: everything raw, and what follows from it."""
+        """Plain values for the report: everything raw, and what follows from it."""
         derived = ("workers", "most_resident", "mean_resident", "first_start", "steady_seconds")
         return asdict(self) | {name: getattr(self, name) for name in derived}
 

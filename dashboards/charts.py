@@ -89,7 +89,7 @@ def chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -
 
 
 class _Scale:
-    """From values to places."""
+    """The way from values to places."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self._low, self._high = low, high

@@ -41,7 +41,7 @@ def answer_error(request: Request, status: int, reason: str) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Nothing there, not allowed, not understood."""
+    """Answer what is not there, not allowed or not understood."""
     assert isinstance(error, HTTPException)
     response = answer_error(request, error.status_code, str(error.detail))
     response.headers.update(error.headers or {})

@@ -133,11 +133,11 @@ class Pages:
         return Response(text, media_type=kind, headers={"cache-control": "no-cache"})
 
     def optuna(self, _request: Request) -> Response:
-        """To Optuna's dashboard, whose addresses are fixed."""
+        """Lead to Optuna's dashboard, whose addresses are fixed."""
         return RedirectResponse("/dashboard", status_code=307)
 
     def health(self, _request: Request) -> Response:
-        """For those who watch this process."""
+        """Tell those who watch this process that it lives."""
         return PlainTextResponse("ok\n")
 
     def _overview(self, request: Request) -> dict[str, Any]:

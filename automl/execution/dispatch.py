@@ -119,7 +119,7 @@ class Dispatcher:
         return orders
 
     def lost(self, worker: int, why: str) -> None:
-        """A worker's process died and is started again, as soon as there is a place for it.
+        """Note that a worker's process died; it is started again as soon as there is a place for it.
 
         After 3 starts without a word the sweep gives up. Until it is back, idle workers may go on with its trials.
         """
@@ -136,13 +136,13 @@ class Dispatcher:
             self._give_up(ResourceError(died))
 
     def failed(self, worker: int, error: Exception) -> None:
-        """A worker raised outside of any trial (it cannot build its host, its disk is full): the sweep ends with it."""
+        """End the sweep with an error of a worker outside of any trial: it cannot build its host, its disk is full."""
         logger.error("worker %d failed: %s: %s", worker, type(error).__name__, error)
         self._present.discard(worker)
         self._give_up(error)
 
     def finish(self) -> None:
-        """No worker is left: leave live trials resumable, and raise the error that stopped the sweep, if any."""
+        """Leave live trials resumable once no worker is left, and raise the error that stopped the sweep, if any."""
         if self._error is not None:
             self._interrupt_after(self._error)
             raise self._error

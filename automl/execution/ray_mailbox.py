@@ -22,7 +22,7 @@ class Mailbox:
         self._letters: dict[tuple[int, int, int], asyncio.Future[Sequence[Order]]] = {}
 
     async def enlist(self, worker: int) -> int:
-        """A worker starts: returns its epoch, from 1. Whoever still waits under an older epoch is told to stop."""
+        """Register a worker's start; returns its epoch, from 1. Whoever waits under an older epoch is told to stop."""
         self._epochs[worker] = self._epochs.get(worker, 0) + 1
         for key in [key for key in self._letters if key[0] == worker]:
             letter = self._letters.pop(key)

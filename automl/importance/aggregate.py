@@ -221,7 +221,7 @@ def _in_top_half(draws: np.ndarray) -> np.ndarray:
 
 
 def _correlations(logs: np.ndarray) -> list[float]:
-    """Between every two trials, over the modules that both know, if these are at least three."""
+    """Rank correlations between every two trials, over the modules that both know, if these are at least three."""
     found = []
     for first, second in combinations(logs, 2):
         both = ~np.isnan(first) & ~np.isnan(second)

@@ -58,9 +58,9 @@ def read(document: Mapping[str, Any], folder: Path) -> SweepSpec:
 
 
 def named(document: Mapping[str, Any], stem: str, folder: Path) -> dict[str, Any]:
-    """With a study's name if it has none: the same call goes on with its study, another search begins one of its own.
+    """The document with a study's name: the same call goes on with its study, another search begins one of its own.
 
-    The name is `stem` and the beginning of the digest over all that gives a study its meaning.
+    A name that is missing is `stem` and the beginning of the digest over all that gives a study its meaning.
     """
     if "study" in document:
         return dict(document)

@@ -106,7 +106,7 @@ def _stem(data: Any) -> str:
 
 
 def _with_task(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """With the type of task that the data's columns tell, and our names for theirs."""
+    """The document with the type of task that the data's columns tell, and our names for theirs."""
     task = document["task"]
     start = read({"study": "start", **document, "task": {"type": "classification", "data": task["data"]}}, folder)
     columns = start.task.data.columns

@@ -44,7 +44,7 @@ class AdaLora(Method):
     shardable: ClassVar[bool] = False
 
     def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
-        """Those of the ranks that it keeps, `rank` in each layer on average; λ and what it loses are not counted."""
+        """Parameters of the ranks it keeps, `rank` in each layer on average; λ and what it loses are not counted."""
         return lora_parameters(layers, hyper.rank)
 
     def attach(

@@ -15,7 +15,7 @@ _EXPERT_NAMES: dict[str, set[str]] = {
     "mixtral": {"gate", "w1", "w2", "w3"},
     "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"},
 }
-"""By pattern of conversion, the names for which PEFT puts the fused experts in the place of the layers that are named
+"""Names, by pattern of conversion, for which PEFT puts the fused experts in the place of the layers that are named
 (peft 0.21, utils/transformers_weight_conversion.py): the layers themselves cannot be adapted.
 """
 

@@ -49,7 +49,7 @@ TOLERANCES = {
     # Eight bits of mantissa: PEFT differs by 1e-2 from itself with the same rows in another batch.
     "bf16": Tolerance(loss=2e-2, gradient=0.2, visible=0.1),
 }
-"""By precision. bf16h is proven in fp32: it rounds inside of a layer, and sends no row elsewhere."""
+"""Tolerances by precision. bf16h is proven in fp32: it rounds inside of a layer, and sends no row elsewhere."""
 
 STRENGTHS = (0.3, 1.0, 3.0)
 """Size of an adapter's update relative to its layer's input; the first that shows in the loss is taken."""

@@ -69,11 +69,11 @@ class Rounds(Generic[RunnerT, NewsT]):
         self._held: dict[int, list[NewsT]] = {}
 
     def join(self, trial: int) -> None:
-        """The trial is in the pack now; it joins at the time of the last cohort, wherever the others are."""
+        """Let a trial that is in the pack now join at the time of the last cohort, wherever the others are."""
         self._times[trial] = self._now
 
     def leave(self, trial: int) -> None:
-        """The trial is out of the pack, and nothing it had to say matters. Unknown trials are ignored."""
+        """Forget a trial that is out of the pack, and what it had to report. Unknown trials are ignored."""
         self._times.pop(trial, None)
         self._goals.pop(trial, None)
         self._due = [number for number in self._due if number != trial]

@@ -95,7 +95,7 @@ def _group(group: Group) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Without tuples, times, enumerations and numbers that JSON does not have."""
+    """The value without tuples, times, enumerations and numbers that JSON does not have."""
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

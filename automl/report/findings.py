@@ -140,7 +140,7 @@ def _in_words(trial: TrialRow) -> str:
 
 
 def _what_mattered(frame: StudyFrame) -> str:
-    """Only if both ends of the first parameter's interval lie above the second's middle."""
+    """The first parameter, if both ends of its interval lie above the second's middle; else empty."""
     shares = list(next(iter(frame.parameter_importance.shares.values()), {}).items())
     if len(shares) < 2 or shares[0][1].low <= shares[1][1].mean:
         return ""

@@ -111,7 +111,7 @@ model = get_peft_model(base, config)"""
 
 
 def _train_as(base: _Base, folder: str) -> str:
-    """For a method other than LoRA, whose configuration is known to PEFT alone."""
+    """Lines for a method other than LoRA, whose configuration is known to PEFT alone."""
     return f"""\
 from peft import PeftConfig, get_peft_model
 from transformers import {base.names}

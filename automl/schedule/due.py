@@ -31,7 +31,7 @@ Unreadable = Callable[[Schedule, str], None]
 
 
 def refuse(schedule: Schedule, problem: str) -> None:
-    """For whom one schedule is meant. Raises ConfigError."""
+    """Raise ConfigError: for whoever asks for this schedule alone."""
     raise ConfigError([Problem("", 0, 0, f"schedule {schedule.name}", problem)])
 
 

@@ -146,5 +146,5 @@ def _model_name(backbone: BackboneRef) -> str:
 
 
 def _data_name(prepared: Prepared) -> str:
-    """Not the name under which a driver prepares data, and another with the test rows than without them."""
+    """The published folder's name: not the one that data is prepared under, and another with the test rows."""
     return f"data/{prepared.fingerprint}.{'with' if _has_test(prepared) else 'without'}-test"

@@ -315,7 +315,7 @@ class _Known:
 
 
 def _direction(about: Row[Any] | None, metric: str) -> Direction:
-    """By Optuna, or by the metric while Optuna has not been told yet."""
+    """The direction by Optuna, or by the metric while Optuna has not been told yet."""
     if about is not None and about.direction is not None:
         return cast("Direction", about.direction.lower())
     return METRICS[metric].direction if metric in METRICS else "minimize"

@@ -332,7 +332,7 @@ class SqlStore(ResultStore):
         return query if trial is None else query.where(table.c.trial == trial)
 
     def _without_stored(self, connection: Connection, given: Sequence[Measurement]) -> list[Measurement]:
-        """Those not stored yet; of several for one (trial, step) the first."""
+        """Measurements not stored yet; of several for one (trial, step) the first."""
         trials = sorted({measurement.trial for measurement in given})
         query = select(measurements.c.trial, measurements.c.step)
         query = query.where(measurements.c.study_name == self.study, measurements.c.trial.in_(trials))

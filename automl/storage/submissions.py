@@ -139,7 +139,7 @@ class SubmissionStore:
             connection.execute(delete(schedulers).where(schedulers.c.seen_at < now - _FORGOTTEN_AFTER))
 
     def sign_off(self) -> None:
-        """This process ends in order."""
+        """Note that this process ends in order."""
         with self._database.writing("end the heartbeat") as connection:
             connection.execute(delete(schedulers).where(schedulers.c.owner == self._claimant.owner))
 

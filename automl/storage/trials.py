@@ -124,7 +124,7 @@ _FEW = 1000
 """Up to so many trials are asked for one by one, more all together."""
 
 _Outlines = dict[int, TrialRow]
-"""By Optuna's id of the trial; what costs most to read is still missing."""
+"""Trials by Optuna's id; what costs most to read is still missing."""
 
 
 def list_trials(database: Database, study: str) -> list[TrialRow]:

@@ -40,18 +40,18 @@ class Budget:
         return self.states[TrialState.COMPLETE] + self.states[TrialState.PRUNED]
 
     def started(self, reached: int = 0) -> None:
-        """There is one more trial, and it has come this far."""
+        """Count one more trial, which has come this far."""
         self.steps += reached
         self.reached[reached] += 1
 
     def advanced(self, before: int, reached: int) -> None:
-        """A trial has come from one step to another."""
+        """Count the steps of a trial from one to another."""
         self.steps += reached - before
         self.reached[before] -= 1
         self.reached[reached] += 1
 
     def ended(self, trial: int, state: TrialState, reason: StopReason | None, error: str = "") -> None:
-        """A trial has ended; `error` is its traceback if it has one."""
+        """Count a trial that has ended; `error` is its traceback if it has one."""
         self.states[state] += 1
         self._infeasible = self._infeasible + 1 if reason is StopReason.INFEASIBLE else 0
         if reason in FAILURES:
@@ -59,7 +59,7 @@ class Budget:
             self._last_error = f"trial {trial}: {last_line(error) or reason}"
 
     def start_run(self) -> None:
-        """What was counted so far is of earlier runs: their failures do not stop this one."""
+        """Begin a run: what was counted so far is of earlier ones, and their failures do not stop this one."""
         self._failed = self._infeasible = 0
         self._last_error = ""
 

@@ -53,7 +53,7 @@ class Ranking:
         return len(self._all)
 
     def add(self, number: int, score: float) -> None:
-        """A trial has reached the rung; it counts from now on, whatever becomes of it."""
+        """Count a trial that has reached the rung, from now on and whatever becomes of it."""
         self.scores[number] = score
         insort(self._all, (score, number))
 
@@ -62,11 +62,11 @@ class Ranking:
         return bisect_left(self._all, (self.scores[number], number))
 
     def stand(self, number: int) -> None:
-        """The trial is here now."""
+        """Note that the trial is here now."""
         insort(self.standing, (self.scores[number], number))
 
     def leave(self, number: int) -> None:
-        """The trial is not here any more."""
+        """Note that the trial is not here any more."""
         del self.standing[bisect_left(self.standing, (self.scores[number], number))]
 
 

@@ -33,7 +33,7 @@ Params = Mapping[str, Scalar]
 
 
 def missing(wanted: Iterable[Params], trials: Sequence[FrozenTrial]) -> list[Params]:
-    """Those of `wanted` that the study has not got, in their order; one that is listed twice is wanted twice.
+    """Configurations in `wanted` that the study has not got, in their order; one that is listed twice is wanted twice.
 
     A trial that ended before it was measured, because there was no budget for it, does not count.
     """

@@ -130,7 +130,7 @@ class Stall:
         ]
 
     def _step(self, trial: FrozenTrial) -> int | None:
-        """Where a trial is compared."""
+        """The step at which a trial is compared."""
         if self._has_two:
             return _AT_THE_END if trial.state is TrialState.COMPLETE else None
         return trial.last_step

@@ -137,7 +137,7 @@ def load_model(settings: HostSettings) -> nn.Module:
 
 
 def stored_dtype(precision: str) -> Dtype:
-    """In which type a backbone is held for training in this precision: bf16h converts what it needs itself."""
+    """Type in which a backbone is held for training in this precision: bf16h converts what it needs itself."""
     return "bf16" if precision == "bf16" else "fp32"
 
 

@@ -61,7 +61,7 @@ class FullySharded(ParallelStrategy):
 
     @property
     def is_writer(self) -> bool:
-        """In the process of rank 0."""
+        """Whether this is the process of rank 0."""
         return distributed.get_rank() == 0
 
     def wait(self) -> None:
