@@ -404,7 +404,7 @@ HEAVY = ("torch", "ray", "peft", "transformers", "datasets", "optuna", "sqlalche
 @pytest.mark.parametrize(
     ("command", "heavy"),
     [
-        (["--help"], HEAVY),
+        (["--help"], (*HEAVY, "markdown_it")),
         (["validate", "search_spaces/bbc-topics.yaml"], ("torch", "ray", "peft", "transformers")),
         (["schema"], ("torch", "ray", "peft", "transformers")),
         (["dashboard", "--help"], (*HEAVY, *OF_THE_WEB_ALONE)),

@@ -49,7 +49,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # what draws boxes takes as long to load as all the rest
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog=_EXIT_CODES,
 )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import json
 import logging
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -200,15 +202,18 @@ def test_ctrl_c_returns_what_there_is_and_the_same_call_goes_on(home: Path, livi
 
 
 def _interrupt_when_trained(name: str) -> None:
-    """Interrupt the main thread, as Ctrl-C does, once some trial has trained."""
+    """Interrupt the main thread, as Ctrl-C does."""
+    _wait_until_trained(name)
+    _thread.interrupt_main()
+
+
+def _wait_until_trained(name: str) -> None:
+    """Until some trial has a measurement."""
     while True:
         time.sleep(0.1)
-        try:
+        with contextlib.suppress(automl.AutomlError):  # there is no such study yet
             if any(trial.steps for trial in automl.open_study(name).trials):
-                break
-        except automl.AutomlError:
-            continue
-    _thread.interrupt_main()
+                return
 
 
 def test_a_search_runs_in_any_thread(home: Path) -> None:
@@ -226,6 +231,22 @@ def test_an_error_ends_it_and_leaves_nothing(home: Path, living: set[str]) -> No
     with pytest.raises(automl.DataError, match="row 1, column 'text'"):
         automl.search("./model", bad, **SEARCH | {"study": "bad"})
     assert what_lives() <= living
+
+
+def test_a_lease_that_was_taken_over_ends_the_search_and_not_the_process(home: Path, living: set[str]) -> None:
+    threading.Thread(target=_take_over_when_trained, args=("taken",)).start()
+    with pytest.raises(automl.StorageError, match="the lease was taken over by process 17 on elsewhere"):
+        automl.search("./model", rows(), **SEARCH | {"study": "taken", "steps": 400})
+    assert what_lives() <= living
+
+
+def _take_over_when_trained(name: str) -> None:
+    """Another driver takes the study, as if this process had been stopped for long."""
+    _wait_until_trained(name)
+    with sqlite3.connect("automl.db", timeout=60) as connection:
+        statement = "UPDATE automl_sweeps SET owner = 'elsewhere:17:cafe0123' WHERE study_name = ?"
+        assert connection.execute(statement, (name,)).rowcount == 1
+    connection.close()
 
 
 def test_the_winner_is_verified_if_asked_for(home: Path, caplog: pytest.LogCaptureFixture) -> None:
