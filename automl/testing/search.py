@@ -129,7 +129,7 @@ class PrunerContract:
     @pytest.mark.parametrize("every", [1, 7, 20], ids="every {}".format)
     @pytest.mark.parametrize("direction", ["minimize", "maximize"])
     def test_it_decides_on_any_grid(self, name: str, every: int, direction: Direction) -> None:
-        """Of many trials it stops some at most: those with the best curve are trained to the end."""
+        """The trials with the best curve are trained to the end, whatever becomes of the others."""
         settings = SearchSettings(pruner=name, pruner_options=self.options, steps=60, evaluate_every=every, trials=12)
         study = optuna.create_study(pruner=make_pruner(settings), direction=direction)
         for number in range(12):
