@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from automl.errors import CheckpointError, TargetError
 from automl.lora import Hyperparameters, LinearShape, lora_parameters
 from automl.methods.base import LowRank, Method
+from automl.methods.lora import learning_rates
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,6 +47,9 @@ class AdaLora(Method):
     def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         """Parameters of the ranks it keeps, `rank` in each layer on average; λ and what it loses are not counted."""
         return lora_parameters(layers, hyper.rank)
+
+    def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        return learning_rates(model_parameters, steps)
 
     def attach(
         self,

@@ -44,6 +44,13 @@ class Method(ABC):
         """Parameters it trains if it adapts these layers, without the head: what constraints and plans count."""
 
     @abstractmethod
+    def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        """Smallest and largest peak learning rate worth a trial, with AdamW: the range of `learning_rate: auto`.
+
+        model_parameters: of the backbone. steps: of a full trial.
+        """
+
+    @abstractmethod
     def attach(
         self,
         model: nn.Module,

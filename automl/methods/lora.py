@@ -13,6 +13,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+SMALL, LARGE = 500_000_000, 4_000_000_000
+"""Models with fewer parameters need higher learning rates, those with more need lower ones."""
+SHORT_STEPS = 300
+
+
+def learning_rates(model_parameters: int, steps: int) -> tuple[float, float]:
+    """What is known of low-rank updates; the table of `automl.space.defaults` has the sources."""
+    if model_parameters >= LARGE:
+        return 2e-5, 1e-3
+    if model_parameters >= SMALL:
+        return 1e-5, 2e-3
+    return (1e-4, 2e-2) if steps <= SHORT_STEPS else (5e-5, 1e-2)
+
+
 class Lora(Method):
     """Low-rank updates of linear layers: y = W x + scaling * B A dropout(x), A and B trained."""
 
@@ -21,6 +35,9 @@ class Lora(Method):
 
     def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         return lora_parameters(layers, hyper.rank_of)
+
+    def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        return learning_rates(model_parameters, steps)
 
     def attach(
         self,

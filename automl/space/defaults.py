@@ -21,16 +21,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from automl.methods.registry import METHODS
 from automl.space import limits as hyper
+from automl.space.extremes import choices
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
 from automl.trial import Scalar
 
-SMALL = 500_000_000
-"""Models with fewer parameters need higher learning rates."""
-LARGE = 4_000_000_000
 WIDE = 1_000_000_000
 """Models with at least so many parameters pay for higher ranks."""
-SHORT_STEPS = 300
 FEW_STEPS = 50
 
 DEFAULT_SEARCHED = ("rank", "alpha_ratio", "dropout", "target", "learning_rate")
@@ -55,12 +53,15 @@ TARGETS = ("all-linear", "qv", "attention", "mlp")
 """Target sets that are tried, where the model has them."""
 
 
-def suggested_ranges(model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS) -> dict[str, Parameter]:
+def suggested_ranges(
+    model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS, methods: Sequence[str] = ("lora",)
+) -> dict[str, Parameter]:
     """The ranges above, for every name in AUTO_NAMES.
 
-    model_parameters: the backbone's; steps: those of a full trial; target_sets: those that the model has.
+    model_parameters: the backbone's; steps: those of a full trial; target_sets: those that the model has. methods: what
+    is trained; each says which learning rates suit it.
     """
-    low, high = _learning_rates(model_parameters, steps)
+    low, high = _learning_rates(methods, model_parameters, steps)
     smallest, largest = (2, 64) if model_parameters < WIDE else (4, 128)
     return {
         "rank": IntParameter(name="rank", low=smallest, high=largest, log=True),
@@ -78,7 +79,7 @@ def suggested_ranges(model_parameters: int, steps: int, target_sets: Sequence[st
 
 def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS) -> SearchSpace:
     """The space with a range for each name in `auto`, widened so that it contains every enqueued value."""
-    ranges = suggested_ranges(model_parameters, steps, target_sets)
+    ranges = suggested_ranges(model_parameters, steps, target_sets, choices(space, "method"))
     resolved = {name: _widened(ranges[name], _enqueued(space, name)) for name in space.auto}
     before = [parameter for parameter in space.parameters if parameter.when is None]
     resolved |= {parameter.name: parameter for parameter in before}
@@ -90,7 +91,9 @@ def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: 
 def advice(space: SearchSpace, model_parameters: int, steps: int) -> list[str]:
     """One line for each choice that is legal but known to waste trials; may be empty."""
     parameters = {parameter.name: parameter for parameter in space.parameters}
-    notes = _rate_advice(parameters.get("learning_rate"), space.fixed, model_parameters, steps)
+    known = _learning_rates(choices(space, "method"), model_parameters, steps)
+    usual = f"{known[0]:g} to {known[1]:g} suits a model of {model_parameters:,} parameters and trials of {steps} steps"
+    notes = _rate_advice(parameters.get("learning_rate"), space.fixed, *known, usual=usual)
     if steps < FEW_STEPS:
         notes.append(f"steps: {steps} teach little; differences between trials show from about {FEW_STEPS} steps on")
     rank, alpha = parameters.get("rank"), parameters.get("alpha")
@@ -100,10 +103,8 @@ def advice(space: SearchSpace, model_parameters: int, steps: int) -> list[str]:
 
 
 def _rate_advice(
-    parameter: Parameter | None, fixed: Mapping[str, Scalar], model_parameters: int, steps: int
+    parameter: Parameter | None, fixed: Mapping[str, Scalar], low: float, high: float, *, usual: str
 ) -> list[str]:
-    low, high = _learning_rates(model_parameters, steps)
-    usual = f"{low:g} to {high:g} suits a model of {model_parameters:,} parameters and trials of {steps} steps"
     rate = fixed.get("learning_rate")
     if isinstance(rate, float) and not low <= rate <= high:
         return [f"learning_rate: fixed at {rate:g}; {usual}"]
@@ -119,12 +120,10 @@ def _rate_advice(
     return notes
 
 
-def _learning_rates(model_parameters: int, steps: int) -> tuple[float, float]:
-    if model_parameters >= LARGE:
-        return 2e-5, 1e-3
-    if model_parameters >= SMALL:
-        return 1e-5, 2e-3
-    return (1e-4, 2e-2) if steps <= SHORT_STEPS else (5e-5, 1e-2)
+def _learning_rates(methods: Sequence[str], model_parameters: int, steps: int) -> tuple[float, float]:
+    """From the lowest to the highest rate that one of the methods is to be tried with."""
+    ranges = [METHODS[name].learning_rates(model_parameters, steps) for name in methods]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _targets(target_sets: Sequence[str]) -> tuple[str, ...]:

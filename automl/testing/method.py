@@ -60,6 +60,11 @@ class MethodContract:
         trained = sum(tensor.numel() for tensor in trial.state().values())
         assert trained > expected if self.ends_smaller else trained == expected
 
+    def test_its_learning_rates_are_a_range(self, name: str) -> None:
+        for parameters in (20_000_000, 1_000_000_000, 70_000_000_000):
+            low, high = METHODS[name].learning_rates(parameters, 300)
+            assert 0 < low < high <= 10
+
     def test_it_learns_in_float32(self, name: str, model: nn.Module) -> None:
         trial = Attached(name, model, self.hyper)
         losses = trial.train(STEPS)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from automl.methods.lora import Lora
+from automl.methods.registry import METHODS
 from automl.space.defaults import AUTO_NAMES, advice, resolve, suggested_ranges
 from automl.space.limits import checked
 from automl.space.load import parse_space
@@ -96,3 +99,32 @@ def test_advice(rest: str, model_parameters: int, steps: int, expected: list[str
     assert len(notes) == len(expected)
     for note, start in zip(notes, expected, strict=True):
         assert note.startswith(start)
+
+
+class Eager(Lora):
+    """Wants higher rates than LoRA."""
+
+    def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        return 1e-3, 0.5
+
+
+def test_a_method_says_which_learning_rates_suit_it() -> None:
+    METHODS["eager"] = Eager()
+    try:
+        both = CategoricalParameter(name="method", choices=("lora", "eager"))
+        spaces = {
+            "eager alone": SearchSpace(parameters=(), fixed={"method": "eager"}, auto=("learning_rate",)),
+            "both": SearchSpace(parameters=(both,), auto=("learning_rate",)),
+        }
+        rates = {
+            name: next(item for item in resolve(space, 20_000_000, 100).parameters if item.name == "learning_rate")
+            for name, space in spaces.items()
+        }
+        found = {name: (rate.low, rate.high) for name, rate in rates.items() if isinstance(rate, FloatParameter)}
+        assert found == {"eager alone": (1e-3, 0.5), "both": (1e-4, 0.5)}
+        assert (
+            advice(replace(spaces["eager alone"], fixed={"method": "eager", "learning_rate": 0.4}), 20_000_000, 100)
+            == []
+        )
+    finally:
+        del METHODS["eager"]

@@ -24,6 +24,9 @@ class Hadamard(Method):
     def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         return sum(2 * hyper.rank * (layer.in_features + layer.out_features) for layer in layers)
 
+    def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        return 1e-3, 5e-2
+
     def attach(
         self,
         model: nn.Module,
