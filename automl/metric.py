@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -58,3 +59,16 @@ METRICS: Registry[Metric] = Registry(
     _metric,
 )
 """Every metric the objective may be. `loss` is the mean per row (classification) or target token (text), in nats."""
+
+
+def margin_mistake(margin: float, metric: str) -> str:
+    """What is wrong with a difference of the metric that is not to matter; empty if nothing is.
+
+    Of a metric with two ends it must be below half the range: a margin of 1 is likely meant in percent.
+    """
+    half = (METRICS[metric].high - METRICS[metric].low) / 2.0
+    if 0.0 < margin < half:
+        return ""
+    return f"{margin:g} is no difference of {metric}: it must be above 0" + (
+        f" and below {half:g}, in units of the metric" if math.isfinite(half) else " and finite"
+    )

@@ -32,6 +32,14 @@ def register(app: typer.Typer) -> None:
         finalists: Annotated[
             int, typer.Option("--finalists", "-k", min=1, max=20, help="Best trials of the search to verify.")
         ] = 2,
+        margin: Annotated[
+            float | None,
+            typer.Option(
+                "--margin",
+                help="Loss of the metric below which a smaller configuration is not worse. Default: the space file's"
+                " verify.margin, else 1 % of the metric's range, 2 % of a loss.",
+            ),
+        ] = None,
         patterns: Annotated[
             bool, typer.Option("--patterns/--no-patterns", help="Verify suggested ranks too (from 8 seeds on).")
         ] = True,
@@ -44,9 +52,14 @@ def register(app: typer.Typer) -> None:
         from automl.results.suggestion import suggested_ranks
         from automl.verify.run import Options
 
-        options = Options(seeds=seeds, finalists=finalists, suggest=suggested_ranks if patterns else None)
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
+            options = Options(
+                seeds=seeds,
+                finalists=finalists,
+                margin=spec.verify.margin if margin is None else margin,
+                suggest=suggested_ranks if patterns else None,
+            )
             database.retry.seconds = spec.storage_grace_seconds
             found = _verified(database, spec, options)
         assert found.result is not None
@@ -62,7 +75,12 @@ def verify_after_search(spec: SweepSpec) -> Mapping[str, Any] | None:
     from automl.storage.sql import open_database
     from automl.verify.run import Options, obstacle
 
-    options = Options(seeds=spec.verify.seeds, finalists=spec.verify.finalists, suggest=suggested_ranks)
+    options = Options(
+        seeds=spec.verify.seeds,
+        finalists=spec.verify.finalists,
+        margin=spec.verify.margin,
+        suggest=suggested_ranks,
+    )
     with open_database(spec.storage_url, create=False, grace_seconds=spec.storage_grace_seconds) as database:
         if hindrance := obstacle(database, spec):
             console.note(f"not verified: {hindrance}")

@@ -116,20 +116,25 @@ class Study:
             durable.replace_file(path, page.encode())
         return path
 
-    def verify(self, *, seeds: int = 8, finalists: int = 2, show_progress: bool = True) -> Verdict:
+    def verify(
+        self, *, seeds: int = 8, finalists: int = 2, margin: float | None = None, show_progress: bool = True
+    ) -> Verdict:
         """Train the best trials again on fresh seeds and compare them on the test rows, which no search reads.
 
-        Suggested ranks are verified too from 8 seeds on. Raises DataError if there are no test rows; InterruptedSearch
-        after Ctrl-C: every score so far is kept, and the same call goes on.
+        margin: loss of the metric below which a smaller configuration is not worse (default: `verify.margin` of the
+        space file, else 1 % of the metric's range, 2 % of a loss). Suggested ranks are verified too from 8 seeds on.
+        Raises DataError if there are no test rows, ConfigError if margin is no difference of the metric;
+        InterruptedSearch after Ctrl-C: every score so far is kept, and the same call goes on.
         """
         from automl.results.suggestion import suggested_ranks
         from automl.verify.run import Options, verify_study
 
         stop = StopRequest()
-        options = Options(seeds=seeds, finalists=finalists, suggest=suggested_ranks)
 
         def work() -> Verdict:
             with self._read() as (database, spec):
+                wanted = spec.verify.margin if margin is None else margin
+                options = Options(seeds=seeds, finalists=finalists, margin=wanted, suggest=suggested_ranks)
                 database.retry.seconds = spec.storage_grace_seconds
                 return Verdict.of(verify_study(database, spec, cache_folder(), options, stop=stop))
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from automl.lora import TARGET_SETS
 from automl.methods.registry import METHODS
-from automl.metric import METRICS
+from automl.metric import METRICS, margin_mistake
 from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED, resolve
@@ -95,6 +95,8 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         problems.at_value(("model",), "is missing; write a hub id, a folder or a .gguf file")
     if isinstance(task, TaskSection) and task.metric is not None:
         _check_metric(task.metric, task.type, problems)
+    if isinstance(task, TaskSection) and sections.verify is not None and sections.verify.margin is not None:
+        _check_margin(sections.verify.margin, task, problems)
     for name, patterns in (sections.targets or {}).items():
         if name in TARGET_SETS:
             problems.at_key(("targets", name), f"is a built-in target set already ({TARGET_SETS[name]})")
@@ -234,6 +236,12 @@ def _check_metric(metric: str, task: str, problems: Problems) -> None:
         problems.at_value(("task", "metric"), unknown("metric", metric, fitting))
     else:
         problems.at_value(("task", "metric"), f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}")
+
+
+def _check_margin(margin: float, task: TaskSection, problems: Problems) -> None:
+    metric = task.metric or task.default_metric
+    if metric in METRICS and (mistake := margin_mistake(margin, metric)):
+        problems.at_value(("verify", "margin"), mistake)
 
 
 def _check_table(task: TableTask, problems: Problems) -> None:

@@ -48,6 +48,9 @@ class VerifySection(Section):
     """Trainings of each configuration; a suggested rank pattern is judged from 8 on."""
     finalists: Annotated[int, Field(ge=1, le=20)] = 1
     """Best trials that are verified, beside the default configuration and the smallest one within noise."""
+    margin: Annotated[float, Field(gt=0)] | None = None
+    """Loss of the metric below which a smaller configuration is not worse; if left out, 1 % of the metric's range, 2 %
+    of a loss."""
 
 
 class StorageSection(Section):

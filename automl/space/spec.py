@@ -210,11 +210,16 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifySettings:
-    """What is verified after a search, and whether by itself. seeds: trainings of each configuration."""
+    """What is verified after a search, and whether by itself.
+
+    seeds: trainings of each configuration.
+    margin: difference of the metric below which one is not worse than another; None: by the metric.
+    """
 
     automatic: bool = True
     seeds: int = 4
     finalists: int = 1
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

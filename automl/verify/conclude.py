@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from automl.metric import METRICS
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
-from automl.verify.plan import PATTERN_KINDS, Arm, ArmKind, Plan
-from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, values
-from automl.verify.statistics import in_percent, joint_level, paired, spread, verdict
+from automl.verify.plan import Arm, Plan
+from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, mean_score, values
+from automl.verify.recommendation import as_document, recommend
+from automl.verify.statistics import in_percent, spread
 
 NOT_RUN, PASSED, NO_GAIN, WORSE = "not_run", "passed", "no_gain", "worse"
 
@@ -20,7 +20,7 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
     found = [each for comparison in plan.comparisons if (each := compare(plan, scores, comparison)) is not None]
     above = beats_baseline(plan, scores)
     suggestion = _suggestion(found)
-    recommended = _recommended(plan, scores, suggestion) if above else None
+    recommended = recommend(plan, scores, with_suggested=suggestion == PASSED) if above else None
     return {
         "metric": {"name": plan.metric, "direction": plan.direction},
         "majority": plan.majority.get(plan.metric),
@@ -31,22 +31,9 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
         "arms": [_arm(plan, scores, arm) for arm in plan.arms],
         "comparisons": [_comparison(each) for each in found],
         "selection_optimism": _optimism(plan, scores),
-        "recommendation": {
-            "arm": recommended.name if recommended else None,
-            "text": _advice(plan, scores, recommended),
-        },
+        "recommendation": as_document(plan, scores, recommended),
         "suggestion": {"status": suggestion},
     }
-
-
-def mean_score(plan: Plan, scores: Scores, arm: Arm) -> float:
-    """Mean test score of an arm over its seeds."""
-    found = values(plan, scores, arm)
-    return math.fsum(found.values()) / len(found)
-
-
-def _loss(plan: Plan, scores: Scores, arm: Arm) -> float:
-    return METRICS[plan.metric].loss(mean_score(plan, scores, arm))
 
 
 def _arm(plan: Plan, scores: Scores, arm: Arm) -> dict[str, Any]:
@@ -94,26 +81,6 @@ def _optimism(plan: Plan, scores: Scores) -> dict[str, Any]:
     }
 
 
-def _recommended(plan: Plan, scores: Scores, suggestion: str) -> Arm:
-    """The arm with the fewest parameters that is not worse than the best one; of equals the better one.
-
-    Even and random ranks are there to be compared with, and suggested ones are worth nothing unless they have passed.
-    """
-    kinds = {kind for kind in PATTERN_KINDS if kind != "suggested" or suggestion != PASSED}
-    candidates = [arm for arm in plan.arms if arm.kind not in kinds]
-    losses = {arm.name: _loss(plan, scores, arm) for arm in candidates}
-    best = min(candidates, key=lambda arm: losses[arm.name])
-    level = joint_level(len(candidates) - 1)
-    good = [arm for arm in candidates if arm is best or not _is_worse(plan, scores, arm, best, level)]
-    return min(good, key=lambda arm: (arm.trainable_params, losses[arm.name]))
-
-
-def _is_worse(plan: Plan, scores: Scores, arm: Arm, best: Arm, level: float) -> bool:
-    ours, theirs = values(plan, scores, arm), values(plan, scores, best)
-    differences = [ours[seed] - theirs[seed] for seed in plan.seeds if seed in ours and seed in theirs]
-    return verdict(paired(differences, level), plan.direction) == "worse"
-
-
 def _suggestion(found: list[Compared]) -> str:
     """`passed` needs to be better than even ranks and than random ones; see importance.md on why both."""
     verdicts = {each.comparison.against: each.verdict for each in found if each.comparison.arm == SUGGESTED}
@@ -133,7 +100,7 @@ def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool)
 def _nothing_learnt(plan: Plan, scores: Scores) -> str:
     what = "the majority class" if plan.majority else "the untrained model"
     without = baseline(plan, scores)[plan.metric]
-    best = min(plan.arms, key=lambda arm: _loss(plan, scores, arm))
+    best = min(plan.arms, key=lambda arm: METRICS[plan.metric].loss(mean_score(plan, scores, arm)))
     return (
         f"No configuration beats {what}: {plan.metric} {mean_score(plan, scores, best):.4f} at best, {without:.4f}"
         " without training."
@@ -144,7 +111,7 @@ def _findings(plan: Plan, found: list[Compared]) -> Iterator[str]:
     """A sentence for each comparison, the one with the default first."""
     for each in sorted(found, key=lambda each: plan.arm(each.comparison.against).kind != "default"):
         arm, against = (plan.arm(name) for name in (each.comparison.arm, each.comparison.against))
-        yield f"{_subject(arm)} against {_subject(against, inside=True)}: {in_words(plan, each)}."
+        yield f"{_capital(arm.called)} against {against.called}: {in_words(plan, each)}."
 
 
 def in_words(plan: Plan, found: Compared) -> str:
@@ -159,27 +126,10 @@ def in_words(plan: Plan, found: Compared) -> str:
     return text
 
 
-def _subject(arm: Arm, *, inside: bool = False) -> str:
-    names: dict[ArmKind, str] = {
-        "default": "the default configuration",
-        "suggested": "the suggested ranks",
-        "uniform": "even ranks",
-        "random": "random ranks",
-        "equal": "LoRA with as many parameters",
-    }
-    name = names.get(arm.kind, f"trial {arm.trial}")
-    return name if inside else name[0].upper() + name[1:]
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _alone(plan: Plan, scores: Scores) -> str:
-    return f"{_subject(plan.winner)} has {plan.metric} {mean_score(plan, scores, plan.winner):.4f} on the test rows."
-
-
-def _advice(plan: Plan, scores: Scores, arm: Arm | None) -> str:
-    if arm is None:
-        return "none of these: look at the data, the learning-rate range and the number of steps first"
-    text = (
-        f"{_subject(arm, inside=True)}: {arm.trainable_params:,} trainable parameters,"
-        f" {plan.metric} {mean_score(plan, scores, arm):.4f} on the test rows"
-    )
-    return f"{text}; the fewest of all that are not worse than the best" if len(plan.arms) > 1 else text
+    mean = mean_score(plan, scores, plan.winner)
+    return f"{_capital(plan.winner.called)} has {plan.metric} {mean:.4f} on the test rows."

@@ -17,6 +17,14 @@ from automl.trial import Scalar, TrialSpec
 ArmKind = Literal["finalist", "default", "smallest", "suggested", "uniform", "random", "equal"]
 PATTERN_KINDS: tuple[ArmKind, ...] = ("suggested", "uniform", "random")
 
+_CALLED: Mapping[ArmKind, str] = {
+    "default": "the default configuration",
+    "suggested": "the suggested ranks",
+    "uniform": "even ranks",
+    "random": "random ranks",
+    "equal": "LoRA with as many parameters",
+}
+
 LOOK = 4
 """Seeds after which a comparison may be found to show no clear difference before all seeds are spent."""
 
@@ -59,6 +67,11 @@ class Arm:
         """Whether its learning rate is chosen in the verification."""
         return len(self.learning_rates) > 1
 
+    @property
+    def called(self) -> str:
+        """What it is called within a sentence: `trial 3`, `the default configuration`."""
+        return _CALLED.get(self.kind, f"trial {self.trial}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -73,7 +86,7 @@ class Comparison:
 class Plan:
     """Everything that a verification's scores depend on, and the rules by which they will be read.
 
-    margin: differences below it do not matter in practice.
+    margin: differences below it do not matter in practice. An arm that is shown to lose less is not worse.
     seeds: planned, in this order.
     tuning_seeds: for learning rates.
     winner_value: validation value of the search's best trial.
@@ -101,6 +114,12 @@ class Plan:
     def direction(self) -> Direction:
         """The metric's direction."""
         return METRICS[self.metric].direction
+
+    @property
+    def grain(self) -> float:
+        """Step in which scores come: one test row's share of the metric's range; 0 for one without an upper end."""
+        low, high = METRICS[self.metric].low, METRICS[self.metric].high
+        return (high - low) / self.test_rows if math.isfinite(high - low) else 0.0
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""

@@ -110,6 +110,11 @@ def values(plan: Plan, scores: Scores, arm: Arm, metric: str | None = None) -> d
     return found
 
 
+def mean_score(plan: Plan, scores: Scores, arm: Arm) -> float:
+    """Mean test score of an arm over its seeds."""
+    return _mean(list(values(plan, scores, arm).values()))
+
+
 def baseline(plan: Plan, scores: Scores) -> Mapping[str, float]:
     """Metrics on the test rows without any training."""
     return plan.majority or scores.metrics(UNTRAINED, 0, 0.0, "test")
@@ -122,7 +127,7 @@ def compare(plan: Plan, scores: Scores, comparison: Comparison, *, seeds: int | 
     if len(shared) < 2:
         return None
     differences = [ours[seed] - theirs[seed] for seed in shared]
-    estimate = paired(differences, comparison.level)
+    estimate = paired(differences, comparison.level, grain=plan.grain)
     return Compared(
         comparison=comparison,
         estimate=estimate,

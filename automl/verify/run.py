@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from automl import durable, progress
-from automl.errors import DataError, SpaceChangedError
+from automl.errors import ConfigError, DataError, Problem, SpaceChangedError
+from automl.metric import margin_mistake
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch, check_disk
 from automl.results.folders import study_folder
@@ -68,12 +69,15 @@ Suggest = Callable[[Database, str], Mapping[str, int] | None]
 class Options:
     """What the user may choose.
 
-    seeds: trainings of each arm, at least 3. finalists: best trials of the search that are verified. suggest: asked for
-    a rank pattern to verify too; None asks for none.
+    seeds: trainings of each arm, at least 3.
+    finalists: best trials of the search that are verified.
+    margin: see `Plan.margin`; None: `practical_margin`.
+    suggest: asked for a rank pattern to verify too; None asks for none.
     """
 
     seeds: int = 8
     finalists: int = 2
+    margin: float | None = None
     suggest: Suggest | None = None
 
 
@@ -88,12 +92,14 @@ def verify_study(
 ) -> Verification:
     """Verify the study's best configurations, or go on with it, or return what was found by the same plan before.
 
-    spec: as the study was recorded, or its file. stop, on_lost: as for `run_sweep`. Raises DataError if there are no
-    test rows, SearchError if no trial is complete or a training fails, SpaceChangedError if model or data are not those
-    of the search, StudyBusyError if another driver holds the study, LeaseLostError if one has taken it over,
-    ResourceError if memory is short; resumable: InterruptedSearch if it was stopped, StorageError if the database was
-    away for longer than its grace.
+    spec: as the study was recorded, or its file. stop, on_lost: as for `run_sweep`. Raises ConfigError if the margin is
+    no difference of the metric, DataError if there are no test rows, SearchError if no trial is complete or a training
+    fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if another driver holds the
+    study, LeaseLostError if one has taken it over, ResourceError if memory is short; resumable: InterruptedSearch if it
+    was stopped, StorageError if the database was away for longer than its grace.
     """
+    if options.margin is not None and (mistake := margin_mistake(options.margin, spec.task.metric)):
+        raise ConfigError([Problem("", 0, 0, "margin", mistake)])
     with StudyLease(database, spec.study, on_lost=on_lost) as lease:
         if hindrance := obstacle(database, spec):
             raise DataError(f"study {spec.study!r} cannot be verified: {hindrance}")
@@ -214,7 +220,7 @@ class _Work:
             steps=spec.search.steps,
             seeds=seeds[: options.seeds],
             tuning_seeds=seeds[options.seeds :],
-            margin=practical_margin(spec.task.metric, candidates.best_value),
+            margin=options.margin or practical_margin(spec.task.metric, candidates.best_value),
             arms=tuple(arms),
             comparisons=tuple(choose_comparisons(arms)),
             winner_value=candidates.best_value,

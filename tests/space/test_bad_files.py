@@ -51,6 +51,10 @@ BODIES = {
         "fixed: {method: adalora}\nrun: {shards: 4}",
         "5:17: fixed.method: 'adalora' is not known with shards: 4; use lora",
     ),
+    "a margin in percent": (
+        "verify: {margin: 1}",
+        "5:18: verify.margin: 1 is no difference of accuracy: it must be above 0 and below 0.5, in units of the metric",
+    ),
     "low above high": ("space:\n  rank: {type: int, low: 64, high: 8}", "6:26: space.rank.low: 64 is above high 8"),
     "low equals high": ("space: {rank: {type: int, low: 8, high: 8}}", "5:32: space.rank.low: 8 equals high"),
     "log from zero": (

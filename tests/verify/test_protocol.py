@@ -81,7 +81,7 @@ def test_what_is_plainly_equal_ends_after_the_first_look() -> None:
 
 
 def test_every_arm_of_a_seed_gets_the_same_start_and_the_same_batches() -> None:
-    plan = make_plan([*TWO, *pattern_arms()])
+    plan = make_plan([*TWO, *pattern_arms()], metric="loss")
     _, made = run(plan, noisy({}, sd=0.02, study=3))
     by_seed: dict[int, set[tuple[int, int]]] = {}
     for number, training in enumerate(made):

@@ -10,9 +10,14 @@ from scipy import stats
 from automl.verify.statistics import (
     LEVEL,
     POWER,
+    PROPOSED_SEEDS,
+    detectable_shift,
+    is_not_worse,
     is_settled,
     joint_level,
     paired,
+    power,
+    seeds_to_decide,
     spread,
     t_distribution,
     t_quantile,
@@ -50,9 +55,52 @@ def test_an_interval_needs_two_differences() -> None:
 def test_a_detectable_difference_is_seen_as_often_as_said() -> None:
     # 4,000 draws of 8 differences with exactly the spread the estimate assumes; a fixed seed.
     draw, number, sd = random.Random(5), 8, 0.02
-    reach = (t_quantile((1.0 + LEVEL) / 2.0, number - 1) + t_quantile(POWER, number - 1)) * sd / number**0.5
+    reach = detectable_shift(number, LEVEL) * sd / number**0.5
     seen = sum(paired([draw.gauss(reach, sd) for _ in range(number)]).low > 0 for _ in range(4000)) / 4000
-    assert seen == pytest.approx(POWER, abs=0.03)
+    assert seen == pytest.approx(POWER, abs=0.02)
+
+
+@pytest.mark.parametrize("freedom", [2, 3, 7, 31, 999])
+def test_power_is_that_of_scipys_non_central_t(freedom: int) -> None:
+    reach = t_quantile(0.98, freedom)
+    for shift in (0.5, reach, 2.0 * reach):
+        assert power(shift, reach, freedom) == pytest.approx(stats.nct.sf(reach, freedom, shift), abs=1e-8)
+    assert power(0.0, reach, freedom) == pytest.approx(0.02, abs=1e-8)
+
+
+def test_differences_that_agree_to_the_row_are_no_certainty() -> None:
+    one_row, four_rows = [0.001] * 4, [0.004] * 4
+    assert paired(one_row).low == 0.001  # without the grain
+    assert verdict(paired(one_row, grain=0.001), "maximize") == "no clear difference"
+    assert verdict(paired(four_rows, grain=0.001), "maximize") == "better"
+    assert paired([0.0] * 4, grain=0.001).detectable == pytest.approx(detectable_shift(4, LEVEL) * 0.001 / 2)
+    wide = [0.02, -0.03, 0.04, 0.01]
+    assert paired(wide, grain=0.001) == paired(wide)
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [([-0.002, -0.004, -0.003, -0.001], True), ([-0.03, 0.02, -0.01, 0.01], False), ([-0.012] * 4, False)],
+)
+def test_not_worse_is_shown_by_an_interval_above_the_margin(gains: list[float], expected: bool) -> None:
+    assert is_not_worse(paired(gains, grain=0.001), 0.01) is expected
+
+
+def test_so_many_seeds_decide_as_often_as_said() -> None:
+    gain, sd, margin = paired([-0.004, 0.004, 0.004, -0.004]), 0.01, 0.01
+    needed = seeds_to_decide(gain, sd, margin, LEVEL)
+    assert needed is not None
+    draw = random.Random(11)
+
+    def decided(number: int) -> float:
+        found = (paired([draw.gauss(gain.mean, sd) for _ in range(number)]) for _ in range(2000))
+        return sum(is_not_worse(each, margin) for each in found) / 2000
+
+    before = PROPOSED_SEEDS[PROPOSED_SEEDS.index(needed) - 1]
+    assert decided(before) < POWER + 0.02
+    assert decided(needed) > POWER - 0.02
+    assert seeds_to_decide(paired([-0.05, -0.03, -0.04, -0.04]), 0.02, margin, LEVEL) == 5  # it is worse, plainly
+    assert seeds_to_decide(gain, 0.3, margin, LEVEL) is None
 
 
 @pytest.mark.parametrize(

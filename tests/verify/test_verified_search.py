@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from automl.errors import DataError, SpaceChangedError
+from automl.errors import ConfigError, DataError, SpaceChangedError
 from automl.setup.machine import Layout
 from automl.setup.packing import Packing, host_settings
 from automl.setup.prepare import prepare
@@ -158,6 +158,22 @@ def test_the_same_verification_is_not_made_twice_and_another_one_has_fresh_seeds
     first, second = (set(plan["seeds"]) | set(plan["tuning_seeds"]) for plan in (verified.plan, other.plan))
     assert not first & second
     assert not (first | second) & search
+
+
+def test_another_margin_is_another_verification(verified: Verification, world: World) -> None:
+    assert verified.plan["margin"] == 0.01
+    other = world.verify(seeds=3, finalists=1, margin=0.4)
+    assert (other.plan["margin"], other.number > verified.number) == (0.4, True)
+    assert other.result is not None
+    assert other.result["recommendation"]["margin"] == 0.4
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.1, 0.5, float("nan")])
+def test_a_margin_that_is_no_difference_of_the_metric_is_refused(world: World, margin: float) -> None:
+    with pytest.raises(
+        ConfigError, match=r"margin: \S+ is no difference of accuracy: it must be above 0 and below 0\.5"
+    ):
+        world.verify(seeds=3, margin=margin)
 
 
 def test_shuffled_labels_beat_no_majority_class(tmp_path: Path) -> None:

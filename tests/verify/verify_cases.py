@@ -37,7 +37,13 @@ def pattern_arms() -> list[Arm]:
 
 
 def make_plan(
-    arms: Sequence[Arm], *, seeds: int = 8, metric: str = "accuracy", margin: float = 0.01, number: int = 1
+    arms: Sequence[Arm],
+    *,
+    seeds: int = 8,
+    metric: str = "accuracy",
+    margin: float = 0.01,
+    number: int = 1,
+    rows: int = 400,
 ) -> Plan:
     drawn = fresh_seeds(7, number, seeds + TUNING_SEEDS, ())
     return Plan(
@@ -53,7 +59,7 @@ def make_plan(
         model="m",
         data="d",
         test="t",
-        test_rows=400,
+        test_rows=rows,
         precision="fp32",
         majority=MAJORITY,
     )

@@ -1,0 +1,31 @@
+"""The error rates and the power that docs/verification.md states, by the functions that print its tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from automl.verify.statistics import detectable_shift
+from tests.verify.verdict_rates import ROWS, SEEDS, chance, false_alarms, false_passes
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("comparisons", [1, 3])
+def test_copies_scored_in_whole_rows_raise_alarms_in_at_most_5_percent(seeds: int, comparisons: int) -> None:
+    assert max(false_alarms(seeds, comparisons, sd) for sd in ROWS) <= 0.05
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_what_loses_the_margin_is_called_not_worse_in_at_most_5_percent(seeds: int) -> None:
+    assert max(false_passes(seeds, sd, margin=4.0) for sd in ROWS) <= 0.025  # one-sided
+
+
+def test_the_chance_to_be_found_grows_with_seeds_and_difference() -> None:
+    assert chance(8, 1.0) == pytest.approx(0.63, abs=0.005)
+    assert chance(4, 1.0) < chance(4, 2.0) < chance(8, 2.0)
+
+
+@pytest.mark.parametrize(("difference", "seeds"), [(0.2, 198.1508), (0.5, 33.36713), (0.8, 14.30276)])
+def test_seeds_for_a_difference_are_those_published(difference: float, seeds: float) -> None:
+    # power.t.test(delta, type = "one.sample", power = 0.8) of R 4, at 5 %; the number of seeds is not whole there.
+    below, above = int(seeds), int(seeds) + 1
+    assert detectable_shift(below, 0.95) / below**0.5 > difference > detectable_shift(above, 0.95) / above**0.5
