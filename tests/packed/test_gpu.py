@@ -1,4 +1,4 @@
-"""What only a GPU can show: CUDA graphs are recorded, replayed for whoever sits there, and change no number.
+"""What only a GPU can show: CUDA graphs are recorded, replayed for whichever adapters take part, and change no number.
 
 Everything else of the GPU's way is tested on CPUs (test_lora_batched.py, test_recompute.py).
 """
