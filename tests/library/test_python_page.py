@@ -50,3 +50,4 @@ def test_the_index_of_the_documents_names_each_of_them() -> None:
         path.relative_to(PAGE.parent).as_posix() for path in PAGE.parent.rglob("*.md") if path.parent.name != "adr"
     }
     assert there - {"index.md"} <= named
+    assert all((PAGE.parent / name).is_file() for name in named)
