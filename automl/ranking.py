@@ -67,6 +67,13 @@ def front(trials: Iterable[T], direction: Direction) -> list[T]:
     return [both[point.trial] for point in pareto_front(_point(trial, direction) for trial in both.values())]
 
 
+def is_no_better(trial: Trial | None, value: float | None, direction: Direction) -> bool:
+    """Whether the trial has not got beyond this value; False where there is no trial or no value."""
+    if trial is None or trial.value is None or value is None:
+        return False
+    return as_loss(trial.value, direction) >= as_loss(value, direction)
+
+
 def is_complete(trial: Trial) -> bool:
     """Whether the trial was trained to its end, and so may be the best."""
     return trial.state == TrialState.COMPLETE and trial.value is not None

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from automl.space.submitted import validated
 from automl.storage.jobs import Firing, Submission
-from automl.storage.overview import PAGE, TrialLine
+from automl.storage.overview import PAGE
 from automl.storage.sql import Database
 from automl.storage.submissions import cancel, submit
+from automl.storage.trial_pages import TrialLine
 from dashboards.views import Checkup, ScheduleLine, StudyLine, StudyView, Views
 
 _LARGEST_SPACE = 256_000

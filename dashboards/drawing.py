@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from automl.report.frames import ModuleShare
-from automl.storage.overview import TrialValue
+from automl.storage.trial_pages import TrialValue
 from dashboards.charts import Chart, Series, Spot, chart
 from dashboards.views import ScheduleLine, StudyLine, StudyView
 

@@ -17,24 +17,21 @@ from automl.schedule.cron import next_slots
 from automl.schedule.options import schedule_problem
 from automl.storage.invariants import Violation, check
 from automl.storage.jobs import Firing, FiringState, Schedule, SchedulerRow, Submission
-from automl.storage.overview import (
-    Pace,
-    StudyTotals,
-    TrialLine,
-    TrialValue,
-    count_studies,
-    improvements,
-    list_page,
-    list_studies,
-    pace,
-    sampled_trials,
-    stop_reasons,
-    study_totals,
-    trial_curves,
-)
+from automl.storage.overview import StudyTotals, count_studies, list_studies, study_totals
 from automl.storage.schedules import list_firings, list_schedules, schedules_with_nights
 from automl.storage.sql import Database
 from automl.storage.submissions import find_submission, list_schedulers, list_submissions
+from automl.storage.trial_pages import (
+    Pace,
+    TrialLine,
+    TrialValue,
+    improvements,
+    list_page,
+    pace,
+    sampled_trials,
+    stop_reasons,
+    trial_curves,
+)
 from automl.storage.trials import CurvePoint
 from dashboards.recent import Recent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from automl.metric import as_loss
+from automl import ranking
 from automl.report.answers import spending
 from automl.report.frames import PairedDifference, StudyFrame, VerificationFrame
 from automl.report.wording import command, confidence, counted, number, percent, score, signed
@@ -85,9 +85,7 @@ def is_running(frame: StudyFrame) -> bool:
 
 def is_at_baseline(frame: StudyFrame) -> bool:
     """Whether the best trial is no better than the untrained model."""
-    if frame.best is None or frame.best.value is None or frame.baseline is None:
-        return False
-    return as_loss(frame.best.value, frame.direction) >= as_loss(frame.baseline, frame.direction)
+    return ranking.is_no_better(frame.best, frame.baseline, frame.direction)
 
 
 def _evidence(frame: StudyFrame) -> Evidence:

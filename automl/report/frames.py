@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,8 +11,7 @@ from automl import ranking
 from automl.metric import Direction
 from automl.results.parameter_importance import ParameterImportance
 from automl.space.spec import Parameter
-from automl.storage.trials import TrialRow
-from automl.trial import TrialState
+from automl.storage.trials import TrialRow, counts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +124,7 @@ class RankSuggestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyFrame:
-    """Everything that a report is drawn from: a study as it is in the database now.
+    """A study as a report draws it: the rows of `Summary` with their curves, and what they were trained on and with.
 
     trials: by number, with their curves; value: at the last measurement, of one that has not ended too.
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
@@ -163,8 +161,7 @@ class StudyFrame:
     @property
     def counts(self) -> dict[str, int]:
         """Number of trials by state, every state named."""
-        counted = Counter(str(trial.state) for trial in self.trials)
-        return {str(state): counted[str(state)] for state in TrialState}
+        return counts_of(self.trials)
 
     @property
     def complete(self) -> list[TrialRow]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from automl.errors import ConfigError
 from automl.space.load import parse_space
 from automl.space.spec import SearchSettings
-from automl.storage.overview import Standing, StudyTotals, standing
+from automl.storage.overview import StudyTotals
 from automl.storage.sql import Database
+from automl.storage.trial_pages import Standing, standing
 from automl.study.outcome import EXHAUSTED, STALLED
 from automl.study.outlook import Outlook, outlook
 

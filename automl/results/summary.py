@@ -17,7 +17,7 @@ from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
-from automl.storage.trials import TrialRow, list_trials
+from automl.storage.trials import TrialRow, counts_of, list_trials
 from automl.storage.verification import latest
 from automl.study.outcome import EXHAUSTED, STALLED, exhausted_text
 from automl.trial import Scalar, TrialState
@@ -29,7 +29,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The outcome of a study so far.
+    """A study read back: its trials and what came of them. A report (`StudyFrame`) adds what it draws.
 
     value, baseline: the objective on validation rows, of the best trial and without training.
     spent_steps: optimizer steps of all trials.
@@ -70,8 +70,7 @@ class Summary:
     @property
     def counts(self) -> dict[str, int]:
         """Number of trials by state, every state named."""
-        counted = Counter(str(trial.state) for trial in self.trials)
-        return {str(state): counted[str(state)] for state in TrialState}
+        return counts_of(self.trials)
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -81,9 +80,7 @@ class Summary:
     @property
     def at_baseline(self) -> bool:
         """Whether the best trial is no better than a model without training."""
-        if self.best is None or self.best.value is None or self.baseline is None:
-            return False
-        return METRICS[self.metric].gain(self.best.value, over=self.baseline) <= 0
+        return ranking.is_no_better(self.best, self.baseline, self.direction)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -7,7 +7,7 @@ nothing is made of it but the rows that are returned.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -140,6 +140,12 @@ def best_trials(database: Database, study: str, direction: Direction, limit: int
         ids = {row.number: trial_id for trial_id, row in outlines.items()}
         best = {ids[row.number]: row for row in ranking.ranked(outlines.values(), direction)[:limit]}
         return _completed(connection, study, best, all_of=_study_id(connection, study) if limit > _FEW else None)
+
+
+def counts_of(rows: Iterable[TrialRow]) -> dict[str, int]:
+    """Number of trials by state, every state named; parked ones are RUNNING."""
+    counted = Counter(row.state for row in rows)
+    return {str(state): counted[state] for state in TrialState}
 
 
 def _study_id(connection: Connection, study: str) -> int:

@@ -41,7 +41,7 @@ FAILURES = frozenset({StopReason.ERROR, StopReason.HOST_CRASH})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestTrial:
-    """The best COMPLETE trial so far; the earlier one of equals."""
+    """The best COMPLETE trial so far, as the driver knows it without reading the database."""
 
     number: int
     value: float

@@ -24,8 +24,9 @@ from automl.setup.prepare import Derivation
 from automl.space.load import parse_space
 from automl.space.spec import SweepSpec
 from automl.storage.lease import StudyLease
-from automl.storage.overview import list_page, study_totals
+from automl.storage.overview import study_totals
 from automl.storage.sql import Database, open_database
+from automl.storage.trial_pages import list_page
 from automl.storage.trials import best_trials, list_trials
 from automl.study.study import Study
 from automl.study.warm_start import best_of_earlier

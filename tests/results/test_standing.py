@@ -18,8 +18,9 @@ from automl.schedule.metrics import ServiceCollector
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
 from automl.storage.lease import StudyLease
-from automl.storage.overview import list_page, standing, study_totals
+from automl.storage.overview import study_totals
 from automl.storage.sql import open_database
+from automl.storage.trial_pages import list_page, standing
 from automl.sweep.run import run_sweep
 from dashboards.api import StudyAnswer, _study
 from dashboards.views import Views

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from sqlalchemy import Engine, event
 
-from automl.storage import overview
+from automl.storage import overview, trial_pages
 from automl.storage.base import RunEnd
 from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
@@ -52,7 +52,7 @@ def test_improvements_are_those_of_the_running_best(database: Database) -> None:
         if trial.value is not None and trial.value > best:
             best = trial.value
             expected.append((trial.number, trial.value, "COMPLETE"))
-    assert overview.improvements(database, "topics") == expected
+    assert trial_pages.improvements(database, "topics") == expected
 
 
 def test_pages_hold_every_trial_once_with_its_parameters(database: Database) -> None:
@@ -60,7 +60,7 @@ def test_pages_hold_every_trial_once_with_its_parameters(database: Database) -> 
     listed = [
         trial
         for offset in range(0, 40, 10)
-        for trial in overview.list_page(database, "topics", limit=10, offset=offset)
+        for trial in trial_pages.list_page(database, "topics", limit=10, offset=offset)
     ]
     assert [trial.number for trial in listed] == list(range(33, -1, -1))
     for line in listed:
@@ -69,33 +69,33 @@ def test_pages_hold_every_trial_once_with_its_parameters(database: Database) -> 
         assert line.stop_reason == trial.user_attrs.get("stop_reason", "")
         if trial.state.name == "COMPLETE":
             assert line.value == trial.value
-    assert overview.stop_reasons(database, "topics").keys() == {"finished", "pruned", "error"}
+    assert trial_pages.stop_reasons(database, "topics").keys() == {"finished", "pruned", "error"}
 
 
 def test_pages_can_be_ordered_and_narrowed(database: Database) -> None:
-    best = overview.list_page(database, "topics", order="best", limit=200)
+    best = trial_pages.list_page(database, "topics", order="best", limit=200)
     complete = [line.value for line in best if line.state == "COMPLETE"]
     assert [line.state for line in best[: len(complete)]] == ["COMPLETE"] * len(complete)
     assert complete == sorted(complete, reverse=True)  # type: ignore[type-var]
-    running = overview.list_page(database, "topics", states=("RUNNING",))
+    running = trial_pages.list_page(database, "topics", states=("RUNNING",))
     assert [line.number for line in running] == [33, 32]
-    two = overview.list_page(database, "topics", states=("RUNNING", "FAIL"))
+    two = trial_pages.list_page(database, "topics", states=("RUNNING", "FAIL"))
     assert {line.state for line in two} == {"RUNNING", "FAIL"}
 
 
 def test_curves_sample_pace_and_importances(database: Database) -> None:
     study = optuna.load_study(study_name="topics", storage=database.optuna_storage())
-    curves = overview.trial_curves(database, "topics", [0, 3, 99])
+    curves = trial_pages.trial_curves(database, "topics", [0, 3, 99])
     assert {n: dict(points) for n, points in curves.items()} == {n: study.trials[n].intermediate_values for n in (0, 3)}
-    every = overview.sampled_trials(database, "topics", 30)
-    thinned = overview.sampled_trials(database, "topics", 1000)
+    every = trial_pages.sampled_trials(database, "topics", 30)
+    thinned = trial_pages.sampled_trials(database, "topics", 1000)
     assert set(thinned) == {place for place in every if place.number % 2 == 0}
-    found = overview.pace(database, "topics")
+    found = trial_pages.pace(database, "topics")
     assert found is not None
     assert found.steps == sum(trial.last_step or 0 for trial in study.trials)
     assert 0 <= found.seconds <= 300
-    assert overview.pace(database, "absent") is None
-    standing = overview.standing(database, "topics")
+    assert trial_pages.pace(database, "absent") is None
+    standing = trial_pages.standing(database, "topics")
     assert sum(each.trials for each in standing) == len(study.trials)
     assert sum(each.step * each.trials for each in standing) == found.steps
     everything = database.importances("topics")
