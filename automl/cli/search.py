@@ -38,23 +38,26 @@ def register(app: typer.Typer) -> None:
         from automl.cli.progress import observe
         from automl.cli.signals import end_without_lease, signals_as_interruption
         from automl.results.folders import cache_folder
+        from automl.setup.executors import Executors
         from automl.space.load import load_space, with_overrides
         from automl.sweep.run import run_sweep
 
         spec = with_overrides(load_space(space), trials=trials, time=time)
-        with observe(spec) as observer, signals_as_interruption() as stop:
-            summary = run_sweep(
-                spec,
-                cache_folder(),
-                observer=observer,
-                stop=stop,
-                on_lost=end_without_lease,
-                allow_space_change=allow_space_change,
-            )
-        if not as_json:
-            _show(summary)
         wanted = spec.verify.automatic if verify is None else verify
-        verification = verify_after_search(spec) if wanted else None
+        with Executors() as executors:
+            with observe(spec) as observer, signals_as_interruption() as stop:
+                summary = run_sweep(
+                    spec,
+                    cache_folder(),
+                    observer=observer,
+                    stop=stop,
+                    on_lost=end_without_lease,
+                    executors=executors if wanted else None,
+                    allow_space_change=allow_space_change,
+                )
+            if not as_json:
+                _show(summary)
+            verification = verify_after_search(spec, executors) if wanted else None
         if as_json:
             console.result_json({**summary.as_dict(), "verification": verification})
             return

@@ -11,6 +11,7 @@ from automl.cli import console
 from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
 
 if TYPE_CHECKING:
+    from automl.setup.executors import Executors
     from automl.space.spec import SweepSpec
     from automl.storage.sql import Database
     from automl.storage.verification import Verification
@@ -69,8 +70,11 @@ def register(app: typer.Typer) -> None:
             show_verification(found.result)
 
 
-def verify_after_search(spec: SweepSpec) -> Mapping[str, Any] | None:
-    """What `verify:` asks for, done as soon as the search is complete; None, with a note, if it cannot be done."""
+def verify_after_search(spec: SweepSpec, executors: Executors) -> Mapping[str, Any] | None:
+    """What `verify:` asks for, done as soon as the search is complete; None, with a note, if it cannot be done.
+
+    executors: the search's.
+    """
     from automl.results.suggestion import suggested_ranks
     from automl.storage.sql import open_database
     from automl.verify.run import Options, obstacle
@@ -85,16 +89,20 @@ def verify_after_search(spec: SweepSpec) -> Mapping[str, Any] | None:
         if hindrance := obstacle(database, spec):
             console.note(f"not verified: {hindrance}")
             return None
-        return _verified(database, spec, options).result
+        return _verified(database, spec, options, executors).result
 
 
-def _verified(database: Database, spec: SweepSpec, options: Options) -> Verification:
+def _verified(
+    database: Database, spec: SweepSpec, options: Options, executors: Executors | None = None
+) -> Verification:
     from automl.cli.signals import end_without_lease, signals_as_interruption
     from automl.results.folders import cache_folder
     from automl.verify.run import verify_study
 
     with signals_as_interruption("anything was verified") as stop:
-        return verify_study(database, spec, cache_folder(), options, stop=stop, on_lost=end_without_lease)
+        return verify_study(
+            database, spec, cache_folder(), options, stop=stop, on_lost=end_without_lease, executors=executors
+        )
 
 
 def show_verification(result: Mapping[str, Any]) -> None:

@@ -23,7 +23,8 @@ from automl.results.recorded import GROUND
 from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
-from automl.setup.setup import Setup, executor_of, layout_of, set_up
+from automl.setup.executors import Executors, lent
+from automl.setup.setup import Setup, layout_of, set_up
 from automl.space.spec import SweepSpec
 from automl.storage.artifacts import digest_folder
 from automl.storage.base import ResultStore, RunEnd
@@ -68,11 +69,13 @@ def run_sweep(
     observer: Observer | None = None,
     stop: StopRequest | None = None,
     on_lost: Callable[[str], None] | None = None,
+    executors: Executors | None = None,
     allow_space_change: bool = False,
 ) -> Summary:
     """Run the study until its budget is spent and return what it found; called again, it continues or just sums up.
 
     stop: through it another thread, or a signal handler, ends the search in good order. on_lost: as for `StudyLease`.
+    executors: what trains, for a caller who will go on with it and closes it; None = it is closed in the end.
 
     Raises ConfigError, DataError and ModelError before any trial starts; StudyBusyError if another driver holds the
     study; LeaseLostError if one has taken it over; SpaceChangedError if the study was started with another space, model
@@ -92,7 +95,7 @@ def run_sweep(
             open_home(database, spec, lease.owner) as home,
             recorded_run(RunLog(database, spec.study, run, lease.verify), spec) as log,
         ):
-            sweep = _Sweep(home, lease, cache, observer or Observer(), allow_change=allow_space_change)
+            sweep = _Sweep(home, lease, cache, observer or Observer(), executors, allow_change=allow_space_change)
             return sweep.run(database, log, stop or StopRequest())
 
 
@@ -112,12 +115,22 @@ def _claim(
 class _Sweep:
     """One run of one study, by the holder of its lease, in its folder."""
 
-    def __init__(self, home: Home, lease: StudyLease, cache: Path, observer: Observer, *, allow_change: bool) -> None:
+    def __init__(
+        self,
+        home: Home,
+        lease: StudyLease,
+        cache: Path,
+        observer: Observer,
+        executors: Executors | None,
+        *,
+        allow_change: bool,
+    ) -> None:
         self._home = home
         self._spec = home.spec
         self._lease = lease
         self._cache = cache
         self._observer = observer
+        self._executors = executors
         self._allow_change = allow_change
         self._folder = home.folder
 
@@ -146,7 +159,9 @@ class _Sweep:
         store = database.store(self._spec.study, guard=self._lease.verify)
         recorded = store.last_event(GROUND)
         layout = layout_of(self._spec, recorded)
-        with executor_of(self._spec, layout) as executor:
+        with lent(self._executors) as executors:
+            executor = executors.of(self._spec, layout)
+            executor.start()  # its cluster, while data is prepared
             self._stage("preparing model and data")
             setup = set_up(self._spec, self._cache, recorded, layout=layout)
             for line in setup.inputs.advice:

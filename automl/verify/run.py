@@ -10,7 +10,6 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,9 @@ from automl.results.folders import study_folder
 from automl.results.home import open_home
 from automl.results.recorded import BASELINE, GROUND, recorded_space
 from automl.results.summary import summarise, write_summary
+from automl.setup.executors import Executors, lent
 from automl.setup.prepare import Inputs
-from automl.setup.setup import executor_of, layout_of, set_up
+from automl.setup.setup import layout_of, set_up
 from automl.space.entries import TASKS
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
@@ -89,14 +89,17 @@ def verify_study(
     *,
     stop: StopRequest | None = None,
     on_lost: Callable[[str], None] | None = None,
+    executors: Executors | None = None,
 ) -> Verification:
     """Verify the study's best configurations, or go on with it, or return what was found by the same plan before.
 
-    spec: as the study was recorded, or its file. stop, on_lost: as for `run_sweep`. Raises ConfigError if the margin is
-    no difference of the metric, DataError if there are no test rows, SearchError if no trial is complete or a training
-    fails, SpaceChangedError if model or data are not those of the search, StudyBusyError if another driver holds the
-    study, LeaseLostError if one has taken it over, ResourceError if memory is short; resumable: InterruptedSearch if it
-    was stopped, StorageError if the database was away for longer than its grace.
+    spec: as the study was recorded, or its file. stop, on_lost, executors: as for `run_sweep`.
+
+    Raises ConfigError if the margin is no difference of the metric, DataError if there are no test rows, SearchError if
+    no trial is complete or a training fails, SpaceChangedError if model or data are not those of the search,
+    StudyBusyError if another driver holds the study, LeaseLostError if one has taken it over, ResourceError if memory
+    is short; resumable: InterruptedSearch if it was stopped, StorageError if the database was away for longer than its
+    grace.
     """
     if options.margin is not None and (mistake := margin_mistake(options.margin, spec.task.metric)):
         raise ConfigError([Problem("", 0, 0, "margin", mistake)])
@@ -105,28 +108,36 @@ def verify_study(
             raise DataError(f"study {spec.study!r} cannot be verified: {hindrance}")
         row = database.store(spec.study).sweep()
         lease.claim(row.space_text, row.space_sha256, row.provenance)
-        with open_home(database, spec, lease.owner) as home:
-            return _verified(database, home.spec, cache, options, lease, stop or StopRequest())
+        with open_home(database, spec, lease.owner) as home, lent(executors) as ready:
+            return _verified(
+                database, home.spec, cache, options, lease=lease, stop=stop or StopRequest(), executors=ready
+            )
 
 
 def _verified(
-    database: Database, spec: SweepSpec, cache: Path, options: Options, lease: StudyLease, stop: StopRequest
+    database: Database,
+    spec: SweepSpec,
+    cache: Path,
+    options: Options,
+    *,
+    lease: StudyLease,
+    stop: StopRequest,
+    executors: Executors,
 ) -> Verification:
     store = VerificationStore(database, spec.study, guard=lease.verify)
     before = store.latest()
     results = database.store(spec.study, guard=lease.verify)
-    work = _Work(database, spec, results, store)
-    with closing(work.executor) as executor:
-        with progress.telling("preparing the verification".format):
-            if before is None or not before.is_done:  # else the same may be wanted again, which takes no workers
-                executor.start()
-            work.prepare(cache)
-        number, plan, known = database.retry.call(lambda: work.plan(before, options))
-        if known is not None and known.is_done:
-            return known
-        if known is None:
-            store.begin(number, plan.as_dict())
-        scores = work.train(plan, number, stop)
+    work = _Work(database, spec, results, store, executors)
+    with progress.telling("preparing the verification".format):
+        if before is None or not before.is_done:  # else the same may be wanted again, which takes no workers
+            work.executor.start()
+        work.prepare(cache)
+    number, plan, known = database.retry.call(lambda: work.plan(before, options))
+    if known is not None and known.is_done:
+        return known
+    if known is None:
+        store.begin(number, plan.as_dict())
+    scores = work.train(plan, number, stop)
     store.finish(number, conclude(plan, scores))
     renew_report(database, spec, guard=lease.verify)
     summary = database.retry.call(lambda: summarise(database, spec))
@@ -150,18 +161,25 @@ def obstacle(database: Database, spec: SweepSpec) -> str:
 class _Work:
     """One run of a verification: the setup it stands on, and the training of what is missing.
 
-    executor: as the search's, not started yet. results: the study's, under its lease; scores: those of its
+    executor: the search's, or one like it. results: the study's, under its lease; scores: those of its
     verifications.
     """
 
-    def __init__(self, database: Database, spec: SweepSpec, results: ResultStore, scores: VerificationStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        spec: SweepSpec,
+        results: ResultStore,
+        scores: VerificationStore,
+        executors: Executors,
+    ) -> None:
         self._database = database
         self._spec = spec
         self._results = results
         self._scores = scores
         self._recorded = results.last_event(GROUND)
         self._layout = layout_of(spec, self._recorded)
-        self.executor = executor_of(spec, self._layout)
+        self.executor = executors.of(spec, self._layout)
 
     def prepare(self, cache: Path) -> None:
         """Find model and data, and see that they are those of the search."""

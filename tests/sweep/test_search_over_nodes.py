@@ -8,8 +8,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from automl.setup.executors import Executors
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
 from automl.storage.base import Attempt
@@ -44,12 +46,18 @@ def test_a_node_without_model_and_data_trains_the_same_curves(tmp_path: Path, mo
             artifacts=f"file://{shared / 'depot'}",
             run=replace(spec.run, address=cluster.address, output=shared / "nodes"),
         )
-        run_sweep(over_nodes, private / "cache", observer=WaitsForBoth(over_nodes.storage_url))
         fetched = tmp_path / "cache-of-the-node" / "data"
-        assert fetched.is_dir(), "the node has fetched the data"
-        assert not list(fetched.glob("*/test")), "but no test rows while it searched"
-        with acting(On("1 of ", lambda: wait_for(fetched, "*.with-test/test"))):  # the faster worker may do it all
-            verified = verify(over_nodes, private / "cache")
+        with Executors() as executors:
+            observer = WaitsForBoth(over_nodes.storage_url)
+            run_sweep(over_nodes, private / "cache", observer=observer, executors=executors)
+            assert fetched.is_dir(), "the node has fetched the data"
+            assert not list(fetched.glob("*/test")), "but no test rows while it searched"
+            driver = ray_drivers()
+            with acting(On("1 of ", lambda: wait_for(fetched, "*.with-test/test"))):  # the faster worker may do it all
+                verified = verify(over_nodes, private / "cache", executors)
+            assert ray_drivers() == driver, "the verification has joined the cluster anew"
+            assert len(driver) == 1
+        assert not ray_drivers()
     here = replace(
         spec,
         storage_url=f"sqlite:///{tmp_path / 'here.db'}",
@@ -83,10 +91,16 @@ def wait_for(folder: Path, pattern: str) -> None:
         time.sleep(0.1)
 
 
-def verify(spec: SweepSpec, cache: Path) -> list[tuple[str, int, str, float]]:
+def ray_drivers() -> list[int]:
+    """Processes of this one that hold a connection to the cluster."""
+    mine = psutil.Process().children()
+    return [each.pid for each in mine if "automl.execution.ray_driver" in "".join(each.cmdline())]
+
+
+def verify(spec: SweepSpec, cache: Path, executors: Executors | None = None) -> list[tuple[str, int, str, float]]:
     """Scores of a verification, but for the time each training took."""
     with open_database(spec.storage_url, create=False) as database:
-        found = verify_study(database, spec, cache, Options(seeds=4, finalists=1))
+        found = verify_study(database, spec, cache, Options(seeds=4, finalists=1), executors=executors)
         stored = VerificationStore(database, spec.study).scores(found.number)
     return [(each.arm, each.seed, each.metric, each.value) for each in stored if each.metric != SECONDS]
 
