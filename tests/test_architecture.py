@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("setup",),
     ("sweep",),
     ("verify",),
+    ("squeeze",),
     ("schedule", "library", "testing"),
     ("cli",),
 )

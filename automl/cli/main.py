@@ -32,6 +32,7 @@ from automl.cli import (
     scheduler,
     schema,
     search,
+    squeeze,
     status,
     suggest,
     trials,
@@ -97,7 +98,7 @@ def options(
 
 
 _IN_ORDER = (
-    *(init, presets, validate, plan, search, status, trials, best, verify, suggest, report, export),
+    *(init, presets, validate, plan, search, status, trials, best, verify, suggest, squeeze, report, export),
     *(inspect, schedule, scheduler, dashboard, db, doctor, gc, schema),
 )
 for module in _IN_ORDER:

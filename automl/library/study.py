@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from automl.squeeze.run import Squeezed
+
 _SHOWN = 10
 
 
@@ -137,6 +139,34 @@ class Study:
                 options = Options(seeds=seeds, finalists=finalists, margin=wanted, suggest=suggested_ranks)
                 database.retry.seconds = spec.storage_grace_seconds
                 return Verdict.of(verify_study(database, spec, cache_folder(), options, stop=stop))
+
+        return watched(work, stop, progress.current, show=show_progress)
+
+    def squeeze(
+        self,
+        trial: int | None = None,
+        *,
+        budget: int | None = None,
+        rank: int | None = None,
+        share: float | None = None,
+        output: str | Path | None = None,
+        show_progress: bool = True,
+    ) -> Squeezed:
+        """Measure a trial's adapter (default: the best) at smaller sizes, without training; docs/squeeze.md.
+
+        budget, rank, share: the size to cut to, at most one of them; default: the smallest that is not worse on the
+        validation rows. output: a new folder for the cut adapter. Raises ConfigError for a size it cannot be cut to,
+        InterruptedSearch after Ctrl-C.
+        """
+        from automl.squeeze.curve import Wanted
+        from automl.squeeze.run import squeeze_trial
+
+        stop = StopRequest()
+        wanted, folder = Wanted(budget=budget, rank=rank, share=share), None if output is None else Path(output)
+
+        def work() -> Squeezed:
+            with self._read() as (database, spec):
+                return squeeze_trial(database, spec, trial, wanted, folder, stop=stop)
 
         return watched(work, stop, progress.current, show=show_progress)
 

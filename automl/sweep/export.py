@@ -68,8 +68,8 @@ def export_trial(
     """
     if output.exists():
         raise ConfigError([Problem(str(output), 0, 0, "--output", "exists already; choose a new folder")])
-    row = _complete_trial(database, spec, trial)
-    with _adapter_of(database, spec, row) as adapter:
+    row = complete_trial(database, spec, trial)
+    with adapter_of(database, spec, row) as adapter:
         return _export(database, spec, row, adapter, output, merged=merged, check=check)
 
 
@@ -81,13 +81,13 @@ def load_trial(database: Database, spec: SweepSpec, trial: int | None) -> tuple[
     from automl.models.backbone import resolve_model
     from automl.training.export import load_adapter
 
-    row = _complete_trial(database, spec, trial)
-    with _adapter_of(database, spec, row) as adapter:
+    row = complete_trial(database, spec, trial)
+    with adapter_of(database, spec, row) as adapter:
         return load_adapter(adapter, resolve_model(spec.model, cache_folder()))
 
 
 @contextmanager
-def _adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[Path]:
+def adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[Path]:
     """The folder of the trial's adapter; fetched from where the study stores its artifacts if it is not here."""
     folder = Path(row.adapter or "")
     if row.adapter and folder.is_dir():
@@ -172,7 +172,8 @@ def _compare(exported: Exported, settings: HostSettings, found: Reloaded, record
         _same(name, found.metrics[name], recorded[name], _SAME_MERGED if exported.merged else _SAME)
 
 
-def _complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
+def complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
+    """The trial of that number (None: the best), complete and with an adapter. Raises SearchError if it is not."""
     rows = list_trials(database, spec.study)
     if trial is None:
         winner = ranking.best(rows, METRICS[spec.task.metric].direction)
