@@ -199,7 +199,7 @@ _values = some.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(some.dictionaries(_texts, _values, min_size=1, max_size=5))
 def test_any_plain_values_are_read_back_as_they_were(document: dict[str, Any]) -> None:
     back = read_document(yaml_of(document), "test")
@@ -246,7 +246,7 @@ _searches = some.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(_searches)
 def test_what_is_written_means_what_was_said(arguments: dict[str, Any]) -> None:
     spec = spec_of(MODEL | arguments)
