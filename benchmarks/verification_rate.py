@@ -30,7 +30,7 @@ from automl.storage.sql import Database, open_database
 from automl.storage.verification import VerificationStore
 from automl.sweep.run import run_sweep
 from automl.verify.protocol import SECONDS
-from automl.verify.run import Options, verify_study
+from automl.verify.run import VerifyOptions, verify_study
 from benchmarks.report import Report, parser, table
 
 SEARCHED = "learning_rate"
@@ -38,7 +38,7 @@ FIXED = {"rank": 8, "alpha_ratio": 2, "dropout": 0.0, "target": "qv"}
 
 
 class Part(NamedTuple):
-    """The search or the verification. seconds: the whole call; training: of the longest worker, from hello on.
+    """The search or the verification. seconds: the whole call; training: the longest worker's, from hello on.
 
     busy: share of the workers' time from hello on that they trained or evaluated. rows: evaluated for each trial.
     """
@@ -57,7 +57,7 @@ class Part(NamedTuple):
 
 
 def alike(spec: SweepSpec, args: Any) -> SweepSpec:
-    """The same search over the learning rate alone, nothing pruned, on so many workers, in fp32."""
+    """One search over the learning rate alone, nothing pruned, on so many workers, in fp32."""
     steps = 4 if args.quick else args.steps or spec.search.steps
     every = min(spec.search.evaluate_every, steps)
     search = replace(
@@ -99,7 +99,7 @@ def measure(spec: SweepSpec, seeds: int) -> list[Part]:
             evaluated = sum(rows for _, rows in ground["evaluations"])
             search = _part("search", store, summary.spent_steps, searched, rows=evaluated, number=None)
             began = time.perf_counter()
-            found = verify_study(database, own, cache_folder(), Options(seeds=seeds, finalists=2))
+            found = verify_study(database, own, cache_folder(), VerifyOptions(seeds=seeds, finalists=2))
             seconds = time.perf_counter() - began
             steps = _trainings(database, own.study, found.number) * own.search.steps
             tested = found.plan["test_rows"]
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def row(part: Part) -> Mapping[str, object]:
-    """Of the table."""
+    """One row of the table."""
     return {
         "part": part.name,
         "steps": part.steps,

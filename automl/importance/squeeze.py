@@ -63,7 +63,7 @@ def directions(update: LowRank, scaling: float, moments: Tensor | None = None) -
 def global_ranks(strengths: Sequence[Sequence[float]], costs: Sequence[int], budget: int) -> list[int]:
     """How many directions each module keeps if those with the most strength per parameter are kept; 0 is possible.
 
-    strengths: of the directions of each module, largest first. costs: parameters of one direction of each. At most
+    strengths: those of each module's directions, largest first. costs: parameters of one direction of each. At most
     `budget` parameters are spent; what is left over is less than the largest cost, or nothing is left to keep. Ties go
     to the earlier module.
     """

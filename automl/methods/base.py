@@ -47,7 +47,7 @@ class Method(ABC):
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         """Smallest and largest peak learning rate worth a trial, with AdamW: the range of `learning_rate: auto`.
 
-        model_parameters: of the backbone. steps: of a full trial.
+        model_parameters: the backbone's. steps: those of a full trial.
         """
 
     @abstractmethod

@@ -27,7 +27,7 @@ _PLACES = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialLine:
-    """One trial as a line of a page. value: of an ended one the objective, of another one the latest measurement.
+    """One trial as a line of a page. value: the objective of an ended one, else the latest measurement.
 
     step: last measured. state: as in Optuna, or PARKED. worker: that trains it at this moment, None if none does.
     Narrower than `automl.storage.trials.TrialRow`, which is what a trial is everywhere else: a page of a study of
@@ -201,7 +201,7 @@ def list_page(
     limit: int = 50,
     offset: int = 0,
 ) -> list[TrialLine]:
-    """Some trials of a study. order: of `ORDERS`; states: all if empty; limit: at most 200."""
+    """Some trials of a study. order: a key of `ORDERS`; states: all if empty; limit: at most 200."""
     query = text(_LINES.format(state=STATE, order=ORDERS[order]))
     asked = {"study": study, "every_state": not states, "states": list(states) or [""]}
     with database.reading("list trials") as connection:

@@ -57,7 +57,7 @@ _LEFT_NAMES = (CONFIG, durable.MANIFEST, "trainer_state.json")
 class TurnedAdapter:
     """An adapter on its backbone, each update in the form that can be cut to its first directions.
 
-    folder: of the adapter. runtime: its model becomes the PEFT model's. rows: of training, on which is seen what the
+    folder: the adapter's. runtime: its model becomes the PEFT model's. rows: training rows, on which is seen what the
     modules' inputs are; none: they are taken to be white. costs: parameters of one direction of each module in `paths`;
     strengths: of its directions, largest first. Raises ModelError or CheckpointError in a line if it cannot be cut.
     """
