@@ -59,6 +59,7 @@ def register(app: typer.Typer) -> None:
                 seeds=seeds,
                 finalists=finalists,
                 margin=spec.verify.margin if margin is None else margin,
+                budget_seconds=spec.verify.budget,
                 suggest=suggested_ranks if patterns else None,
             )
             database.retry.seconds = spec.storage_grace_seconds
@@ -83,6 +84,7 @@ def verify_after_search(spec: SweepSpec, executors: Executors) -> Mapping[str, A
         seeds=spec.verify.seeds,
         finalists=spec.verify.finalists,
         margin=spec.verify.margin,
+        budget_seconds=spec.verify.budget,
         suggest=suggested_ranks,
     )
     with open_database(spec.storage_url, create=False, grace_seconds=spec.storage_grace_seconds) as database:

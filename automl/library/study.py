@@ -136,7 +136,13 @@ class Study:
         def work() -> Verdict:
             with self._read() as (database, spec):
                 wanted = spec.verify.margin if margin is None else margin
-                options = Options(seeds=seeds, finalists=finalists, margin=wanted, suggest=suggested_ranks)
+                options = Options(
+                    seeds=seeds,
+                    finalists=finalists,
+                    margin=wanted,
+                    budget_seconds=spec.verify.budget,
+                    suggest=suggested_ranks,
+                )
                 database.retry.seconds = spec.storage_grace_seconds
                 return Verdict.of(verify_study(database, spec, cache_folder(), options, stop=stop))
 

@@ -244,7 +244,7 @@ def _most_steps(spec: SweepSpec, space: SearchSpace) -> int:
 def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:
     """Finalists, the default configuration and the smallest within noise, on each seed; 0 if none are trained."""
     can_verify = spec.verify.automatic and spec.run.shards == 1 and inputs.prepared.rows.get("test", 0) > 0
-    return (spec.verify.finalists + 2) * spec.verify.seeds if can_verify else 0
+    return (spec.verify.finalists + 2) * spec.verify.most_seeds if can_verify else 0
 
 
 def describe(parameter: Parameter) -> str:

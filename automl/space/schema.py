@@ -51,6 +51,9 @@ class VerifySection(Section):
     margin: Annotated[float, Field(gt=0)] | None = None
     """Loss of the metric below which a smaller configuration is not worse; if left out, 1 % of the metric's range, 2 %
     of a loss."""
+    budget: Seconds | None = None
+    """Training time of all workers together, in seconds or as 20m, 2h: so long seeds are added, up to eight times as
+    many, until every comparison is decided."""
 
 
 class StorageSection(Section):

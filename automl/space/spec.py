@@ -208,18 +208,30 @@ class RunSettings:
     output: Path = Path("automl-output")
 
 
+GROWTH = (1, 2, 4, 8)
+"""Multiples of its seeds after which a verification with a budget is looked at."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifySettings:
     """What is verified after a search, and whether by itself.
 
     seeds: trainings of each configuration.
     margin: difference of the metric below which one is not worse than another; None: by the metric.
+    budget: seconds of training, all workers together, for which seeds are added until all is decided; None: no seeds
+        are added.
     """
 
     automatic: bool = True
     seeds: int = 4
     finalists: int = 1
     margin: float | None = None
+    budget: float | None = None
+
+    @property
+    def most_seeds(self) -> int:
+        """Trainings of a configuration at most, whatever they take."""
+        return self.seeds * (1 if self.budget is None else GROWTH[-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,14 +212,17 @@ def choose_arms(
     return arms
 
 
-def choose_comparisons(arms: Sequence[Arm]) -> list[Comparison]:
+def choose_comparisons(arms: Sequence[Arm], *, claims: int = 1) -> list[Comparison]:
     """What is tested, named before any training: three questions, each with a false-alarm rate of 5 %.
 
     Is the search's best trial better than the default, and than the other finalists? Those comparisons hold jointly.
     Is the suggested pattern better than even ranks *and* than random ones? Both must hold, so each is tested in full.
     Is AdaLoRA better than LoRA with as many parameters?
+
+    claims: see `Plan.claims`; each has an equal part of the false alarms (Bonferroni).
     """
-    return [*_of_winner(arms), *_of_method(arms), *_of_pattern(arms)]
+    found = [*_of_winner(arms), *_of_method(arms), *_of_pattern(arms)]
+    return [replace(each, level=1.0 - (1.0 - each.level) / claims) for each in found] if claims > 1 else found
 
 
 def _of_winner(arms: Sequence[Arm]) -> Iterator[Comparison]:

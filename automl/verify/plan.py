@@ -91,6 +91,8 @@ class Plan:
     tuning_seeds: for learning rates.
     winner_value: validation value of the search's best trial.
     test: fingerprint of the test rows, test_rows their number.
+    looks: seeds after which a verification with a budget is looked at and may end; empty without a budget.
+    budget_seconds: training time after whose end no look is begun.
     majority: metrics of always saying the most frequent class of the test rows, empty for text tasks.
     """
 
@@ -109,11 +111,23 @@ class Plan:
     test_rows: int
     precision: str
     majority: Mapping[str, float]
+    looks: tuple[int, ...] = ()
+    budget_seconds: float | None = None
 
     @property
     def direction(self) -> Direction:
         """The metric's direction."""
         return METRICS[self.metric].direction
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Seeds that every open comparison has after each stage, the last one all."""
+        return self.looks or tuple(sorted({min(LOOK, len(self.seeds)), len(self.seeds)}))
+
+    @property
+    def claims(self) -> int:
+        """Times a difference may be claimed, which share the chance of error."""
+        return max(1, len(self.looks))
 
     @property
     def grain(self) -> float:
@@ -135,6 +149,8 @@ class Plan:
         plain = asdict(self)
         for arm in plain["arms"]:
             arm["hyper"]["rank_pattern"] = dict(arm["hyper"]["rank_pattern"])
+        if self.budget_seconds is None:  # as versions without budgets have recorded it
+            del plain["looks"], plain["budget_seconds"]
         listed: dict[str, Any] = _listed(plain)
         return listed
 

@@ -1,20 +1,20 @@
 """The rules of a verification: what is trained next, which learning rate is taken, what each comparison says.
 
 Pure functions of the plan and the scores so far, so a verification that was killed goes on as if it had not been.
-Order: learning rates on the tuning seeds; then all arms on the first LOOK seeds; then, on the other seeds, only the
-arms of comparisons that are not settled.
+Order: learning rates on the tuning seeds; then all arms on the seeds of the first stage; then, on those of the others,
+only the arms of comparisons that are not decided, as long as the budget lasts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from automl.metric import METRICS, as_loss
 from automl.storage.verification import Score, ScoredSplit
-from automl.verify.plan import LOOK, Arm, Comparison, Plan, Training, all_trainings
+from automl.verify.plan import Arm, Comparison, Plan, Training, all_trainings
 from automl.verify.statistics import LEVEL, Estimate, Verdict, is_settled, paired, spread, t_quantile, verdict
 
 DIVERGED = "diverged"
@@ -52,6 +52,10 @@ class Scores:
         """Training time of an arm so far, tuning included."""
         return math.fsum(found.get(SECONDS, 0.0) for (name, *_), found in self._metrics.items() if name == arm)
 
+    def seconds_of(self, seeds: Collection[int]) -> list[float]:
+        """Training times of all that was trained with these seeds; 0 where it diverged."""
+        return [found.get(SECONDS, 0.0) for (_, seed, *_), found in self._metrics.items() if seed in seeds]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
@@ -69,12 +73,16 @@ def next_trainings(plan: Plan, scores: Scores) -> list[Training]:
     tuning = [each for each in all_trainings(plan) if each.split == "validation" and not scores.has(each)]
     if tuning:
         return tuning
-    first = _missing(plan, scores, plan.arms, plan.seeds[:LOOK])
-    if first or len(plan.seeds) <= LOOK:
-        return first
-    open_ones = [each for each in plan.comparisons if not _settled(plan, scores, each)]
-    names = {name for each in open_ones for name in (each.arm, each.against)}
-    return _missing(plan, scores, [arm for arm in plan.arms if arm.name in names], plan.seeds[LOOK:])
+    arms, begin = list(plan.arms), 0
+    for end in plan.stages:
+        if begin:
+            arms = _open_arms(plan, scores, begin)
+            if not _is_affordable(plan, scores, len(arms), begin, end):
+                return []
+        if missing := _missing(plan, scores, arms, plan.seeds[begin:end]):
+            return missing
+        begin = end
+    return []
 
 
 def chosen_rate(plan: Plan, scores: Scores, arm: Arm) -> float:
@@ -154,7 +162,7 @@ def beats_baseline(plan: Plan, scores: Scores) -> bool:
 
 def _doubt(plan: Plan, metric: str, found: Sequence[float]) -> float:
     """By how much the mean could be too high by chance, one-sided and for all arms together."""
-    sure = 1.0 - (1.0 - LEVEL) / len(plan.arms)
+    sure = 1.0 - (1.0 - LEVEL) / (len(plan.arms) * plan.claims)
     doubt = t_quantile(sure, len(found) - 1) * spread(found) / math.sqrt(len(found))
     if metric not in ("accuracy", "exact_match"):
         return doubt
@@ -167,9 +175,31 @@ def _mean(found: Sequence[float]) -> float:
     return math.fsum(found) / len(found)
 
 
-def _settled(plan: Plan, scores: Scores, comparison: Comparison) -> bool:
-    early = compare(plan, scores, comparison, seeds=LOOK)
-    return early is not None and is_settled(early.estimate, plan.margin)
+def _open_arms(plan: Plan, scores: Scores, seeds: int) -> list[Arm]:
+    """Arms of the comparisons that so many seeds have not decided."""
+    open_ones = [each for each in plan.comparisons if not _is_decided(plan, scores, each, seeds)]
+    names = {name for each in open_ones for name in (each.arm, each.against)}
+    return [arm for arm in plan.arms if arm.name in names]
+
+
+def _is_decided(plan: Plan, scores: Scores, comparison: Comparison, seeds: int) -> bool:
+    """Whether more seeds are not needed. Without looks, a difference may be claimed after all planned seeds only."""
+    early = compare(plan, scores, comparison, seeds=seeds)
+    if early is None:
+        return False
+    may_claim = bool(plan.looks) and early.verdict != "no clear difference"
+    return may_claim or is_settled(early.estimate, plan.margin)
+
+
+def _is_affordable(plan: Plan, scores: Scores, arms: int, begin: int, end: int) -> bool:
+    """Whether a stage ends within the budget, if its trainings take as long as those of the stages before.
+
+    Only whole stages count, so a verification that was killed within one decides the same.
+    """
+    if plan.budget_seconds is None:
+        return True
+    spent = scores.seconds_of({*plan.tuning_seeds, *plan.seeds[:begin]})
+    return math.fsum(spent) * (1.0 + arms * (end - begin) / len(spent)) <= plan.budget_seconds
 
 
 def _missing(plan: Plan, scores: Scores, arms: Iterable[Arm], seeds: Sequence[int]) -> list[Training]:

@@ -63,7 +63,7 @@ def recommend(plan: Plan, scores: Scores, *, with_suggested: bool) -> Recommenda
     arms = [arm for arm in plan.arms if arm.kind not in kinds]
     losses = {arm.name: METRICS[plan.metric].loss(mean_score(plan, scores, arm)) for arm in arms}
     best = min(arms, key=lambda arm: losses[arm.name])
-    level = joint_level(len(arms) - 1)
+    level = joint_level((len(arms) - 1) * plan.claims)
     others = tuple(_candidate(plan, scores, arm, best, level) for arm in arms if arm is not best)
     good = [best, *(each.arm for each in others if each.standing == "not worse")]
     chosen = min(good, key=lambda arm: (arm.trainable_params, losses[arm.name]))

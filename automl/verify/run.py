@@ -28,7 +28,7 @@ from automl.setup.executors import Executors, lent
 from automl.setup.prepare import Inputs
 from automl.setup.setup import layout_of, set_up
 from automl.space.entries import TASKS
-from automl.space.spec import SweepSpec
+from automl.space.spec import GROWTH, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
@@ -72,12 +72,14 @@ class Options:
     seeds: trainings of each arm, at least 3.
     finalists: best trials of the search that are verified.
     margin: see `Plan.margin`; None: `practical_margin`.
+    budget_seconds: training time for which seeds are added until all is decided; None: none are added.
     suggest: asked for a rank pattern to verify too; None asks for none.
     """
 
     seeds: int = 8
     finalists: int = 2
     margin: float | None = None
+    budget_seconds: float | None = None
     suggest: Suggest | None = None
 
 
@@ -220,7 +222,9 @@ class _Work:
             },
         )
         used = {trial_seed(spec.search.seed, row.number) for row in rows} | {data_seed(spec.search.seed)}
-        seeds = fresh_seeds(spec.search.seed, number, options.seeds + TUNING_SEEDS, used)
+        looks = () if options.budget_seconds is None else tuple(options.seeds * times for times in GROWTH)
+        count = looks[-1] if looks else options.seeds
+        seeds = fresh_seeds(spec.search.seed, number, count + TUNING_SEEDS, used)
         arms = choose_arms(
             candidates,
             finalists=options.finalists,
@@ -236,11 +240,11 @@ class _Work:
             study=spec.study,
             metric=spec.task.metric,
             steps=spec.search.steps,
-            seeds=seeds[: options.seeds],
-            tuning_seeds=seeds[options.seeds :],
+            seeds=seeds[:count],
+            tuning_seeds=seeds[count:],
             margin=options.margin or practical_margin(spec.task.metric, candidates.best_value),
             arms=tuple(arms),
-            comparisons=tuple(choose_comparisons(arms)),
+            comparisons=tuple(choose_comparisons(arms, claims=max(1, len(looks)))),
             winner_value=candidates.best_value,
             model=inputs.backbone.fingerprint,
             data=inputs.prepared.fingerprint,
@@ -248,6 +252,8 @@ class _Work:
             test_rows=len(test),
             precision=spec.run.precision,
             majority=majority,
+            looks=looks,
+            budget_seconds=options.budget_seconds,
         )
 
     def _suggested(self, options: Options) -> Mapping[str, int] | None:

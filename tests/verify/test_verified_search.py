@@ -168,6 +168,14 @@ def test_another_margin_is_another_verification(verified: Verification, world: W
     assert other.result["recommendation"]["margin"] == 0.4
 
 
+def test_a_spent_budget_ends_it_after_the_first_stage(verified: Verification, world: World) -> None:
+    found = world.verify(seeds=3, finalists=1, budget_seconds=1e-3)
+    assert found.result is not None
+    assert (len(found.result["seeds"]), found.result["planned_seeds"]) == (3, 24)
+    assert [each["level"] for each in found.result["comparisons"]] == [pytest.approx(0.99)]
+    assert world.verify(seeds=3, finalists=1, budget_seconds=1e-3) == found
+
+
 @pytest.mark.parametrize("margin", [0.0, -0.1, 0.5, float("nan")])
 def test_a_margin_that_is_no_difference_of_the_metric_is_refused(world: World, margin: float) -> None:
     with pytest.raises(

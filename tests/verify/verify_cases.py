@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from automl.lora import Hyperparameters
+from automl.space.spec import GROWTH
 from automl.storage.verification import ScoredSplit
 from automl.verify.arms import choose_comparisons
 from automl.verify.plan import GRID, TUNING_SEEDS, Arm, ArmKind, Plan, Training, fresh_seeds
@@ -44,7 +45,10 @@ def make_plan(
     margin: float = 0.01,
     number: int = 1,
     rows: int = 400,
+    budget: float | None = None,
 ) -> Plan:
+    looks = () if budget is None else tuple(seeds * times for times in GROWTH)
+    seeds = looks[-1] if looks else seeds
     drawn = fresh_seeds(7, number, seeds + TUNING_SEEDS, ())
     return Plan(
         study="s",
@@ -54,7 +58,7 @@ def make_plan(
         tuning_seeds=drawn[seeds:],
         margin=margin,
         arms=tuple(arms),
-        comparisons=tuple(choose_comparisons(arms)),
+        comparisons=tuple(choose_comparisons(arms, claims=max(1, len(looks)))),
         winner_value=0.9,
         model="m",
         data="d",
@@ -62,6 +66,8 @@ def make_plan(
         test_rows=rows,
         precision="fp32",
         majority=MAJORITY,
+        looks=looks,
+        budget_seconds=budget,
     )
 
 
