@@ -38,7 +38,7 @@ CAUTION = (
 _UNNAMED = "LABEL_"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Squeezed:
     """What was found of an adapter's sizes.
 
@@ -62,6 +62,9 @@ class Squeezed:
     base: str
     notes: tuple[str, ...]
     caution: str = CAUTION
+
+    def __repr__(self) -> str:
+        return f"<automl squeezed: {self.source}, {self.headline()}>"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -226,7 +226,7 @@ def input_moments(
             batch = runtime.batch(chunk)
             real = batch["attention_mask"].bool()
             runtime.task.loss(model, batch)
-    return [total / count for total, count in zip(sums, counts, strict=True)]
+    return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]  # an expert may see nothing
 
 
 def _cut_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:

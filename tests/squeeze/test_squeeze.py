@@ -104,6 +104,7 @@ def test_what_a_person_reads_and_an_asked_size(world: Path, run: Run) -> None:
 def test_python_finds_the_same(world: Path, run: Run) -> None:
     found = automl.open_study("tiny").squeeze(rank=1, output=world / "from-python", show_progress=False)
     assert found.chosen.kind == "asked"
+    assert repr(found).startswith("<automl squeezed: trial ")
     assert found.output == str(world / "from-python")
     code, out, _ = run("squeeze", "tiny", "--rank", "1", "--json")
     assert code == 0

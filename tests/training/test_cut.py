@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from automl.errors import CheckpointError, ModelError
 from automl.importance.squeeze import even_ranks, global_ranks, parameters
 from automl.methods.attaching import adapted_layers, adapted_model
+from automl.methods.base import LowRank
 from automl.methods.lora import Lora
 from automl.models.backbone import load_backbone
 from automl.training.cut import TurnedAdapter, check_cuttable, input_moments, read_config
@@ -166,7 +167,9 @@ def test_moments_are_those_of_real_tokens(bert: HostSettings, tmp_path: Path) ->
             model(input_ids=torch.tensor([list(row["input_ids"])]))
     for hook in hooks:
         hook.remove()
-    found = input_moments(runtime, model, layers, updates, rows)
+    idle = LowRank("idle", torch.ones(2, 3), torch.nn.Parameter(torch.ones(4, 2)), 1.0)  # an expert nobody asks
+    *found, nothing = input_moments(runtime, model, {**layers, "idle": torch.nn.Linear(3, 4)}, [*updates, idle], rows)
+    assert torch.equal(nothing, torch.zeros(2, 2, dtype=torch.float64))
     assert len({len(row["input_ids"]) for row in rows}) > 1
     for update, moments in zip(updates, found, strict=True):
         x = torch.cat(seen[update.path]).double()
