@@ -7,7 +7,8 @@ default) on `--seeds` seeds. Only the learning rate is searched, so that all ada
 training does. Steps are divided by the time from the hello of the workers to their last word, as the event `workers` of
 either has it: evaluations, slot files, adapters and SQL are in it; the whole time, with the start of the workers, is
 stated beside it. A trial reads `task.evaluate_rows` validation rows at its end and fewer before, a training all test
-rows at its end; both are in the JSON. Returns 1 if the rate is below `--least` times that of the search. Does not
+rows at its end; both are in the table. With `--same-rows` a trial reads all validation rows at its end and none before,
+so that both do the same work. Returns 1 if the rate is below `--least` times that of the search. Does not
 measure what a verification finds, learning rates chosen on validation rows, or several nodes.
 """
 
@@ -77,9 +78,12 @@ def alike(spec: SweepSpec, args: Any) -> SweepSpec:
         enqueue=(),
         constraints=(),
     )
+    task = spec.task
+    if args.same_rows:
+        search, task = replace(search, evaluate_every=steps, evaluations=()), replace(task, evaluate_rows=0)
     executor = args.executor or spec.run.executor
     run = replace(spec.run, executor=executor, workers=args.workers, threads=1, precision=args.precision)
-    return replace(spec, space=space, search=search, run=run)
+    return replace(spec, task=task, space=space, search=search, run=run)
 
 
 def measure(spec: SweepSpec, seeds: int) -> list[Part]:
@@ -96,7 +100,7 @@ def measure(spec: SweepSpec, seeds: int) -> list[Part]:
         with open_database(own.storage_url, create=False) as database:
             store = database.store(own.study)
             ground = store.last_event(GROUND) or {}
-            evaluated = sum(rows for _, rows in ground["evaluations"])
+            evaluated = sum(rows for _, rows in ground["evaluations"]) or ground["rows"]["validation"]
             search = _part("search", store, summary.spent_steps, searched, rows=evaluated, number=None)
             began = time.perf_counter()
             found = verify_study(database, own, cache_folder(), VerifyOptions(seeds=seeds, finalists=2))
@@ -132,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--precision", default="fp32")
     options.add_argument("--executor", choices=["ray", "inline"], help="as in the space file unless given")
+    options.add_argument("--same-rows", action="store_true", help="evaluate all validation rows once in each trial")
     options.add_argument("--least", type=float, default=0.9)
     args = options.parse_args(arguments)
     report = Report("verification_rate", args)

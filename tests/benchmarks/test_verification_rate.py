@@ -17,7 +17,8 @@ def test_both_parts_are_counted_and_compared(
     monkeypatch.setenv("AUTOML_CACHE", str(shared_cache))
     figures = tmp_path / "rate.json"
     space = make_world(tmp_path)
-    assert main([str(space), "--quick", "--executor", "inline", "--workers", "1", "--json", str(figures)]) == 0
+    options = ["--quick", "--same-rows", "--executor", "inline", "--workers", "1", "--json", str(figures)]
+    assert main([str(space), *options]) == 0
     document = json.loads(figures.read_text(encoding="utf-8"))
     search, verification = document["parts"]
     assert (search["steps"], verification["steps"]) == (12 * 4, 3 * 4 * 4)
