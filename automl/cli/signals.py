@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from automl.errors import InterruptedSearch, LeaseLostError
-from automl.sweep.stop import StopRequest
+from automl.execution.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 

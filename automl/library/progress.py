@@ -14,7 +14,7 @@ from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO, TypeVar
 
-from automl.sweep.stop import StopRequest
+from automl.execution.stop import StopRequest
 
 T = TypeVar("T")
 Show = Callable[[str], None]

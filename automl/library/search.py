@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from automl.errors import InterruptedSearch, TimeIsUp
+from automl.execution.stop import StopRequest
 from automl.library.document import document_of, mistake, named, read, with_columns
 from automl.library.given import holds_rows, keep_model, keep_rows
 from automl.library.parameters import Range
@@ -20,7 +21,6 @@ from automl.setup.starter import guess_task, study_name
 from automl.space.load import with_overrides
 from automl.space.spec import SweepSpec
 from automl.sweep.run import run_sweep
-from automl.sweep.stop import StopRequest
 from automl.trial import Scalar
 
 logger = logging.getLogger(__name__)

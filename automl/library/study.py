@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from automl import durable, progress
 from automl.errors import ConfigError, MissingExtraError, Problem, SearchError, StudyNotFoundError
+from automl.execution.stop import StopRequest
 from automl.library.html import paragraph
 from automl.library.progress import watched
 from automl.library.trial import Trial, Trials
@@ -21,7 +22,6 @@ from automl.space.load import DATABASE_VARIABLE, DEFAULT_STORAGE_URL, parse_spac
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database, open_database
 from automl.storage.url import absolute_url, mask_url, parse_url
-from automl.sweep.stop import StopRequest
 from automl.trial import Scalar
 
 if TYPE_CHECKING:

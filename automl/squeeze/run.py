@@ -10,6 +10,7 @@ from typing import Any
 
 from automl import durable, progress
 from automl.errors import CheckpointError, ConfigError, DataError, InterruptedSearch, ModelError, Problem
+from automl.execution.stop import StopRequest
 from automl.metric import METRICS
 from automl.models.backbone import resolve_model
 from automl.results.folders import cache_folder
@@ -21,7 +22,6 @@ from automl.space.spec import ModelSettings, SweepSpec
 from automl.squeeze.curve import Cut, Wanted, knee, measured, planned
 from automl.storage.sql import Database
 from automl.sweep.export import adapter_of, complete_trial
-from automl.sweep.stop import StopRequest
 from automl.tasks.batches import some_of
 from automl.training.cut import TurnedAdapter, check_cuttable, cut_hyperparameters, read_config
 from automl.training.runtime import HostSettings, Runtime, load_runtime

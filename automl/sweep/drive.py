@@ -9,12 +9,12 @@ from typing import Any
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
 from automl.execution.source import TrialSource
+from automl.execution.stop import StopRequest
 from automl.results.recorded import BASELINE, WORKERS
 from automl.space.spec import SearchSettings
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 from automl.study.study import Study
-from automl.sweep.stop import StopRequest
 from automl.trial import Metrics, TrialState
 
 

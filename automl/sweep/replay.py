@@ -12,6 +12,7 @@ from typing import Any
 from automl.errors import SpaceChangedError
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost, read_table
+from automl.execution.stop import StopRequest
 from automl.results.recorded import TABLE
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
@@ -19,7 +20,6 @@ from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.study.study import Study, StudyEvent
 from automl.sweep.drive import drive_search
-from automl.sweep.stop import StopRequest
 from automl.trial import Scalar
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from typing import Any
 
 from automl.errors import SearchError, SpaceChangedError
 from automl.execution.base import Executor
+from automl.execution.stop import StopRequest
 from automl.provenance import provenance
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch
@@ -36,7 +37,6 @@ from automl.study.study import Study, StudyEvent
 from automl.sweep.drive import drive_search
 from automl.sweep.ending import recorded_run
 from automl.sweep.replay import replay
-from automl.sweep.stop import StopRequest
 from automl.sweep.upload import store_results
 from automl.trial_folders import delete_adapter, delete_slot_files, delete_slot_files_but, point_to_best, slots_folder
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from automl import durable, progress
 from automl.errors import ConfigError, DataError, Problem, SpaceChangedError
+from automl.execution.stop import StopRequest
 from automl.metric import margin_mistake
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch, check_disk
@@ -36,7 +37,6 @@ from automl.storage.trials import list_trials
 from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
 from automl.study.seeding import data_seed, derive_seed, trial_seed
 from automl.sweep.drive import drive
-from automl.sweep.stop import StopRequest
 from automl.sweep.upload import store_results
 from automl.tasks import make_task
 from automl.tasks.classification import majority_scores

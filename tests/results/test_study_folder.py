@@ -16,6 +16,7 @@ import optuna
 import pytest
 
 from automl.errors import AutomlError, ConfigError, InterruptedSearch, ResourceError, SpaceChangedError, StudyBusyError
+from automl.execution.stop import StopRequest
 from automl.results.home import OWNER, open_home
 from automl.results.recorded import recorded_spec
 from automl.results.summary import Summary
@@ -24,7 +25,6 @@ from automl.storage.base import Artifact
 from automl.storage.sql import open_database
 from automl.study.study import Study
 from automl.sweep.run import Observer, run_sweep
-from automl.sweep.stop import StopRequest
 from tests.databases import fresh_postgres
 
 SPACE = """version: 1

@@ -10,13 +10,13 @@ import pytest
 
 from automl.cli.main import main
 from automl.errors import InterruptedSearch
+from automl.execution.stop import StopRequest
 from automl.results.summary import Summary
 from automl.space.load import load_space
 from automl.storage.invariants import check
 from automl.storage.sql import open_database
 from automl.study.study import Study
 from automl.sweep.run import Observer, run_sweep
-from automl.sweep.stop import StopRequest
 from tests.sweep.tiny_world import make_world
 
 TRIALS = 5
