@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from automl.results.folders import cache_folder
-from automl.results.recorded import WORKERS, last_event
+from automl.results.recorded import WORKERS
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
 from automl.storage.sql import open_database
@@ -55,7 +55,7 @@ def run(name: str, spec: SweepSpec) -> Outcome:
         with open_database(url, create=False, read_only=True) as database:
             store = database.store(spec.study)
             curves = {(item.trial, item.step): item.metrics for item in store.measurements()}
-            starts = (last_event(store, WORKERS) or {"starts": []})["starts"]
+            starts = (store.last_event(WORKERS) or {"starts": []})["starts"]
             study = database.optuna_storage()
             trials = study.get_all_trials(study.get_study_id_from_name(spec.study))
     busy, idle = (sum(start[key] for start in starts) for key in ("busy_seconds", "idle_seconds"))

@@ -25,7 +25,7 @@ import optuna
 from automl.execution.dispatch import Dispatcher
 from automl.execution.inline import InlineExecutor
 from automl.execution.simulated import CurveTable, TableHost
-from automl.results.recorded import GROUND, last_event
+from automl.results.recorded import GROUND
 from automl.setup.setup import for_one_trial, set_up
 from automl.space.load import load_space
 from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
@@ -119,7 +119,7 @@ def record(args: argparse.Namespace, name: str) -> Pool:
         known = list_trials(database, name)
         trials = {trial.number: trial.params for trial in known if trial.number < args.pool}
         adapters = {trial.number: trial.adapter for trial in known if trial.number in trials}
-        settled = last_event(store, GROUND)
+        settled = store.last_event(GROUND)
         measured = [item for item in store.measurements() if item.trial in trials]
     rows = {number: row for row, number in enumerate(sorted(trials))}
     curves = np.full((len(rows), math.ceil(args.steps / args.evaluate_every)), np.inf)
