@@ -116,9 +116,15 @@ def test_older_nights_are_removed_beside_what_runs(
         clock.forward(days=1)
         one.tick()
         tick_until(one.tick, lambda: not one.running)
-    tick_until(one.tick, lambda: len(database.study_names()) == 1)
-    removed = [record.threadName for record in caplog.records if record.getMessage().startswith("removed study ")]
-    assert [str(name).rpartition("_")[0] for name in removed] == ["tidy", "tidy"]
+
+    def removing() -> list[str]:
+        """Threads that said so, which they do once the study is gone."""
+        said = [record for record in caplog.records if record.getMessage().startswith("removed study ")]
+        return [str(record.threadName).rpartition("_")[0] for record in said]
+
+    tick_until(one.tick, lambda: len(removing()) == 2)
+    assert removing() == ["tidy", "tidy"]
+    assert len(database.study_names()) == 1
 
 
 @pytest.mark.parametrize(
