@@ -64,7 +64,7 @@ class ArmRun:
     peak_bytes: int
     processes: int
     trials: tuple[TrialTimes, ...]
-    inputs: Mapping[str, Any] | None
+    ground: Mapping[str, Any] | None
 
     @property
     def workers(self) -> int:
@@ -122,7 +122,7 @@ def run_arm(arm: str, world: World, folder: Path, *, workers: int, threads: int)
         command = ["-m", BASELINES[arm], "world.json"]
     began = time.time()
     peak_bytes, processes, seconds = _execute([sys.executable, *command], folder, environment)
-    trials, inputs = _ours(folder, began) if arm in OURS else (_theirs(folder, began), None)
+    trials, ground = _ours(folder, began) if arm in OURS else (_theirs(folder, began), None)
     check_work(arm, world.work, trials)
     return ArmRun(
         arm=arm,
@@ -130,7 +130,7 @@ def run_arm(arm: str, world: World, folder: Path, *, workers: int, threads: int)
         peak_bytes=peak_bytes,
         processes=processes,
         trials=tuple(each for each, _ in trials),
-        inputs=inputs,
+        ground=ground,
     )
 
 
@@ -197,8 +197,8 @@ def _ours(folder: Path, began: float) -> tuple[Done, Mapping[str, Any]]:
                 final_loss=measured[-1].metrics["loss"],
             )
             found.append((times, len(measured)))
-        inputs = next(detail for _, kind, detail in store.events() if kind == "ground")
-    return found, inputs
+        ground = next(detail for _, kind, detail in store.events() if kind == "ground")
+    return found, ground
 
 
 def _epoch(moment: datetime) -> float:

@@ -157,7 +157,7 @@ def figures(runs: Sequence[ArmRun], work: Work, found: Probe, peaks: Mapping[str
 
 
 def _precision(run: ArmRun) -> str:
-    recorded = str((run.inputs or {}).get("precision", "fp32"))
+    recorded = str((run.ground or {}).get("precision", "fp32"))
     return "bf16h" if recorded.startswith("bf16") else "fp32"
 
 
