@@ -194,4 +194,4 @@ def test_a_model_that_cannot_be_packed_is_trained_solo(world: World) -> None:
     inputs = replace(world.inputs, obstacle=obstacle(torch.nn.Linear(2, 2), ["lora"]))
     packing = choose_packing(world.spec, inputs, LAYOUT)
     assert (packing.is_packed, str(packing)) == (False, "one trial at a time (Linear cannot be packed)")
-    assert obstacle(world.inputs.model, ["lora", "other"]) == "method other cannot be packed"
+    assert obstacle(world.inputs.model, ["lora", "adalora"]) == "method adalora cannot be packed"
