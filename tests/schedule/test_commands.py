@@ -137,11 +137,10 @@ def test_gc_says_what_it_frees(automl) -> None:  # type: ignore[no-untyped-def]
 def test_a_night_run_by_hand_exits_with_its_code(database: Database, clock: HandClock, tmp_path: Path) -> None:
     import threading
 
-    from scheduling import ONE_TRIAL, plan_values, program
-
     from automl.errors import StudyBusyError
     from automl.schedule.job import Place
     from automl.schedule.run_once import run_due, run_now
+    from tests.schedule.scheduling import ONE_TRIAL, plan_values, program
 
     url = f"sqlite:///{database.address.database}"
     claimant, stop = Claimant(database, clock=clock), threading.Event()
