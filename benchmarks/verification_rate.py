@@ -36,7 +36,7 @@ from benchmarks.report import Report, parser, table
 
 SEARCHED = "learning_rate"
 FIXED = {"rank": 8, "alpha_ratio": 2, "dropout": 0.0, "target": "all-linear"}
-"""As the default configuration, which is verified too."""
+"""What the default configuration has, which is verified too."""
 
 
 class Part(NamedTuple):

@@ -16,14 +16,14 @@ from pathlib import Path
 from automl import watchdog
 from automl.tasks.batches import batch_rows
 
-pulse._BETWEEN = 0.1
+watchdog._BETWEEN = 0.1
 threading.Thread(target=threading.Event().wait, args=(600,), daemon=True).start()
 
 def hang():
     threading.Event().wait(600)
 
 limit = float(sys.argv[4])
-with pulse.watched(limit, Path(sys.argv[1])):
+with watchdog.watched(limit, Path(sys.argv[1])):
     for step in range(int(sys.argv[2])):
         batch_rows(0, step, 4, 20)
         time.sleep(0.25)
