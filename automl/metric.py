@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from automl.registry import Registry
+from automl.registry import Registry, instance_of
 
 Direction = Literal["minimize", "maximize"]
 
@@ -39,12 +39,6 @@ class Metric(NamedTuple):
         return self.loss(over) - self.loss(value)
 
 
-def _metric(found: object) -> Metric:
-    if isinstance(found, Metric):
-        return found
-    raise TypeError(f"{found!r} is not an automl.metric.Metric")
-
-
 METRICS: Registry[Metric] = Registry(
     "metric",
     {
@@ -56,7 +50,7 @@ METRICS: Registry[Metric] = Registry(
         "exact_match": "automl.tasks.metrics:EXACT_MATCH",
         "rouge_l": "automl.tasks.metrics:ROUGE_L",
     },
-    _metric,
+    instance_of(Metric),
 )
 """Every metric the objective may be. `loss` is the mean per row (classification) or target token (text), in nats."""
 

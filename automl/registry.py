@@ -97,6 +97,17 @@ class Registry(MutableMapping[str, T], Generic[T]):
         return _entry_points(self.group, tuple(sys.path))
 
 
+def instance_of(wanted: type[T]) -> Callable[[object], T]:
+    """What admits objects of this class and no others; a `Registry` is given it."""
+
+    def admit(found: object) -> T:
+        if isinstance(found, wanted):
+            return found
+        raise TypeError(f"{found!r} is not an {wanted.__module__}.{wanted.__qualname__}")
+
+    return admit
+
+
 @lru_cache(maxsize=64)
 def _entry_points(group: str, path: tuple[str, ...]) -> Mapping[str, Sequence[EntryPoint]]:
     """Entry points of the packages that are installed along the path, by name. Loads none of them."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
+from automl.execution import make_executor
 from automl.execution.base import Executor
 from automl.results.folders import study_folder
 from automl.setup.machine import Layout
-from automl.setup.setup import executor_of
 from automl.space.spec import SweepSpec
 
 
@@ -34,7 +34,15 @@ class Executors:
         folder, size = study_folder(spec), (layout.workers, layout.threads, layout.gpus_per_worker, layout.shards)
         key = (spec.run.executor, spec.run.address, folder, size)
         if key not in self._made:
-            self._made[key] = executor_of(spec, layout)
+            self._made[key] = make_executor(
+                spec.run.executor,
+                workers=layout.workers,
+                threads=layout.threads,
+                gpus_per_worker=layout.gpus_per_worker,
+                shards=layout.shards,
+                address=spec.run.address,
+                folder=folder,
+            )
         return self._made[key]
 
 

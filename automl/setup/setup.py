@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from automl.execution import make_executor
-from automl.execution.base import Executor, HostFactory
+from automl.execution.base import HostFactory
 from automl.provenance import processor
-from automl.results.folders import study_folder
 from automl.results.recorded import with_recorded_rules
 from automl.setup.evaluation import settle_evaluation
 from automl.setup.hosts import host_factory
@@ -70,19 +68,6 @@ class Setup:
 def layout_of(spec: SweepSpec, recorded: Mapping[str, Any] | None = None) -> Layout:
     """Workers and threads, before model and data are prepared: an executor can start meanwhile. See `choose_layout`."""
     return choose_layout(spec.run, trials=spec.search.trials, recorded=(recorded or {}).get("layout"))
-
-
-def executor_of(spec: SweepSpec, layout: Layout) -> Executor:
-    """The executor of the study, not started yet, with this layout and the study's folder."""
-    return make_executor(
-        spec.run.executor,
-        workers=layout.workers,
-        threads=layout.threads,
-        gpus_per_worker=layout.gpus_per_worker,
-        shards=layout.shards,
-        address=spec.run.address,
-        folder=study_folder(spec),
-    )
 
 
 def set_up(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from automl.metric import METRICS
-from automl.registry import Registry
+from automl.registry import Registry, instance_of
 from automl.space.options import Options, TaskOptions, merged
 from automl.space.spec import SearchSettings
 from automl.trial import Scalar
@@ -110,28 +110,10 @@ class ExecutorKind:
     shards: bool = False
 
 
-def _sampler(found: object) -> Sampler:
-    if isinstance(found, Sampler):
-        return found
-    raise TypeError(f"{found!r} is not an automl.space.entries.Sampler")
-
-
-def _pruner(found: object) -> Pruner:
-    if isinstance(found, Pruner):
-        return found
-    raise TypeError(f"{found!r} is not an automl.space.entries.Pruner")
-
-
 def _task(found: object) -> type[TaskOptions]:
     if isinstance(found, type) and issubclass(found, TaskOptions):
         return found
     raise TypeError(f"{found!r} is not a class derived from automl.space.schema_task.TaskSection")
-
-
-def _executor(found: object) -> ExecutorKind:
-    if isinstance(found, ExecutorKind):
-        return found
-    raise TypeError(f"{found!r} is not an automl.space.entries.ExecutorKind")
 
 
 SAMPLERS: Registry[Sampler] = Registry(
@@ -145,7 +127,7 @@ SAMPLERS: Registry[Sampler] = Registry(
         "grid": "automl.study.samplers.grid:GRID",
         "nsga2": "automl.study.samplers.nsga2:NSGA2",
     },
-    _sampler,
+    instance_of(Sampler),
 )
 """Every sampler `search.sampler` may name."""
 
@@ -162,7 +144,7 @@ PRUNERS: Registry[Pruner] = Registry(
         "threshold": "automl.study.pruners.threshold:THRESHOLD",
         "none": "automl.study.pruners.nothing:NONE",
     },
-    _pruner,
+    instance_of(Pruner),
 )
 """Every pruner `search.pruner` may name."""
 
@@ -180,7 +162,7 @@ TASKS: Registry[type[TaskOptions]] = Registry(
 """Every task `task.type` may name, as the class of its section."""
 
 EXECUTORS: Registry[ExecutorKind] = Registry(
-    "executor", {"ray": "automl.execution:RAY", "inline": "automl.execution:INLINE"}, _executor
+    "executor", {"ray": "automl.execution:RAY", "inline": "automl.execution:INLINE"}, instance_of(ExecutorKind)
 )
 """Every executor `run.executor` may name."""
 

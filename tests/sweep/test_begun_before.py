@@ -1,7 +1,7 @@
 """A study that an older version has begun: its database, folder and slot files are upgraded, continued and reported.
 
 `tests/recorded/begun-870b605` was written by commit 870b605: a search by halving of 12 trials, stopped when two had
-ended and two were parked. It lay in /tmp/begun.
+ended and two were parked. It lay in /begun.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def moved_to(folder: Path) -> None:
         for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
             for column in [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]:
                 moved = f"UPDATE {table} SET {column} = replace({column}, :old, :new) WHERE instr({column}, :old)"
-                connection.execute(moved, {"old": "/tmp/begun", "new": str(folder)})
+                connection.execute(moved, {"old": "/begun", "new": str(folder)})
 
 
 def test_it_is_continued_to_its_end(continued: tuple[Path, list[Any], Any]) -> None:
