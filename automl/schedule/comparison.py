@@ -20,7 +20,7 @@ from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import Verification, latest
 from automl.trial import Scalar, TrialState
-from automl.verify.plan import practical_margin
+from automl.verify.plan import practical_margin, row_step
 from automl.verify.statistics import LEVEL, Verdict, in_percent, paired, spread, t_quantile
 
 Basis = Literal["verification", "validation"]
@@ -170,13 +170,16 @@ def _verified(metric: str, tonight: Night, before: Night, noise: float | None) -
     shared = sorted(ours.keys() & theirs.keys())
     same_rows = _test_rows(tonight) == _test_rows(before)
     if len(shared) >= 2 and same_rows:
-        estimate = paired([ours[seed] - theirs[seed] for seed in shared])
+        estimate = paired([ours[seed] - theirs[seed] for seed in shared], grain=_grain(metric, tonight))
         value = math.fsum(ours[seed] for seed in shared) / len(shared)
         previous = math.fsum(theirs[seed] for seed in shared) / len(shared)
         half = estimate.high - estimate.mean
         rule = f"{in_percent(LEVEL)} interval of {len(shared)} differences paired by seed"
     else:
-        error = math.hypot(*(spread(list(found.values())) / math.sqrt(len(found)) for found in (ours, theirs)))
+        pairs = ((ours, _grain(metric, tonight)), (theirs, _grain(metric, before)))
+        error = math.hypot(
+            *(max(spread(list(found.values())), grain) / math.sqrt(len(found)) for found, grain in pairs)
+        )
         half = t_quantile((1.0 + LEVEL) / 2.0, min(len(ours), len(theirs)) - 1) * error
         rule = f"{in_percent(LEVEL)} interval of a difference of two means over seeds"
         if not same_rows and math.isfinite(METRICS[metric].high):
@@ -195,6 +198,12 @@ def _scores(verification: Verification | None, metric: str) -> dict[str, float]:
     if result is None or (result.get("metric") or {}).get("name") != metric or not result.get("arms"):
         return {}
     return {str(seed): float(value) for seed, value in result["arms"][0]["scores"].items()}
+
+
+def _grain(metric: str, night: Night) -> float:
+    """Step in which the night's scores come: one test row's share of the range, 0 where that is not known."""
+    rows = night.verification.plan.get("test_rows") if night.verification else None
+    return row_step(metric, int(rows)) if rows else 0.0
 
 
 def _test_rows(night: Night) -> object:

@@ -131,9 +131,8 @@ class Plan:
 
     @property
     def grain(self) -> float:
-        """Step in which scores come: one test row's share of the metric's range; 0 for one without an upper end."""
-        low, high = METRICS[self.metric].low, METRICS[self.metric].high
-        return (high - low) / self.test_rows if math.isfinite(high - low) else 0.0
+        """Step in which scores come."""
+        return row_step(self.metric, self.test_rows)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -224,6 +223,12 @@ def practical_margin(metric: str, value: float) -> float:
     """Difference below which two values are as good as equal: 1 % of the metric's range, or 2 % of the value."""
     low, high = METRICS[metric].low, METRICS[metric].high
     return _MARGIN_BOUNDED * (high - low) if math.isfinite(high) else _MARGIN_RELATIVE * abs(value)
+
+
+def row_step(metric: str, rows: int) -> float:
+    """Step in which scores come: one row's share of the metric's range; 0 for one without an upper end."""
+    low, high = METRICS[metric].low, METRICS[metric].high
+    return (high - low) / rows if math.isfinite(high - low) else 0.0
 
 
 def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
