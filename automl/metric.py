@@ -10,6 +10,9 @@ from automl.registry import Registry, instance_of
 
 Direction = Literal["minimize", "maximize"]
 
+_MARGIN_BOUNDED = 0.01
+_MARGIN_RELATIVE = 0.02
+
 
 def as_loss(value: float, direction: Direction) -> float:
     """The value turned so that smaller is better. Nothing else in the program knows what a direction means."""
@@ -66,3 +69,9 @@ def margin_mistake(margin: float, metric: str) -> str:
     return f"{margin:g} is no difference of {metric}: it must be above 0" + (
         f" and below {half:g}, in units of the metric" if math.isfinite(half) else " and finite"
     )
+
+
+def practical_margin(metric: str, value: float) -> float:
+    """Difference below which two values are as good as equal: 1 % of the metric's range, or 2 % of the value."""
+    low, high = METRICS[metric].low, METRICS[metric].high
+    return _MARGIN_BOUNDED * (high - low) if math.isfinite(high) else _MARGIN_RELATIVE * abs(value)

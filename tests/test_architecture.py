@@ -40,9 +40,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("results",),
     ("execution", "packed", "report"),
     ("setup",),
+    ("squeeze",),
     ("sweep",),
     ("verify",),
-    ("squeeze",),
     ("schedule", "library", "testing"),
     ("cli",),
 )

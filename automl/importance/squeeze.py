@@ -1,4 +1,4 @@
-"""Cut trained low-rank updates to fewer directions: the best ones of each module, and the most per parameter over all.
+"""Turn trained low-rank updates so that they can be cut to fewer directions, the best ones first.
 
 An update ΔW = s B A of rank r is a sum of directions. With B = Q R and Aᵀ = P S (QR), the decomposition of the (r, r)
 core s R Sᵀ = L diag(σ) Zᵀ gives ΔW = U T A with U = Q L, orthonormal, and T = s Lᵀ R: exact, and ΔW is never formed.
@@ -10,14 +10,12 @@ k in the mean squared change of the output, and the error is the sum of the eige
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from automl.errors import CheckpointError
-from automl.importance.allocation import allocate
 from automl.methods.base import LowRank
 
 _NOTHING = 1e-9
@@ -58,34 +56,6 @@ def directions(update: LowRank, scaling: float, moments: Tensor | None = None) -
     new_a = turn @ a / scaling
     balance = torch.linalg.vector_norm(new_a, dim=1).sqrt()
     return Directions(new_a / balance.unsqueeze(1), orthogonal @ left * balance, tuple(strengths.tolist()))
-
-
-def global_ranks(strengths: Sequence[Sequence[float]], costs: Sequence[int], budget: int) -> list[int]:
-    """How many directions each module keeps if those with the most strength per parameter are kept; 0 is possible.
-
-    strengths: those of each module's directions, largest first. costs: parameters of one direction of each. At most
-    `budget` parameters are spent; what is left over is less than the largest cost, or nothing is left to keep. Ties go
-    to the earlier module.
-    """
-    return allocate(
-        strengths, costs, budget, floors=[0] * len(costs), ceilings=[len(of_module) for of_module in strengths]
-    )
-
-
-def even_ranks(strengths: Sequence[Sequence[float]], rank: int) -> list[int]:
-    """The comparison: the strongest `rank` directions of every module, or as many as it has."""
-    return [min(rank, len(of_module)) for of_module in strengths]
-
-
-def parameters(ranks: Sequence[int], costs: Sequence[int]) -> int:
-    """Parameters of the low-rank matrices at these ranks."""
-    return sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
-
-
-def kept_share(strengths: Sequence[Sequence[float]], ranks: Sequence[int]) -> float:
-    """Share of all strength that is kept, in [0, 1]."""
-    total = sum(map(sum, strengths))
-    return sum(sum(of_module[:rank]) for of_module, rank in zip(strengths, ranks, strict=True)) / total
 
 
 def _check_finite(path: str, *tensors: Tensor) -> None:

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from automl import ranking
-from automl.metric import METRICS
+from automl.metric import METRICS, practical_margin
 from automl.results.recorded import GROUND
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import Verification, latest
 from automl.trial import Scalar, TrialState
-from automl.verify.plan import practical_margin, row_step
+from automl.verify.plan import row_step
 from automl.verify.statistics import LEVEL, Verdict, in_percent, paired, spread, t_quantile
 
 Basis = Literal["verification", "validation"]

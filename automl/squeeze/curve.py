@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from automl.errors import ConfigError, Problem
-from automl.importance.squeeze import even_ranks, global_ranks, kept_share, parameters
-from automl.metric import METRICS
+from automl.importance.cuts import even_ranks, global_ranks, kept_share, parameters
+from automl.metric import METRICS, practical_margin
+from automl.storage.squeezes import CutKind, CutRow
 from automl.training.cut import TurnedAdapter
 from automl.training.runtime import Runtime
-from automl.verify.plan import practical_margin
-
-Kind = Literal["whole", "global", "even", "asked"]
 
 BELOW_ONE = (0.25, 0.5)
 """Sizes below even rank 1, as shares of its parameters: only a global cut has them."""
@@ -23,7 +22,7 @@ BELOW_ONE = (0.25, 0.5)
 class Cut:
     """One cut and what it measures. share: of the adapter's parameters; kept: of its strength. ranks: by module."""
 
-    kind: Kind
+    kind: CutKind
     ranks: tuple[int, ...]
     parameters: int
     share: float
@@ -33,6 +32,22 @@ class Cut:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the ranks."""
         return {name: value for name, value in asdict(self).items() if name != "ranks"}
+
+    def as_row(self, metric: str, *, even_one: int) -> CutRow:
+        """As it is stored. even_one: parameters of rank 1 in every module."""
+        return CutRow(
+            kind=self.kind,
+            parameters=self.parameters,
+            even_rank=self.parameters / even_one,
+            kept=self.kept,
+            value=self.metrics[metric],
+            metrics=self.metrics,
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every metric is a number."""
+        return all(map(math.isfinite, self.metrics.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +95,12 @@ def sizes(highest: int) -> list[float]:
     return [*BELOW_ONE, *doublings]
 
 
-def planned(adapter: TurnedAdapter, wanted: int | None) -> list[tuple[Kind, tuple[int, ...]]]:
+def planned(adapter: TurnedAdapter, wanted: int | None) -> list[tuple[CutKind, tuple[int, ...]]]:
     """The cuts of a curve: the whole, then global and even ones, each size once, and the one that is asked for."""
     strengths, costs = adapter.strengths, adapter.costs
     highest = max(map(len, strengths))
     one = parameters(even_ranks(strengths, 1), costs)
-    found: list[tuple[Kind, tuple[int, ...]]] = [("whole", tuple(even_ranks(strengths, highest)))]
+    found: list[tuple[CutKind, tuple[int, ...]]] = [("whole", tuple(even_ranks(strengths, highest)))]
     for size in sizes(highest):
         even = even_ranks(strengths, int(size))
         budget = parameters(even, costs) or int(size * one)
@@ -99,7 +114,7 @@ def planned(adapter: TurnedAdapter, wanted: int | None) -> list[tuple[Kind, tupl
     return found
 
 
-def measured(adapter: TurnedAdapter, runtime: Runtime, kind: Kind, ranks: tuple[int, ...]) -> Cut:
+def measured(adapter: TurnedAdapter, runtime: Runtime, kind: CutKind, ranks: tuple[int, ...]) -> Cut:
     """Cut the adapter in place and evaluate it as trials are evaluated."""
     adapter.cut(ranks)
     spent = parameters(ranks, adapter.costs)

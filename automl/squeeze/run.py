@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from automl import durable, progress
-from automl.errors import CheckpointError, ConfigError, DataError, InterruptedSearch, ModelError, Problem
+from automl.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InterruptedSearch,
+    ModelError,
+    Problem,
+    StorageError,
+    StudyBusyError,
+)
 from automl.execution.stop import StopRequest
-from automl.metric import METRICS
+from automl.metric import METRICS, practical_margin
 from automl.models.backbone import resolve_model
+from automl.results.artifacts import adapter_of, complete_trial
 from automl.results.folders import cache_folder
 from automl.results.recorded import GROUND
 from automl.setup.setup import Setup, for_one_trial, set_up
@@ -20,12 +32,13 @@ from automl.setup.starter import starting_space
 from automl.space.load import parse_space
 from automl.space.spec import ModelSettings, SweepSpec
 from automl.squeeze.curve import Cut, Wanted, knee, measured, planned
+from automl.storage.lease import held
 from automl.storage.sql import Database
-from automl.sweep.export import adapter_of, complete_trial
+from automl.storage.squeezes import ModuleRow, SqueezeRow, store_squeeze
+from automl.study.retention import ADAPTER
 from automl.tasks.batches import some_of
 from automl.training.cut import TurnedAdapter, check_cuttable, cut_hyperparameters, read_config
 from automl.training.runtime import HostSettings, Runtime, load_runtime
-from automl.verify.plan import practical_margin
 
 ROWS = 256
 """Training rows on which is seen what the modules' inputs are."""
@@ -34,6 +47,8 @@ CAUTION = (
     "a cut shows what this adapter can do without; one trained at the small rank, with a learning rate of its own, may"
     " be better still"
 )
+
+logger = logging.getLogger(__name__)
 
 _UNNAMED = "LABEL_"
 
@@ -44,8 +59,8 @@ class Squeezed:
 
     source: the trial or folder. rows: of validation that were measured on; seen: training rows by which directions were
     ranked, 0 if by their energy alone. whole, knee, chosen: cuts; chosen is the size asked for, or else the knee. cuts:
-    all of them. ranks: of the chosen cut, by module, those above 0. output: folder of the chosen one, None if it was
-    not written. notes: what a person should know.
+    all of them. modules: all of the adapter's. ranks: of the chosen cut, by module, those above 0. output: folder of
+    the chosen one, None if it was not written. notes: what a person should know.
     """
 
     source: str
@@ -57,7 +72,9 @@ class Squeezed:
     whole: Cut
     knee: Cut
     chosen: Cut
+    modules: tuple[ModuleRow, ...]
     ranks: Mapping[str, int]
+    seconds: float
     output: str | None
     base: str
     notes: tuple[str, ...]
@@ -72,6 +89,23 @@ class Squeezed:
         parts = {name: getattr(self, name).as_dict() for name in ("whole", "knee", "chosen")}
         curve = [cut.as_dict() for cut in self.cuts]
         return {**plain, **parts, "ranks": dict(self.ranks), "curve": curve, "notes": self.notes, "caution": CAUTION}
+
+    def as_row(self, trial: int, adapter_sha256: str) -> SqueezeRow:
+        """As it is stored. Sizes at which a metric is no number are left out."""
+        even_one = sum(module.cost for module in self.modules if module.rank)
+        return SqueezeRow(
+            trial=trial,
+            adapter_sha256=adapter_sha256,
+            metric=self.metric,
+            margin=self.margin,
+            rows=self.rows,
+            seen=self.seen,
+            knee=self.knee.parameters,
+            recovery_steps=0,
+            seconds=self.seconds,
+            cuts=tuple(cut.as_row(self.metric, even_one=even_one) for cut in self.cuts if cut.is_finite),
+            modules=self.modules,
+        )
 
     def headline(self) -> str:
         """What may be believed, in a sentence."""
@@ -88,7 +122,7 @@ class Squeezed:
 def squeeze_trial(
     database: Database, spec: SweepSpec, trial: int | None, wanted: Wanted, output: Path | None, *, stop: StopRequest
 ) -> Squeezed:
-    """Squeeze the adapter of a complete trial (None: the best), on the validation rows of its search.
+    """Squeeze the adapter of a complete trial (None: the best), on the validation rows of its search, and record it.
 
     Raises SearchError if there is no such trial, ConfigError for a size it cannot be cut to, InterruptedSearch.
     """
@@ -97,7 +131,9 @@ def squeeze_trial(
     with adapter_of(database, spec, row) as folder:
         recorded = database.store(spec.study).last_event(GROUND)
         setup = set_up(for_one_trial(spec), cache_folder(), recorded, is_thorough=False)
-        return _squeeze(folder, setup, wanted, output, stop, source=f"trial {row.number} of {spec.study}")
+        found = _squeeze(folder, setup, wanted, output, stop, source=f"trial {row.number} of {spec.study}")
+    _record(database, spec.study, row.number, found)
+    return found
 
 
 def squeeze_folder(
@@ -115,6 +151,17 @@ def squeeze_folder(
     return _squeeze(folder, setup, wanted, output, stop, source=str(folder))
 
 
+def _record(database: Database, study: str, trial: int, found: Squeezed) -> None:
+    """Store what was found, unless somebody drives the study meanwhile or the database cannot be written."""
+    kept = database.store(study).artifacts(include_deleted=True)
+    digest = next((each.sha256 for each in kept if (each.trial, each.kind) == (trial, ADAPTER)), "")
+    try:
+        with held(database, study) as guard:
+            store_squeeze(database, study, found.as_row(trial, digest), guard=guard)
+    except (StudyBusyError, StorageError) as error:
+        logger.warning("what was found is not recorded with the study: %s", error)
+
+
 def _check_request(wanted: Wanted, output: Path | None) -> None:
     wanted.check()
     if output is not None and output.exists():
@@ -124,6 +171,7 @@ def _check_request(wanted: Wanted, output: Path | None) -> None:
 def _squeeze(
     folder: Path, setup: Setup, wanted: Wanted, output: Path | None, stop: StopRequest, *, source: str
 ) -> Squeezed:
+    began = time.monotonic()
     settings = setup.worker_settings()
     about = _about(folder, settings)
     check_cuttable(folder, setup.inputs.model)
@@ -149,11 +197,26 @@ def _squeeze(
         whole=whole,
         knee=found,
         chosen=chosen,
+        modules=tuple(_modules(adapter, found)),
         ranks=ranks,
+        seconds=time.monotonic() - began,
         output=None if output is None else str(output),
         base=settings.backbone.path,
         notes=tuple(_notes(whole, settings)),
     )
+
+
+def _modules(adapter: TurnedAdapter, knee: Cut) -> Iterator[ModuleRow]:
+    parts = zip(adapter.paths, adapter.shapes, adapter.strengths, knee.ranks, strict=True)
+    for path, (in_features, out_features), strengths, kept in parts:
+        yield ModuleRow(
+            module=path,
+            in_features=in_features,
+            out_features=out_features,
+            rank=len(strengths),
+            knee_rank=kept,
+            strengths=strengths,
+        )
 
 
 def _curve(adapter: TurnedAdapter, runtime: Runtime, budget: int | None, stop: StopRequest) -> Iterator[Cut]:

@@ -22,12 +22,18 @@ from automl.storage.tables import (
     measurements,
     metric_values,
     runs,
+    squeeze_cuts,
+    squeezed_modules,
+    squeezes,
     sweeps,
     verification_scores,
     verifications,
 )
 
 _OURS = (
+    squeeze_cuts,
+    squeezed_modules,
+    squeezes,
     verification_scores,
     verifications,
     importances,

@@ -266,6 +266,65 @@ verification_scores = Table(
     ),
 )
 
+squeezes = Table(
+    "automl_squeezes",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("adapter_sha256", String(_SHA256), nullable=False),
+    Column("metric", String(64), nullable=False),
+    Column("margin", Float(53), nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("seen", Integer, nullable=False),
+    Column("knee", BigInteger, nullable=False),
+    Column("recovery_steps", Integer, nullable=False),
+    Column("seconds", Float(53), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint("rows >= 1 AND seen >= 0 AND knee >= 1 AND recovery_steps >= 0", name="counts"),
+    CheckConstraint(f"margin >= 0 AND margin {_FINITE}", name="margin"),
+)
+
+squeeze_cuts = Table(
+    "automl_squeeze_cuts",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("parameters", BigInteger, primary_key=True),
+    Column("even_rank", Float(53), nullable=False),
+    Column("kept", Float(53), nullable=False),
+    Column("value", Float(53), nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("recovered", JSON(none_as_null=True)),
+    CheckConstraint("kind IN ('whole', 'global', 'even', 'asked')", name="kind"),
+    CheckConstraint("parameters >= 1 AND even_rank > 0 AND kept >= 0", name="size"),
+    CheckConstraint(f"value {_FINITE}", name="value"),
+    ForeignKeyConstraint(
+        ["study_name", "trial"],
+        ["automl_squeezes.study_name", "automl_squeezes.trial"],
+        ondelete="CASCADE",
+    ),
+)
+
+squeezed_modules = Table(
+    "automl_squeezed_modules",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("trial", Integer, primary_key=True),
+    Column("module", String(_STUDY), primary_key=True),
+    Column("in_features", Integer, nullable=False),
+    Column("out_features", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("knee_rank", Integer, nullable=False),
+    Column("strengths", JSON, nullable=False),
+    CheckConstraint("rank >= 0 AND knee_rank >= 0 AND knee_rank <= rank", name="rank"),
+    ForeignKeyConstraint(
+        ["study_name", "trial"],
+        ["automl_squeezes.study_name", "automl_squeezes.trial"],
+        ondelete="CASCADE",
+    ),
+)
+
 schedules = Table(
     "automl_schedules",
     metadata,

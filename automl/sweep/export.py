@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl import durable, ranking
-from automl.errors import CheckpointError, ConfigError, Problem, SearchError
-from automl.metric import METRICS
+from automl import durable
+from automl.errors import CheckpointError, ConfigError, Problem
 from automl.report.recipe import recipe
-from automl.results.artifacts import fetch_adapter
+from automl.results.artifacts import adapter_of, complete_trial
 from automl.results.folders import cache_folder
 from automl.results.recorded import GROUND
 from automl.space.spec import SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
-from automl.storage.trials import TrialRow, list_trials
-from automl.trial import Metrics, TrialState
+from automl.storage.trials import TrialRow
+from automl.trial import Metrics
 
 if TYPE_CHECKING:  # a copy loads neither torch nor the model
     from automl.training.reload import Reloaded
@@ -84,19 +81,6 @@ def load_trial(database: Database, spec: SweepSpec, trial: int | None) -> tuple[
     row = complete_trial(database, spec, trial)
     with adapter_of(database, spec, row) as adapter:
         return load_adapter(adapter, resolve_model(spec.model, cache_folder()))
-
-
-@contextmanager
-def adapter_of(database: Database, spec: SweepSpec, row: TrialRow) -> Iterator[Path]:
-    """The folder of the trial's adapter; fetched from where the study stores its artifacts if it is not here."""
-    folder = Path(row.adapter or "")
-    if row.adapter and folder.is_dir():
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="automl-") as place:
-        fetched = Path(place) / folder.name
-        fetch_adapter(database.store(spec.study), row.number, fetched)
-        yield fetched
 
 
 def _export(
@@ -170,25 +154,6 @@ def _compare(exported: Exported, settings: HostSettings, found: Reloaded, record
         return
     for name in (exported.metric, "loss"):  # an accuracy alone is too coarse to tell
         _same(name, found.metrics[name], recorded[name], _SAME_MERGED if exported.merged else _SAME)
-
-
-def complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:
-    """The trial of that number (None: the best), complete and with an adapter. Raises SearchError if it is not."""
-    rows = list_trials(database, spec.study)
-    if trial is None:
-        winner = ranking.best(rows, METRICS[spec.task.metric].direction)
-        if winner is None:
-            raise SearchError(f"study {spec.study!r} has no complete trial yet")
-        return winner
-    found = next((row for row in rows if row.number == trial), None)
-    if found is None or found.state != TrialState.COMPLETE:
-        state = "does not exist" if found is None else f"is {found.state}"
-        raise SearchError(f"trial {trial} of study {spec.study!r} {state}; only complete trials can be exported")
-    if not found.adapter:
-        raise SearchError(
-            f"the adapter of trial {trial} is no longer kept (search.keep: {spec.search.keep}); export one of the best"
-        )
-    return found
 
 
 def _same(name: str, measured: float, recorded: float, tolerance: float) -> None:

@@ -58,8 +58,9 @@ class TurnedAdapter:
     """An adapter on its backbone, each update in the form that can be cut to its first directions.
 
     folder: the adapter's. runtime: its model becomes the PEFT model's. rows: training rows, on which is seen what the
-    modules' inputs are; none: they are taken to be white. costs: parameters of one direction of each module in `paths`;
-    strengths: of its directions, largest first. Raises ModelError or CheckpointError in a line if it cannot be cut.
+    modules' inputs are; none: they are taken to be white. Of each module in `paths`: shapes: in and out features;
+    costs: parameters of one direction; strengths: of its directions, largest first. Raises ModelError or
+    CheckpointError in a line if it cannot be cut.
     """
 
     def __init__(self, folder: Path, runtime: Runtime, rows: Sequence[Row] = ()) -> None:
@@ -73,7 +74,8 @@ class TurnedAdapter:
         updates = METHODS[self._config["peft_type"].lower()].low_rank(self.model)
         moments = input_moments(runtime, self.model, self._layers, updates, rows) if rows else [None] * len(updates)
         self.paths = tuple(self._layers)
-        self.costs = tuple(layer.in_features + layer.out_features for layer in self._layers.values())
+        self.shapes = tuple((layer.in_features, layer.out_features) for layer in self._layers.values())
+        self.costs = tuple(map(sum, self.shapes))
         self._scalings = tuple(update.scaling for update in updates)
         self.parameters = sum(len(update.a) * cost for update, cost in zip(updates, self.costs, strict=True))
         self._whole: list[tuple[Tensor, Tensor]] = []

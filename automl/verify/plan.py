@@ -40,9 +40,6 @@ TUNING_SEEDS = 2
 _CHECKPOINTS = 9
 """Times a training is saved and heard of before its end, at most: so much of it is lost with a worker."""
 
-_MARGIN_BOUNDED = 0.01
-_MARGIN_RELATIVE = 0.02
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
@@ -217,12 +214,6 @@ def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
         evaluate_every=plan.steps,
         checkpoint_every=math.ceil(plan.steps / (_CHECKPOINTS + 1)),
     )
-
-
-def practical_margin(metric: str, value: float) -> float:
-    """Difference below which two values are as good as equal: 1 % of the metric's range, or 2 % of the value."""
-    low, high = METRICS[metric].low, METRICS[metric].high
-    return _MARGIN_BOUNDED * (high - low) if math.isfinite(high) else _MARGIN_RELATIVE * abs(value)
 
 
 def row_step(metric: str, rows: int) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 from automl import durable, progress
 from automl.errors import ConfigError, DataError, Problem, SpaceChangedError
 from automl.execution.stop import StopRequest
-from automl.metric import margin_mistake
+from automl.metric import margin_mistake, practical_margin
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch, check_disk
 from automl.results.folders import study_folder
@@ -54,7 +54,6 @@ from automl.verify.plan import (
     Training,
     fingerprint,
     fresh_seeds,
-    practical_margin,
 )
 from automl.verify.protocol import UNTRAINED, Scores, baseline, next_trainings
 from automl.verify.trainings import Trainings

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from automl.errors import CheckpointError
-from automl.importance.squeeze import directions, even_ranks, global_ranks, kept_share, parameters
+from automl.importance.cuts import even_ranks, global_ranks, kept_share, parameters
+from automl.importance.squeeze import directions
 from automl.methods.base import LowRank
 
 SCALINGS = (2.0, 0.37)

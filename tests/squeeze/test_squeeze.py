@@ -18,6 +18,8 @@ import automl
 from automl.cli.main import main
 from automl.methods.attaching import adapted_model
 from automl.report.recipe import recipe
+from automl.results.squeezed import squeeze_of, squeezed_ranks
+from automl.storage.sql import open_database
 from automl.training.cut import read_config
 from automl.training.export import verify_manifest
 from tests.architectures import save_tiny
@@ -84,6 +86,25 @@ def test_a_study_is_squeezed_to_its_knee(world: Path, run: Run) -> None:
     made = recipe(str(world / "small"))
     assert made is not None
     assert "may be better still" in found["caution"]
+
+
+def test_it_is_recorded_with_the_study(world: Path, run: Run) -> None:
+    code, out, err = run("squeeze", "tiny", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    with open_database(f"sqlite:///{world / 'automl.db'}", create=False) as database:
+        number = automl.open_study("tiny").best.number
+        row = squeeze_of(database, "tiny", number)
+        kept = database.store("tiny").artifacts()
+    assert row is not None
+    assert {cut.parameters: cut.metrics for cut in row.cuts if cut.kind != "even"} == {
+        cut["parameters"]: cut["metrics"] for cut in found["curve"] if cut["kind"] != "even"
+    }
+    assert row.adapter_sha256 == next(each.sha256 for each in kept if each.trial == number)
+    assert row.at_knee.parameters == found["knee"]["parameters"]
+    assert squeezed_ranks(row, row.knee) == {each.module: each.knee_rank for each in row.modules}
+    assert {module: rank for module, rank in squeezed_ranks(row, row.knee).items() if rank} == found["ranks"]
+    assert row.whole.even_rank == row.modules[0].rank
 
 
 def test_what_a_person_reads_and_an_asked_size(world: Path, run: Run) -> None:

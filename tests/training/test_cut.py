@@ -13,7 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from automl.errors import CheckpointError, ModelError
-from automl.importance.squeeze import even_ranks, global_ranks, parameters
+from automl.importance.cuts import even_ranks, global_ranks, parameters
 from automl.methods.attaching import adapted_layers, adapted_model
 from automl.methods.base import LowRank
 from automl.methods.lora import Lora
