@@ -15,15 +15,16 @@ def register(app: typer.Typer) -> None:
     @app.command(epilog="Example: automl best bbc-topics --json")
     def best(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show the best complete trial: value, configuration, adapter; with two objectives also the Pareto front."""
+        from automl.results.rank_gate import rank_gate
         from automl.results.summary import configuration_text, headline, size_text, summarise
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
-            summary = summarise(database, spec)
+            summary, gate = summarise(database, spec), rank_gate(database, spec)
         if summary.best is None or summary.configuration is None:
             raise SearchError(f"study {name!r} has no complete trial yet")
         if as_json:
-            console.result_json(summary.as_dict())
+            console.result_json({**summary.as_dict(), "rank_gate": gate.as_dict() if gate else None})
             return
         console.result(headline(summary))
         console.table(
@@ -32,6 +33,8 @@ def register(app: typer.Typer) -> None:
             ((name, value) for name, value in summary.configuration.items() if value != ()),
         )
         console.result(f"adapter: {summary.best.adapter}")
+        if gate is not None and gate.answer != "not known":
+            console.result(f"{gate.headline} ({gate.evidence})")
         if summary.also_minimize is not None:
             objective = summary.also_minimize
             console.table(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from automl.cli import console
-from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
 
 if TYPE_CHECKING:
+    from automl.results.rank_gate import RankGate
     from automl.results.suggestion import Suggestion
 
 _STATUS = {
@@ -43,16 +44,29 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Suggest a rank for every module from the importances that were measured while trials trained."""
         from automl.importance.pattern import snippet
+        from automl.results.rank_gate import rank_gate
         from automl.results.suggestion import suggestion_of
 
         with opened(study, url) as (database, name):
+            gate = rank_gate(database, recorded_spec(database, name))
+            if gate is not None and gate.answer == "does not bind" and not as_json and budget is None and trial is None:
+                _show_gate(gate, form)
+                return
             found = suggestion_of(database, name, budget=budget, trial=trial)
         if as_json:
-            console.result_json(found.as_dict())
+            console.result_json({**found.as_dict(), "rank_gate": gate.as_dict() if gate else None})
         elif form is not None:
             console.results([f"# {_STATUS[found.status]}", *snippet(found.peft, form, found.task_type).splitlines()])
         else:
             _show(found)
+
+
+def _show_gate(gate: RankGate, form: str | None) -> None:
+    """What to do where ranks do not matter, instead of a map of them."""
+    mark = "# " if form else ""
+    console.result(f"{mark}{gate.headline}.")
+    console.result(f"{mark}{gate.evidence}")
+    console.result(f"{mark}No ranks by module are suggested; --budget or --from show them as a hypothesis.")
 
 
 def _show(found: Suggestion) -> None:

@@ -45,6 +45,7 @@ def document(frame: StudyFrame, found: Findings) -> dict[str, Any]:
             for size in sizes_by_target(frame)
         ],
         "pareto": [trial.number for trial in pareto(frame)],
+        "rank_gate": frame.gate.as_dict() if frame.gate else None,
         "modules": [asdict(module) for module in frame.module_importance],
         "suggestion": asdict(frame.suggestion) if frame.suggestion else None,
         "spending": asdict(spending(frame)),

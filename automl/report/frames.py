@@ -10,6 +10,7 @@ from typing import Any
 from automl import ranking
 from automl.metric import Direction
 from automl.results.parameter_importance import ParameterImportance
+from automl.results.rank_gate import RankGate
 from automl.space.spec import Parameter
 from automl.storage.trials import TrialRow, counts_of
 
@@ -128,7 +129,8 @@ class StudyFrame:
 
     trials: by number, with their curves; value: at the last measurement, of one that has not ended too.
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
-    also_minimize: the second objective, trainable_params or seconds, empty if there is one only.
+    gate: whether the rank binds; None for a table of curves. also_minimize: the second objective, trainable_params or
+    seconds, empty if there is one only.
     """
 
     study: str
@@ -156,6 +158,7 @@ class StudyFrame:
     module_importance: tuple[ModuleShare, ...] = ()
     verification: VerificationFrame | None = None
     suggestion: RankSuggestion | None = None
+    gate: RankGate | None = None
     also_minimize: str = ""
 
     @property

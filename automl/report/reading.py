@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automl.metric import METRICS
@@ -17,13 +16,15 @@ from automl.report.frames import (
     VerificationFrame,
     place_of,
 )
+from automl.results.curves import with_curves
 from automl.results.parameter_importance import parameter_importance
+from automl.results.rank_gate import rank_gate
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.runs import last_run
 from automl.storage.sql import Database
-from automl.storage.trials import CurvePoint, TrialRow, list_trials
+from automl.storage.trials import list_trials
 from automl.storage.verification import latest
-from automl.trial import Measurement, ModuleImportance
+from automl.trial import ModuleImportance
 
 
 def read_frame(
@@ -50,7 +51,7 @@ def read_frame(
         pruner=spec.search.pruner,
         seed=spec.search.seed,
         parameters=space.parameters,
-        trials=_with_curves(list_trials(database, spec.study), store.measurements(), spec.task.metric),
+        trials=with_curves(list_trials(database, spec.study), store.measurements(), spec.task.metric),
         baseline=None if baseline is None else float(baseline),
         ground=ground,
         provenance=sweep.provenance,
@@ -63,6 +64,7 @@ def read_frame(
         module_importance=shares_of_modules(database.importances(spec.study)),
         verification=read_verification(database, spec.study),
         suggestion=suggestion,
+        gate=rank_gate(database, spec),
         also_minimize=spec.search.also_minimize or "",
     )
 
@@ -102,19 +104,6 @@ def _module(name: str, seen: Sequence[tuple[float, ModuleImportance]]) -> Module
         effective_rank=sum(row.effective_rank for _, row in seen) / len(seen),
         trials=len(seen),
     )
-
-
-def _with_curves(rows: Iterable[TrialRow], measurements: Iterable[Measurement], metric: str) -> tuple[TrialRow, ...]:
-    curves: dict[int, list[CurvePoint]] = defaultdict(list)
-    for each in measurements:
-        if metric in each.metrics:
-            curves[each.trial].append(CurvePoint(each.step, each.metrics[metric]))
-    return tuple(_with_curve(row, curves[row.number]) for row in rows)
-
-
-def _with_curve(row: TrialRow, curve: Sequence[CurvePoint]) -> TrialRow:
-    last = curve[-1].value if curve else None
-    return replace(row, value=last if row.value is None else row.value, curve=tuple(curve))
 
 
 def read_verification(database: Database, study: str) -> VerificationFrame | None:

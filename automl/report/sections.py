@@ -20,6 +20,7 @@ from automl.report.wording import (
     number,
     percent,
     score,
+    sentence,
     signed,
 )
 from automl.space.spec import CategoricalParameter, Parameter
@@ -286,9 +287,18 @@ def _modules(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     yield from _suggestion(frame)
 
 
+def _gate(frame: StudyFrame, found: Findings) -> Iterator[Block]:
+    gate = frame.gate
+    if gate is None or frame.best is None:
+        return
+    by = "a verification on test rows" if gate.source == "verification" else "this search's own trials"
+    yield Notice(f"{sentence(gate.headline)} By {by}.", "good" if gate.answer == "does not bind" else "caution")
+    yield Text(sentence(gate.evidence))
+
+
 def _suggestion(frame: StudyFrame) -> Iterator[Block]:
     suggestion = frame.suggestion
-    if suggestion is None:
+    if suggestion is None or (frame.gate is not None and frame.gate.answer == "does not bind"):
         return
     if suggestion.ranks:
         label = "" if suggestion.status in _SUGGESTION else "UNVERIFIED. "
@@ -434,6 +444,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[StudyFrame, Findings], Iterator[Block
     ("rates", "Which learning rate for which rank", _rates),
     ("targets", "Target modules at equal size", _targets),
     ("pareto", "Quality against size", _pareto),
+    ("rank", "Does rank bind here", _gate),
     ("modules", "Which modules mattered", _modules),
     ("spent", "What it cost, and what stopping early saved", _spent),
     ("failures", "What went wrong", _failures),

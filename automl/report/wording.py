@@ -34,6 +34,11 @@ def signed(value: float | None) -> str:
     return f"{value:+.3f}".replace("-", "−") if abs(value) >= 0.001 or value == 0 else f"{value:+.2g}".replace("-", "−")
 
 
+def sentence(text: str) -> str:
+    """The text with a capital and one full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def percent(share: float | None) -> str:
     """A share in [0, 1] as a whole percentage."""
     return "–" if share is None else f"{100 * share:.0f} %"

@@ -14,6 +14,7 @@ from automl.report.frames import ModuleShare, RankSuggestion, StudyFrame, place_
 from automl.report.optuna_dashboard import show_in_dashboard
 from automl.report.reading import read_frame
 from automl.report.render import FORMATS, Report, render
+from automl.report.wording import sentence
 from automl.results.folders import study_folder
 from automl.results.recorded import recorded_space
 from automl.results.suggestion import Suggestion, suggestion_of
@@ -51,12 +52,8 @@ def _suggestion(found: Suggestion) -> RankSuggestion:
         uniform_rank=found.uniform_rank,
         used_params=found.used_params,
         status=found.status,
-        note=" ".join([agreement, *map(_sentence, (*found.notes, *found.advice))]),
+        note=" ".join([agreement, *map(sentence, (*found.notes, *found.advice))]),
     )
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _shares(found: Suggestion) -> Iterator[ModuleShare]:

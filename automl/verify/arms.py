@@ -10,7 +10,7 @@ from types import MappingProxyType
 from automl import ranking
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
-from automl.metric import METRICS
+from automl.metric import METRICS, standard_error
 from automl.results.summary import configuration_text
 from automl.setup.prepare import Derivation
 from automl.space.assemble import assemble
@@ -24,9 +24,6 @@ from automl.verify.statistics import LEVEL, joint_level
 DEFAULT = "default"
 SUGGESTED, UNIFORM, RANDOM = "suggested", "uniform", "random"
 EQUAL = "equal-lora"
-
-_NOISE_RELATIVE = 0.05
-"""Noise of one value of a metric without an upper end, as a share of it: seeds differ by 3 to 10 % of a loss."""
 
 
 class Candidates:
@@ -49,6 +46,7 @@ class Candidates:
         """Raises SearchError if no trial is complete."""
         self._space = space
         self._derive = derive
+        self._name = metric
         self._metric = METRICS[metric]
         self._rows = rows
         self._final_ranks = final_ranks
@@ -89,19 +87,11 @@ class Candidates:
 
     def smallest(self) -> Arm | None:
         """The trial with the fewest parameters within noise of the best; None if that is the best itself."""
-        bound = self.noise()
+        bound = standard_error(self._name, self.best_value, self._rows)
         near = [self._arm(trial, "smallest") for trial in self._ranked if self._is_within(trial, bound)]
         found = min(near, key=lambda arm: arm.trainable_params)  # the better one of equals
         best = self._arm(self._ranked[0], "finalist")
         return found if found.trainable_params < best.trainable_params else None
-
-    def noise(self) -> float:
-        """Standard error of one value: by the number of rows for a share of them, else _NOISE_RELATIVE of the value."""
-        low, high = self._metric.low, self._metric.high
-        if not math.isfinite(high):
-            return _NOISE_RELATIVE * abs(self.best_value)
-        share = min(max((self.best_value - low) / (high - low), 0.0), 1.0)
-        return (high - low) * math.sqrt(share * (1.0 - share) / self._rows)
 
     def pattern_arms(self, ranks: Mapping[str, int], *, seed: int) -> list[Arm]:
         """The best LoRA trial of these modules with suggested, with even and with random ranks.

@@ -146,8 +146,8 @@ def test_markdown_lets_no_hostile_text_become_markup(report: Report) -> None:
 
 KEYS = """
 automl baseline best counts database evidence failures findings ground made_at modules next_command parameter_importance
-pareto provenance rates_by_rank recipe schema search space spending stop_reasons study suggestion targets_by_size trials
-verification warnings
+pareto provenance rank_gate rates_by_rank recipe schema search space spending stop_reasons study suggestion
+targets_by_size trials verification warnings
 """
 TRIAL_KEYS = """
 adapter attempts curve error number params seconds state steps stop_reason tokens trainable_params value

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from automl.errors import SearchError
 from automl.lora import Hyperparameters, LinearShape
+from automl.metric import standard_error
 from automl.setup.prepare import Derivation
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSpace
 from automl.storage.trials import TrialRow
@@ -79,7 +80,7 @@ def test_the_smallest_is_within_noise_of_the_best() -> None:
     assert candidates(trial(0, 0.9, rank=1), trial(1, 0.9, rank=2)).smallest() is None
     assert candidates(*rows, rows=100_000).smallest() is None
     by_loss = candidates(trial(0, 1.0, rank=8), trial(1, 1.04, rank=2), trial(2, 1.06, rank=1), metric="loss")
-    assert by_loss.noise() == pytest.approx(0.05)
+    assert standard_error("loss", by_loss.best_value, 100) == pytest.approx(0.05)
     smallest = by_loss.smallest()
     assert smallest is not None
     assert smallest.name == "trial-1"
