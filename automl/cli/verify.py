@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,6 +44,14 @@ def register(app: typer.Typer) -> None:
         patterns: Annotated[
             bool, typer.Option("--patterns/--no-patterns", help="Verify suggested ranks too (from 8 seeds on).")
         ] = True,
+        squeeze: Annotated[
+            Literal["auto", "all", "off"] | None,
+            typer.Option(
+                "--squeeze",
+                help="Smaller adapters to hold against the winner's: a quarter of its rank, trained, and cuts; all:"
+                " more trained ranks. Default: the space file's verify.squeeze.",
+            ),
+        ] = None,
         as_json: JsonOption = False,
     ) -> None:
         """Train the best configurations again on fresh seeds and compare them on the untouched test rows.
@@ -61,6 +69,7 @@ def register(app: typer.Typer) -> None:
                 margin=spec.verify.margin if margin is None else margin,
                 budget_seconds=spec.verify.budget,
                 suggest=suggested_ranks if patterns else None,
+                squeeze=spec.verify.squeeze if squeeze is None else squeeze,
             )
             database.retry.seconds = spec.storage_grace_seconds
             found = _verified(database, spec, options)
@@ -86,6 +95,7 @@ def verify_after_search(spec: SweepSpec, executors: Executors) -> Mapping[str, A
         margin=spec.verify.margin,
         budget_seconds=spec.verify.budget,
         suggest=suggested_ranks,
+        squeeze=spec.verify.squeeze,
     )
     with open_database(spec.storage_url, create=False, grace_seconds=spec.storage_grace_seconds) as database:
         if hindrance := obstacle(database, spec):

@@ -142,6 +142,7 @@ class Study:
                     margin=wanted,
                     budget_seconds=spec.verify.budget,
                     suggest=suggested_ranks,
+                    squeeze=spec.verify.squeeze,
                 )
                 database.retry.seconds = spec.storage_grace_seconds
                 return Verdict.of(verify_study(database, spec, cache_folder(), options, stop=stop))

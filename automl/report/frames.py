@@ -36,6 +36,8 @@ class Arm:
         """What it is called in a few words."""
         names = {"default": "the default", "suggested": "suggested ranks", "uniform": "even ranks"}
         names |= {"random": "random ranks", "equal": "LoRA of equal size"}
+        if self.kind == "lower":
+            return f"rank {self.params['rank']} at its own rate"
         return names.get(self.kind) or (f"trial {self.trial}" if self.trial is not None else self.title)
 
 

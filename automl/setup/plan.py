@@ -242,9 +242,14 @@ def _most_steps(spec: SweepSpec, space: SearchSpace) -> int:
 
 
 def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:
-    """Finalists, the default configuration and the smallest within noise, on each seed; 0 if none are trained."""
-    can_verify = spec.verify.automatic and spec.run.shards == 1 and inputs.prepared.rows.get("test", 0) > 0
-    return (spec.verify.finalists + 2) * spec.verify.most_seeds if can_verify else 0
+    """Finalists, the default configuration, the smallest within noise and lower ranks, on each seed; 0 if none is.
+
+    Lower ranks may be tuned besides: at three rates on two seeds.
+    """
+    if not spec.verify.automatic or spec.run.shards > 1 or not inputs.prepared.rows.get("test", 0):
+        return 0
+    lower = {"off": 0, "auto": 1, "all": 3}[spec.verify.squeeze]
+    return (spec.verify.finalists + 2 + lower) * spec.verify.most_seeds + 6 * lower
 
 
 def describe(parameter: Parameter) -> str:

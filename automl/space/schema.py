@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from automl.space.entries import EXECUTORS
 from automl.space.named import NameIn
@@ -39,6 +39,14 @@ class RunSection(Section):
     """Folder for adapters and the summary, relative to where the command is started."""
 
 
+_Smaller = Annotated[
+    Literal["auto", "all", "off"],
+    BeforeValidator(lambda given: {True: "auto", False: "off"}[given] if isinstance(given, bool) else given),
+    WithJsonSchema({"enum": ["auto", "all", "off", True, False]}),
+]
+"""An unquoted off is refused as ambiguous where the file is read, so that false must do."""
+
+
 class VerifySection(Section):
     """What is trained again on fresh seeds after a search, and scored on the test rows."""
 
@@ -54,6 +62,9 @@ class VerifySection(Section):
     budget: Seconds | None = None
     """Training time of all workers together, in seconds or as 20m, 2h: so long seeds are added, up to eight times as
     many, until every comparison is decided."""
+    squeeze: _Smaller = "auto"
+    """Smaller adapters that the winner is held against: a quarter of its rank, trained at a rate of its own, and cuts
+    of its adapter, which are not trained; all: half of its rank, and the cut's, too; false: none."""
 
 
 class StorageSection(Section):

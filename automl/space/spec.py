@@ -220,6 +220,8 @@ class VerifySettings:
     margin: difference of the metric below which one is not worse than another; None: by the metric.
     budget: seconds of training, all workers together, for which seeds are added until all is decided; None: no seeds
         are added.
+    squeeze: smaller adapters to hold against the winner's: auto: a quarter of its rank, trained, and cuts of its
+        adapter; all: half of its rank and that of the cut, trained, too; off: none.
     """
 
     automatic: bool = True
@@ -227,6 +229,7 @@ class VerifySettings:
     finalists: int = 1
     margin: float | None = None
     budget: float | None = None
+    squeeze: Literal["auto", "all", "off"] = "auto"
 
     @property
     def most_seeds(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Literal
 
 from automl import ranking
 from automl.errors import SearchError
@@ -24,6 +25,11 @@ from automl.verify.statistics import LEVEL, joint_level
 DEFAULT = "default"
 SUGGESTED, UNIFORM, RANDOM = "suggested", "uniform", "random"
 EQUAL = "equal-lora"
+
+ENOUGH = 5
+"""Complete trials of about a rank from which its learning rate is taken as found; with fewer it is tuned."""
+_NEAR_RANK = 1.34
+"""Factor up to which two ranks are about the same."""
 
 
 class Candidates:
@@ -93,6 +99,17 @@ class Candidates:
         best = self._arm(self._ranked[0], "finalist")
         return found if found.trainable_params < best.trainable_params else None
 
+    def lower_ranks(self, ranks: Iterable[int]) -> list[Arm]:
+        """The best trial at each of these ranks that is below its own, with the same alpha / rank; none if not LoRA.
+
+        Each at a learning rate of its own: that of the best of ENOUGH complete trials of about the rank, or else chosen
+        around the trial's, which is raised with the root of the ratio of ranks, as low ranks want higher rates.
+        """
+        winner = self._arm(self._ranked[0], "lower")
+        if winner.hyper.method != "lora":
+            return []
+        return [self._at_rank(winner, rank) for rank in sorted(set(ranks)) if 1 <= rank < winner.hyper.rank]
+
     def pattern_arms(self, ranks: Mapping[str, int], *, seed: int) -> list[Arm]:
         """The best LoRA trial of these modules with suggested, with even and with random ranks.
 
@@ -133,6 +150,32 @@ class Candidates:
                     title=f"trial {arm.trial} {title}",
                 )
         return None
+
+    def _at_rank(self, winner: Arm, rank: int) -> Arm:
+        hyper = replace(winner.hyper, rank=rank, alpha=winner.hyper.alpha / winner.hyper.rank * rank, rank_pattern=())
+        known = self._rate_at(rank, hyper.target)
+        base = hyper.learning_rate * math.sqrt(winner.hyper.rank / rank) if known is None else known
+        return replace(
+            winner,
+            name=f"rank-{rank}",
+            title=f"rank {rank} at its own rate, else as trial {winner.trial}",
+            params={**winner.params, "rank": rank},
+            hyper=replace(hyper, learning_rate=base),
+            trainable_params=self._parameters(hyper),
+            learning_rates=tuple(factor * base for factor in GRID) if known is None else (base,),
+        )
+
+    def _rate_at(self, rank: int, target: str) -> float | None:
+        """Learning rate for this rank by the search's own trials; None if there are too few of about that rank."""
+        hypers = [assemble(self._space, trial.params) for trial in self._ranked]  # the best first
+        near = [
+            hyper
+            for hyper in hypers
+            if hyper.method == "lora"
+            and hyper.target == target
+            and max(hyper.rank / rank, rank / hyper.rank) <= _NEAR_RANK
+        ]
+        return near[0].learning_rate * math.sqrt(near[0].rank / rank) if len(near) >= ENOUGH else None
 
     def _with_modules(self, modules: set[str]) -> Arm:
         for trial in self._ranked:
@@ -185,16 +228,23 @@ class Candidates:
 
 
 def choose_arms(
-    candidates: Candidates, *, finalists: int, suggested: Mapping[str, int] | None = None, seed: int = 0
+    candidates: Candidates,
+    *,
+    finalists: int,
+    lower: Callable[[Arm], Iterable[int]] = lambda winner: (),
+    suggested: Mapping[str, int] | None = None,
+    seed: int = 0,
 ) -> list[Arm]:
     """All arms of a verification; the first is the search's best trial. No configuration is there under two names.
 
-    suggested: ranks by module for the winner's target set. seed: for the random allocation.
+    lower: ranks below the winner's that it is trained at too. suggested: ranks by module for the winner's target set.
+    seed: for the random allocation.
     """
     arms = candidates.finalists(finalists)
     for other in (candidates.default(), candidates.smallest()):
         if other is not None and all(other.hyper != arm.hyper for arm in arms):
             arms.append(other)
+    arms += candidates.lower_ranks(lower(arms[0]))
     if (equal := candidates.equal_lora(arms)) is not None:
         arms.append(equal)
     if suggested is not None:
@@ -202,16 +252,24 @@ def choose_arms(
     return arms
 
 
+def lower_ranks(rank: int, squeeze: Literal["auto", "all", "off"]) -> list[int]:
+    """Ranks below this one that the winner is trained at too: a quarter, and if all are wanted a half."""
+    if squeeze == "off":
+        return []
+    return [max(1, rank // 4), *([rank // 2] if squeeze == "all" else [])]
+
+
 def choose_comparisons(arms: Sequence[Arm], *, claims: int = 1) -> list[Comparison]:
-    """What is tested, named before any training: three questions, each with a false-alarm rate of 5 %.
+    """What is tested, named before any training: four questions, each with a false-alarm rate of 5 %.
 
     Is the search's best trial better than the default, and than the other finalists? Those comparisons hold jointly.
     Is the suggested pattern better than even ranks *and* than random ones? Both must hold, so each is tested in full.
     Is AdaLoRA better than LoRA with as many parameters?
+    Are lower ranks at rates of their own not worse than the winner? They hold jointly.
 
     claims: see `Plan.claims`; each has an equal part of the false alarms (Bonferroni).
     """
-    found = [*_of_winner(arms), *_of_method(arms), *_of_pattern(arms)]
+    found = [*_of_winner(arms), *_of_rank(arms), *_of_method(arms), *_of_pattern(arms)]
     return [replace(each, level=1.0 - (1.0 - each.level) / claims) for each in found] if claims > 1 else found
 
 
@@ -224,6 +282,12 @@ def _of_winner(arms: Sequence[Arm]) -> Iterator[Comparison]:
             yield Comparison(arm=winner, against=arm.name, level=level)
         else:
             yield Comparison(arm=arm.name, against=winner, level=level)
+
+
+def _of_rank(arms: Sequence[Arm]) -> Iterator[Comparison]:
+    lower = [arm for arm in arms if arm.kind == "lower"]
+    for arm in lower:
+        yield Comparison(arm=arm.name, against=arms[0].name, level=joint_level(len(lower)))
 
 
 def _of_method(arms: Sequence[Arm]) -> Iterator[Comparison]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from automl.metric import METRICS
+from automl.results.rank_gate import RankGate
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
+from automl.verify.lower import rank_answer
 from automl.verify.plan import Arm, Plan
 from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, mean_score, values
 from automl.verify.recommendation import as_document, recommend
@@ -33,7 +35,12 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
         "selection_optimism": _optimism(plan, scores),
         "recommendation": as_document(plan, scores, recommended),
         "suggestion": {"status": suggestion},
+        "rank": _as_plain(rank_answer(plan, scores)) if above else None,
     }
+
+
+def _as_plain(gate: RankGate | None) -> dict[str, Any] | None:
+    return None if gate is None else gate.as_dict()
 
 
 def _arm(plan: Plan, scores: Scores, arm: Arm) -> dict[str, Any]:
@@ -94,7 +101,9 @@ def _suggestion(found: list[Compared]) -> str:
 def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool) -> str:
     if not above:
         return _nothing_learnt(plan, scores)
-    return " ".join(_findings(plan, found)) or _alone(plan, scores)
+    gate = rank_answer(plan, scores)
+    said = [f"{_capital(gate.headline)}."] if gate is not None and gate.answer != "not known" else []
+    return " ".join([*_findings(plan, found), *said]) or _alone(plan, scores)
 
 
 def _nothing_learnt(plan: Plan, scores: Scores) -> str:

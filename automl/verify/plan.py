@@ -14,7 +14,7 @@ from automl.storage.verification import ScoredSplit
 from automl.study.seeding import derive_seed
 from automl.trial import Scalar, TrialSpec
 
-ArmKind = Literal["finalist", "default", "smallest", "suggested", "uniform", "random", "equal"]
+ArmKind = Literal["finalist", "default", "smallest", "suggested", "uniform", "random", "equal", "lower"]
 PATTERN_KINDS: tuple[ArmKind, ...] = ("suggested", "uniform", "random")
 
 _CALLED: Mapping[ArmKind, str] = {
@@ -67,6 +67,8 @@ class Arm:
     @property
     def called(self) -> str:
         """What it is called within a sentence: `trial 3`, `the default configuration`."""
+        if self.kind == "lower":
+            return f"rank {self.hyper.rank} at its own rate"
         return _CALLED.get(self.kind, f"trial {self.trial}")
 
 

@@ -63,14 +63,22 @@ def recommend(plan: Plan, scores: Scores, *, with_suggested: bool) -> Recommenda
     arms = [arm for arm in plan.arms if arm.kind not in kinds]
     losses = {arm.name: METRICS[plan.metric].loss(mean_score(plan, scores, arm)) for arm in arms}
     best = min(arms, key=lambda arm: losses[arm.name])
-    level = joint_level((len(arms) - 1) * plan.claims)
-    others = tuple(_candidate(plan, scores, arm, best, level) for arm in arms if arm is not best)
+    others = tuple(
+        held_against(plan, scores, arm, best, _level(plan, arms, best, arm)) for arm in arms if arm is not best
+    )
     good = [best, *(each.arm for each in others if each.standing == "not worse")]
     chosen = min(good, key=lambda arm: (arm.trainable_params, losses[arm.name]))
     return Recommendation(arm=chosen, best=best, others=others)
 
 
-def _candidate(plan: Plan, scores: Scores, arm: Arm, best: Arm, level: float) -> Candidate:
+def _level(plan: Plan, arms: Sequence[Arm], best: Arm, arm: Arm) -> float:
+    """Level of the interval for this arm: lower ranks are a question of their own, as in `choose_comparisons`."""
+    together = [other for other in arms if other is not best and (other.kind == "lower") == (arm.kind == "lower")]
+    return joint_level(len(together) * plan.claims)
+
+
+def held_against(plan: Plan, scores: Scores, arm: Arm, best: Arm, level: float) -> Candidate:
+    """How an arm stands against another on the seeds that both have, at least two."""
     ours, theirs = values(plan, scores, arm), values(plan, scores, best)
     gains = [METRICS[plan.metric].gain(ours[seed], over=theirs[seed]) for seed in ours if seed in theirs]
     gain = paired(gains, level, grain=plan.grain)
@@ -130,11 +138,12 @@ def _of_smaller(plan: Plan, smaller: Sequence[Candidate]) -> Iterator[str]:
         yield (
             f"whether {each.arm.called} with {each.arm.trainable_params:,} is less than {plan.margin:.3g} worse is open"
             f" ({plan.metric} better by {each.gain.mean:+.4f} [{each.gain.low:+.4f}, {each.gain.high:+.4f}]"
-            f" at {in_percent(each.level)}): {_needed(each)}"
+            f" at {in_percent(each.level)}): {needed(each)}"
         )
 
 
-def _needed(candidate: Candidate) -> str:
+def needed(candidate: Candidate) -> str:
+    """How many seeds would decide, in words."""
     if candidate.needed is None:
         return f"more than {PROPOSED_SEEDS[-1]} seeds would be needed to decide"
     return f"about {candidate.needed} seeds would decide (it had {candidate.seeds})"

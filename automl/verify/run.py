@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from automl import durable, progress
 from automl.errors import ConfigError, DataError, Problem, SpaceChangedError
@@ -44,7 +44,7 @@ from automl.training.checkpoint import latest_attempt
 from automl.training.runtime import HostSettings
 from automl.trial import Metrics
 from automl.trial_folders import adapter_folder
-from automl.verify.arms import Candidates, choose_arms, choose_comparisons
+from automl.verify.arms import Candidates, choose_arms, choose_comparisons, lower_ranks
 from automl.verify.conclude import conclude
 from automl.verify.plan import (
     LEAST_PATTERN_SEEDS,
@@ -73,6 +73,7 @@ class Options:
     margin: see `Plan.margin`; None: `practical_margin`.
     budget_seconds: training time for which seeds are added until all is decided; None: none are added.
     suggest: asked for a rank pattern to verify too; None asks for none.
+    squeeze: smaller adapters that are held against the winner's, as `VerifySettings.squeeze`.
     """
 
     seeds: int = 8
@@ -80,6 +81,7 @@ class Options:
     margin: float | None = None
     budget_seconds: float | None = None
     suggest: Suggest | None = None
+    squeeze: Literal["auto", "all", "off"] = "off"
 
 
 def verify_study(
@@ -192,9 +194,11 @@ class _Work:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
         suggested = self._suggested(options)
         if before is not None:
-            same = self._plan(before.number, options, suggested)
-            if same.as_dict() == before.plan:
-                return before.number, same, before
+            # One that an older version has begun knows of no smaller adapters: it is finished as it was begun.
+            kinds = {options.squeeze, options.squeeze if before.is_done else "off"}
+            for same in (self._plan(before.number, replace(options, squeeze=kind), suggested) for kind in kinds):
+                if same.as_dict() == before.plan:
+                    return before.number, same, before
         number = before.number + 1 if before is not None else 1
         return number, self._plan(number, options, suggested), None
 
@@ -227,6 +231,7 @@ class _Work:
         arms = choose_arms(
             candidates,
             finalists=options.finalists,
+            lower=lambda winner: lower_ranks(winner.hyper.rank, options.squeeze),
             suggested=suggested,
             seed=derive_seed("random-ranks", spec.search.seed, number),
         )

@@ -123,8 +123,8 @@ def test_plan_says_what_will_be_searched(
     assert code == 0
     assert "12 trials of 40 steps" in out
     assert "steps: 480 in the search if nothing is pruned" in out
-    assert "and up to 480 in the verification after it (12 trainings of 40)" in out
-    assert (plan["most_steps"], plan["verification_steps"]) == (480, 480)
+    assert "and up to 880 in the verification after it (22 trainings of 40)" in out
+    assert (plan["most_steps"], plan["verification_steps"]) == (480, 880)
     assert plan["verification_seconds"] > 0
     assert 0 < plan["evaluation_share"] < 1
     assert "rank: 1 … 8, log" in out

@@ -250,7 +250,9 @@ def _take_over_when_trained(name: str) -> None:
 
 
 def test_the_winner_is_verified_if_asked_for(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    study = automl.search("./model", rows(), **SEARCH | {"study": "verified", "trials": 2, "verify": {"seeds": 3}})
+    study = automl.search(
+        "./model", rows(), **SEARCH | {"study": "verified", "trials": 2, "verify": {"seeds": 3, "squeeze": False}}
+    )
     with caplog.at_level(logging.WARNING):
         verdict = study.verify(seeds=3, finalists=1)
     assert verdict.result["arms"]

@@ -36,7 +36,7 @@ _ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def world(tmp_path: Path) -> str:
     text = make_world(tmp_path, trials=2, steps=60).read_text(encoding="utf-8")
-    text = text.replace("automatic: false", "automatic: false, seeds: 3")
+    text = text.replace("automatic: false", "automatic: false, seeds: 3, squeeze: false")
     return text + "enqueue: [{rank: 8, learning_rate: 0.03}]\n"  # learns these sentences wholly
 
 

@@ -1,0 +1,101 @@
+"""Ranks below the winner's, each at its own rate: how they are made, and what is said of whether rank binds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from automl.results.rank_gate import RankGate
+from automl.verify.arms import choose_arms, choose_comparisons, lower_ranks
+from automl.verify.conclude import conclude
+from automl.verify.plan import GRID, Arm
+from automl.verify.statistics import LEVEL, joint_level
+from tests.verify.test_arms import ADALORA, DERIVE, Candidates, candidates, trial
+from tests.verify.verify_cases import arm, make_plan, noisy, run
+
+
+def test_a_lower_rank_keeps_the_scaling_and_tunes_around_a_higher_rate() -> None:
+    (quarter, half) = candidates(trial(0, 0.9, rank=16, learning_rate=1e-3)).lower_ranks([4, 8])
+    assert [(each.name, each.hyper.rank, each.hyper.scaling) for each in (quarter, half)] == [
+        ("rank-4", 4, 2.0),
+        ("rank-8", 8, 2.0),
+    ]
+    assert quarter.learning_rates == pytest.approx([factor * 2e-3 for factor in GRID])
+    assert half.learning_rates == pytest.approx([factor * 2**0.5 * 1e-3 for factor in GRID])
+    assert quarter.trainable_params < half.trainable_params
+    assert quarter.called == "rank 4 at its own rate"
+
+
+def test_its_rate_is_that_of_the_search_where_enough_trials_had_about_the_rank() -> None:
+    tried = [trial(number, 0.8 - number / 100, rank=4 + number % 2, learning_rate=4e-3) for number in range(1, 6)]
+    (found,) = candidates(trial(0, 0.9, rank=16), *tried).lower_ranks([4])
+    assert found.learning_rates == pytest.approx([4e-3 * (5 / 4) ** 0.5])  # the best of them has rank 5
+    (tuned,) = candidates(trial(0, 0.9, rank=16), *tried[:4]).lower_ranks([4])
+    assert len(tuned.learning_rates) == len(GRID)
+    others = [replace(each, params={**each.params, "target": "qv"}) for each in tried]
+    assert len(candidates(trial(0, 0.9, rank=16), *others).lower_ranks([4])[0].learning_rates) == len(GRID)
+
+
+def test_below_rank_1_and_beside_adalora_there_is_none() -> None:
+    assert candidates(trial(0, 0.9, rank=1)).lower_ranks(lower_ranks(1, "all")) == []
+    assert Candidates([trial(0, 0.9)], ADALORA, DERIVE, metric="accuracy", rows=100).lower_ranks([2]) == []
+    assert (lower_ranks(16, "off"), lower_ranks(16, "auto"), lower_ranks(2, "auto")) == ([], [4], [1])
+    assert lower_ranks(16, "all") == [4, 8]
+
+
+def test_lower_ranks_are_a_question_of_their_own() -> None:
+    found = choose_arms(candidates(trial(0, 0.9, rank=16)), finalists=1, lower=lambda winner: (4, 8))
+    assert [each.kind for each in found] == ["finalist", "default", "lower", "lower"]
+    levels = {(each.arm, each.against): each.level for each in choose_comparisons(found)}
+    assert levels == {
+        ("trial-0", "default"): LEVEL,
+        ("rank-4", "trial-0"): joint_level(2),
+        ("rank-8", "trial-0"): joint_level(2),
+    }
+
+
+WINNER = arm("trial-3", "finalist", params=4000)
+
+
+def lower(rank: int) -> Arm:
+    made = arm("trial-3", "lower", params=250 * rank, rates=(4e-3,))
+    return replace(made, name=f"rank-{rank}", hyper=replace(made.hyper, rank=rank))
+
+
+def result(effects: Mapping[str, float], *, sd: float = 0.001, seeds: int = 4) -> dict[str, Any]:
+    winner = replace(WINNER, hyper=replace(WINNER.hyper, rank=16))
+    plan = make_plan([winner, lower(4), lower(8)], seeds=seeds, rows=4000)
+    return conclude(plan, run(plan, noisy(effects, sd=sd, study=3))[0])
+
+
+def test_rank_does_not_bind_where_the_low_one_is_shown_not_to_be_worse() -> None:
+    found = result({"rank-4": 0.001})
+    gate = RankGate(**found["rank"])
+    assert (gate.answer, gate.source, gate.rank, gate.learning_rate) == ("does not bind", "verification", 4, 4e-3)
+    assert found["headline"].endswith("Rank does not bind here; train at rank 4 with rate 0.004.")
+    assert found["recommendation"]["arm"] == "rank-4"
+    assert "rank 4 at rate 0.004 against trial 3 of rank 16: accuracy better by +0.00" in gate.evidence
+
+
+def test_the_lowest_rank_that_suffices_is_advised() -> None:
+    assert RankGate(**result({"rank-4": -0.1})["rank"]).rank == 8
+
+
+def test_rank_binds_where_half_of_it_is_worse() -> None:
+    found = result({"rank-4": -0.1, "rank-8": -0.05})
+    assert RankGate(**found["rank"]).headline == "rank binds here: lower ranks are worse"
+    assert found["headline"].endswith("Rank binds here: lower ranks are worse.")
+
+
+def test_otherwise_it_says_how_many_seeds_would_tell() -> None:
+    gate = RankGate(**result({}, sd=0.02)["rank"])
+    assert (gate.answer, gate.rank) == ("not known", None)
+    assert "seeds would decide (it had 4)" in gate.evidence
+
+
+def test_without_lower_ranks_nothing_is_said() -> None:
+    plan = make_plan([WINNER], seeds=4)
+    assert conclude(plan, run(plan, noisy({}, sd=0.01, study=1))[0])["rank"] is None
