@@ -1,0 +1,290 @@
+"""The arms of `squeeze_table`, each stored as soon as it is scored, so that a killed run goes on where it stopped.
+
+Three parts, in the order of their use. `core`: full adapters, their cuts, recovery, and training at the small rank with
+as many steps in all. `gate`: other ranks at their own rates. `ranks`: training with squeezed and with random ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from automl.importance.squeeze import even_ranks, global_ranks, parameters
+from automl.verify.ranks import random_ranks
+from benchmarks.measure import machine
+from benchmarks.squeeze_world import Lab, Params, TextSet, Trained, Training, Turned, cut
+
+PILOT_SEED = 1000
+"""Of the trainings that learning rates are chosen by; no other arm has it."""
+
+RATES_AROUND = (0.5, 1.0, 2.0)
+"""A grid of learning rates, as factors of its centre; extended while the best one lies at an edge."""
+
+MOST_RATES = 6
+RECOVERY_SHARE = 0.15
+"""Steps of a recovery, of those of a training."""
+
+LONGER = 1.5
+LONGER_SEEDS = 2
+ORDER_OF_OTHERS = 5000
+"""Added to the seed for batches that the full training has not seen in this order."""
+
+
+class Record:
+    """What has been measured of one set: a JSON document, rewritten after every arm."""
+
+    def __init__(self, path: Path, text_set: TextSet, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        plan = asdict(text_set) | dict(settings)
+        fresh = {"plan": plan, "runs": [], "results": {}}
+        self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
+        if self.document["plan"] != plan:
+            raise ValueError(f"{path}: was measured with another plan; name another folder with --record")
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What was measured, by key."""
+        found: dict[str, Any] = self.document["results"]
+        return found
+
+    def begin(self) -> None:
+        """Note where and with what this run measures."""
+        self.document["runs"].append(machine())
+
+    def add(self, key: str, value: Mapping[str, Any]) -> None:
+        """Store a result durably enough: another file takes the place of the old one."""
+        self.results[key] = dict(value)
+        draft = self._path.with_suffix(".draft")
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(
+            json.dumps(self.document, indent=None, sort_keys=True).replace("},", "},\n") + "\n", encoding="utf-8"
+        )
+        os.replace(draft, self._path)
+        print(f"{self._path.stem}: {key}", flush=True)
+
+
+@dataclass(slots=True)
+class Arms:
+    """The arms of one set. seeds: of every arm. turned: full adapters taken apart so far."""
+
+    text_set: TextSet
+    record: Record
+    lab: Lab
+    seeds: Sequence[int]
+    turned: dict[int, Turned] = field(default_factory=dict)
+
+    # Parts
+
+    def core(self) -> None:
+        """Everything about cutting and about training at an eighth of the rank with as many steps in all."""
+        small, steps, longer = self.small, self.text_set.steps, round(LONGER * self.text_set.steps)
+        self._full(self.seeds)
+        for seed in self.seeds:
+            self._cuts(seed)
+        self._trained(f"rank{small}+", small, self.seeds, steps + self.recovery)
+        for kind in ("global", "even"):
+            self._recovered(kind)
+        self._trained(f"long/{longer}", self.text_set.rank, self.seeds[:LONGER_SEEDS], longer)
+
+    def gate(self) -> None:
+        """Other even ranks, each at its own rate, with the steps of the full one."""
+        for rank in self.ranks:
+            if rank != self.text_set.rank:
+                self._trained(f"rank{rank}", rank, self.seeds, self.text_set.steps)
+
+    def ranks_to_train(self) -> None:
+        """An eighth of the rank on average: by the squeeze of another seed, and at random."""
+        for kind, make in (("squeezed", self._squeezed_ranks), ("random", self._random_ranks)):
+            of_seed = {seed: make(seed) for seed in self.seeds}
+            rate = self._tuned(f"as-{kind}", self.rate(self.small), make(self.seeds[0]), self.text_set.steps // 2)
+            self._train(
+                Training(key=f"as-{kind}/{seed}", ranks=ranks, rate=rate, steps=self.text_set.steps, seed=seed)
+                for seed, ranks in of_seed.items()
+            )
+
+    # Sizes and rates
+
+    @property
+    def small(self) -> int:
+        """An eighth of the full rank."""
+        return max(1, self.text_set.rank // 8)
+
+    @property
+    def ranks(self) -> list[int]:
+        """From an eighth of the full rank to twice it."""
+        return [self.small * 2**power for power in range(5)]
+
+    @property
+    def recovery(self) -> int:
+        """Steps of a recovery."""
+        return max(1, round(RECOVERY_SHARE * self.text_set.steps))
+
+    def rate(self, rank: int) -> float:
+        """The learning rate of an even rank, chosen on validation rows; others are looked for by rate ~ rank^-1/2."""
+        full = self.text_set.rank
+        centre = 2e-3 if rank == full else self.rate(full) * (full / rank) ** 0.5
+        return self._tuned(f"rank{rank}", centre, self.lab.even(rank), self.text_set.steps // 2)
+
+    def _tuned(
+        self, name: str, centre: float, ranks: Mapping[str, int], steps: int, start: Params | None = None
+    ) -> float:
+        """The rate with the least validation loss in short trainings of one seed."""
+        rates = [centre * factor for factor in RATES_AROUND]
+        while True:
+            self._train(
+                Training(
+                    key=f"pilot/{name}/{rate:.4g}", ranks=ranks, rate=rate, steps=steps, seed=PILOT_SEED, start=start
+                )
+                for rate in rates
+            )
+            losses = [self.record.results[f"pilot/{name}/{rate:.4g}"]["validation"]["loss"] for rate in rates]
+            best = losses.index(min(losses))
+            if 0 < best < len(rates) - 1 or len(rates) >= MOST_RATES:
+                return rates[best]
+            rates = [rates[0] / 2, *rates] if best == 0 else [*rates, rates[-1] * 2]
+
+    # Trainings
+
+    def _trained(self, name: str, rank: int, seeds: Sequence[int], steps: int) -> None:
+        keys = [f"{name}/{seed}" for seed in seeds]
+        if any(key not in self.record.results for key in keys):
+            rate, ranks = self.rate(rank), self.lab.even(rank)
+            self._train(
+                Training(key=key, ranks=ranks, rate=rate, steps=steps, seed=seed)
+                for key, seed in zip(keys, seeds, strict=True)
+            )
+
+    def _full(self, seeds: Iterable[int]) -> None:
+        """Full adapters, whose folders stay; those whose folder is gone are trained again."""
+        rank, steps = self.text_set.rank, self.text_set.steps
+        missing = [seed for seed in seeds if not self._folder(seed).exists()]
+        trainings = [
+            Training(key=f"rank{rank}/{seed}", ranks=self.lab.even(rank), rate=self.rate(rank), steps=steps, seed=seed)
+            for seed in missing
+        ]
+
+        def keep(training: Training, trained: Trained) -> None:
+            self._store(training, trained)
+            self._folder(training.seed).parent.mkdir(parents=True, exist_ok=True)
+            save_file(dict(trained.params), self._folder(training.seed))
+
+        if trainings:
+            self.lab.train(trainings, keep)
+
+    def _train(self, trainings: Iterable[Training], use: Callable[[Training, Trained], None] | None = None) -> None:
+        """Those of the trainings that have no result yet, in one pack."""
+        missing = [training for training in trainings if training.key not in self.record.results]
+        if missing:
+            self.lab.train(missing, use or self._store)
+
+    def _store(self, training: Training, trained: Trained) -> None:
+        score = trained.score
+        costs = {layer.path: layer.in_features + layer.out_features for layer in self.lab.layers}
+        self.record.add(
+            training.key,
+            {
+                "seed": training.seed,
+                "rate": training.rate,
+                "steps": training.steps,
+                "parameters": sum(rank * costs[path] for path, rank in training.ranks.items()),
+                "seconds": trained.seconds,
+                "validation": dict(score.validation),
+                "test": dict(score.test),
+            },
+        )
+
+    # Cuts
+
+    def _cuts(self, seed: int) -> None:
+        """The whole adapter and its global and even cuts at 1/16, 1/8, 1/4 and 1/2 of the parameters."""
+        wanted = [f"cut/{kind}/{size}/{seed}" for kind in ("global", "even") for size in self._sizes()]
+        if all(key in self.record.results for key in [*wanted, f"squeeze/{seed}"]):
+            return
+        turned = self._turned(seed)
+        whole = {path: len(found) for path, found in turned.strengths.items()}
+        arms = {f"cut/whole/{seed}": whole} | {
+            key: self._cut_ranks(turned, key.split("/")[1], int(key.split("/")[2])) for key in wanted
+        }
+        self._train(
+            Training(key=key, ranks=ranks, seed=seed, start=cut(turned.params, ranks)) for key, ranks in arms.items()
+        )
+
+    def _recovered(self, kind: str) -> None:
+        """Cuts to an eighth, trained on for a few steps at a rate of their own."""
+        small, steps, first = self.small, self.recovery, self.seeds[0]
+        keys = {seed: f"recovered/{kind}/{seed}" for seed in self.seeds}
+        if all(key in self.record.results for key in keys.values()):
+            return
+        starts = {seed: self._turned(seed) for seed in self.seeds}
+        ranks = {seed: self._cut_ranks(turned, kind, small) for seed, turned in starts.items()}
+        params = {seed: cut(turned.params, ranks[seed]) for seed, turned in starts.items()}
+        centre = self.rate(self.text_set.rank) / 2
+        rate = self._tuned(f"recovered-{kind}", centre, ranks[first], steps, params[first])
+        self._train(
+            Training(
+                key=key,
+                ranks=ranks[seed],
+                rate=rate,
+                steps=steps,
+                seed=seed + ORDER_OF_OTHERS,
+                start=params[seed],
+            )
+            for seed, key in keys.items()
+        )
+
+    def _sizes(self) -> list[int]:
+        return [rank for rank in (1, 2, 4, 8) if rank < self.text_set.rank]
+
+    def _turned(self, seed: int) -> Turned:
+        """The squeeze of a full adapter, by the product's functions; its ranks and its cost are a result too."""
+        if seed in self.turned:
+            return self.turned[seed]
+        self._full([seed])
+        folder = self._folder(seed).with_suffix("")
+        self.lab.export(load_file(self._folder(seed)), self.text_set.rank, folder)
+        turned = self.turned[seed] = self.lab.squeeze(folder)
+        if f"squeeze/{seed}" not in self.record.results:
+            ranks = {size: self._cut_ranks(turned, "global", size) for size in self._sizes()}
+            listed = {str(size): [of.get(path, 0) for path in self.lab.paths] for size, of in ranks.items()}
+            self.record.add(f"squeeze/{seed}", {"seconds": turned.seconds, "ranks": listed})
+        return turned
+
+    def _cut_ranks(self, turned: Turned, kind: str, size: int) -> dict[str, int]:
+        """Ranks above 0 of a cut to the parameters of an even rank."""
+        paths, strengths = list(turned.strengths), list(turned.strengths.values())
+        costs = [turned.costs[path] for path in paths]
+        ranks = even_ranks(strengths, size)
+        if kind == "global":
+            ranks = global_ranks(strengths, costs, parameters(ranks, costs))
+        return {path: rank for path, rank in zip(paths, ranks, strict=True) if rank}
+
+    def _folder(self, seed: int) -> Path:
+        return self.lab.work / "full" / f"{seed}.safetensors"
+
+    # Ranks to train with
+
+    def _squeezed_ranks(self, seed: int) -> dict[str, int]:
+        """Those of the next seed's adapter, cut globally."""
+        other = self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
+        ranks = self.record.results[f"squeeze/{other}"]["ranks"][str(self.small)]
+        return {path: rank for path, rank in zip(self.lab.paths, ranks, strict=True) if rank}
+
+    def _random_ranks(self, seed: int) -> dict[str, int]:
+        """From 1 to four times the mean, with as many parameters as the even rank."""
+        budget = sum(self.small * (layer.in_features + layer.out_features) for layer in self.lab.layers)
+        return random_ranks(self.lab.layers, budget, seed=seed, low=1, high=4 * self.small)
+
+
+PARTS: dict[str, Callable[[Arms], None]] = {"core": Arms.core, "gate": Arms.gate, "ranks": Arms.ranks_to_train}
+"""In the order in which they are measured for all sets."""
+
+
+def shortened(text_set: TextSet) -> TextSet:
+    """The same with almost nothing to do: shows that it runs."""
+    return replace(text_set, train=64, validation=32, test=32, steps=4, batch=4, rank=8, max_length=12)
