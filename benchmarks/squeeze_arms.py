@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from automl.importance.squeeze import even_ranks, global_ranks, parameters
+from automl.verify.plan import practical_margin
 from automl.verify.ranks import random_ranks
 from benchmarks.measure import machine
 from benchmarks.squeeze_world import Lab, Params, TextSet, Trained, Training, Turned, cut
@@ -134,17 +135,27 @@ class Arms:
     def _tuned(
         self, name: str, centre: float, ranks: Mapping[str, int], steps: int, start: Params | None = None
     ) -> float:
-        """The rate with the least validation loss in short trainings of one seed."""
+        """The rate by the validation loss of short trainings of one seed.
+
+        Of rates as good as the best within the margin of a loss the lowest: what it is for trains longer.
+        """
         rates = [centre * factor for factor in RATES_AROUND]
         while True:
             self._train(
                 Training(
-                    key=f"pilot/{name}/{rate:.4g}", ranks=ranks, rate=rate, steps=steps, seed=PILOT_SEED, start=start
+                    key=f"pilot/{name}/{rate:.4g}",
+                    ranks=ranks,
+                    rate=rate,
+                    steps=steps,
+                    seed=PILOT_SEED,
+                    start=start,
+                    is_pilot=True,
                 )
                 for rate in rates
             )
             losses = [self.record.results[f"pilot/{name}/{rate:.4g}"]["validation"]["loss"] for rate in rates]
-            best = losses.index(min(losses))
+            limit = min(losses) + practical_margin("loss", min(losses))
+            best = next(index for index, loss in enumerate(losses) if loss <= limit)
             if 0 < best < len(rates) - 1 or len(rates) >= MOST_RATES:
                 return rates[best]
             rates = [rates[0] / 2, *rates] if best == 0 else [*rates, rates[-1] * 2]
@@ -202,7 +213,7 @@ class Arms:
     # Cuts
 
     def _cuts(self, seed: int) -> None:
-        """The whole adapter and its global and even cuts at 1/16, 1/8, 1/4 and 1/2 of the parameters."""
+        """The whole adapter and its global and even cuts to the parameters of ranks 1, 2 and 4."""
         wanted = [f"cut/{kind}/{size}/{seed}" for kind in ("global", "even") for size in self._sizes()]
         if all(key in self.record.results for key in [*wanted, f"squeeze/{seed}"]):
             return
@@ -239,7 +250,7 @@ class Arms:
         )
 
     def _sizes(self) -> list[int]:
-        return [rank for rank in (1, 2, 4, 8) if rank < self.text_set.rank]
+        return [rank for rank in (1, 2, 4) if rank < self.text_set.rank]
 
     def _turned(self, seed: int) -> Turned:
         """The squeeze of a full adapter, by the product's functions; its ranks and its cost are a result too."""
@@ -283,8 +294,3 @@ class Arms:
 
 PARTS: dict[str, Callable[[Arms], None]] = {"core": Arms.core, "gate": Arms.gate, "ranks": Arms.ranks_to_train}
 """In the order in which they are measured for all sets."""
-
-
-def shortened(text_set: TextSet) -> TextSet:
-    """The same with almost nothing to do: shows that it runs."""
-    return replace(text_set, train=64, validation=32, test=32, steps=4, batch=4, rank=8, max_length=12)

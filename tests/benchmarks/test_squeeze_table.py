@@ -1,0 +1,106 @@
+"""The table of squeezes: arms are measured once, whole cuts are exact, and its numbers are those of known scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import squeeze_table
+from benchmarks.squeeze_numbers import Gate, Measured, rows_of
+from benchmarks.squeeze_world import write_part, write_quick_set
+
+Document = Callable[[Any, list[str]], dict[str, Any]]
+
+
+def test_a_run_goes_on_where_it_stopped_and_a_whole_cut_is_exact(tmp_path: Path, document: Document) -> None:
+    options = ["--quick", "--seeds", "1,2", "--work", str(tmp_path / "work")]
+    found = document(squeeze_table.main, [*options, "--parts", "core"])
+    path = tmp_path / "work" / "recorded" / "tiny.json"
+    core = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert found["sets"]["tiny"]["seeds"] == "2"
+    for seed in (1, 2):
+        whole, full = (core[f"{arm}/{seed}"] for arm in ("cut/whole", "rank8"))
+        assert whole["parameters"] == full["parameters"]
+        assert whole["test"]["loss"] == pytest.approx(full["test"]["loss"], rel=1e-6)
+        assert core[f"cut/global/2/{seed}"]["parameters"] <= core[f"cut/even/2/{seed}"]["parameters"]
+    for key in ("rank1+/2", "recovered/even/1"):
+        del core[key]
+    document_of = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(document_of | {"results": core}), encoding="utf-8")
+    document(squeeze_table.main, [*options, "--parts", "core,ranks"])
+    again = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert {key: again[key] for key in core} == core
+    assert {"rank1+/2", "recovered/even/1", "as-squeezed/2", "as-random/1"} <= again.keys()
+
+
+def test_another_plan_is_refused(tmp_path: Path) -> None:
+    options = ["--quick", "--parts", "gate", "--work", str(tmp_path)]
+    record = tmp_path / "recorded" / "tiny.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"plan": {"steps": 9}, "runs": [], "results": {}}), encoding="utf-8")
+    with pytest.raises(ValueError, match="another plan"):
+        squeeze_table.main(options)
+
+
+def test_rows_without_a_test_split_are_in_one_split_only(tmp_path: Path) -> None:
+    text_set = write_quick_set(tmp_path / "tiny")
+    (tmp_path / "tiny" / "test.jsonl").unlink()
+    files = write_part(text_set, tmp_path / "tiny", tmp_path / "parts")
+    train, test = (set(Path(files[split]).read_text(encoding="utf-8").splitlines()) for split in ("train", "test"))
+    assert len(train) == text_set.train
+    assert len(test) == text_set.test
+    assert not train & test
+
+
+def measured(accuracies: Mapping[str, float], **more: Mapping[str, Any]) -> Measured:
+    """Arms whose accuracy rises by a hundredth from seed to seed, so that all differences are the same."""
+    results = {
+        f"{arm}/{seed}": {
+            "rate": 1e-3,
+            "seconds": 50.0,
+            "test": {"accuracy": value + seed / 100, "loss": 1.0 - value},
+        }
+        for arm, value in accuracies.items()
+        for seed in range(1, 6)
+    }
+    plan = {"rank": 16, "metric": "accuracy", "test": 500, "steps": 200, "seeds": [1, 2, 3, 4, 5]}
+    return Measured({"plan": plan, "results": results | more})
+
+
+def test_differences_are_paired_and_no_surer_than_a_row() -> None:
+    found = measured({"rank16": 0.90, "cut/global/2": 0.898}).difference("cut/global/2", "rank16", "accuracy")
+    assert found is not None
+    assert found.mean == pytest.approx(-0.002)
+    assert found.high - found.mean == pytest.approx(2.776 * 0.002 / 5**0.5, rel=1e-3)
+
+
+def test_not_worse_goes_by_the_margin() -> None:
+    near = measured({"rank16": 0.90, "close": 0.895, "far": 0.885})
+    assert near.is_not_worse("close", "rank16", "accuracy") is True
+    assert near.is_not_worse("far", "rank16", "accuracy") is False
+    assert near.is_not_worse("missing", "rank16", "accuracy") is None
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "gate"),
+    [
+        ((0.88, 0.90, 0.90, 0.90, 0.90), Gate("does not bind", "does not bind")),
+        ((0.70, 0.74, 0.80, 0.90, 0.90), Gate("binds", "binds")),
+        ((0.70, 0.74, 0.90, 0.90, 0.95), Gate("does not bind", "binds")),
+    ],
+)
+def test_the_gate_is_held_against_all_ranks(accuracies: tuple[float, ...], gate: Gate) -> None:
+    found = measured({f"rank{2 * 2**power}": value for power, value in enumerate(accuracies)})
+    assert found.gate() == gate
+
+
+def test_what_is_missing_is_a_dash() -> None:
+    squeezes = {f"squeeze/{seed}": {"seconds": 2.0, "ranks": {"2": [1, 2, 3]}} for seed in (1, 2)}
+    lines = rows_of(measured({"rank16": 0.9}, **squeezes))
+    assert lines["squeeze / training, CPU time"] == "4.0%"
+    assert lines["Spearman of squeezed ranks"] == "1.00"
+    assert lines["rank binds: gate, truth"] == "–"
