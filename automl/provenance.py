@@ -10,7 +10,7 @@ from pathlib import Path
 
 import automl
 
-_PACKAGES = ("torch", "transformers", "peft", "optuna", "ray", "datasets", "sqlalchemy", "safetensors")
+_PACKAGES = ("torch", "transformers", "peft", "optuna", "ray", "datasets", "sqlalchemy", "safetensors", "bitsandbytes")
 
 
 def provenance(folder: Path) -> dict[str, str | int | None]:

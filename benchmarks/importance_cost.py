@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from automl.importance.sensitivity import EVERY, Sensitivity, weight_norms
+from automl.importance.sensitivity import EVERY, Sensitivity
+from automl.models.quantised import weight_norms
 from automl.packed import PackedTrainer
 from automl.packed.member import factors
 from benchmarks.measure import Timing, interleaved, spread, timed

@@ -29,6 +29,8 @@ def register(app: typer.Typer) -> None:
             console.result_json(asdict(report))
             return
         console.result(f"{report.architecture}: {report.parameters:,} parameters")
+        held = ", ".join(f"{size / 2**30:.2f} GiB in {way}" for way, size in report.weights.items())
+        console.result(f"frozen weights: {held}")
         console.table(
             "linear layers",
             ("module", ">count", ">in", ">out", "target sets"),

@@ -39,7 +39,8 @@ def register(app: typer.Typer) -> None:
             return
         names = ", ".join([*(parameter.name for parameter in spec.space.parameters), *spec.space.auto])
         budget = f"{spec.search.trials:,} trials of up to {spec.search.steps:,} steps"
-        console.result(f"{space}: valid; study {spec.study!r} searches {names or 'nothing'} in {budget}")
+        held = f", the backbone held in {spec.model.quantization}" if spec.model.quantization else ""
+        console.result(f"{space}: valid; study {spec.study!r} searches {names or 'nothing'} in {budget}{held}")
         console.results(f"advice: {text}" for text in advice)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from automl.lora import LinearShape
 from automl.trial import ModuleImportance
@@ -179,12 +179,6 @@ def effective_rank(variances: Tensor) -> Tensor:
     share = torch.where(total > 0, variances / total, 0.0)
     entropy = -torch.xlogy(share, share).sum(dim=-1)
     return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0)
-
-
-def weight_norms(model: nn.Module, layers: Sequence[LinearShape]) -> list[float]:
-    """Frobenius norms of the layers' weights. model: without adapters."""
-    weights = [model.get_parameter(f"{layer.path}.weight") for layer in layers]
-    return [float(torch.linalg.vector_norm(weight.detach().float())) for weight in weights]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,9 @@ from automl.models.fingerprint import combined_digest, file_digest
 from automl.models.folder import QUANTISED_FILES, inside_package, read_config, read_json, refuse_quantised_tensors
 from automl.models.gguf import converted_gguf
 from automl.models.inventory import head_modules, mark_made_anew
-from automl.space.spec import ModelSettings
+from automl.models.quantisation import check_installed
+from automl.models.quantised import compute_as_in_training, loading_options
+from automl.space.spec import ModelSettings, Quantization
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ class BackboneRef:
     path: folder with config.json, safetensors and tokenizer. fingerprint: sha256 (hex) over the contents of these, the
     same wherever the folder lies. architecture: transformers' model_type. parameters, bytes: number and size of the
     floating-point tensors in the files (tied weights count once). copy: where another machine has the same files, empty
-    if they are at `path` there too.
+    if they are at `path` there too. quantization: how linear layers are held once they are loaded.
     """
 
     path: str
@@ -81,6 +83,7 @@ class BackboneRef:
     parameters: int
     bytes: int
     copy: str = ""
+    quantization: Quantization | None = None
 
     @property
     def folder(self) -> str:
@@ -92,8 +95,11 @@ def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
     """Find the model that `settings` names, converting a GGUF file into `cache` if it is the first time.
 
     Raises ModelError in one line if it is not there, is not safetensors, or brings its own code; MissingExtraError if
-    reading GGUF needs the extra. The network is used for hub ids only, and not with HF_HUB_OFFLINE=1.
+    reading GGUF or the quantisation needs an extra. The network is used for hub ids only, and not with
+    HF_HUB_OFFLINE=1.
     """
+    if settings.quantization is not None:
+        check_installed(f"quantization {settings.quantization.kind}")
     match settings.kind:
         case "hub":
             folder = _hub_snapshot(settings.location, settings.revision)
@@ -101,7 +107,7 @@ def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
             folder = _folder_or_gguf(inside_package(settings.location, settings.path), cache)
         case _:
             folder = _folder_or_gguf(Path(settings.location), cache)
-    return reference(folder, cache)
+    return replace(reference(folder, cache), quantization=settings.quantization)
 
 
 def load_backbone(
@@ -111,7 +117,7 @@ def load_backbone(
     dtype: str = "fp32",
     seed: int = 0,
 ) -> torch.nn.Module:
-    """The network on the CPU: frozen, in eval mode, every dropout of its configuration 0, pad token set.
+    """The network on the CPU: frozen, in eval mode, every dropout of its configuration 0, pad token set, quantised.
 
     Dropout is 0 because a trial's curve may depend on its own generator only; the adapter's dropout is the only one.
     labels: class names in the order of their ids, for classification. A head that the checkpoint lacks (or has for
@@ -122,6 +128,7 @@ def load_backbone(
     auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
     config.pad_token_id = _pad_id(ref, config)
+    options = _quantised(ref, kind, labels, DTYPES[dtype])
     with quietly(f"{ref.path}: cannot load the weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = auto.from_pretrained(
@@ -133,10 +140,12 @@ def load_backbone(
             local_files_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **options,
         )
     mark_made_anew(model, _check_loaded(ref, model, info))
     model.requires_grad_(False)
     model.eval()
+    compute_as_in_training(model)
     assert isinstance(model, torch.nn.Module)
     return model
 
@@ -291,6 +300,11 @@ def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
         config.label2id = {label: index for index, label in config.id2label.items()}
         config.problem_type = "single_label_classification"
     return config
+
+
+def _quantised(ref: BackboneRef, kind: Kind, labels: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the quantisation; none if there is none."""
+    return {} if ref.quantization is None else loading_options(ref.quantization, skeleton(ref, kind, labels), dtype)
 
 
 def without_dropout(config: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -87,6 +87,25 @@ def head_modules(model: nn.Module) -> list[str]:
         for name, child in children.items()
         if name != model.base_model_prefix and child is not output and next(child.parameters(), None) is not None
     ]
+
+
+def kept_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that stay as they are in a quantised backbone: heads, lm_head, poolers, and what
+    transformers keeps in float32.
+
+    transformers takes a name as the beginning of a path, or as its end.
+    """
+    output = _output_embeddings(model)
+    poolers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "pooler"]
+    names = [path for path, module in model.named_modules() if module is output]
+    return [*head_modules(model), *names, *poolers, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
+
+
+def quantised_layers(model: nn.Module) -> list[LinearShape]:
+    """The linear layers that are held in few bits if the backbone is quantised."""
+    kept = tuple(kept_modules(model))
+    starts = tuple(f"{name}." for name in kept)
+    return [layer for layer in linear_layers(model) if not (layer.path.endswith(kept) or layer.path.startswith(starts))]
 
 
 def made_anew(model: nn.Module) -> tuple[str, ...]:
@@ -180,6 +199,7 @@ class ModelReport:
     """What `automl inspect` shows. trainable: target set -> rank -> trainable parameters, head included.
 
     A set that the network does not have is missing from `trainable`; why is in `unresolved`. notes: see `notes`.
+    weights: bytes of the frozen weights by the way they are held.
     """
 
     architecture: str
@@ -190,6 +210,7 @@ class ModelReport:
     trainable: Mapping[str, Mapping[int, int]]
     unresolved: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_model(
@@ -234,8 +255,9 @@ def _kinds(model: nn.Module, resolved: Mapping[str, Sequence[LinearShape]]) -> t
 
 
 def _shape(path: str, module: nn.Linear | Conv1D) -> LinearShape:
-    rows, columns = module.weight.shape
-    return LinearShape(path, rows, columns) if isinstance(module, Conv1D) else LinearShape(path, columns, rows)
+    if isinstance(module, Conv1D):
+        return LinearShape(path, *module.weight.shape)
+    return LinearShape(path, module.in_features, module.out_features)  # a weight in few bits has another shape
 
 
 def _adaptable(model: nn.Module) -> list[LinearShape]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
 
-from automl.models.inventory import linear_layers, resolve_targets, trainable_parameters
+from automl.models.inventory import linear_layers, quantised_layers, resolve_targets, trainable_parameters
+from automl.models.quantisation import bytes_per_weight
+from automl.space.spec import Quantization
 
 _WIDTHS = {"fp32": 4, "bf16": 2}
 
@@ -38,6 +41,7 @@ def estimate_bytes(
     dropout: float = 0.0,
     targets: Mapping[str, Sequence[str]] | None = None,
     recomputed_layers: int = 0,
+    quantization: Quantization | None = None,
 ) -> MemoryEstimate:
     """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 2x.
 
@@ -45,7 +49,8 @@ def estimate_bytes(
     attention that follows, the input by the low-rank branch or the norm before it. Adapter dropout adds its mask and
     the masked input of each adapted layer. The output over the vocabulary is charged twice in float32 (logits and
     their gradient). Attention is taken to be computed without storing its scores. recomputed_layers: with gradient
-    checkpointing, the number of layers of which all but the input is computed again, one at a time.
+    checkpointing, the number of layers of which all but the input is computed again, one at a time. quantization: how
+    the backbone is held.
     """
     width = _WIDTHS[dtype]
     adapted = resolve_targets(model, target, targets)
@@ -57,10 +62,30 @@ def estimate_bytes(
     if recomputed_layers:
         per_token = per_token / recomputed_layers + width * _hidden(model) * recomputed_layers
     return MemoryEstimate(
-        backbone=width * sum(parameter.numel() for parameter in model.parameters()),
+        backbone=backbone_bytes(model, width, quantization),
         adapter=_STATE_BYTES * trainable_parameters(model, target, rank, targets),
         activations=round(tokens * (per_token + 8 * vocabulary)),
     )
+
+
+def backbone_bytes(model: nn.Module, width: int, quantization: Quantization | None) -> int:
+    """Bytes of the frozen weights, `width` for each that is not quantised, with one layer's dense weight of float32."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if quantization is None:
+        return width * parameters
+    layers = [layer.in_features * layer.out_features for layer in quantised_layers(model)]
+    few = bytes_per_weight(quantization) * sum(layers) + 4 * max(layers, default=0)
+    return math.ceil(few) + width * (parameters - sum(layers))
+
+
+def held_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of the frozen weights by the way they may be held; what is not quantised is in bfloat16 then."""
+    ways = {
+        str(each): each
+        for each in (Quantization(kind="int8"), Quantization(kind="nf4"), Quantization(kind="nf4", double=True))
+    }
+    whole = {name: backbone_bytes(model, width, None) for name, width in _WIDTHS.items()}
+    return whole | {name: backbone_bytes(model, _WIDTHS["bf16"], each) for name, each in ways.items()}
 
 
 def _hidden(model: nn.Module) -> int:

@@ -12,17 +12,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import TargetError
-from automl.importance.sensitivity import weight_norms
 from automl.lora import LinearShape
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
+from automl.models.quantised import is_quantised, weight_norms
 from automl.packed.adapter import Adapter
 from automl.packed.bank import Bank, BankSize
 from automl.packed.bank_step import BankStep, row_losses
 from automl.packed.body import Body, View
 from automl.packed.first_token import narrow, narrow_module, narrowed_layers
 from automl.packed.heads import PackedHeads, can_batch
-from automl.packed.kernels import KERNELS, OUTPUT_KERNELS
+from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, Kernel
 from automl.packed.linear import PackedLinear
+from automl.packed.quantised import Dequantised
 from automl.packed.recompute import Recomputation, recomputable
 from automl.packed.segments import Segmentation
 from automl.packed.workload import Workload
@@ -152,15 +153,37 @@ def _pack_layers(
         if f"{layer.path}.".startswith(beyond):
             continue
         module = model.get_submodule(layer.path)
-        assert isinstance(module, nn.Linear | Conv1D)
-        if layer.path.startswith(inside):
-            packed.append(PackedLinear(layer.path, module, segmentation, KERNELS[kernel]))
-        else:
-            packed.append(PackedLinear(layer.path, module, None, OUTPUT_KERNELS[kernel]))
-        module.forward = packed[-1]  # type: ignore[method-assign]
+        is_inner = layer.path.startswith(inside)
+        packed.append(
+            PackedLinear(
+                layer.path,
+                _kernel(module, kernel, is_inner=is_inner),
+                segmentation if is_inner else None,
+                dtype=_type(module, kernel),
+                device=next(module.parameters()).device,
+            )
+        )
+        module.forward = packed[-1]
     if not packed:
         raise TargetError(f"{type(model).__name__} has no linear layers below its head")
     return packed
+
+
+def _kernel(module: nn.Module, name: str, *, is_inner: bool) -> Kernel:
+    """What computes the products of a linear layer. is_inner: it is no lm_head."""
+    assert isinstance(module, nn.Linear | Conv1D)
+    if isinstance(module, nn.Linear) and is_quantised(module):
+        return Dequantised(module, torch.bfloat16 if "bf16" in name else torch.float32)
+    weight = module.weight.detach()
+    factory = (KERNELS if is_inner else OUTPUT_KERNELS)[name]
+    return factory(weight.t() if isinstance(module, Conv1D) else weight, module.bias)
+
+
+def _type(module: nn.Module, kernel: str) -> torch.dtype:
+    """The type of what a linear layer takes and returns."""
+    if is_quantised(module):
+        return torch.bfloat16 if kernel == "torch-bf16" else torch.float32
+    return next(module.parameters()).dtype
 
 
 def _narrow_last_layer(model: nn.Module, layers: Sequence[PackedLinear]) -> nn.Module | None:

@@ -18,40 +18,34 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from automl.packed import lora_batched, lora_loop
-from automl.packed.kernels import Kernel, KernelFactory
+from automl.packed.kernels import Kernel
 from automl.packed.segments import Pack, Segment, Segmentation
 
 
 class PackedLinear:
-    """Takes the place of the `forward` of one nn.Linear or Conv1D; the module stays where it is in the model.
+    """Takes the place of the `forward` of one linear layer; the module stays where it is in the model.
 
-    segmentation: whose rows are where; None for a layer that nobody adapts. is_narrow: it is given the first token of
-    every row only (`automl.packed.first_token`). Products run in the type of the weight; the low-rank part of
-    `automl.packed.lora_loop` in float32, that of `automl.packed.lora_batched` like the frozen product.
+    segmentation: whose rows are where; None for a layer that nobody adapts. dtype: of what the layer takes and returns.
+    is_narrow: it is given the first token of every row only (`automl.packed.first_token`). The low-rank part of
+    `automl.packed.lora_loop` runs in float32, that of `automl.packed.lora_batched` like the frozen product.
     """
 
     is_narrow = False
 
     def __init__(
-        self,
-        path: str,
-        module: nn.Linear | Conv1D,
-        segmentation: Segmentation | None,
-        factory: KernelFactory,
+        self, path: str, kernel: Kernel, segmentation: Segmentation | None, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        weight = module.weight.detach()
         self.path = path
+        self.kernel = kernel
         self.segmentation = segmentation
-        self.kernel: Kernel = factory(weight.t() if isinstance(module, Conv1D) else weight, module.bias)
-        self.dtype = weight.dtype
-        self.anchor = torch.zeros((), device=weight.device, requires_grad=True)
+        self.dtype = dtype
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (rows, ..., I), or rows and tokens in one dimension; returns (..., O) in the type of the weight.
+        """x: (rows, ..., I), or rows and tokens in one dimension; returns (..., O).
 
         Raises ValueError if these are not the rows of the batch and somebody adapts the layer.
         """

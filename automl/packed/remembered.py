@@ -24,6 +24,7 @@ from automl.models.calling import first_line
 from automl.models.inventory import resolve_targets
 from automl.packed.kernels import choose_kernel
 from automl.provenance import versions
+from automl.space.spec import Quantization
 from automl.tasks import make_task
 from automl.training.memory import is_out_of_memory
 from automl.training.runtime import HostSettings, Runtime
@@ -83,7 +84,14 @@ def _about(
         if device.type == "cuda"
         else torch.backends.cpu.get_cpu_capability(),
         "versions": _versions(),
+        **_quantised(settings.backbone.quantization),
     }
+
+
+def _quantised(quantization: Quantization | None) -> dict[str, object]:
+    if quantization is None:
+        return {}
+    return {"quantization": str(quantization), "bitsandbytes": versions()["bitsandbytes"]}
 
 
 @lru_cache(maxsize=1)

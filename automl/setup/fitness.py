@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl.errors import ConfigError, ModelError, Problem
+from automl.errors import ConfigError, MissingExtraError, ModelError, Problem
 from automl.models.folder import folder_at_hand, read_config
 from automl.models.positions import positions
+from automl.models.quantisation import check_installed
 from automl.space.messages import shown
 from automl.space.spec import SweepSpec
 
@@ -45,8 +46,10 @@ def model_remarks(spec: SweepSpec) -> list[str]:
     """
     folder = folder_at_hand(spec.model)
     try:
+        if spec.model.quantization is not None:
+            check_installed(f"quantization {spec.model.quantization.kind}")
         return [] if folder is None else list(check_length(spec, folder))
-    except ModelError as error:
+    except (ModelError, MissingExtraError) as error:
         raise ConfigError([Problem(spec.source, 0, 0, "model", str(error))]) from error
 
 

@@ -12,7 +12,7 @@ import torch
 
 from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
-from automl.models.memory import estimate_bytes
+from automl.models.memory import backbone_bytes, estimate_bytes
 from automl.packed.build import disagreement, examine
 from automl.packed.kernels import choose_kernel
 from automl.packed.memory import available_bytes, capacity
@@ -170,11 +170,20 @@ def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packi
         dtype=stored_dtype(spec.run.precision),
         dropout=highest(inputs.space, "dropout"),
         targets=inputs.space.targets,
+        quantization=inputs.backbone.quantization,
     )
-    backbone = _BACKBONE_BYTES[layout.device] * inputs.backbone.parameters if packing.is_packed else estimate.backbone
+    backbone = _packed_bytes(inputs, layout) if packing.is_packed else estimate.backbone
     if layout.shards > 1:
         return math.ceil((backbone + estimate.adapter) / layout.shards) + estimate.activations
     return backbone + together * estimate.adapter + estimate.activations
+
+
+def _packed_bytes(inputs: Inputs, layout: Layout) -> int:
+    """Bytes of a packed backbone, at most; a quantised layer has no copies."""
+    width = _BACKBONE_BYTES[layout.device]
+    if inputs.backbone.quantization is None:
+        return width * inputs.backbone.parameters
+    return backbone_bytes(inputs.model, width, inputs.backbone.quantization)
 
 
 def _room(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
@@ -190,7 +199,7 @@ def _room(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
         token_budget=TOKEN_BUDGET[layout.device],
         dtype=stored_dtype(spec.run.precision),
         recompute=layout.device == "cuda",
-        available=max(0, available - _BACKBONE_BYTES[layout.device] * inputs.backbone.parameters),
+        available=max(0, available - _packed_bytes(inputs, layout)),
         targets=inputs.space.targets,
     )
 

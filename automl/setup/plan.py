@@ -69,6 +69,7 @@ class Probe:
 class SweepPlan:
     """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
 
+    quantization: how the backbone's linear layers are held, in words; empty: as they are stored.
     measured: when, in words. evaluations: whole ones that the measurements of a full trial amount to.
     evaluation_rows: in a whole evaluation. most_steps: training steps of the search if nothing is pruned.
     verification_trainings: in the verification that follows the search, at most, rank patterns aside; 0 if none does.
@@ -78,6 +79,7 @@ class SweepPlan:
     model: str
     architecture: str
     model_parameters: int
+    quantization: str
     rows: Mapping[str, int]
     longest: int
     trials: int
@@ -143,7 +145,8 @@ class SweepPlan:
     def lines(self) -> Iterator[str]:
         """The plan for a person."""
         yield f"study {self.study}: {self.trials} trials of {self.steps} steps, measured {self.measured}"
-        yield f"model: {self.architecture}, {self.model_parameters:,} parameters ({self.model})"
+        held = f", linear layers held in {self.quantization}" if self.quantization else ""
+        yield f"model: {self.architecture}, {self.model_parameters:,} parameters{held} ({self.model})"
         rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
         yield f"data: {rows} rows, the longest {self.longest} tokens"
         yield "searched:"
@@ -212,6 +215,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         model=inputs.backbone.path,
         architecture=inputs.backbone.architecture,
         model_parameters=inputs.backbone.parameters,
+        quantization=str(inputs.backbone.quantization or ""),
         rows=inputs.prepared.rows,
         longest=inputs.prepared.longest,
         trials=spec.search.trials,

@@ -7,7 +7,7 @@ precision and the same kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Setup:
             **self.inputs.fingerprints,
             "precision": self.spec.run.precision,
             "model_parameters": self.inputs.backbone.parameters,
+            **self._quantised(),
             "target_sets": list(self.inputs.target_sets),
             "rows": dict(self.inputs.prepared.rows),
             "rules": self.spec.task.rules,
@@ -63,6 +64,10 @@ class Setup:
             "evaluate_every": search.evaluate_every,
             "evaluations": [list(pair) for pair in search.evaluations or ()],
         }
+
+    def _quantised(self) -> dict[str, Any]:
+        held = self.inputs.backbone.quantization
+        return {"quantization": asdict(held)} if held is not None else {}
 
 
 def layout_of(spec: SweepSpec, recorded: Mapping[str, Any] | None = None) -> Layout:

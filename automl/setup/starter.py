@@ -13,6 +13,7 @@ from automl.errors import DataError
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef, Kind, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
+from automl.models.memory import held_bytes
 from automl.models.positions import positions
 from automl.results.folders import cache_folder
 from automl.space.advice import coverage_advice
@@ -113,7 +114,8 @@ def inspect_location(model: str, labels: int) -> ModelReport:
     spec = load_space(Path(model)) if is_space else _provisional(model, "data.jsonl")
     backbone = resolve_model(spec.model, cache_folder())
     names = tuple(str(number) for number in range(labels))
-    return inspect_model(skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets)
+    network = skeleton(backbone, "classification" if labels else "causal-lm", names)
+    return replace(inspect_model(network, spec.space.targets), weights=held_bytes(network))
 
 
 def _max_length(

@@ -145,6 +145,8 @@ def _check_shards(run: RunSection, sections: Sections, problems: Problems) -> No
         problems.at_value(("run", "slots"), f"{run.slots} trials cannot be packed {what}; leave it out or write 1")
     if run.precision not in ("auto", "fp32"):
         problems.at_value(("run", "precision"), f"{run.precision!r} is not known {what}; use fp32")
+    if sections.model is not None and sections.model.quantization is not None:
+        problems.at_value(("model", "quantization"), f"{sections.model.quantization!r} is not known {what}; remove it")
     task = sections.task
     if isinstance(task, TableTask):
         problems.at_value(("run", "shards"), "a task of type table trains nothing; remove it")

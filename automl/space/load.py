@@ -21,6 +21,7 @@ from automl.space.spec import (
     EVALUATE_EVERY,
     DataSettings,
     ModelSettings,
+    Quantization,
     RunSettings,
     SearchSettings,
     SearchSpace,
@@ -102,6 +103,10 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
 def _model(section: ModelSection | None, folder: Path) -> ModelSettings:
     if section is None:
         return ModelSettings(kind="none", location="")
+    return replace(_place(section, folder), quantization=_quantization(section))
+
+
+def _place(section: ModelSection, folder: Path) -> ModelSettings:
     if section.hub is not None:
         return ModelSettings(kind="hub", location=section.hub, revision=section.revision)
     if section.folder is not None:
@@ -109,6 +114,11 @@ def _model(section: ModelSection | None, folder: Path) -> ModelSettings:
     if section.gguf is not None:
         return ModelSettings(kind="gguf", location=_resolved(section.gguf, folder))
     return ModelSettings(kind="package", location=section.package or "", path=section.path or "")
+
+
+def _quantization(section: ModelSection) -> Quantization | None:
+    kind = section.quantization
+    return None if kind is None or kind == "none" else Quantization(kind=kind, double=bool(section.double_quant))
 
 
 def _data(section: DataSection, folder: Path) -> DataSettings:

@@ -73,6 +73,11 @@ def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
         raise mistake("section", f"needs exactly one of {', '.join(names)}; {found}")
 
 
+def _unless_off(value: object) -> object:
+    """None for what is said to be off: it means what leaving it out means, so that a study stays the same."""
+    return None if value in ("none", False) else value
+
+
 class ModelSection(Section):
     """Where the backbone comes from: exactly one of hub, folder, gguf, package."""
 
@@ -88,6 +93,10 @@ class ModelSection(Section):
     """Inside the package: a folder, or a .gguf file."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
+    quantization: Annotated[Literal["none", "int8", "nf4", "fp4"], AfterValidator(_unless_off)] | None = None
+    """Hold the frozen linear layers in 8 or 4 bits (QLoRA); needs the extra quant."""
+    double_quant: Annotated[bool, AfterValidator(_unless_off)] | None = None
+    """Hold the scales of the 4-bit blocks in 8 bits themselves."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
@@ -96,6 +105,8 @@ class ModelSection(Section):
             raise mistake("section", "path belongs to package; give the whole path as folder or gguf")
         if self.revision is not None and self.hub is None:
             raise mistake("section", "revision belongs to hub; remove it")
+        if self.double_quant and self.quantization not in ("nf4", "fp4"):
+            raise mistake("section", "double_quant belongs to quantization nf4 or fp4; remove it")
         return self
 
 

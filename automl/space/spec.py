@@ -81,13 +81,32 @@ class SearchSpace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How the linear layers of a frozen backbone are held: in 8 bits, or in 4 as normal or floating-point numbers.
+
+    double: the scales of the 4-bit blocks are held in 8 bits themselves. Sources: Dettmers et al. 2022 (LLM.int8());
+    Dettmers et al. 2023 (QLoRA), section 3.
+    """
+
+    kind: Literal["int8", "nf4", "fp4"]
+    double: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}{' with double quantisation' * self.double}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """Where the backbone comes from: exactly one of hub id, folder, GGUF file, or (package, path inside it)."""
+    """Where the backbone comes from: exactly one of hub id, folder, GGUF file, or (package, path inside it).
+
+    quantization: how it is held, None = as it is stored.
+    """
 
     kind: Literal["hub", "folder", "gguf", "package", "none"]  # none: a table of curves has no model
     location: str  # hub id, absolute path, or import name of the package
     path: str = ""  # inside the package: a folder, or a .gguf file
     revision: str | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ def slot_files(settings: HostSettings, spec: TrialSpec) -> SlotFolder:
             precision=settings.precision,
             targets=settings.targets,
             shards=settings.shards,
+            quantization=settings.backbone.quantization,
         ),
     )
 

@@ -18,11 +18,12 @@ from torch import nn
 
 from automl.errors import OutOfMemory
 from automl.importance.heldout import HELD_OUT_ROWS, removal_effects
-from automl.importance.sensitivity import Factors, Sensitivity, is_sample, weight_norms
+from automl.importance.sensitivity import Factors, Sensitivity, is_sample
 from automl.lora import LinearShape
 from automl.methods.registry import METHODS
 from automl.methods.seeding import dropout_state, set_dropout_state
 from automl.models.inventory import head_modules, resolve_targets
+from automl.models.quantised import weight_norms
 from automl.tasks.base import Row
 from automl.tasks.batches import batch_rows, some_of
 from automl.training import optim

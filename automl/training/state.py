@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from automl.space.spec import Quantization
 from automl.trial import Measurement, TrialSpec
 
 
@@ -56,6 +57,7 @@ def identity(
     precision: str,
     targets: Mapping[str, tuple[str, ...]],
     shards: int = 1,
+    quantization: Quantization | None = None,
 ) -> dict[str, Any]:
     """Everything a trial's curve depends on, as JSON: two attempts with the same identity are the same computation.
 
@@ -75,5 +77,6 @@ def identity(
         "precision": precision,
         "targets": {name: list(patterns) for name, patterns in sorted(targets.items())},
         **({"shards": shards} if shards > 1 else {}),
+        **({"quantization": asdict(quantization)} if quantization else {}),
         **({"evaluations": [list(pair) for pair in spec.evaluations]} if spec.evaluations else {}),
     }

@@ -414,6 +414,18 @@ HEADS = {
         with_line(3, "model: {package: x, path: /etc}"),
         "3:27: model.path: '/etc' must be a relative",
     ),
+    "quantization that is not known": (
+        with_line(3, "model: {hub: org/name, quantization: nf5}"),
+        "3:38: model.quantization: 'nf5' is not known; known: none, int8, nf4, fp4",
+    ),
+    "double_quant of 8 bits": (
+        with_line(3, "model: {hub: org/name, quantization: int8, double_quant: true}"),
+        "3:8: model: double_quant belongs to quantization nf4 or fp4; remove it",
+    ),
+    "quantization in shards": (
+        with_line(3, "model: {hub: org/name, quantization: nf4}\nrun: {shards: 2}"),
+        "3:38: model.quantization: 'nf4' is not known with shards: 2; remove it",
+    ),
     "revision of a folder": (with_line(3, "model: {folder: x, revision: main}"), "3:8: model: revision belongs to hub"),
     "no data": (with_line(4, "task: {type: classification}"), "4:7: task.data: is missing"),
     "unknown task": (

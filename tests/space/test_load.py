@@ -20,6 +20,7 @@ from automl.space.spec import (
     FloatParameter,
     IntParameter,
     ModelSettings,
+    Quantization,
     SweepSpec,
     When,
 )
@@ -90,10 +91,23 @@ def test_the_spec_travels_between_processes() -> None:
         ("m/x.gguf", ModelSettings(kind="gguf", location="/there/m/x.gguf")),
         ("{gguf: /m/x.gguf}", ModelSettings(kind="gguf", location="/m/x.gguf")),
         ("{package: a.b, path: m/x.gguf}", ModelSettings(kind="package", location="a.b", path="m/x.gguf")),
+        (
+            "{hub: org/name, quantization: nf4, double_quant: true}",
+            ModelSettings(kind="hub", location="org/name", quantization=Quantization(kind="nf4", double=True)),
+        ),
+        ("{hub: org/name, quantization: none}", ModelSettings(kind="hub", location="org/name")),
     ],
 )
 def test_models(written: str, meant: ModelSettings) -> None:
     assert parse(model=written).model == meant
+
+
+def test_a_backbone_that_is_not_quantised_is_the_same_however_that_is_said() -> None:
+    plain, said, held = (
+        parse(model=f"{{hub: org/name{more}}}").sha256
+        for more in ("", ", quantization: none, double_quant: false", ", quantization: nf4")
+    )
+    assert plain == said != held
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,14 @@ LABELS = ("angry", "calm", "merry")
 """Class c is told by the words w10c … w10c+9 of the tiny vocabulary."""
 
 
-def write_backbone(folder: Path, architecture: str, *, kind: str = "classification") -> Path:
-    """A tiny random model with a word-level tokenizer, as a user would have it on disk; with its dropout of 0.1."""
-    model = tiny_model(architecture, kind=kind)
+def write_backbone(
+    folder: Path, architecture: str, *, kind: str = "classification", model: torch.nn.Module | None = None
+) -> Path:
+    """A tiny random model with a word-level tokenizer, as a user would have it on disk; with its dropout of 0.1.
+
+    model: takes the place of the one of this architecture.
+    """
+    model = model or tiny_model(architecture, kind=kind)
     model.save_pretrained(folder)
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(VOCABULARY - 4))]
     backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
@@ -87,7 +92,8 @@ def host_settings(
     folder: Path, *, architecture: str = "bert", kind: str = "classification", **options: Any
 ) -> HostSettings:
     """Settings over a backbone and data made in `folder`; output in `folder/out`."""
-    write_backbone(folder / "model", architecture, kind=kind)
+    if not (folder / "model").exists():
+        write_backbone(folder / "model", architecture, kind=kind)
     settings = task_settings(write_rows(folder / "rows.jsonl"), kind=kind)
     cache = folder / "cache"
     backbone = resolve_model(ModelSettings(kind="folder", location=str(folder / "model")), cache)
