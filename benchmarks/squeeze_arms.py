@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from automl.importance.squeeze import even_ranks, global_ranks, parameters
-from automl.verify.plan import practical_margin
+from automl.metric import practical_margin
 from automl.verify.ranks import random_ranks
 from benchmarks.measure import machine
 from benchmarks.squeeze_world import Lab, Params, TextSet, Trained, Training, Turned, cut

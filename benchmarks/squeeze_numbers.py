@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from automl.importance.aggregate import spearman
-from automl.metric import METRICS
-from automl.verify.plan import practical_margin
+from automl.metric import METRICS, practical_margin
 from automl.verify.statistics import Estimate, joint_level, paired
 from benchmarks.report import table
 
