@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from automl.importance.squeeze import even_ranks, global_ranks, parameters
+from automl.importance.cuts import even_ranks, global_ranks, parameters
 from automl.metric import practical_margin
 from automl.verify.ranks import random_ranks
 from benchmarks.measure import machine
