@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from automl.errors import TargetError
 
@@ -35,6 +35,7 @@ class Hyperparameters:
     clip: largest gradient norm, 0 = no clipping.
     target: name of a target set.
     rank_pattern: (module path, rank) of the layers whose rank is not `rank`; made by `with_ranks`.
+    own: (name, value) of the method's own settings that are not at their defaults, by name; read by `Setting.of`.
 
     The defaults are the usual ones of PEFT users, kept as the reference configuration that every search should beat
     (`DEFAULT` in reports).
@@ -53,6 +54,21 @@ class Hyperparameters:
     clip: float = 1.0
     use_rslora: bool = False
     rank_pattern: tuple[tuple[str, int], ...] = ()
+    own: tuple[tuple[str, bool | int | float | str], ...] = ()
+
+    @property
+    def settings(self) -> dict[str, bool | int | float | str]:
+        """The method's own settings that are not at their defaults, as a mapping."""
+        return dict(self.own)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All names with their values, as they are recorded: a setting that came later is there unless at its default.
+
+        So what was recorded before it existed reads the same.
+        """
+        plain = asdict(self)
+        del plain["own"]
+        return plain | self.settings
 
     @property
     def scaling(self) -> float:

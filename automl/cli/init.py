@@ -26,6 +26,10 @@ def register(app: typer.Typer) -> None:
         study: Annotated[
             str | None, typer.Option("--study", help="Name of the study. Default: the data's name.")
         ] = None,
+        method: Annotated[
+            list[str] | None,
+            typer.Option("--method", help="How adapters are trained; given twice, the search compares. Default: lora."),
+        ] = None,
         output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: stdout.")] = None,
         force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     ) -> None:
@@ -35,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
         if output is not None and output.exists() and not force:
             raise ConfigError([Problem(str(output), 0, 0, "", "exists already; add --force to replace it")])
-        text = starting_space(model, data, task_type=task, study=study)
+        text = starting_space(model, data, task_type=task, study=study, methods=method or ())
         for line in starting_advice(text):
             console.warning(line)
         if output is None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from automl.errors import CheckpointError, TargetError
 from automl.lora import Hyperparameters, LinearShape, lora_parameters
-from automl.methods.base import LowRank, Method
-from automl.methods.lora import learning_rates
+from automl.methods.base import Footprint, LowRank, Method
+from automl.methods.lora import learning_rates, low_rank_footprint
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,10 +43,17 @@ class AdaLora(Method):
 
     packable: ClassVar[bool] = False
     shardable: ClassVar[bool] = False
+    finds_ranks: ClassVar[bool] = True
 
-    def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+    def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         """Parameters of the ranks it keeps, `rank` in each layer on average; λ and what it loses are not counted."""
         return lora_parameters(layers, hyper.rank)
+
+    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
+        """With the ranks that it starts with, and λ of each."""
+        initial = _initial_rank(hyper.rank)
+        found = low_rank_footprint(layers, lambda path: initial, hyper.dropout)
+        return found._replace(parameters=found.parameters + initial * len(layers))
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         return learning_rates(model_parameters, steps)
@@ -155,7 +162,7 @@ class AdaLora(Method):
 
 def _schedule(hyper: Hyperparameters, steps: int) -> dict[str, Any]:
     """Ranks and steps of PEFT's schedule; at least one step is left for taking ranks away."""
-    initial = max(hyper.rank + 1, math.ceil(INITIAL_SHARE * hyper.rank))  # PEFT fails if there is nothing to take away
+    initial = _initial_rank(hyper.rank)
     final = int(FINAL_SHARE * steps)
     return {
         "init_r": initial,
@@ -167,6 +174,11 @@ def _schedule(hyper: Hyperparameters, steps: int) -> dict[str, Any]:
         "total_step": steps,
         "orth_reg_weight": PENALTY,
     }
+
+
+def _initial_rank(rank: int) -> int:
+    """Ranks of every layer at the start, more than at the end: PEFT fails if there is nothing to take away."""
+    return max(rank + 1, math.ceil(INITIAL_SHARE * rank))
 
 
 def _initialise(layer: Any, path: str, seed: int) -> None:

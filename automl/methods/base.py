@@ -12,11 +12,25 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape
+from automl.methods.settings import Setting
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from torch import nn
+
+
+LOW_RANK = frozenset({"rank", "alpha", "alpha_ratio", "dropout", "target", "use_rslora"})
+"""The general hyperparameters that are about low-rank updates of a target set."""
+
+
+class Footprint(NamedTuple):
+    """What a trial holds at most: trained parameters, the head's aside, and float32 numbers that are kept for the
+    backward pass per token, those of the backbone aside.
+    """
+
+    parameters: int
+    per_token: int
 
 
 class LowRank(NamedTuple):
@@ -32,16 +46,31 @@ class Method(ABC):
     """A way to adapt a frozen backbone. Implementations say how to attach; the rest is the same for all.
 
     packable: several adapters of it can be trained together on one backbone, where a pack trains B and A of LoRA and
-    starts them as `seeding.initialise_adapter` does. shardable: several processes can hold one trial together. Methods
-    hold no state; all of it is in the PEFT model that `attach` returns.
+    starts them as `seeding.initialise_adapter` does. shardable: several processes can hold one trial together.
+    settings: hyperparameters of its own. takes: those of LOW_RANK that it uses; the others cannot be chosen for it.
+    takes_pattern: a rank of its own in each layer can be given. finds_ranks: it changes ranks while it trains, so that
+    a trial ends with others than it was given.
+
+    Methods hold no state; all of it is in the PEFT model that `attach` returns.
     """
 
     packable: ClassVar[bool]
     shardable: ClassVar[bool]
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    takes: ClassVar[frozenset[str]] = LOW_RANK
+    takes_pattern: ClassVar[bool] = False
+    finds_ranks: ClassVar[bool] = False
 
     @abstractmethod
-    def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
-        """Parameters it trains if it adapts these layers, without the head: what constraints and plans count."""
+    def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+        """Parameters it trains if it adapts these layers, without the head: what constraints and plans count.
+
+        model: the backbone with its head, of which there may be shapes only.
+        """
+
+    @abstractmethod
+    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
+        """What memory is planned by; arguments as for `trainable`."""
 
     @abstractmethod
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from automl.lora import Hyperparameters, LinearShape, check_pattern, lora_parameters, peft_patterns
-from automl.methods.base import LowRank, Method
+from automl.methods.base import Footprint, LowRank, Method
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -27,14 +27,24 @@ def learning_rates(model_parameters: int, steps: int) -> tuple[float, float]:
     return (1e-4, 2e-2) if steps <= SHORT_STEPS else (5e-5, 1e-2)
 
 
+def low_rank_footprint(layers: Sequence[LinearShape], rank_of: Callable[[str], int], dropout: float) -> Footprint:
+    """Footprint of A x in every layer; dropout adds its mask and the masked input."""
+    kept = sum(rank_of(layer.path) + (2 * layer.in_features if dropout > 0.0 else 0) for layer in layers)
+    return Footprint(lora_parameters(layers, rank_of), kept)
+
+
 class Lora(Method):
     """Low-rank updates of linear layers: y = W x + scaling * B A dropout(x), A and B trained."""
 
     packable: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
+    takes_pattern: ClassVar[bool] = True
 
-    def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+    def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         return lora_parameters(layers, hyper.rank_of)
+
+    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
+        return low_rank_footprint(layers, hyper.rank_of, hyper.dropout)
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         return learning_rates(model_parameters, steps)

@@ -1,13 +1,23 @@
 """PEFT methods by name. A new one is a file beside `lora.py` and a line here, or an entry point of a package."""
 
+from dataclasses import fields
+
+from automl.lora import Hyperparameters
 from automl.methods.base import Method
 from automl.registry import Registry
 
+TAKEN = frozenset({*(field.name for field in fields(Hyperparameters)), "alpha_ratio", "max_length", "trainable_params"})
+"""Names that no setting of a method may have: everybody's hyperparameters, and what constraints read beside them."""
+
 
 def _method(found: object) -> Method:
-    if isinstance(found, type) and issubclass(found, Method):
-        return found()
-    raise TypeError(f"{found!r} is not a class derived from automl.methods.base.Method")
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise TypeError(f"{found!r} is not a class derived from automl.methods.base.Method")
+    names = [setting.name for setting in found.settings]
+    for name in names:
+        if name in TAKEN or names.count(name) > 1:
+            raise ValueError(f"setting {name!r} is there already; choose another name")
+    return found()
 
 
 METHODS: Registry[Method] = Registry(

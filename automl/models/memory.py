@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from automl.models.inventory import linear_layers, quantised_layers, resolve_targets, trainable_parameters
+from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
+from automl.models.inventory import head_parameters, linear_layers, quantised_layers, resolve_targets
 from automl.models.quantisation import bytes_per_weight
 from automl.space.spec import Quantization
 
@@ -33,12 +35,10 @@ class MemoryEstimate(NamedTuple):
 
 def estimate_bytes(
     model: nn.Module,
-    target: str,
-    rank: int,
+    hyper: Hyperparameters,
     *,
     tokens: int,
     dtype: str = "fp32",
-    dropout: float = 0.0,
     targets: Mapping[str, Sequence[str]] | None = None,
     recomputed_layers: int = 0,
     quantization: Quantization | None = None,
@@ -46,24 +46,24 @@ def estimate_bytes(
     """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 2x.
 
     A linear layer is charged its input and its output per token: the output is kept by the activation, norm or
-    attention that follows, the input by the low-rank branch or the norm before it. Adapter dropout adds its mask and
-    the masked input of each adapted layer. The output over the vocabulary is charged twice in float32 (logits and
+    attention that follows, the input by the low-rank branch or the norm before it. The method says what the adapter
+    itself adds. The output over the vocabulary is charged twice in float32 (logits and
     their gradient). Attention is taken to be computed without storing its scores. recomputed_layers: with gradient
     checkpointing, the number of layers of which all but the input is computed again, one at a time. quantization: how
     the backbone is held.
     """
     width = _WIDTHS[dtype]
-    adapted = resolve_targets(model, target, targets)
+    adapted = resolve_targets(model, hyper.target, targets)
+    added = METHODS[hyper.method].footprint(model, adapted, hyper)
     vocabulary = _vocabulary(model)
     features = sum(layer.in_features + layer.out_features for layer in linear_layers(model)) - vocabulary
     per_token = float(width * features)
-    low_rank = sum(rank + (2 * layer.in_features if dropout > 0.0 else 0) for layer in adapted)
-    per_token += 4 * low_rank
+    per_token += 4 * added.per_token
     if recomputed_layers:
         per_token = per_token / recomputed_layers + width * _hidden(model) * recomputed_layers
     return MemoryEstimate(
         backbone=backbone_bytes(model, width, quantization),
-        adapter=_STATE_BYTES * trainable_parameters(model, target, rank, targets),
+        adapter=_STATE_BYTES * (added.parameters + head_parameters(model)),
         activations=round(tokens * (per_token + 8 * vocabulary)),
     )
 

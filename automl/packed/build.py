@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from automl.training.adapter import adapter_draft, adapter_meta
 from automl.training.checkpoint import slot_files
 from automl.training.finalists import Finalists
 from automl.training.runtime import HostSettings, Runtime, choose_device, load_runtime, stored_dtype
-from automl.trial import Measurement, TrialSpec
+from automl.trial import Measurement, Scalar, TrialSpec
 from automl.trial_folders import adapter_folder, slot_folder
 
 if TYPE_CHECKING:
@@ -33,12 +34,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NONE: Mapping[str, Sequence[Scalar]] = MappingProxyType({})
 
-def obstacle(model: nn.Module, methods: Iterable[str]) -> str:
-    """Why trials of these methods cannot be packed on this model, in a few words; empty if they can."""
-    alone = sorted(method for method in set(methods) if not METHODS[method].packable)
-    if alone:
-        return f"method {alone[0]} cannot be packed"
+
+def obstacle(model: nn.Module, methods: Iterable[str], values: Mapping[str, Sequence[Scalar]] = _NONE) -> str:
+    """Why trials of these methods cannot be packed on this model, in a few words; empty if they can.
+
+    values: those of the methods' own settings that trials may have, by name.
+    """
+    for name in sorted(set(methods)):
+        if not METHODS[name].packable:
+            return f"method {name} cannot be packed"
+        for setting in METHODS[name].settings:
+            if alone := setting.alone(values.get(setting.name, ())):
+                return f"{setting.name} {alone[0]} cannot be packed"
     if find_body(model) is None:
         return f"{type(model).__name__} cannot be packed"
     return ""

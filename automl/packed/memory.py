@@ -112,11 +112,9 @@ def pack_bytes(
     body = find_body(model)
     estimate = estimate_bytes(
         model,
-        largest.target,
-        largest.rank,
+        largest,
         tokens=max(tokens, min(token_budget, slots * tokens)),
         dtype=dtype,
-        dropout=largest.dropout,
         targets=targets,
         recomputed_layers=len(recomputable(body)) if recompute and body is not None else 0,
     )

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from automl import ranking
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
 from automl.metric import METRICS, practical_margin, standard_error
 from automl.results.curves import with_curves
 from automl.results.recorded import GROUND, recorded_space
@@ -107,7 +108,7 @@ def gate_of_trials(
 
     hypers: by trial. steps: of a full trial. rows_at: evaluation rows by step.
     """
-    having = [row for row in rows if row.curve and hypers[row.number].method == "lora"]
+    having = [row for row in rows if row.curve and METHODS[hypers[row.number].method].takes_pattern]
     if not having:
         return _not_known("no LoRA trial has a value")
     best = ranking.ranked(having, METRICS[metric].direction)[0]

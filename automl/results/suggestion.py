@@ -17,6 +17,7 @@ from automl.importance.aggregate import Aggregate, TrialEvidence, aggregate, is_
 from automl.importance.allocation import allocate, bounds
 from automl.importance.pattern import patterned, peft_block
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
 from automl.metric import METRICS
 from automl.results.recorded import recorded_baseline, recorded_space, recorded_spec
 from automl.space.assemble import assemble
@@ -235,7 +236,7 @@ class _Trials:
         ]
 
     def _counts(self, row: TrialRow) -> bool:
-        return row.number in self.importances and self.hyper(row).method == "lora"
+        return row.number in self.importances and METHODS[self.hyper(row).method].takes_pattern
 
 
 def _cost(module: ModuleImportance) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def _exhausted(store: ResultStore) -> int | None:
 
 def _configuration(space: SearchSpace, params: Mapping[str, Scalar]) -> dict[str, Any]:
     """All hyperparameters with their values; of a table of curves, its columns."""
-    return dict(params) if space.columns else asdict(assemble(space, params))
+    return dict(params) if space.columns else assemble(space, params).as_dict()
 
 
 def size_text(name: str, size: float | None) -> str:

@@ -21,7 +21,7 @@ from automl.results.folders import proofs_folder, study_folder
 from automl.setup.machine import Layout
 from automl.setup.precision import settle_untimed
 from automl.setup.prepare import Inputs
-from automl.space.extremes import extremes, highest, target_names
+from automl.space.extremes import corners, extremes, target_names
 from automl.space.spec import SweepSpec
 from automl.training.runtime import HostSettings, stored_dtype
 
@@ -155,8 +155,8 @@ def _why_solo(spec: SweepSpec, inputs: Inputs, layout: Layout) -> str:
     return inputs.obstacle or ("slots: 1" if spec.run.slots == 1 else "")
 
 
-def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing, *, target: str, rank: int) -> int:
-    """Estimated memory of a worker whose trials all have this target set and rank, and the largest batch.
+def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing, hyper: Hyperparameters) -> int:
+    """Estimated memory of a worker whose trials all are like this one, with the largest batch.
 
     Of one process, where several hold a trial together.
     """
@@ -164,11 +164,9 @@ def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packi
     tokens = _most_tokens(spec, inputs)
     estimate = estimate_bytes(
         inputs.model,
-        target,
-        rank,
+        hyper,
         tokens=max(tokens, min(TOKEN_BUDGET[layout.device], together * tokens)),
         dtype=stored_dtype(spec.run.precision),
-        dropout=highest(inputs.space, "dropout"),
         targets=inputs.space.targets,
         quantization=inputs.backbone.quantization,
     )
@@ -206,14 +204,7 @@ def _room(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
 
 def _largest(inputs: Inputs) -> Hyperparameters:
     """The trial of the space that takes the most memory."""
-    return Hyperparameters(
-        rank=extremes(inputs.space, "rank")[-1],
-        target=max(
-            target_names(inputs.space),
-            key=lambda name: inputs.derive(Hyperparameters(target=name))["trainable_params"],
-        ),
-        dropout=highest(inputs.space, "dropout"),
-    )
+    return max(corners(inputs.space), key=inputs.derive.most_parameters)
 
 
 def _most_tokens(spec: SweepSpec, inputs: Inputs) -> int:

@@ -17,6 +17,7 @@ import torch
 
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
 from automl.models.inventory import linear_layers
 from automl.packed.memory import available_bytes
 from automl.setup.database_check import database_remarks
@@ -26,7 +27,7 @@ from automl.setup.machine import Layout
 from automl.setup.packing import Packing, worker_bytes
 from automl.setup.prepare import Inputs
 from automl.setup.setup import set_up
-from automl.space.extremes import extremes, highest, target_names
+from automl.space.extremes import corners, extremes, highest, methods_of, target_names
 from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
 from automl.study.pruning import expected_share
@@ -42,15 +43,24 @@ GPU_FULL_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corner:
-    """One extreme of the space: a target set at its smallest or largest rank.
+    """One extreme of the space: a target set at its smallest or largest rank, with the settings that take most memory.
 
-    bytes: estimated memory of one worker with all its slots full of it, with the largest batch.
+    target, rank: None where the method does not use them. bytes: estimated memory of one worker with all its slots full
+    of it, with the largest batch.
     """
 
-    target: str
-    rank: int
+    method: str
+    target: str | None
+    rank: int | None
     trainable_params: int
     bytes: int
+
+    def __str__(self) -> str:
+        parts = [
+            *([f"{self.target:<12}"] if self.target else []),
+            *([f"rank {self.rank:>4}"] if self.rank else []),
+        ]
+        return " ".join(parts or [self.method])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +164,7 @@ class SweepPlan:
         yield from (f"  subject to {text}" for text in self.constraints)
         of_what = "worker" if self.layout.shards == 1 else "process"
         yield f"trainable parameters and memory of one {of_what} at the corners of the space:"
-        for corner in self.corners:
-            yield (
-                f"  {corner.target:<12} rank {corner.rank:>4}: {corner.trainable_params:>13,} parameters,"
-                f" about {corner.bytes / 2**30:.1f} GiB"
-            )
+        yield from self._corners()
         layout = self.layout
         yield (
             f"runs on: {layout.workers} workers x {layout.each} on {layout.device};"
@@ -168,6 +174,12 @@ class SweepPlan:
         yield from self._steps()
         yield from self._time()
         yield from (f"advice: {text}" for text in self.advice)
+
+    def _corners(self) -> Iterator[str]:
+        several = len({corner.method for corner in self.corners}) > 1
+        for corner in self.corners:
+            name = f"{corner.method:<10} " if several and str(corner) != corner.method else ""
+            yield (f"  {name}{corner}: {corner.trainable_params:>13,} parameters, about {corner.bytes / 2**30:.1f} GiB")
 
     def _steps(self) -> Iterator[str]:
         pruned = "" if self.pruned_share is None else f", about {self.most_steps * self.pruned_share:,.0f} with pruning"
@@ -271,16 +283,23 @@ def describe(parameter: Parameter) -> str:
 
 
 def _corners(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing) -> Iterator[Corner]:
-    for target, rank in itertools.product(target_names(inputs.space), extremes(inputs.space, "rank")):
-        trainable = int(inputs.derive(Hyperparameters(target=target, rank=rank))["trainable_params"])
-        size = worker_bytes(spec, inputs, layout, packing, target=target, rank=rank)
-        yield Corner(target=target, rank=rank, trainable_params=trainable, bytes=size)
+    for _, group in itertools.groupby(corners(inputs.space), lambda hyper: (hyper.method, hyper.target, hyper.rank)):
+        hyper = max(group, key=inputs.derive.most_parameters)
+        takes = METHODS[hyper.method].takes
+        yield Corner(
+            method=hyper.method,
+            target=hyper.target if "target" in takes else None,
+            rank=hyper.rank if "rank" in takes else None,
+            trainable_params=int(inputs.derive(hyper)["trainable_params"]),
+            bytes=worker_bytes(spec, inputs, layout, packing, hyper),
+        )
 
 
 def _middling(space: SearchSpace) -> Hyperparameters:
     """A configuration in the middle of the costs: largest batch, geometric middle of the ranks, last target set."""
     ranks = extremes(space, "rank")
     return Hyperparameters(
+        method=methods_of(space)[0],
         rank=max(1, round(math.sqrt(ranks[0] * ranks[-1]))),
         target=target_names(space)[-1],
         batch_size=max(extremes(space, "batch_size")),

@@ -17,7 +17,7 @@ from automl.packed.build import obstacle
 from automl.setup.fitness import check_ends, check_length, check_vocabulary
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.defaults import advice, resolve
-from automl.space.extremes import choices, extremes, target_names
+from automl.space.extremes import extremes, methods_of, own_values, target_names
 from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
@@ -36,8 +36,12 @@ class Derivation:
 
     def __call__(self, hyper: Hyperparameters) -> dict[str, float]:
         """Derived quantities by name. Raises TargetError if the target set matches nothing."""
-        adapter = METHODS[hyper.method].trainable(self.layers(hyper.target), hyper)
+        adapter = METHODS[hyper.method].trainable(self._model, self.layers(hyper.target), hyper)
         return {"trainable_params": float(self._head + adapter)}
+
+    def most_parameters(self, hyper: Hyperparameters) -> int:
+        """Parameters that a trial holds at most, as memory is planned by. Raises TargetError as well."""
+        return METHODS[hyper.method].footprint(self._model, self.layers(hyper.target), hyper).parameters
 
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model. Raises TargetError if it matches nothing."""
@@ -92,7 +96,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     _check_targets(spec, space, derive)
     if not has_trials:
         _check_constraints(spec, space, derive)
-    hindrance = obstacle(model, choices(space, "method"))
+    hindrance = obstacle(model, methods_of(space), own_values(space))
     if hindrance and spec.run.precision == "bf16h":
         raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
     seen = (*prepared.notes, *_coverage(spec, space, prepared))

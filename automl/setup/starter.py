@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from automl.errors import DataError
+from automl.errors import ConfigError, DataError, Problem
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, Kind, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
 from automl.models.memory import held_bytes
@@ -54,12 +55,17 @@ _SHORTEST = 16
 _ROUND = 8
 
 
-def starting_space(model: str, data: str, *, task_type: str | None, study: str | None) -> str:
+def starting_space(
+    model: str, data: str, *, task_type: str | None, study: str | None, methods: Sequence[str] = ()
+) -> str:
     """Text of a commented space file for this model and data, ranges by the model's size, target sets that it has.
 
-    task_type: None reads it off the data's columns. Raises ModelError and DataError as a search would, and DataError if
-    the columns do not tell what the task is.
+    task_type: None reads it off the data's columns. methods: searched ones, or the one that is fixed. Raises ModelError
+    and DataError as a search would, DataError if the columns do not tell what the task is, and ConfigError for a method
+    that is not there.
     """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ConfigError([Problem("", 0, 0, "--method", METHODS.unknown(unknown[0]))])
     spec = _provisional(model, data)
     columns = _columns(spec.task.data)
     found, renamed = _guess(columns, data) if task_type is None else (task_type, _renamed(columns))
@@ -71,7 +77,16 @@ def starting_space(model: str, data: str, *, task_type: str | None, study: str |
     longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=renamed)
     name = study or study_name(data)
     return commented_space(
-        name, model, data, found, backbone.parameters, renamed, target_sets, max_length=longest, cut=cut
+        name,
+        model,
+        data,
+        found,
+        backbone.parameters,
+        renamed,
+        target_sets,
+        max_length=longest,
+        cut=cut,
+        methods=tuple(dict.fromkeys(methods)),
     )
 
 

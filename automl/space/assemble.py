@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
+from automl.methods.settings import chosen
+from automl.space.extremes import names_of
+from automl.space.limits import NAMES
 from automl.space.spec import Parameter, SearchSpace
 from automl.trial import Scalar
 
@@ -15,7 +19,8 @@ _FIELDS = {field.name: field.default for field in fields(Hyperparameters)}
 def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameters:
     """Sampled values over fixed ones over the defaults; alpha = alpha_ratio * rank where the ratio is given.
 
-    Names with a condition that does not hold are simply absent from `params` and take their default.
+    Names with a condition that does not hold are simply absent from `params` and take their default; settings that
+    another method brings are left out.
     Raises ValueError if `params` holds a name that the space does not search.
     """
     searched = {*(parameter.name for parameter in space.parameters), *space.columns}
@@ -26,7 +31,9 @@ def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameter
     ratio = values.pop("alpha_ratio", None)
     if ratio is not None:
         values["alpha"] = float(ratio) * int(values.get("rank", Hyperparameters().rank))
-    return Hyperparameters(**{name: _as_declared(name, value) for name, value in values.items()})  # type: ignore[arg-type]
+    general = {name: _as_declared(name, value) for name, value in values.items() if name in _FIELDS}
+    method = METHODS[str(values.get("method", Hyperparameters().method))]
+    return Hyperparameters(**general, own=chosen(method.settings, values))  # type: ignore[arg-type]
 
 
 def active_parameters(space: SearchSpace, params: Mapping[str, Scalar]) -> Iterator[Parameter]:
@@ -53,9 +60,10 @@ def constraint_values(
     hyper: what `params` assemble to. A ratio that is sampled or fixed is read as it was written, since alpha / rank
     need not be the same number: 0.3 * 3 / 3 is not 0.3.
     """
-    plain = {name: value for name, value in asdict(hyper).items() if name != "rank_pattern"}
+    plain = {name: getattr(hyper, name) for name in NAMES if name != "alpha_ratio"}
+    own = {name: setting.of(hyper) for name, setting in names_of(space).own.items()}
     written = {"alpha_ratio": hyper.alpha / hyper.rank, **space.fixed, **params}
-    return {**plain, "alpha_ratio": written["alpha_ratio"], **derived}
+    return {**plain, **own, "alpha_ratio": written["alpha_ratio"], **derived}
 
 
 def _as_declared(name: str, value: Scalar) -> Scalar:

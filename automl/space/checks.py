@@ -14,8 +14,9 @@ from automl.methods.registry import METHODS
 from automl.metric import METRICS, margin_mistake
 from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
-from automl.space.defaults import AUTO_NAMES, DEFAULT_SEARCHED, resolve
+from automl.space.defaults import auto_names, default_searched, resolve
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, fits, for_objectives
+from automl.space.extremes import names_of, setting_values
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.points import (
     MOST_CONFIGURATIONS,
@@ -46,23 +47,23 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
     """The search space, as far as its parts are valid; reports what does not fit together."""
     if isinstance(sections.task, TableTask):
         return SearchSpace(parameters=())
-    fixed = sections.fixed.values() if sections.fixed else {}
+    fixed, known = sections.values, sections.known
     auto = sections.auto
     if sections.is_auto:
         taken = set(sections.names["fixed"]) | ({"alpha_ratio"} if "alpha" in sections.names["fixed"] else set())
-        auto = [name for name in DEFAULT_SEARCHED if name not in taken]
+        auto = [name for name in default_searched(known) if name not in taken]
     _check_names(sections, problems)
     absent = dict.fromkeys(auto, "has an automatic range") | dict.fromkeys(fixed, "is fixed")
-    parameters = build_parameters(sections.ranges, absent, problems)
+    parameters = build_parameters(sections.ranges, absent, known, problems)
     space = SearchSpace(
         parameters=tuple(parameters),
         fixed=fixed,
         targets={name: tuple(patterns) for name, patterns in (sections.targets or {}).items()},
-        auto=tuple(name for name in hyper.NAMES if name in auto),
+        auto=tuple(name for name in known if name in auto),
     )
     _check_targets(sections, space, problems)
     _check_methods(sections, space, problems)
-    enqueue = tuple(_entry(index, entry.values(), space, problems) for index, entry in sections.enqueue.items())
+    enqueue = tuple(_entry(index, entry, space, problems) for index, entry in sections.enqueue.items())
     is_grid = sections.search is not None and sections.search.sampler.name == "grid"
     constraints = tuple(_constraints(sections.constraints or [], space, grid_values if is_grid else values, problems))
     if is_grid:
@@ -263,11 +264,16 @@ def _check_names(sections: Sections, problems: Problems) -> None:
     given = dict.fromkeys(in_space, "space") | dict.fromkeys(in_fixed, "fixed")
     if "alpha" in given and "alpha_ratio" in given:
         problems.at_key((given["alpha_ratio"], "alpha_ratio"), "excludes alpha; keep one of the two")
+    automatic = auto_names(sections.known)
     for name in sections.auto:
-        if name not in AUTO_NAMES:
+        if name not in automatic:
             problems.at_value(
-                ("space", name), f"{name} has no automatic range; auto is known for {', '.join(AUTO_NAMES)}"
+                ("space", name), f"{name} has no automatic range; auto is known for {', '.join(automatic)}"
             )
+    for name, section in given.items():
+        if name in hyper.NAMES and not sections.known.methods_with(name):
+            methods = " or ".join(sections.known.methods)
+            problems.at_key((section, name), f"is not used by method {methods}; remove it")
 
 
 def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -> None:
@@ -279,19 +285,22 @@ def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -
     if "target" in space.fixed:
         _check_target(space.fixed["target"], known, ("fixed", "target"), problems)
     for index, entry in sections.enqueue.items():
-        if entry.target is not None and "target" in space.auto:
-            _check_target(entry.target, known, ("enqueue", index, "target"), problems)
+        if "target" in entry and "target" in space.auto:
+            _check_target(entry["target"], known, ("enqueue", index, "target"), problems)
 
 
 def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -> None:
+    """With several processes for a trial, methods and settings that are not known so are refused."""
     if sections.run is None or sections.run.shards == 1:
         return
-    searched = [parameter for parameter in space.parameters if parameter.name == "method"]
-    choices = [choice for each in searched if isinstance(each, CategoricalParameter) for choice in each.choices]
-    named = [*choices, *([space.fixed["method"]] if "method" in space.fixed else [])]
-    for method in (str(name) for name in named if not METHODS[str(name)].shardable):
-        path = ("space", "method") if searched else ("fixed", "method")
-        problems.at_value(path, f"{method!r} is not known with shards: {sections.run.shards}; use lora")
+    shards = f"is not known with shards: {sections.run.shards}"
+    names: KeyPath = ("space",) if sections.ranges.get("method") else ("fixed",)
+    for method in (name for name in sections.known.methods if not METHODS[name].shardable):
+        problems.at_value((*names, "method"), f"{method!r} {shards}; use lora")
+    for name, setting in sections.known.own.items():
+        given = [value for value in setting_values(space, setting) if value != setting.default]
+        if given and not setting.shardable:
+            problems.at_value(("fixed" if name in space.fixed else "space", name), f"{shown(given[0])} {shards}")
 
 
 def _check_target(target: Scalar, known: list[str], path: KeyPath, problems: Problems) -> None:
@@ -299,7 +308,7 @@ def _check_target(target: Scalar, known: list[str], path: KeyPath, problems: Pro
         problems.at_value(path, f"{unknown('target set', str(target), known)}; add it under targets:")
 
 
-def _entry(index: int, values: dict[str, Scalar], space: SearchSpace, problems: Problems) -> Mapping[str, Scalar]:
+def _entry(index: int, values: Mapping[str, Scalar], space: SearchSpace, problems: Problems) -> Mapping[str, Scalar]:
     """One enqueued configuration, checked to lie in the space."""
     parameters = {parameter.name: parameter for parameter in space.parameters}
     for name, value in values.items():
@@ -334,6 +343,7 @@ def _constraints(texts: list[str], space: SearchSpace, of: Values, problems: Pro
     of: the values of each parameter that the sampler chooses from.
     """
     sound: list[Constraint] = []
+    kinds = names_of(space).kinds
     for index, text in enumerate(texts):
         path: KeyPath = ("constraints", index)
         try:
@@ -341,12 +351,12 @@ def _constraints(texts: list[str], space: SearchSpace, of: Values, problems: Pro
         except ValueError as error:
             problems.at_value(path, str(error))
             continue
-        strange = sorted(constraint.names - set(hyper.KINDS))
+        strange = sorted(constraint.names - kinds.keys())
         if strange:
-            problems.at_value(path, unknown("name", strange[0], hyper.KINDS))
+            problems.at_value(path, unknown("name", strange[0], kinds))
             continue
         try:
-            constraint.check_kinds(hyper.KINDS)
+            constraint.check_kinds(kinds)
         except ValueError as error:
             problems.at_value(path, str(error))
             continue
@@ -375,5 +385,6 @@ def _check_grid(space: SearchSpace, problems: Problems) -> None:
 
 def _without_auto(space: SearchSpace) -> SearchSpace:
     """The space with automatic ranges; how many values they have does not depend on the model's size."""
-    known = tuple(name for name in space.auto if name in AUTO_NAMES)
+    automatic = auto_names(names_of(space))
+    known = tuple(name for name in space.auto if name in automatic)
     return resolve(replace(space, auto=known), model_parameters=0, steps=1)

@@ -22,8 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from automl.methods.registry import METHODS
+from automl.methods.settings import Setting, Span
 from automl.space import limits as hyper
-from automl.space.extremes import choices
+from automl.space.extremes import choices, names_of
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
 from automl.trial import Scalar
 
@@ -32,7 +33,7 @@ WIDE = 1_000_000_000
 FEW_STEPS = 50
 
 DEFAULT_SEARCHED = ("rank", "alpha_ratio", "dropout", "target", "learning_rate")
-"""What is searched if the file has no `space:` (without those that `fixed:` names)."""
+"""What is searched if the file has no `space:` (without those that `fixed:` names), as far as the method uses it."""
 
 AUTO_NAMES = (
     "rank",
@@ -46,17 +47,28 @@ AUTO_NAMES = (
     "schedule",
     "use_rslora",
 )
-"""Names that may be `auto`."""
+"""Names that may be `auto`, whatever the method."""
 
 
 TARGETS = ("all-linear", "qv", "attention", "mlp")
 """Target sets that are tried, where the model has them."""
 
 
+def default_searched(names: hyper.Names) -> list[str]:
+    """What is searched with these methods, unless it is said."""
+    general = [name for name in DEFAULT_SEARCHED if names.methods_with(name)]
+    return [*general, *(name for name, setting in names.own.items() if setting.searched)]
+
+
+def auto_names(names: hyper.Names) -> list[str]:
+    """Names that may be `auto` with these methods."""
+    return [*AUTO_NAMES, *(name for name, setting in names.own.items() if setting.tried)]
+
+
 def suggested_ranges(
     model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS, methods: Sequence[str] = ("lora",)
 ) -> dict[str, Parameter]:
-    """The ranges above, for every name in AUTO_NAMES.
+    """The ranges above, for every name in AUTO_NAMES, and what the methods try of their own settings.
 
     model_parameters: the backbone's; steps: those of a full trial; target_sets: those that the model has. methods: what
     is trained; each says which learning rates suit it.
@@ -74,18 +86,21 @@ def suggested_ranges(
         "warmup": CategoricalParameter(name="warmup", choices=(0.0, 0.03, 0.06, 0.1)),
         "schedule": CategoricalParameter(name="schedule", choices=("constant", "linear", "cosine")),
         "use_rslora": CategoricalParameter(name="use_rslora", choices=(False, True)),
+        **{name: _tried(setting) for name, setting in hyper.Names(methods).own.items() if setting.tried},
     }
 
 
 def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS) -> SearchSpace:
     """The space with a range for each name in `auto`, widened so that it contains every enqueued value."""
-    ranges = suggested_ranges(model_parameters, steps, target_sets, choices(space, "method"))
-    resolved = {name: _widened(ranges[name], _enqueued(space, name)) for name in space.auto}
-    before = [parameter for parameter in space.parameters if parameter.when is None]
-    resolved |= {parameter.name: parameter for parameter in before}
-    ordered = [resolved[name] for name in hyper.NAMES if name in resolved]
-    conditional = [parameter for parameter in space.parameters if parameter.when is not None]
-    return replace(space, parameters=(*ordered, *conditional), auto=())
+    names = names_of(space)
+    ranges = suggested_ranges(model_parameters, steps, target_sets, names.methods)
+    automatic = {
+        name: replace(_widened(ranges[name], _enqueued(space, name)), when=names.condition(name)) for name in space.auto
+    }
+    known = {parameter.name: parameter for parameter in (*automatic.values(), *space.parameters)}
+    free = [known[name] for name in names if name in known and known[name].when is None]
+    conditional = [parameter for parameter in (*space.parameters, *automatic.values()) if parameter.when is not None]
+    return replace(space, parameters=(*free, *conditional), auto=())
 
 
 def advice(space: SearchSpace, model_parameters: int, steps: int) -> list[str]:
@@ -124,6 +139,16 @@ def _learning_rates(methods: Sequence[str], model_parameters: int, steps: int) -
     """From the lowest to the highest rate that one of the methods is to be tried with."""
     ranges = [METHODS[name].learning_rates(model_parameters, steps) for name in methods]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _tried(setting: Setting) -> Parameter:
+    """What `auto` means for a method's own setting."""
+    name, tried = setting.name, setting.tried
+    if not isinstance(tried, Span):
+        return CategoricalParameter(name=name, choices=tried)
+    if setting.kind == "whole":
+        return IntParameter(name=name, low=int(tried.low), high=int(tried.high), log=tried.log)
+    return FloatParameter(name=name, low=tried.low, high=tried.high, log=tried.log)
 
 
 def _targets(target_sets: Sequence[str]) -> tuple[str, ...]:

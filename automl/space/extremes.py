@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
+from automl.methods.settings import Setting, chosen
+from automl.space.limits import Names
 from automl.space.spec import CategoricalParameter, SearchSpace
 
 _DEFAULTS = Hyperparameters()
@@ -17,7 +22,45 @@ def choices(space: SearchSpace, name: str) -> list[Any]:
             if isinstance(parameter, CategoricalParameter):
                 return list(parameter.choices)
             return [parameter.low, parameter.high]
-    return [space.fixed.get(name, getattr(_DEFAULTS, name))]
+    return [space.fixed.get(name, getattr(_DEFAULTS, name, None))]
+
+
+def methods_of(space: SearchSpace) -> list[str]:
+    """Methods the space can choose."""
+    return [str(name) for name in choices(space, "method")]
+
+
+def names_of(space: SearchSpace) -> Names:
+    """What a file with this space may name."""
+    return Names(methods_of(space))
+
+
+def setting_values(space: SearchSpace, setting: Setting) -> list[Any]:
+    """Values to consider for a method's own setting, as `choices` has them."""
+    return [setting.default if value is None else value for value in choices(space, setting.name)]
+
+
+def own_values(space: SearchSpace) -> dict[str, list[Any]]:
+    """Values to consider for every setting of the methods that the space can choose."""
+    return {name: setting_values(space, setting) for name, setting in names_of(space).own.items()}
+
+
+def corners(space: SearchSpace) -> Iterator[Hyperparameters]:
+    """The extremes of what parameters and memory follow from: method, target set, rank, settings that are `sized`.
+
+    Of what a method does not use there is the default alone. Each has the largest dropout.
+    """
+    for name in methods_of(space):
+        method = METHODS[name]
+        targets = target_names(space) if "target" in method.takes else [_DEFAULTS.target]
+        ranks = extremes(space, "rank") if "rank" in method.takes else [_DEFAULTS.rank]
+        sized = [setting for setting in method.settings if setting.sized]
+        own = list(itertools.product(*(setting_values(space, setting) for setting in sized)))
+        for target, rank, values in itertools.product(targets, ranks, own):
+            given = {setting.name: value for setting, value in zip(sized, values, strict=True)}
+            yield Hyperparameters(
+                method=name, target=target, rank=rank, dropout=highest(space, "dropout"), own=chosen(sized, given)
+            )
 
 
 def extremes(space: SearchSpace, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The names a space file may use, with the type and bounds of their values: the one table of hyperparameters' limits.
+"""The names a space file may use, with the type and bounds of their values: everybody's, and those that methods bring.
 
 Bounds keep numbers sane (a typo such as rank 10,000), they are not advice; advice by model size is in
 `automl.space.defaults`.
@@ -6,14 +6,19 @@ Bounds keep numbers sane (a typo such as rank 10,000), they are not advice; advi
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
 from automl.lora import ScheduleName
+from automl.methods.base import LOW_RANK
 from automl.methods.registry import METHODS
+from automl.methods.settings import Setting
 from automl.space.constraints import Kind
 from automl.space.named import NameIn
+from automl.space.spec import When
 from automl.trial import Scalar
 
 Method = Annotated[str, NameIn(METHODS), Field(description="PEFT method")]
@@ -48,20 +53,100 @@ _ADAPTERS: dict[str, TypeAdapter[Scalar]] = {
 }
 
 NAMES = tuple(_ADAPTERS)
-"""Every name that `space:` and `enqueue:` may use, in the order in which parameters are sampled."""
+"""Every name that is known whatever the method, in the order in which parameters are sampled."""
 
-WHOLE_NUMBERS = frozenset({"rank", "batch_size"})
-TEXTS = frozenset({"method", "target", "schedule"})
-SWITCHES = frozenset({"use_rslora"})
+_WHOLE_NUMBERS = frozenset({"rank", "batch_size"})
+_TEXTS = frozenset({"method", "target", "schedule"})
+_SWITCHES = frozenset({"use_rslora"})
 DERIVED = frozenset({"trainable_params"})
 """Names that only constraints may use: they follow from the model and the other parameters."""
 
+
+class Names:
+    """What `space:`, `fixed:` and `enqueue:` may name where trials are trained by one of these methods.
+
+    own: the methods' settings by name, in their order. clash: what two of them mean differently, in words; or empty.
+    """
+
+    def __init__(self, methods: Iterable[str]) -> None:
+        self.methods = tuple(methods)
+        self.own: dict[str, Setting] = {}
+        self.clash = ""
+        for method in self.methods:
+            for setting in METHODS[method].settings:
+                if self.own.setdefault(setting.name, setting) != setting:
+                    other = self.methods_with(setting.name)[0]
+                    self.clash = f"methods {other} and {method} mean different things by {setting.name!r}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*NAMES, *self.own))
+
+    def __contains__(self, name: object) -> bool:
+        return name in NAMES or name in self.own
+
+    def methods_with(self, name: str) -> tuple[str, ...]:
+        """Those of the methods that a name means something for, as it does for all unless the adapter is made by it."""
+        return tuple(method for method in self.methods if has(method, name))
+
+    def condition(self, name: str) -> When | None:
+        """The condition of a name that only some of the methods have: that one of these was chosen."""
+        having = self.methods_with(name)
+        return None if having == self.methods else When(parameter="method", values=having)
+
+    def is_chosen(self, name: str) -> bool:
+        """Whether its values are texts or true and false, which have no range."""
+        if name in self.own:
+            return self.own[name].kind in ("text", "truth")
+        return name in _TEXTS or name in _SWITCHES
+
+    def is_whole(self, name: str) -> bool:
+        """Whether its values are whole numbers."""
+        return self.own[name].kind == "whole" if name in self.own else name in _WHOLE_NUMBERS
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Kind of every name that a constraint may use."""
+        own = {name: _CONSTRAINED.get(setting.kind, "number") for name, setting in self.own.items()}
+        return KINDS | own
+
+    def checked(self, name: str, value: object) -> Scalar:
+        """The value as the hyperparameter's own type (8 -> 8.0 for a float). Raises pydantic's ValidationError."""
+        adapter = adapter_of(self.own[name]) if name in self.own else _ADAPTERS[name]
+        found: Scalar = adapter.validate_python(value, strict=True)
+        return found
+
+
+def has(method: str, name: str) -> bool:
+    """Whether a name means something for this method."""
+    if name in NAMES:
+        return name not in LOW_RANK or name in METHODS[method].takes
+    return any(setting.name == name for setting in METHODS[method].settings)
+
+
+def bringing(name: str) -> list[str]:
+    """All methods there are that bring a setting of this name."""
+    return [method for method in METHODS.usable() if name not in NAMES and has(method, name)]
+
+
+def every_setting() -> dict[str, Setting]:
+    """The settings of all methods there are, by name."""
+    return {setting.name: setting for method in METHODS.usable().values() for setting in method.settings}
+
+
+@lru_cache(maxsize=256)
+def adapter_of(setting: Setting) -> TypeAdapter[Any]:
+    """What checks its values, and says in the JSON Schema what they are."""
+    kind: Any = type(setting.default)
+    if setting.choices:
+        kind = Literal[setting.choices]
+    bounds = {name: bound for name, bound in (("ge", setting.low), ("le", setting.high)) if bound is not None}
+    return TypeAdapter(Annotated[kind, Field(description=setting.meaning, **bounds)])
+
+
+_CONSTRAINED: Mapping[str, Kind] = {"text": "text", "truth": "truth"}
+
 KINDS: dict[str, Kind] = {
-    name: "text" if name in TEXTS else "truth" if name in SWITCHES else "number" for name in (*NAMES, *sorted(DERIVED))
+    name: "text" if name in _TEXTS else "truth" if name in _SWITCHES else "number"
+    for name in (*NAMES, *sorted(DERIVED))
 }
-"""Kind of every name that a constraint may use."""
-
-
-def checked(name: str, value: object) -> Scalar:
-    """The value as the hyperparameter's own type (8 -> 8.0 for a float). Raises pydantic's ValidationError."""
-    return _ADAPTERS[name].validate_python(value, strict=True)
+"""Kind of every name that a constraint may use, whatever the method."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from automl.space import limits as hyper
+from automl.space.limits import Names, has
 from automl.space.messages import Problems, shown, unknown
 from automl.space.points import contains, is_divided, is_too_fine
 from automl.space.schema_space import ChoiceSection, FloatSection, IntSection
@@ -19,52 +19,56 @@ RangeSection = FloatSection | IntSection | ChoiceSection
 
 
 def build_parameters(
-    sections: Mapping[str, RangeSection], absent: Mapping[str, str], problems: Problems
+    sections: Mapping[str, RangeSection], absent: Mapping[str, str], names: Names, problems: Problems
 ) -> list[Parameter]:
     """The parameters, ordered so that every condition refers to an earlier one.
 
-    `absent`: names a condition cannot refer to although they exist, with the reason (fixed, auto). Parameters with a
-    problem are left out.
+    A name that some of the methods do not have is active with the others only. `absent`: names a condition cannot refer
+    to although they exist, with the reason (fixed, auto). Parameters with a problem are left out.
     """
     free: dict[str, Parameter] = {}
     for name, section in sections.items():
-        parameter = _unconditional(name, section, problems)
+        parameter = _unconditional(name, section, names, problems)
         if parameter is not None:
             free[name] = parameter
     ranged: dict[str, Parameter] = {}
     for name, parameter in free.items():
         condition = sections[name].when
-        ranged[name] = parameter if condition is None else _conditional(parameter, condition, free, absent, problems)
-    return _ordered(ranged, problems)
+        if condition is None:
+            ranged[name] = replace(parameter, when=names.condition(name))
+        else:
+            ranged[name] = _conditional(parameter, condition, free, absent, names, problems)
+    return _ordered(ranged, names, problems)
 
 
-def _unconditional(name: str, section: RangeSection, problems: Problems) -> Parameter | None:
+def _unconditional(name: str, section: RangeSection, names: Names, problems: Problems) -> Parameter | None:
     path: KeyPath = ("space", name)
     before = len(problems.found)
     if isinstance(section, ChoiceSection):
-        parameter: Parameter = CategoricalParameter(name=name, choices=_choices(name, section, problems))
-    elif name in hyper.TEXTS or name in hyper.SWITCHES:
+        parameter: Parameter = CategoricalParameter(name=name, choices=_choices(name, section, names, problems))
+    elif names.is_chosen(name):
         problems.at_value(
             (*path, "type"), f"{section.type!r} does not suit {name}; write {{type: categorical, choices: [...]}}"
         )
         return None
     elif isinstance(section, FloatSection):
-        if name in hyper.WHOLE_NUMBERS:
+        if names.is_whole(name):
             problems.at_value((*path, "type"), f"'float' does not suit {name}, a whole number; write type: int")
             return None
         parameter = FloatParameter(name=name, low=section.low, high=section.high, log=section.log, step=section.step)
     else:
         parameter = IntParameter(name=name, low=section.low, high=section.high, log=section.log, step=section.step)
     if not isinstance(parameter, CategoricalParameter):
-        _check_range(parameter, problems, path, is_step_given=section.model_dump().get("step") not in (None, 1))
+        is_step_given = section.model_dump().get("step") not in (None, 1)
+        _check_range(parameter, names, problems, path, is_step_given=is_step_given)
     return parameter if len(problems.found) == before else None
 
 
-def _choices(name: str, section: ChoiceSection, problems: Problems) -> tuple[Scalar, ...]:
+def _choices(name: str, section: ChoiceSection, names: Names, problems: Problems) -> tuple[Scalar, ...]:
     choices: list[Scalar] = []
     for index, value in enumerate(section.choices):
         path = ("space", name, "choices", index)
-        choice = checked_value(name, value, path, problems)
+        choice = checked_value(name, value, path, names, problems)
         if choice is None:
             continue
         if choice in choices:
@@ -73,17 +77,17 @@ def _choices(name: str, section: ChoiceSection, problems: Problems) -> tuple[Sca
     return tuple(choices)
 
 
-def checked_value(name: str, value: object, path: KeyPath, problems: Problems) -> Scalar | None:
+def checked_value(name: str, value: object, path: KeyPath, names: Names, problems: Problems) -> Scalar | None:
     """The value in its own type, or None with the problem reported at `path`."""
     try:
-        return hyper.checked(name, value)
+        return names.checked(name, value)
     except ValidationError as error:
         problems.from_pydantic(error, path)
         return None
 
 
 def _check_range(
-    parameter: FloatParameter | IntParameter, problems: Problems, path: KeyPath, *, is_step_given: bool
+    parameter: FloatParameter | IntParameter, names: Names, problems: Problems, path: KeyPath, *, is_step_given: bool
 ) -> None:
     low, high, step = parameter.low, parameter.high, parameter.step
     if low > high:
@@ -98,7 +102,7 @@ def _check_range(
         problems.at_value((*path, "low"), f"{shown(low)} is not above 0, as log: true needs")
         return
     for end, value in (("low", low), ("high", high)):
-        checked_value(parameter.name, value, (*path, end), problems)
+        checked_value(parameter.name, value, (*path, end), names, problems)
     if parameter.log and is_step_given:
         problems.at_value((*path, "step"), "step and log: true exclude each other; remove one")
     elif step and is_too_fine(low, high, step):
@@ -112,6 +116,7 @@ def _conditional(
     condition: Mapping[str, object],
     free: Mapping[str, Parameter],
     absent: Mapping[str, str],
+    names: Names,
     problems: Problems,
 ) -> Parameter:
     path: KeyPath = ("space", parameter.name, "when")
@@ -122,10 +127,12 @@ def _conditional(
     path = (*path, other)
     if other in absent:
         problems.at_key(path, f"{other} {absent[other]}, so nothing can depend on it")
-    elif other not in hyper.NAMES:
+    elif other not in names:
         problems.at_key(path, unknown("parameter", other, free))
     elif other in free:
-        values = _wanted(free[other], wanted, path, problems)
+        values = _wanted(free[other], wanted, path, names, problems)
+        if other == "method":
+            _check_brought(parameter.name, values, path, problems)
         return _with_condition(parameter, When(parameter=other, values=values))
     elif problems.is_given(("space", other)):
         pass  # it has a problem of its own
@@ -134,14 +141,20 @@ def _conditional(
     return parameter
 
 
-def _wanted(other: Parameter, wanted: object, path: KeyPath, problems: Problems) -> tuple[Scalar, ...]:
+def _check_brought(name: str, methods: tuple[Scalar, ...], path: KeyPath, problems: Problems) -> None:
+    for method in methods:
+        if not has(str(method), name):
+            problems.at_value(path, f"method {method} does not use {name}")
+
+
+def _wanted(other: Parameter, wanted: object, path: KeyPath, names: Names, problems: Problems) -> tuple[Scalar, ...]:
     if isinstance(other, FloatParameter):
         problems.at_key(path, f"{other.name} is a range of real numbers; a condition needs whole numbers or choices")
         return ()
     values: list[Scalar] = []
     for index, value in enumerate(wanted if isinstance(wanted, list) else [wanted]):
         place = (*path, index) if isinstance(wanted, list) else path
-        choice = checked_value(other.name, value, place, problems)
+        choice = checked_value(other.name, value, place, names, problems)
         if choice is not None and not contains(other, choice):
             problems.at_value(place, f"{shown(value)} is no value of {other.name}, which {described(other)}")
         elif choice is not None:
@@ -163,9 +176,9 @@ def _with_condition(parameter: Parameter, when: When) -> Parameter:
     return replace(parameter, when=when)
 
 
-def _ordered(parameters: Mapping[str, Parameter], problems: Problems) -> list[Parameter]:
-    """In the order of `hyper.NAMES`, but every parameter after the one it depends on."""
-    waiting = [parameters[name] for name in hyper.NAMES if name in parameters]
+def _ordered(parameters: Mapping[str, Parameter], names: Names, problems: Problems) -> list[Parameter]:
+    """In the order of the names, but every parameter after the one it depends on."""
+    waiting = [parameters[name] for name in names if name in parameters]
     ordered: list[Parameter] = []
     while waiting:
         done = {parameter.name for parameter in ordered}

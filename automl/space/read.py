@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from automl.errors import PluginError
+from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
+from automl.space.limits import Names, adapter_of, bringing
 from automl.space.messages import Problems, shown
 from automl.space.options import TaskOptions
 from automl.space.ranges import RangeSection
@@ -19,8 +23,12 @@ from automl.space.schema_search import SearchSection
 from automl.space.schema_space import Assignment, AutoSection, FixedSection, ParameterSection, SpaceSection
 from automl.space.schema_task import ModelSection
 from automl.space.yaml_nodes import AlreadyReported, KeyPath
+from automl.trial import Scalar
 
 MAX_ENQUEUED = 1000
+
+_METHOD = Hyperparameters().method
+_Given = TypeVar("_Given", bound=Assignment)
 
 _HINTS = {
     "version": "; write 'version: 1'",
@@ -35,8 +43,10 @@ class Sections:
     """The sections that are valid on their own; None stands for one with a problem, which has been reported.
 
     ranges, auto: what `space:` gives for each name. names: everything the file mentions under `space:` or `fixed:`,
-    valid or not. enqueue: index in the file -> values.
+    valid or not. known: what it may mention. values: of `fixed:`. enqueue: index in the file -> values.
     """
+
+    known: Names = field(default_factory=lambda: Names([_METHOD]))
 
     study: str | None = None
     model: ModelSection | None = None
@@ -47,7 +57,8 @@ class Sections:
     is_auto: bool = False
     names: dict[str, list[str]] = field(default_factory=lambda: {"space": [], "fixed": []})
     fixed: FixedSection | None = None
-    enqueue: dict[int, Assignment] = field(default_factory=dict)
+    values: Mapping[str, Scalar] = field(default_factory=dict)
+    enqueue: Mapping[int, Mapping[str, Scalar]] = field(default_factory=dict)
     constraints: list[str] | None = None
     search: SearchSection | None = None
     verify: VerifySection | None = None
@@ -66,16 +77,19 @@ def read_sections(value: object, folder: Path, problems: Problems) -> Sections:
         if key not in SpaceFile.model_fields:
             problems.at_key((key,), unknown_key_message(key, list(SpaceFile.model_fields)))
     given = {key: item for key, item in value.items() if item is not None}  # 'fixed:' with all lines commented out
-    reader = _Reader(given, folder, problems)
+    reader = _Reader(given, folder, _known(given, problems), problems)
     reader.section("version")
+    fixed, values = reader.fixed()
     sections = Sections(
+        known=reader.known,
         study=reader.section("study"),
         model=reader.section("model"),
         task=reader.section("task"),
         targets=reader.section("targets"),
         names={name: _keys(given.get(name)) for name in ("space", "fixed")},
         is_auto=given.get("space", "auto") == "auto",
-        fixed=reader.section("fixed"),
+        fixed=fixed,
+        values=values,
         enqueue=reader.enqueue(),
         constraints=reader.section("constraints"),
         search=reader.section("search"),
@@ -91,6 +105,7 @@ def read_sections(value: object, folder: Path, problems: Problems) -> Sections:
 class _Reader:
     given: Mapping[str, Any]
     folder: Path
+    known: Names
     problems: Problems
 
     def section(self, name: str) -> Any:
@@ -113,9 +128,9 @@ class _Reader:
             return
         for name, item in value.items():
             path = ("space", name)
-            if name not in SpaceSection.model_fields:
+            if name not in self.known:
                 hint = "belongs under fixed:" if name == "max_length" else None
-                self.problems.at_key(path, hint or unknown_key_message(name, list(SpaceSection.model_fields)))
+                self.problems.at_key(path, hint or self._unknown(name, list(SpaceSection.model_fields)))
                 continue
             parameter = self._valid(_adapter(SpaceSection, name), item, path)
             if isinstance(parameter, AutoSection):
@@ -123,8 +138,13 @@ class _Reader:
             elif parameter is not None:
                 sections.ranges[name] = parameter
 
-    def enqueue(self) -> dict[int, Assignment]:
-        """The valid entries of `enqueue:`, by their index."""
+    def fixed(self) -> tuple[FixedSection | None, dict[str, Scalar]]:
+        """The section, as `section` returns it, and the values that it gives."""
+        value = self.given.get("fixed", {})
+        return self._assigned(FixedSection, value, ("fixed",))
+
+    def enqueue(self) -> dict[int, dict[str, Scalar]]:
+        """What the valid entries of `enqueue:` give, by their index."""
         value = self.given.get("enqueue", [])
         if not isinstance(value, list):
             if not isinstance(value, AlreadyReported):
@@ -132,8 +152,33 @@ class _Reader:
             return {}
         if len(value) > MAX_ENQUEUED:
             self.problems.at_value(("enqueue",), f"has {len(value)} entries; at most {MAX_ENQUEUED} are allowed")
-        entries = {index: self._valid(_ASSIGNMENT, item, ("enqueue", index)) for index, item in enumerate(value)}
-        return {index: entry for index, entry in entries.items() if entry is not None}
+        entries = {index: self._assigned(Assignment, item, ("enqueue", index)) for index, item in enumerate(value)}
+        return {index: values for index, (entry, values) in entries.items() if entry is not None}
+
+    def _assigned(self, section: type[_Given], value: object, path: KeyPath) -> tuple[_Given | None, dict[str, Scalar]]:
+        """A section of values, and the values: everybody's, and those of settings that the methods bring."""
+        if not isinstance(value, Mapping):
+            return self._valid(TypeAdapter(section), value, path), {}
+        fields = section.model_fields
+        strange = [key for key in value if key not in fields and key not in self.known]
+        for key in strange:
+            self.problems.at_key((*path, key), self._unknown(key, list(fields)))
+        own = {key: self._setting(key, value[key], (*path, key)) for key in value if key in self.known.own}
+        found = self._valid(TypeAdapter(section), {key: value[key] for key in value if key in fields}, path)
+        given = {key: item for key, item in own.items() if item is not None}
+        return (None if strange else found), {**(found.values() if found else {}), **given}
+
+    def _setting(self, name: str, value: object, path: KeyPath) -> Scalar | None:
+        if value is None or isinstance(value, AlreadyReported):
+            return None
+        found: Scalar | None = self._valid(adapter_of(self.known.own[name]), value, path)
+        return found
+
+    def _unknown(self, name: str, general: list[str]) -> str:
+        """What to say of a name that no method brings that the file can choose."""
+        if others := bringing(name):
+            return f"is of method {' and '.join(others)}; this space chooses {' or '.join(self.known.methods)}"
+        return unknown_key_message(name, [*general, *self.known.own])
 
     def _valid(self, adapter: TypeAdapter[Any], value: object, path: KeyPath) -> Any:
         try:
@@ -143,7 +188,31 @@ class _Reader:
             return None
 
 
-_ASSIGNMENT = TypeAdapter(Assignment)
+def _known(given: Mapping[str, Any], problems: Problems) -> Names:
+    """What may be named with the methods that the file can choose; with all there are if one of them has a problem."""
+    methods = _methods(given)
+    if not all(map(_is_usable, methods)):
+        return Names(filter(_is_usable, METHODS))
+    names = Names(methods)
+    if names.clash:
+        problems.at_value(("space", "method"), f"{names.clash}; search them in studies of their own")
+    return names
+
+
+def _methods(given: Mapping[str, Any]) -> list[Any]:
+    fixed, space = (given.get(name) for name in ("fixed", "space"))
+    if isinstance(fixed, Mapping) and fixed.get("method") is not None:
+        return [fixed["method"]]
+    searched = space.get("method") if isinstance(space, Mapping) else None
+    choices = searched.get("choices") if isinstance(searched, Mapping) else None
+    return list(dict.fromkeys(map(str, choices))) if isinstance(choices, list) and choices else [_METHOD]
+
+
+def _is_usable(name: object) -> bool:
+    try:
+        return isinstance(name, str) and METHODS[name] is not None
+    except (KeyError, PluginError):
+        return False
 
 
 @lru_cache(maxsize=64)

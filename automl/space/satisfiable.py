@@ -9,13 +9,14 @@ from automl.lora import Hyperparameters
 from automl.space import limits as hyper
 from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint
+from automl.space.extremes import names_of
 from automl.space.points import MOST_CONFIGURATIONS, Values, configurations, count_configurations, values
 from automl.space.spec import SearchSpace
 
 _SCALE = frozenset({"alpha", "alpha_ratio", "rank"})
 """Names that follow from each other."""
 _SIZE = {"method", "rank", "target"}
-"""What the number of trainable parameters follows from."""
+"""What the number of trainable parameters follows from, beside settings of methods that say so."""
 
 Derive = Callable[[Hyperparameters], Mapping[str, float]]
 """Quantities that follow from a configuration and the model, such as trainable_params."""
@@ -31,9 +32,7 @@ def is_hopeless(
     model, once that is known.
     """
     known = hyper.DERIVED if derive else frozenset[str]()
-    told = [
-        constraint for constraint in constraints if _can_be_told(_part(space, [constraint]), constraint, values, known)
-    ]
+    told = [constraint for constraint in constraints if _can_be_told(space, constraint, values, known)]
     part = _part(space, told)
     if not told or (count_configurations(part, values) or 0) > MOST_CONFIGURATIONS:
         return False
@@ -45,23 +44,28 @@ def is_hopeless(
     return True
 
 
-def _can_be_told(part: SearchSpace, constraint: Constraint, values: Values, known: Set[str]) -> bool:
-    if _names([constraint]) & ((hyper.DERIVED - known) | set(part.auto)):
+def _can_be_told(space: SearchSpace, constraint: Constraint, values: Values, known: Set[str]) -> bool:
+    part = _part(space, [constraint])
+    if _names(space, [constraint]) & ((hyper.DERIVED - known) | set(part.auto)):
         return False
     count = count_configurations(part, values)
     return count is not None and count <= MOST_CONFIGURATIONS
 
 
-def _names(constraints: Sequence[Constraint]) -> set[str]:
+def _names(space: SearchSpace, constraints: Sequence[Constraint]) -> set[str]:
     """What the constraints read, and what that follows from."""
     named = {name for constraint in constraints for name in constraint.names}
-    named |= _SIZE if named & hyper.DERIVED else set()
+    own = names_of(space).own
+    if named & hyper.DERIVED:
+        named |= _SIZE | {name for name, setting in own.items() if setting.sized}
+    if named & own.keys():
+        named |= {"method"}
     return named | _SCALE if named & {"alpha", "alpha_ratio"} else named
 
 
 def _part(space: SearchSpace, constraints: Sequence[Constraint]) -> SearchSpace:
     """The space of the parameters that constraints read, and of those that their conditions need."""
-    kept = _names(constraints)
+    kept = _names(space, constraints)
     for parameter in reversed(space.parameters):  # a condition refers to an earlier one
         if parameter.name in kept and parameter.when is not None:
             kept.add(parameter.when.parameter)

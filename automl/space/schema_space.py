@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from automl.space import limits as hyper
 from automl.space.schema_base import AnyScalar, Section, mistake
 from automl.trial import Scalar
 
-Condition = Annotated[
-    dict[str, Any],
-    WithJsonSchema(
-        {
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _OneName:
+    """Annotates a mapping from one of the names to values of it."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        scalar = {"type": ["number", "string", "boolean"]}
+        return {
             "type": "object",
             "minProperties": 1,
             "maxProperties": 1,
-            "propertyNames": {"enum": list(hyper.NAMES)},
-            "additionalProperties": {
-                "anyOf": [
-                    {"type": ["number", "string", "boolean"]},
-                    {"type": "array", "minItems": 1, "items": {"type": ["number", "string", "boolean"]}},
-                ]
-            },
+            "propertyNames": {"enum": list(dict.fromkeys([*hyper.NAMES, *hyper.every_setting()]))},
+            "additionalProperties": {"anyOf": [scalar, {"type": "array", "minItems": 1, "items": scalar}]},
         }
-    ),
-]
+
+
+Condition = Annotated[dict[str, Any], _OneName()]
 
 
 class _ParameterSection(Section):
@@ -93,7 +96,15 @@ ParameterSection = Annotated[
 
 
 class SpaceSection(Section):
-    """What may vary."""
+    """What may vary: these names, and the settings that methods bring."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        form = handler(schema)
+        properties = handler.resolve_ref_schema(form)["properties"]
+        for name, setting in hyper.every_setting().items():
+            properties[name] = {**properties["rank"], "title": name, "description": setting.meaning}
+        return form
 
     method: ParameterSection | None = None
     rank: ParameterSection | None = None
@@ -111,7 +122,14 @@ class SpaceSection(Section):
 
 
 class Assignment(Section):
-    """Values for some of the names."""
+    """Values for some of the names, and of settings that methods bring."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        form = handler(schema)
+        properties = handler.resolve_ref_schema(form)["properties"]
+        properties |= {name: hyper.adapter_of(each).json_schema() for name, each in hyper.every_setting().items()}
+        return form
 
     method: hyper.Method | None = None
     rank: hyper.Rank | None = None

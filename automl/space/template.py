@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from automl.lora import Hyperparameters
 from automl.metric import METRICS
 from automl.registry import Registry
-from automl.space.defaults import DEFAULT_SEARCHED, TARGETS, suggested_ranges
+from automl.space.defaults import TARGETS, default_searched, suggested_ranges
 from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits
+from automl.space.limits import Names
 from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.space.write import scalar
 
 STEPS = 120
 DEFAULT_LENGTH = 128
+DEFAULT_METHODS = (Hyperparameters().method,)
 
 _COMMENTS = {
     "rank": "capacity of the adapter; memory grows with it",
@@ -35,15 +38,18 @@ def commented_space(
     target_sets: Sequence[str] = TARGETS,
     max_length: int = DEFAULT_LENGTH,
     cut: str = "longer ones are cut",
+    methods: Sequence[str] = (),
 ) -> str:
     """Text of a space file with a comment on every line that has something to decide.
 
     model, data: as a user would write them (hub id, folder, file). model_parameters: number of parameters of the
     backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
-    target_sets: those that the model has. cut: what max_length means for this data, in a few words.
+    target_sets: those that the model has. cut: what max_length means for this data, in a few words. methods: the one
+    that is fixed, or those that are searched; empty: the default, unsaid.
     """
+    names = Names(methods or DEFAULT_METHODS)
     metric = TASKS[task_type].default_metric
-    fitting = ", ".join(name for name in METRICS.built_in if fits(name, task_type))
+    fitting = ", ".join(name for name in METRICS.usable() if fits(name, task_type))
     return "\n".join(
         [
             "# A hyperparameter search over LoRA configurations. Check it: automl validate; run it: automl search.",
@@ -60,9 +66,10 @@ def commented_space(
             "  seed: 7  # fixes the split and the order of the batches",
             "",
             "space:  # what may vary; what is not mentioned keeps its default",
-            *_parameter_lines(model_parameters, target_sets),
+            *_parameter_lines(model_parameters, target_sets, names, is_said=bool(methods)),
             "",
             "fixed:",
+            *(f"  method: {method}" for method in methods if len(methods) == 1),
             "  batch_size: 8  # rows per optimizer step",
             f"  max_length: {max_length}  # tokens per example; {cut}",
             "",
@@ -88,7 +95,7 @@ def commented_space(
 
 
 def _others(registry: Registry[Any], name: str) -> str:
-    return ", ".join(other for other in registry.built_in if other != name)
+    return ", ".join(other for other in registry if other != name)
 
 
 def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
@@ -100,11 +107,20 @@ def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
     return ["  data:", source, f"    columns: {{{renamed}}}  # our name: the name in the data"]
 
 
-def _parameter_lines(model_parameters: int | None, target_sets: Sequence[str]) -> list[str]:
-    if model_parameters is None:
-        return [f"  {name}: auto  # {_COMMENTS[name]}; auto: by the model's size" for name in DEFAULT_SEARCHED]
-    ranges = suggested_ranges(model_parameters, STEPS, target_sets)
-    return [f"  {name}: {_range(ranges[name])}  # {_COMMENTS[name]}" for name in DEFAULT_SEARCHED]
+def _parameter_lines(
+    model_parameters: int | None, target_sets: Sequence[str], names: Names, *, is_said: bool
+) -> list[str]:
+    """What is searched, and as comments what else may be; is_said: with the methods' own settings."""
+    comments = _COMMENTS | {name: setting.meaning for name, setting in names.own.items()}
+    ranges = {} if model_parameters is None else suggested_ranges(model_parameters, STEPS, target_sets, names.methods)
+    by_size = "; auto: by the model's size" if model_parameters is None else ""
+    searched = {name: _range(ranges[name]) if ranges else "auto" for name in default_searched(names)}
+    lines = [f"  {name}: {text}  # {comments[name]}{by_size}" for name, text in searched.items()]
+    others = [name for name, setting in names.own.items() if setting.tried and name not in searched]
+    also = [f"  # {name}: auto  # {comments[name]}" for name in others if is_said]
+    several = f"{{type: categorical, choices: [{', '.join(names.methods)}]}}"
+    choice = [f"  method: {several}  # what the others are for is left out for a method that has no use for it"]
+    return [*(choice if len(names.methods) > 1 else []), *lines, *also]
 
 
 def _range(parameter: Parameter) -> str:

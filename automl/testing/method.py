@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -17,6 +18,7 @@ from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.base import Method
 from automl.methods.registry import METHODS
+from automl.methods.settings import Span, chosen
 from automl.models.inventory import head_modules, head_parameters, resolve_targets
 
 STEPS = 6
@@ -56,9 +58,36 @@ class MethodContract:
 
     def test_it_trains_as_many_parameters_as_it_counts(self, name: str, model: nn.Module) -> None:
         trial = Attached(name, model, self.hyper)
-        expected = METHODS[name].trainable(trial.layers, self.hyper) + head_parameters(trial.plain)
+        expected = METHODS[name].trainable(trial.plain, trial.layers, self.hyper) + head_parameters(trial.plain)
         trained = sum(tensor.numel() for tensor in trial.state().values())
         assert trained > expected if self.ends_smaller else trained == expected
+
+    def test_every_setting_can_be_trained_with_and_leaves_no_trace(self, name: str, model: nn.Module) -> None:
+        """What is tried of each: it trains what is counted, and is recorded unless it is the default."""
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        for setting in METHODS[name].settings:
+            tried = (setting.tried.low, setting.tried.high) if isinstance(setting.tried, Span) else setting.tried
+            for value in (setting.typed(value) for value in tried if value != setting.default):
+                own = chosen([setting], {setting.name: value, "another": 1})
+                hyper = replace(self.hyper, own=own)
+                assert hyper.as_dict()[setting.name] == setting.of(hyper) == value
+                trial = Attached(name, model, hyper)
+                trained = sum(tensor.numel() for tensor in trial.state().values())
+                counted = METHODS[name].trainable(trial.plain, trial.layers, hyper) + head_parameters(trial.plain)
+                assert trained > counted if self.ends_smaller else trained == counted
+                losses = trial.train(STEPS)
+                assert losses[-1] < losses[0]
+                after = trial.method.detach(trial.model).state_dict()
+                assert all(torch.equal(tensor, after[key]) for key, tensor in before.items()), (setting.name, value)
+            assert chosen([setting], {setting.name: setting.default}) == ()
+
+    def test_as_much_memory_is_planned_as_it_trains(self, name: str, model: nn.Module) -> None:
+        trial = Attached(name, model, self.hyper)
+        planned = METHODS[name].footprint(trial.plain, trial.layers, self.hyper)
+        assert planned.parameters == sum(tensor.numel() for tensor in trial.state().values()) - head_parameters(
+            trial.plain
+        )
+        assert planned.per_token >= 0
 
     def test_its_learning_rates_are_a_range(self, name: str) -> None:
         for parameters in (20_000_000, 1_000_000_000, 70_000_000_000):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class AdapterMeta:
             "step": self.measurement.step,
             "metric": {"name": self.metric, "value": self.measurement.metrics[self.metric]},
             "metrics": dict(self.measurement.metrics),
-            "hyperparameters": asdict(self.hyper),
+            "hyperparameters": self.hyper.as_dict(),
             "backbone": _backbone_json(self.backbone),
             "data": {"fingerprint": self.data},
             "precision": self.precision,

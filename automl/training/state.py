@@ -64,7 +64,7 @@ def identity(
     backbone, data: fingerprints. shards: processes that share a trial, each with dropout masks of its own. The attempt,
     and whatever else may differ between attempts, is left out.
     """
-    hyper = {name: getattr(spec.hyper, name) for name in sorted(spec.hyper.__dataclass_fields__)}
+    hyper = dict(sorted(spec.hyper.as_dict().items()))
     return {
         "trial": spec.number,
         "hyper": hyper,

@@ -11,6 +11,7 @@ from typing import Literal
 from automl import ranking
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
 from automl.metric import METRICS, standard_error
 from automl.results.summary import configuration_text
 from automl.setup.prepare import Derivation
@@ -36,7 +37,7 @@ class Candidates:
     """The complete trials of a search and what they cost.
 
     space: as the search saw it. rows: validation rows that one evaluation of the search has used. final_ranks: by
-    trial and module, what AdaLoRA has left; a module that is not named has no rank.
+    trial and module, those at its end; a module that is not named has no rank.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Candidates:
         around the trial's, which is raised with the root of the ratio of ranks, as low ranks want higher rates.
         """
         winner = self._arm(self._ranked[0], "lower")
-        if winner.hyper.method != "lora":
+        if not METHODS[winner.hyper.method].takes_pattern:
             return []
         return [self._at_rank(winner, rank) for rank in sorted(set(ranks)) if 1 <= rank < winner.hyper.rank]
 
@@ -132,16 +133,16 @@ class Candidates:
         return [self._patterned(winner, kind, title, pattern, rates) for kind, title, pattern in patterns]
 
     def equal_lora(self, arms: Sequence[Arm]) -> Arm | None:
-        """LoRA with the parameters that the first AdaLoRA trial among `arms` ended with, spread evenly; None without.
+        """LoRA with the parameters that the first trial among `arms` ended with that finds its ranks; None without.
 
-        AdaLoRA's budget counts ranks, whatever they cost, so the same `rank` is no comparison of the methods.
+        They are spread evenly. AdaLoRA's budget counts ranks, whatever they cost, so the same `rank` is no comparison.
         """
         for arm in arms:
             layers = self._derive.layers(arm.hyper.target)
             kept = self._final_ranks.get(arm.trial, {}) if arm.trial is not None else {}
             budget = spent(layers, {layer.path: kept.get(layer.path, 0) for layer in layers})
-            if arm.hyper.method == "adalora" and budget >= sum(map(cost, layers)):
-                base = replace(arm, hyper=replace(arm.hyper, method="lora"))
+            if _finds_ranks(arm) and budget >= sum(map(cost, layers)):
+                base = replace(arm, hyper=replace(arm.hyper, method=Hyperparameters().method, own=()))
                 rates = tuple(factor * arm.hyper.learning_rate for factor in GRID)
                 title = "as LoRA, even ranks, equal parameters"
                 return replace(
@@ -171,7 +172,7 @@ class Candidates:
         near = [
             hyper
             for hyper in hypers
-            if hyper.method == "lora"
+            if METHODS[hyper.method].takes_pattern
             and hyper.target == target
             and max(hyper.rank / rank, rank / hyper.rank) <= _NEAR_RANK
         ]
@@ -181,7 +182,7 @@ class Candidates:
         for trial in self._ranked:
             arm = self._arm(trial, "finalist")
             paths = {layer.path for layer in self._derive.layers(arm.hyper.target)}
-            if arm.hyper.method == "lora" and paths == modules:
+            if METHODS[arm.hyper.method].takes_pattern and paths == modules:
                 return arm
         raise SearchError(f"ranks for {len(modules)} modules are suggested, but no complete trial has adapted these")
 
@@ -213,9 +214,9 @@ class Candidates:
         )
 
     def _shift(self, trial: int, hyper: Hyperparameters) -> int:
-        """By how many parameters AdaLoRA's final ranks differ from `rank` everywhere."""
+        """By how many parameters the ranks that a method has found differ from `rank` everywhere."""
         kept = self._final_ranks.get(trial)
-        if hyper.method != "adalora" or kept is None:
+        if not METHODS[hyper.method].finds_ranks or kept is None:
             return 0
         layers = self._derive.layers(hyper.target)
         return sum((kept.get(layer.path, 0) - hyper.rank) * cost(layer) for layer in layers)
@@ -264,7 +265,7 @@ def choose_comparisons(arms: Sequence[Arm], *, claims: int = 1) -> list[Comparis
 
     Is the search's best trial better than the default, and than the other finalists? Those comparisons hold jointly.
     Is the suggested pattern better than even ranks *and* than random ones? Both must hold, so each is tested in full.
-    Is AdaLoRA better than LoRA with as many parameters?
+    Is a method that finds its ranks better than LoRA with as many parameters?
     Are lower ranks at rates of their own not worse than the winner? They hold jointly.
 
     claims: see `Plan.claims`; each has an equal part of the false alarms (Bonferroni).
@@ -292,8 +293,12 @@ def _of_rank(arms: Sequence[Arm]) -> Iterator[Comparison]:
 
 def _of_method(arms: Sequence[Arm]) -> Iterator[Comparison]:
     for equal in (arm for arm in arms if arm.kind == "equal"):
-        adaptive = next(arm for arm in arms if arm.trial == equal.trial and arm.hyper.method == "adalora")
+        adaptive = next(arm for arm in arms if arm.trial == equal.trial and _finds_ranks(arm))
         yield Comparison(arm=adaptive.name, against=equal.name, level=LEVEL)
+
+
+def _finds_ranks(arm: Arm) -> bool:
+    return METHODS[arm.hyper.method].finds_ranks
 
 
 def _of_pattern(arms: Sequence[Arm]) -> Iterator[Comparison]:

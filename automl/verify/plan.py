@@ -145,8 +145,8 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, as `automl_verifications.plan` keeps them. Two plans with equal ones are the same plan."""
         plain = asdict(self)
-        for arm in plain["arms"]:
-            arm["hyper"]["rank_pattern"] = dict(arm["hyper"]["rank_pattern"])
+        for arm, document in zip(self.arms, plain["arms"], strict=True):
+            document["hyper"] = {**arm.hyper.as_dict(), "rank_pattern": arm.hyper.ranks}
         if self.budget_seconds is None:  # as versions without budgets have recorded it
             del plain["looks"], plain["budget_seconds"]
         listed: dict[str, Any] = _listed(plain)

@@ -32,7 +32,7 @@ def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_activations_are_estimated_within_a_factor_of_two(name: str, dropout: float) -> None:
     model = tiny_model(name)
-    estimate = estimate_bytes(model, "all-linear", 3, tokens=4 * 32, dropout=dropout)
+    estimate = estimate_bytes(model, Hyperparameters(rank=3, dropout=dropout), tokens=4 * 32)
     peft_model = METHODS["lora"].attach(
         model,
         Hyperparameters(rank=3, dropout=dropout),
@@ -52,8 +52,8 @@ def test_activations_are_estimated_within_a_factor_of_two(name: str, dropout: fl
 
 def test_the_parts_scale_as_they_should() -> None:
     model = tiny_model("llama", kind="causal-lm")
-    one = estimate_bytes(model, "qv", 4, tokens=64)
-    two = estimate_bytes(model, "qv", 8, tokens=128, dtype="bf16")
+    one = estimate_bytes(model, Hyperparameters(target="qv", rank=4), tokens=64)
+    two = estimate_bytes(model, Hyperparameters(target="qv", rank=8), tokens=128, dtype="bf16")
 
     assert one.adapter == 16 * trainable_parameters(model, "qv", 4)
     assert two.backbone * 2 == one.backbone

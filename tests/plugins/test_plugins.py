@@ -54,6 +54,7 @@ def rated_world(folder: Path) -> Path:
         "./data.jsonl": "./rated.jsonl",
         "metric: accuracy": "metric: balanced_accuracy",
         "sampler: random": "sampler: {name: tempering, cooling: 0.01}",
+        "space:\n": "space:\n  init_deviation: {type: categorical, choices: [0.1, 0.2]}\n",
         "fixed: {": "fixed: {method: hadamard, ",
     }.items():
         assert old in text
@@ -106,11 +107,13 @@ import automl
 study = automl.search(
     model="./model", data="./rated.jsonl", study="notebook", metric="balanced_accuracy",
     task={"type": "rated", "classes": 3, "seed": 3},
-    space={"rank": automl.Int(1, 4), "learning_rate": automl.Float(1e-3, 1e-1, log=True)},
+    space={"rank": automl.Int(1, 4), "learning_rate": automl.Float(1e-3, 1e-1, log=True),
+           "init_deviation": automl.Float(0.2, 0.4)},
     fixed={"method": "hadamard", "target": "qv", "max_length": 12},
     sampler={"name": "tempering", "cooling": 0.01}, pruner="none",
     trials=2, steps=10, run={"executor": "inline", "threads": 1}, show_progress=False,
 )
+assert all(0.2 <= trial.params["init_deviation"] <= 0.4 for trial in study.trials)
 print(len(study.trials), study.best.value)
 """
 
@@ -143,7 +146,7 @@ def test_they_pass_the_contracts_of_their_seams(site: Path, tmp_path: Path) -> N
         timeout=300,
     )
     assert result.returncode == 0, result.stdout
-    assert re.search(r"^29 passed", result.stdout.splitlines()[-1]), result.stdout
+    assert re.search(r"^33 passed", result.stdout.splitlines()[-1]), result.stdout
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -170,12 +173,17 @@ def test_the_schema_lists_them_with_their_keys(site: Path, tmp_path: Path) -> No
         "study": "s",
         "model": "m",
         "task": {"type": "rated", "data": "a.jsonl", "classes": 4, "metric": "balanced_accuracy"},
-        "fixed": {"method": "hadamard"},
+        "fixed": {"method": "hadamard", "init_deviation": 0.2},
+        "space": {
+            "init_deviation": "auto",
+            "rank": {"type": "int", "low": 1, "high": 4, "when": {"init_deviation": 1}},
+        },
         "search": {"sampler": {"name": "tempering", "cooling": 0.5}},
     }
     checker.validate(document)
     for wrong in ({"sampler": {"name": "tempering", "cooling": 2}}, {"sampler": "temper"}):
         assert not checker.is_valid({**document, "search": wrong})
+    assert not checker.is_valid({**document, "fixed": {"init_deviation": 11}})
     assert not checker.is_valid({**document, "task": {**document["task"], "classes": "four"}})  # type: ignore[dict-item]
 
 
@@ -209,6 +217,29 @@ MISTAKES = {
         "task: {type: completion, data: a.csv, metric: balanced_accuracy}",
         "4:47: task.metric: 'balanced_accuracy' does not fit a completion task; known: loss, perplexity, exact_match,"
         " rouge_l",
+    ),
+    "its setting": (
+        "task: {type: rated, data: a.csv}\nfixed: {method: hadamard, init_deviation: 11}",
+        "5:43: fixed.init_deviation: 11 is above 10, the most allowed",
+    ),
+    "nearly its setting": (
+        "task: {type: rated, data: a.csv}\nfixed: {method: hadamard}\nspace: {init_deviaton: auto}",
+        "6:9: space.init_deviaton: unknown key; known: method, rank, alpha, alpha_ratio, dropout, target,"
+        " learning_rate, weight_decay, batch_size, warmup, schedule, clip, use_rslora, init_deviation"
+        " (did you mean 'init_deviation'?)",
+    ),
+    "its setting without it": (
+        "task: {type: rated, data: a.csv}\nfixed: {init_deviation: 0.2}",
+        "5:9: fixed.init_deviation: is of method hadamard; this space chooses lora",
+    ),
+    "its setting for another": (
+        "task: {type: rated, data: a.csv}\nspace:\n  method: {type: categorical, choices: [lora, hadamard]}\n"
+        "  init_deviation: {type: float, low: 0.1, high: 0.2, when: {method: lora}}",
+        "7:69: space.init_deviation.when.method: method lora does not use init_deviation",
+    ),
+    "what it does not use": (
+        "task: {type: rated, data: a.csv}\nfixed: {method: hadamard, dropout: 0.1}",
+        "5:27: fixed.dropout: is not used by method hadamard; remove it",
     ),
     "method that cannot be shared out": (
         "task: {type: rated, data: a.csv}\nfixed: {method: hadamard}\nrun: {shards: 2}",

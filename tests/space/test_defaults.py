@@ -10,7 +10,7 @@ import pytest
 from automl.methods.lora import Lora
 from automl.methods.registry import METHODS
 from automl.space.defaults import AUTO_NAMES, advice, resolve, suggested_ranges
-from automl.space.limits import checked
+from automl.space.limits import Names
 from automl.space.load import parse_space
 from automl.space.points import contains
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSpace
@@ -38,7 +38,7 @@ def test_suggestions_cover_every_automatic_name_within_bounds(model_parameters: 
     assert tuple(ranges) == AUTO_NAMES
     for name, parameter in ranges.items():
         values = parameter.choices if isinstance(parameter, CategoricalParameter) else (parameter.low, parameter.high)
-        assert [checked(name, value) for value in values] == list(values)
+        assert [Names(["lora"]).checked(name, value) for value in values] == list(values)
 
 
 def test_resolve_fills_in_ranges_and_keeps_the_order_of_conditions() -> None:

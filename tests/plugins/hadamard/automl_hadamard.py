@@ -7,12 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.base import LowRank, Method
+from automl.methods.base import LOW_RANK, Footprint, LowRank, Method
+from automl.methods.settings import Setting, Span
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from torch import nn
+
+
+DEVIATION = Setting(
+    name="init_deviation",
+    default=0.1,
+    meaning="standard deviation of A₁ at the start",
+    low=1e-4,
+    high=10.0,
+    tried=Span(0.02, 0.5, log=True),
+    searched=True,
+)
 
 
 class Hadamard(Method):
@@ -21,8 +33,15 @@ class Hadamard(Method):
     packable: ClassVar[bool] = False
     shardable: ClassVar[bool] = False
 
-    def trainable(self, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+    settings: ClassVar[tuple[Setting, ...]] = (DEVIATION,)
+    takes: ClassVar[frozenset[str]] = LOW_RANK - {"dropout", "use_rslora"}
+
+    def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         return sum(2 * hyper.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
+        """The update of a layer is a whole matrix while it is used; it is kept once, whatever the tokens."""
+        return Footprint(self.trainable(model, layers, hyper), 0)
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         return 1e-3, 5e-2
@@ -51,7 +70,7 @@ class Hadamard(Method):
         )
         peft_model = adapted_model(model, config)
         for path in modules:
-            _initialise(model.get_submodule(path), ADAPTER, path, seed)
+            _initialise(model.get_submodule(path), ADAPTER, path, seed, float(DEVIATION.of(hyper)))
         renew_head(model, head, seed)
         return peft_model
 
@@ -71,8 +90,8 @@ class Hadamard(Method):
         """There is nothing to put back."""
 
 
-def _initialise(layer: Any, adapter: str, path: str, seed: int) -> None:
-    """B₁ and B₂ uniform in ±1/√in, A₁ normal with deviation 0.1, A₂ zero, each from a stream of its own."""
+def _initialise(layer: Any, adapter: str, path: str, seed: int, deviation: float) -> None:
+    """B₁ and B₂ uniform in ±1/√in, A₁ normal with this deviation, A₂ zero, each from a stream of its own."""
     import torch
 
     from automl.methods.seeding import stream
@@ -84,5 +103,5 @@ def _initialise(layer: Any, adapter: str, path: str, seed: int) -> None:
             drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=stream(seed, f"{path}.{name}"))
             tensor.copy_(drawn)
         first = layer.hada_w1_a[adapter]
-        first.copy_(torch.empty(first.shape).normal_(0.0, 0.1, generator=stream(seed, f"{path}.hada_w1_a")))
+        first.copy_(torch.empty(first.shape).normal_(0.0, deviation, generator=stream(seed, f"{path}.hada_w1_a")))
         layer.hada_w2_a[adapter].zero_()

@@ -1,0 +1,92 @@
+"""A method's own hyperparameters: what a space file may give them, and what they are where it says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from automl.lora import Hyperparameters
+from automl.trial import Scalar
+
+Kind = Literal["truth", "whole", "number", "text"]
+
+_KINDS: Mapping[type, Kind] = {bool: "truth", int: "whole", float: "number", str: "text"}
+
+
+class Span(NamedTuple):
+    """A range to search, ends included; log: on a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A hyperparameter that a method brings; the type of its default is its own.
+
+    name: as in the space file. Other methods may have it too, if they declare it alike.
+    meaning: in a few words, as `automl init` and the JSON Schema say it.
+    low, high: bounds of a number, included. They keep numbers sane; what is worth trying is in `tried`.
+    choices: of a text, empty: any.
+    tried: what `auto` searches: a span, or values to choose from; empty: nothing, `auto` is refused.
+    searched: a space file that does not say what is searched searches it.
+    sized: how much is trained or held in memory follows from it.
+    packable: values with which trials may be packed, the default among them; None: all.
+    shardable: several processes may hold a trial together that does not have the default.
+    """
+
+    name: str
+    default: Scalar
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    tried: Span | tuple[Scalar, ...] = ()
+    searched: bool = False
+    sized: bool = False
+    packable: tuple[Scalar, ...] | None = None
+    shardable: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a declaration that contradicts itself."""
+        if not self.name.isidentifier():
+            raise ValueError(f"{self.name!r} is no name of a setting")
+        tried = (self.tried.low, self.tried.high) if isinstance(self.tried, Span) else self.tried
+        wrong = [value for value in (self.default, *tried) if not self.admits(value)]
+        if wrong:
+            raise ValueError(f"{self.name}: {wrong[0]!r} is outside its own bounds")
+        if self.packable is not None and self.default not in self.packable:
+            raise ValueError(f"{self.name}: the default {self.default!r} has to be packable")
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of value it has."""
+        return _KINDS[type(self.default)]
+
+    def admits(self, value: Scalar) -> bool:
+        """Whether the value is of its kind and within its bounds."""
+        if isinstance(value, str) or self.kind == "text":
+            return isinstance(value, str) and self.kind == "text" and (not self.choices or value in self.choices)
+        if (self.kind == "truth") != isinstance(value, bool):
+            return False
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def typed(self, value: Scalar) -> Scalar:
+        """The value in the setting's own type: 8 is 8.0 where that is a number."""
+        return float(value) if self.kind == "number" else value
+
+    def of(self, hyper: Hyperparameters) -> Scalar:
+        """Its value in this configuration."""
+        return hyper.settings.get(self.name, self.default)
+
+    def alone(self, values: Iterable[Scalar]) -> list[Scalar]:
+        """Those of the values with which a trial cannot be packed."""
+        return [] if self.packable is None else [value for value in values if value not in self.packable]
+
+
+def chosen(settings: Iterable[Setting], values: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
+    """What a configuration records of these settings: those of the values that are not the default, by name."""
+    typed = ((each, each.typed(values[each.name])) for each in settings if each.name in values)
+    return tuple(sorted((each.name, value) for each, value in typed if value != each.default))
