@@ -18,6 +18,11 @@ def adapter_folder(study: Path, trial: int) -> Path:
     return adapters_folder(study) / f"trial-{trial:05d}"
 
 
+def squeezed_folder(study: Path) -> Path:
+    """Where the winner's adapter lies, cut to the smallest size that is not worse; there is none if no size is."""
+    return study / "squeezed"
+
+
 def slots_folder(study: Path) -> Path:
     """Parent of all `slot_folder`s of the study whose folder this is."""
     return study / "slots"

@@ -51,6 +51,7 @@ class LiveObserver(Observer):
 
     def stage(self, text: str) -> None:
         self._stage = text
+        self._picture = None
 
     def started(self, study: Study) -> None:
         self._study = study

@@ -67,12 +67,15 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(summary: Summary) -> None:
+    from automl.results.squeezed import squeeze_headline
     from automl.results.summary import SUMMARY_MARKDOWN, configuration_text, headline
 
     counts = summary.counts
     console.result(headline(summary))
     if summary.best is not None:
         console.result(f"  {configuration_text(summary.best.params)}")
+    if summary.squeeze is not None:
+        console.result(f"smaller adapter: {squeeze_headline(summary.squeeze)}")
     console.result(
         f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed; "
         f"{summary.spent_steps:,} training steps instead of {summary.full_steps:,} without pruning."

@@ -13,7 +13,7 @@ from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument,
 from automl.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from automl.squeeze.run import Squeezed
+    from automl.squeeze.found import Squeezed
 
 
 def register(app: typer.Typer) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
-    from automl.squeeze.run import Squeezed
+    from automl.squeeze.found import Squeezed
 
 _SHOWN = 10
 

@@ -15,6 +15,7 @@ from automl.storage.base import ResultStore
 from automl.storage.depot import Depot
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
+from automl.study.retention import ADAPTER
 from automl.trial import TrialState
 
 STORED = "stored"
@@ -38,6 +39,12 @@ def complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> Tr
             f"the adapter of trial {trial} is no longer kept (search.keep: {spec.search.keep}); export one of the best"
         )
     return found
+
+
+def adapter_digest(database: Database, study: str, trial: int) -> str:
+    """sha256 of the trial's adapter as it was recorded, empty if none was."""
+    kept = database.store(study).artifacts(include_deleted=True)
+    return next((each.sha256 for each in kept if (each.trial, each.kind) == (trial, ADAPTER)), "")
 
 
 @contextmanager

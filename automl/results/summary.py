@@ -13,14 +13,17 @@ from automl import durable, ranking
 from automl.metric import METRICS, Direction
 from automl.results.folders import study_folder
 from automl.results.recorded import GROUND, recorded_baseline, recorded_space
+from automl.results.squeezed import squeeze_document, squeeze_headline, squeeze_of
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
+from automl.storage.squeezes import SqueezeRow
 from automl.storage.trials import TrialRow, counts_of, list_trials
 from automl.storage.verification import latest
 from automl.study.outcome import EXHAUSTED, STALLED, exhausted_text
 from automl.trial import Scalar, TrialState
+from automl.trial_folders import squeezed_folder
 
 SUMMARY_JSON = "summary.json"
 SUMMARY_MARKDOWN = "summary.md"
@@ -39,6 +42,7 @@ class Summary:
     exhausted: number of configurations of a finite space of which none was left to try, None if there were more.
     also_minimize: the second objective, if there are two.
     front: then the complete trials that no other one beats in both, smallest first.
+    squeeze: what was found of smaller sizes of the best trial's adapter, None if nobody has looked.
     verification: result of the newest complete one, if there is any (docs/verification.md).
     notes: what there was to say of the data.
     """
@@ -59,6 +63,7 @@ class Summary:
     exhausted: int | None = None
     also_minimize: str | None = None
     front: tuple[TrialRow, ...] = ()
+    squeeze: SqueezeRow | None = None
     verification: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
@@ -102,6 +107,7 @@ class Summary:
             "exhausted_configurations": self.exhausted,
             "also_minimize": self.also_minimize,
             "front": [row.as_dict() for row in self.front],
+            "squeeze": squeeze_document(self.squeeze) if self.squeeze else None,
             "verification": self.verification,
             "notes": list(self.notes),
         }
@@ -131,6 +137,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         exhausted=_exhausted(store),
         also_minimize=spec.search.also_minimize,
         front=tuple(ranking.front(rows, direction)),
+        squeeze=squeeze_of(database, spec.study, winner.number) if winner else None,
         verification=verified.result if verified is not None else None,
         notes=tuple((store.last_event(GROUND) or {}).get("notes", ())),
     )
@@ -201,6 +208,7 @@ def markdown(summary: Summary) -> str:
         headline(summary),
         "",
         *_belief(summary),
+        *_smaller(summary),
         "",
         f"- trials: {counts['COMPLETE']} complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed",
         f"- training steps: {summary.spent_steps:,} of {summary.full_steps:,} that these trials would take unpruned",
@@ -235,6 +243,15 @@ def _belief(summary: Summary) -> Iterator[str]:
             f" {optimism['verified']:.4f} on the test rows."
         )
     yield f"**Recommended: {found['recommendation']['text']}**"
+
+
+def _smaller(summary: Summary) -> Iterator[str]:
+    """How small the winner's adapter can be."""
+    squeeze = summary.squeeze
+    if squeeze is not None:
+        yield from ("", f"Smaller sizes of trial {squeeze.trial}'s adapter: {squeeze_headline(squeeze)}.")
+        if (folder := squeezed_folder(Path(summary.folder))).is_dir():
+            yield f"The adapter of that size: `{folder}`."
 
 
 def _front_lines(summary: Summary, name: str) -> Iterator[str]:

@@ -180,6 +180,7 @@ def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> Se
         max_failed_trials=section.max_failed_trials,
         keep=section.keep,
         importance=section.importance,
+        squeeze=section.squeeze,
         warm_start=section.warm_start,
         patience=section.patience,
         also_minimize=section.also_minimize,

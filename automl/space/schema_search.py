@@ -41,6 +41,14 @@ Seconds = Annotated[
 ]
 
 
+Squeeze = Annotated[
+    Literal["auto", "off"],
+    BeforeValidator(lambda given: {True: "auto", False: "off"}[given] if isinstance(given, bool) else given),
+    WithJsonSchema({"enum": ["auto", "off", True, False]}),
+]
+"""An unquoted off is refused as ambiguous where the file is read, so that false must do."""
+
+
 class SearchSection(Section):
     """How the space is searched and when the search ends."""
 
@@ -70,6 +78,8 @@ class SearchSection(Section):
     """Adapters that stay on disk."""
     importance: bool = True
     """Measure on the way how much the loss depends on each module's update; the base of automl suggest."""
+    squeeze: Squeeze = "auto"
+    """Measure the winner's adapter at smaller sizes when the search ends, in seconds; not if it cannot be cut."""
     warm_start: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Another study of the database, whose best configurations are tried first; its values are not used."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None

@@ -182,6 +182,7 @@ class SearchSettings:
     max_seconds, max_steps: further budgets (None = none); max_steps counts training steps of all trials.
     keep: adapters that stay on disk.
     importance: measure that of modules while trials train.
+    squeeze: auto: measure the winner's adapter at smaller sizes when the search ends; off: do not.
     warm_start: another study of the database, whose best configurations are tried first.
     patience: trials without a better value after which no new one starts (None = no limit).
     also_minimize: the second objective, if there are two.
@@ -201,6 +202,7 @@ class SearchSettings:
     max_failed_trials: int = 10
     keep: int = 3
     importance: bool = True
+    squeeze: Literal["auto", "off"] = "auto"
     warm_start: str | None = None
     patience: int | None = None
     also_minimize: Literal["trainable_params", "seconds"] | None = None

@@ -34,7 +34,7 @@ class Cut:
         return {name: value for name, value in asdict(self).items() if name != "ranks"}
 
     def as_row(self, metric: str, *, even_one: int) -> CutRow:
-        """As it is stored. even_one: parameters of rank 1 in every module."""
+        """Return what is stored. even_one: parameters of rank 1 in every module."""
         return CutRow(
             kind=self.kind,
             parameters=self.parameters,
@@ -112,6 +112,12 @@ def planned(adapter: TurnedAdapter, wanted: int | None) -> list[tuple[CutKind, t
     if wanted is not None:
         found.append(("asked", tuple(global_ranks(strengths, costs, wanted))))
     return found
+
+
+def descending(adapter: TurnedAdapter) -> list[tuple[CutKind, tuple[int, ...]]]:
+    """The whole and the global cuts of a curve, largest first."""
+    whole, *cuts = planned(adapter, None)
+    return [whole, *(cut for cut in reversed(cuts) if cut[0] == "global")]
 
 
 def measured(adapter: TurnedAdapter, runtime: Runtime, kind: CutKind, ranks: tuple[int, ...]) -> Cut:

@@ -27,6 +27,7 @@ from automl.setup.database_check import check_warm_start
 from automl.setup.executors import Executors, lent
 from automl.setup.setup import Setup, layout_of, set_up
 from automl.space.spec import SweepSpec
+from automl.squeeze.winner import squeeze_winner
 from automl.storage.artifacts import digest_folder
 from automl.storage.base import ResultStore, RunEnd
 from automl.storage.depot import Depot
@@ -177,6 +178,7 @@ class _Sweep:
             study.close()  # not after an error: what is parked or interrupted then goes on in the next run
         store.add_event("finished", {"run": log.run})
         log.end(RunEnd.FINISHED)
+        squeeze_winner(database, setup, guard=self._lease.verify, stop=stop, stage=self._stage)
         renew_report(database, setup.spec, guard=self._lease.verify)
         summary = self._sum_up(database, store, setup.spec)
         store_results(store, setup.spec)

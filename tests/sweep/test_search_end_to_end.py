@@ -47,7 +47,7 @@ def query(folder: Path, sql: str) -> list[tuple[Any, ...]]:
 def world(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> tuple[Path, Any]:
     """A finished search of four trials, and what it said."""
     folder = tmp_path_factory.mktemp("a finished search")
-    make_world(folder)
+    make_world(folder, squeeze=True)
     return folder, answer(automl(folder, "search", "space.yaml", "--json", cache=shared_cache))
 
 
@@ -74,12 +74,26 @@ def test_only_the_best_adapters_stay(world: tuple[Path, Any]) -> None:
     assert json.loads((output / "summary.json").read_text(encoding="utf-8"))["best"] == outcome["best"]
 
 
+def test_the_winner_is_squeezed(world: tuple[Path, Any]) -> None:
+    folder, outcome = world
+    squeeze, best = outcome["squeeze"], outcome["best"]
+    assert squeeze["trial"] == best["number"]
+    whole, *cuts = squeeze["curve"]
+    assert whole["metrics"]["accuracy"] == pytest.approx(best["value"])  # the rows are all that there are
+    assert {cut["kind"] for cut in cuts} == {"global"}
+    assert squeeze["headline"] in (folder / "automl-output/tiny/summary.md").read_text()
+    small = folder / "automl-output/tiny/squeezed"
+    assert small.is_dir() == (squeeze["knee"] < squeeze["parameters"])
+
+
 def test_searching_again_changes_nothing(world: tuple[Path, Any], shared_cache: Path) -> None:
     folder, outcome = world
     before = query(folder, "SELECT * FROM trials ORDER BY trial_id")
+    squeezed = query(folder, "SELECT * FROM automl_squeezes")
     again = answer(automl(folder, "search", "space.yaml", "--json", cache=shared_cache))
     assert again["best"] == outcome["best"]
     assert query(folder, "SELECT * FROM trials ORDER BY trial_id") == before
+    assert query(folder, "SELECT * FROM automl_squeezes") == squeezed, "it is not squeezed again, not even stored again"
 
 
 @pytest.mark.parametrize("form", [[], ["--merged"]], ids=["adapter", "merged"])

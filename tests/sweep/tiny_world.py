@@ -23,7 +23,8 @@ space:
   rank: {{type: int, low: 1, high: 8, log: true}}
   learning_rate: {{type: float, low: 1.0e-3, high: 1.0e-1, log: true}}
 fixed: {{target: qv, batch_size: 8, max_length: 12}}
-search: {{sampler: random, pruner: {pruner}, trials: {trials}, steps: {steps}, evaluate_every: 5, seed: 3, keep: 2}}
+search: {{sampler: random, pruner: {pruner}, trials: {trials}, steps: {steps}, evaluate_every: 5, seed: 3, keep: 2,
+  squeeze: {squeeze}}}
 verify: {{automatic: {verify}}}
 run: {{executor: {executor}, workers: {workers}, threads: 1, precision: fp32{slots}}}
 """
@@ -39,8 +40,12 @@ def make_world(
     workers: int = 1,
     slots: int | None = None,
     verify: bool = False,
+    squeeze: bool = False,
 ) -> Path:
-    """Write model, data and space file into `folder` and return the space file's path."""
+    """Write model, data and space file into `folder` and return the space file's path.
+
+    squeeze: the winner's adapter at the end, as searches do by default; most tests have no use for it.
+    """
     save_tiny(folder / "model", "bert", kind="classification")
     generator = random.Random(3)
     with (folder / "data.jsonl").open("w", encoding="utf-8") as lines:
@@ -60,6 +65,7 @@ def make_world(
         executor=executor,
         workers=workers,
         verify=str(verify).lower(),
+        squeeze=str(squeeze).lower(),
         slots="" if slots is None else f", slots: {slots}",
     )
     space.write_text(text, encoding="utf-8")

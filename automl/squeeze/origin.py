@@ -1,0 +1,63 @@
+"""Whether a folder's adapter is of this model and these classes, and what may be said of it: ours, or anybody's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from automl import durable
+from automl.errors import CheckpointError, DataError, ModelError
+from automl.models.backbone import resolve_model
+from automl.results.folders import cache_folder
+from automl.space.spec import ModelSettings
+from automl.training.cut import read_config
+from automl.training.runtime import HostSettings
+
+_UNNAMED = "LABEL_"
+
+
+def about_adapter(folder: Path, settings: HostSettings) -> dict[str, Any]:
+    """What the manifest says of an adapter of ours; of another, what is known, if it may be of this model."""
+    backbone, labels = settings.backbone, settings.prepared.labels
+    if (folder / durable.MANIFEST).is_file():
+        about = durable.verify_folder(folder)
+        if about.get("kind") != "adapter":
+            raise CheckpointError(f"{folder}: holds {about.get('kind', 'something else')}, not adapter")
+        trained, names = about["backbone"]["fingerprint"], tuple(about["labels"])
+        if trained != backbone.fingerprint:
+            raise ModelError(f"{folder}: was trained on model {trained[:12]}, not on {backbone.fingerprint[:12]}")
+    else:
+        about, names = _about_stranger(folder, settings), _class_names(folder)
+    if labels and names and names != labels:
+        raise DataError(f"{folder}: its classes are {', '.join(names)}; those of the data are {', '.join(labels)}")
+    return about
+
+
+def _about_stranger(folder: Path, settings: HostSettings) -> dict[str, Any]:
+    backbone = settings.backbone
+    base = Path(str(read_config(folder).get("base_model_name_or_path") or ""))
+    if (base / "config.json").is_file():
+        other = resolve_model(ModelSettings(kind="folder", location=str(base)), cache_folder())
+        if other.fingerprint != backbone.fingerprint:
+            raise ModelError(f"{folder}: was trained on {base}, which is not the model in {backbone.path}")
+    return {
+        "kind": "adapter",
+        "trial": None,
+        "step": None,
+        "hyperparameters": {},
+        "backbone": {"fingerprint": backbone.fingerprint, "architecture": backbone.architecture, "path": backbone.path},
+        "data": {"fingerprint": settings.prepared.fingerprint},
+        "precision": settings.precision,
+        "labels": list(settings.prepared.labels),
+    }
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the classes in the order of their ids, if a model's configuration that names them lies beside it."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        names = tuple(str(named[key]) for key in sorted(named, key=int))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return () if all(name.startswith(_UNNAMED) for name in names) else names
