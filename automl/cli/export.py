@@ -40,4 +40,8 @@ def register(app: typer.Typer) -> None:
             console.result(
                 f"checked: {exported.metric} {exported.measured:.6f} reloaded, {exported.recorded:.6f} in the database"
             )
+        if exported.unquantised is not None:
+            console.result(f"on the model as it is stored, not quantised: {exported.metric} {exported.unquantised:.6f}")
+        if exported.merging is not None:
+            console.result(f"merged into 16-bit weights: the loss is {exported.merging:+.6f} beside the adapter's")
         console.results(exported.how_to_load())

@@ -36,7 +36,7 @@ from automl.models.folder import QUANTISED_FILES, inside_package, read_config, r
 from automl.models.gguf import converted_gguf
 from automl.models.inventory import head_modules, mark_made_anew
 from automl.models.quantisation import check_installed
-from automl.models.quantised import compute_as_in_training, loading_options
+from automl.models.quantised import compute_as_in_training, give_weights, loading_options
 from automl.space.spec import ModelSettings, Quantization
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,14 @@ def load_backbone(
     model.eval()
     compute_as_in_training(model)
     assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def dense_backbone(ref: BackboneRef, kind: Kind, labels: Sequence[str] = ()) -> torch.nn.Module:
+    """The network in float32 with the weights that a quantised one computes with; raises as `load_backbone` does."""
+    model = load_backbone(replace(ref, quantization=None), kind, labels)
+    if ref.quantization is not None:
+        give_weights(load_backbone(ref, kind, labels), model)
     return model
 
 

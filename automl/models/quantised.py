@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from automl.lora import LinearShape
 from automl.models.inventory import kept_modules
@@ -59,6 +60,15 @@ def dense_weight(module: nn.Module, dtype: torch.dtype = torch.float32) -> Tenso
     if type(weight).__name__ == _EIGHT_BITS:
         return _from_eight_bits(module, dtype)
     return weight.detach().to(dtype)  # type: ignore[no-any-return]
+
+
+def give_weights(held: nn.Module, whole: nn.Module) -> None:
+    """Put the weights that the quantised layers of `held` compute with into the same layers of an unquantised model."""
+    for path, module in held.named_modules():
+        if is_quantised(module):
+            layer: Any = whole.get_submodule(path)
+            weight = dense_weight(module)
+            layer.weight.copy_(weight.t() if isinstance(layer, Conv1D) else weight)
 
 
 def weight_norms(model: nn.Module, layers: Sequence[LinearShape]) -> list[float]:

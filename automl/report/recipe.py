@@ -25,15 +25,18 @@ class PeftRecipe:
     training: str
 
 
-def recipe(adapter: str | None) -> PeftRecipe | None:
-    """Read the adapter's folder; None if it is not there any more or is not one of ours."""
+def recipe(adapter: str | None, *, is_held: bool = True) -> PeftRecipe | None:
+    """Read the adapter's folder; None if it is not there any more or is not one of ours.
+
+    is_held: on a quantised base model, if it was trained on one; otherwise on the model as it is stored.
+    """
     if adapter is None:
         return None
     folder = Path(adapter)
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
-        base = _base(config, about, str(folder))
+        base = _base(config, about, str(folder), about["backbone"].get("quantization") if is_held else None)
         return PeftRecipe(
             use=_use(base, str(folder)),
             train=_train(base, config) if config["peft_type"] == "LORA" else _train_as(base, str(folder)),
@@ -78,14 +81,20 @@ class _Base(NamedTuple):
     lines: str
 
 
-def _base(config: Mapping[str, Any], about: Mapping[str, Any], folder: str) -> _Base:
+def _base(config: Mapping[str, Any], about: Mapping[str, Any], folder: str, held: Mapping[str, Any] | None) -> _Base:
+    """held: arguments of BitsAndBytesConfig, if the base model is quantised."""
     auto = "AutoModelForSequenceClassification" if about.get("labels") else "AutoModelForCausalLM"
     dtype = "bfloat16" if about["precision"] == "bf16" else "float32"
-    load = f"base = {auto}.from_pretrained({str(config['base_model_name_or_path'])!r}"
-    if not about.get("labels"):
-        return _Base(auto, f"{load}, dtype={dtype!r})")
-    named = f"settings = AutoConfig.from_pretrained({folder!r})  # with the names of the classes"
-    return _Base(f"AutoConfig, {auto}", f"{named}\n{load}, config=settings, dtype={dtype!r})")
+    names, lines, given = [auto], [], [repr(str(config["base_model_name_or_path"])), f"dtype={dtype!r}"]
+    if about.get("labels"):
+        names.insert(0, "AutoConfig")
+        lines.append(f"settings = AutoConfig.from_pretrained({folder!r})  # with the names of the classes")
+        given.insert(1, "config=settings")
+    if held:
+        names.append("BitsAndBytesConfig")
+        lines += ["held = BitsAndBytesConfig(", *(f"    {name}={value!r}," for name, value in held.items()), ")"]
+        given.append("quantization_config=held")
+    return _Base(", ".join(names), "\n".join([*lines, f"base = {auto}.from_pretrained({', '.join(given)})"]))
 
 
 def _use(base: _Base, folder: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,18 @@ if TYPE_CHECKING:  # a copy loads neither torch nor the model
     from automl.training.runtime import HostSettings
 
 _SAME = 1e-6
+_SAME_HELD = 1e-5  # of a quantised backbone, whose products are made in other ways packed and by bitsandbytes
 _SAME_MERGED = 1e-4
 _SAME_BF16H = 2e-2  # the adapter is measured with plain PEFT in fp32; see docs/adr/0007-packed-training.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written, and the metric it was recorded and (if checked) measured with. lines: Python that loads it."""
+    """What was written, and the metric it was recorded and (if checked) measured with. lines: Python that loads it.
+
+    unquantised: the metric of an adapter of a quantised backbone on the backbone as it is stored. merging: what merging
+    into a quantised one has added to the loss.
+    """
 
     trial: int
     folder: str
@@ -42,6 +47,8 @@ class Exported:
     measured: float | None
     base: str
     lines: tuple[str, ...]
+    unquantised: float | None = None
+    merging: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -61,7 +68,8 @@ def export_trial(
     It is measured in a fresh process that loads it as the user is told to; what does not pass is not left behind. An
     adapter that is not on this machine is fetched from where the study stores its artifacts. Raises SearchError if
     there is no such trial or its adapter is not to be found; CheckpointError if its files are damaged or do not
-    reproduce the recorded metric (1e-6 relative; 1e-4 for a merged model).
+    reproduce the recorded metric (1e-6 relative; 1e-5 on a quantised backbone; 1e-4 for a merged model). Merging into a
+    quantised backbone rounds: how much is measured, whatever it is.
     """
     if output.exists():
         raise ConfigError([Problem(str(output), 0, 0, "--output", "exists already; choose a new folder")])
@@ -119,13 +127,30 @@ def _set_up_and_export(
         shutil.copytree(adapter, output)
     lines = _lines(output, merged=exported.merged, is_classifier=bool(settings.prepared.labels))
     exported = replace(exported, base=settings.backbone.path, lines=lines)
-    return _checked(exported, settings, store) if check else exported
+    if not check:
+        return exported
+    if settings.backbone.quantization is not None:
+        return _checked_held(exported, adapter, settings, store)
+    (found,) = _checked(exported, [lines], settings, store)
+    return replace(exported, measured=found[exported.metric])
 
 
-def _lines(output: Path, *, merged: bool, is_classifier: bool) -> tuple[str, ...]:
-    """Python that loads what is in `output`, and leaves it as `model`."""
+def _checked_held(exported: Exported, adapter: Path, settings: HostSettings, store: ResultStore) -> Exported:
+    """The same for a quantised backbone, with the adapter on the model as it is stored, or the cost of merging."""
+    is_classifier = bool(settings.prepared.labels)
+    as_trained = _lines(adapter, merged=False, is_classifier=is_classifier)
+    if exported.merged:
+        before, after = _checked(replace(exported, merged=False), [as_trained, exported.lines], settings, store)
+        return replace(exported, measured=after[exported.metric], merging=after["loss"] - before["loss"])
+    as_stored = _lines(adapter, merged=False, is_classifier=is_classifier, is_held=False)
+    found, beside = _checked(exported, [as_trained, as_stored], settings, store)
+    return replace(exported, measured=found[exported.metric], unquantised=beside[exported.metric])
+
+
+def _lines(output: Path, *, merged: bool, is_classifier: bool, is_held: bool = True) -> tuple[str, ...]:
+    """Python that loads what is in `output`, and leaves it as `model`. is_held: see `recipe`."""
     if not merged:
-        found = recipe(str(output))
+        found = recipe(str(output), is_held=is_held)
         if found is None:
             raise CheckpointError(f"{output}: adapter_config.json or manifest.json does not say how to load it")
         return tuple(found.use.splitlines())
@@ -133,17 +158,19 @@ def _lines(output: Path, *, merged: bool, is_classifier: bool) -> tuple[str, ...
     return f"from transformers import {auto}", f"model = {auto}.from_pretrained({str(output)!r})"
 
 
-def _checked(exported: Exported, settings: HostSettings, store: ResultStore) -> Exported:
-    """What was exported, with what it measures when a user loads it; deleted if that is not what is recorded."""
+def _checked(
+    exported: Exported, programs: Sequence[Sequence[str]], settings: HostSettings, store: ResultStore
+) -> list[Metrics]:
+    """What models measure that are loaded by these lines; what was exported is deleted if the first is another one."""
     from automl.training.reload import measure_afresh
 
     try:
-        found = measure_afresh(exported.lines, settings)
-        _compare(exported, settings, found, store.measurements(exported.trial)[-1].metrics)
+        found = measure_afresh(programs, settings)
+        _compare(exported, settings, found[0], store.measurements(exported.trial)[-1].metrics)
     except BaseException:
         shutil.rmtree(exported.folder)  # otherwise the same command would find it there
         raise
-    return replace(exported, measured=found.metrics[exported.metric])
+    return [each.metrics for each in found]
 
 
 def _compare(exported: Exported, settings: HostSettings, found: Reloaded, recorded: Metrics) -> None:
@@ -152,8 +179,9 @@ def _compare(exported: Exported, settings: HostSettings, found: Reloaded, record
     if settings.precision == "bf16h":  # in another precision a text or two may change sides
         _same("loss", found.metrics["loss"], recorded["loss"], _SAME_BF16H)
         return
+    same = _SAME if settings.backbone.quantization is None else _SAME_HELD
     for name in (exported.metric, "loss"):  # an accuracy alone is too coarse to tell
-        _same(name, found.metrics[name], recorded[name], _SAME_MERGED if exported.merged else _SAME)
+        _same(name, found.metrics[name], recorded[name], _SAME_MERGED if exported.merged else same)
 
 
 def _same(name: str, measured: float, recorded: float, tolerance: float) -> None:

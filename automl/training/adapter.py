@@ -5,6 +5,7 @@ Every trainer writes adapter_model.safetensors and adapter_config.json in its ow
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from automl import durable
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef
+from automl.models.quantisation import loading_arguments
 from automl.tasks.base import Task
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement, TrialSpec
@@ -75,11 +77,29 @@ def adapter_draft(folder: Path, meta: AdapterMeta, *, config: Any, tokenizer: An
     The block writes the adapter's two files into it. The tokenizer is added unless it is large, and for classification
     config, the model's, whose id2label names the classes. Raises ResourceError if the disk refuses.
     """
-    with durable.sealed_folder(folder, meta.to_json()) as draft:
+    with durable.sealed_folder(folder, _about(meta, config)) as draft:
         yield draft
         if meta.labels:
-            config.to_json_file(draft / "config.json")
+            _as_stored(config).to_json_file(draft / "config.json")
         _write_tokenizer(tokenizer, draft)
+
+
+def _about(meta: AdapterMeta, config: Any) -> dict[str, Any]:
+    """What the manifest says; of a quantised backbone also what bitsandbytes was told."""
+    about, held = meta.to_json(), meta.backbone.quantization
+    if held is not None:
+        dtype = "bfloat16" if meta.precision == "bf16" else "float32"
+        arguments = loading_arguments(held, config.quantization_config.llm_int8_skip_modules, dtype)
+        about["backbone"] = {**about["backbone"], "quantization": arguments}
+    return about
+
+
+def _as_stored(config: Any) -> Any:
+    """The configuration of the backbone's files: with that of quantised ones it would be read as their own."""
+    plain = copy.copy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    return plain
 
 
 def _write_tokenizer(tokenizer: Any, draft: Path) -> None:

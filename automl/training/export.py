@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
 from automl.methods.attaching import ADAPTER
-from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer
+from automl.models.backbone import BackboneRef, dense_backbone, load_backbone, load_tokenizer
 from automl.models.calling import quietly
 from automl.models.inventory import made_anew
 from automl.tasks import make_task
@@ -70,13 +71,16 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
 def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
     """Fold an adapter into the backbone of `settings` and write a full model folder, in float32.
 
-    It holds safetensors, tokenizer and a manifest. Logits agree with the unmerged model to a relative 1e-4. Raises
+    It holds safetensors, tokenizer and a manifest. Logits agree with the unmerged model to a relative 1e-4. A quantised
+    backbone is folded into as its weights are held, and written in bfloat16: that rounds. Raises
     CheckpointError if the adapter is damaged or was trained on another backbone, ResourceError if the disk refuses.
     """
     about = _verified(adapter, "adapter", settings)
     head = make_task(settings.task).head(settings.prepared)
-    base = load_backbone(settings.backbone, head.kind, head.labels)
+    base = dense_backbone(settings.backbone, head.kind, head.labels)
     merged = with_adapter(base, adapter).merge_and_unload(safe_merge=True)
+    if settings.backbone.quantization is not None:
+        merged = merged.to(torch.bfloat16)
     try:
         with durable.sealed_folder(out, {**about, "kind": "merged"}) as draft, quietly(f"{out}: cannot write"):
             merged.save_pretrained(draft)
@@ -118,7 +122,8 @@ def evaluate_export(folder: Path, settings: HostSettings, split: Split = "valida
 def evaluate_merged(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
     """Evaluate a folder that `merge_adapter` has written; see `evaluate_export`."""
     _verified(folder, "merged", settings)
-    runtime = load_runtime(replace(settings, backbone=replace(settings.backbone, path=str(folder))))
+    backbone = replace(settings.backbone, path=str(folder), quantization=None)
+    runtime = load_runtime(replace(settings, backbone=backbone))
     return _evaluate(runtime.model, runtime, settings, split)
 
 
@@ -149,6 +154,8 @@ def with_adapter(base: nn.Module, folder: Path) -> Any:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         # peft 0.21 (tuners/tuners_utils.py) reads AdaLoRA's rank_pattern as LoRA's, warns, and then loads it rightly.
         warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match .*\.lora_E'")
+        # A Conv1D is an nn.Linear while it is quantised; its adapter is put on it as it is stored.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
         return PeftModel.from_pretrained(base, str(folder))
 
 

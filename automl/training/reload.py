@@ -15,6 +15,7 @@ import torch
 
 from automl.errors import ModelError
 from automl.models.calling import quietly
+from automl.models.quantised import compute_as_in_training
 from automl.training.runtime import HostSettings, Split, load_runtime
 
 
@@ -25,10 +26,13 @@ class Reloaded(NamedTuple):
     labels: tuple[str, ...]
 
 
-def measure_afresh(lines: Sequence[str], settings: HostSettings, split: Split = "validation") -> Reloaded:
-    """Run these lines of Python, which leave a `model`, in a process that has nothing else, and evaluate that model.
+def measure_afresh(
+    programs: Sequence[Sequence[str]], settings: HostSettings, split: Split = "validation"
+) -> list[Reloaded]:
+    """Run these programs, lines of Python that leave a `model`, in a process that has nothing else; evaluate each.
 
-    Rows and evaluation are those of `settings`, its backbone is not read. Raises ModelError if the lines fail.
+    One after the other, in one process. Rows and evaluation are those of `settings`, its backbone is not read. Raises
+    ModelError if the lines fail.
     """
     ours, theirs = Pipe()
     with ours:
@@ -40,9 +44,9 @@ def measure_afresh(lines: Sequence[str], settings: HostSettings, split: Split = 
         )
         theirs.close()
         with fresh:
-            ours.send(("\n".join(lines), settings, split))
+            ours.send((["\n".join(lines) for lines in programs], settings, split))
             try:
-                found: Reloaded | Exception = ours.recv()
+                found: list[Reloaded] | Exception = ours.recv()
             except EOFError:
                 found = ModelError(f"the process that loads the exported model ended with code {fresh.wait()}")
     if isinstance(found, Exception):
@@ -54,13 +58,16 @@ def serve(descriptor: int) -> None:
     """Measure for the process at the other end of a pipe."""
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
-        connection.send(_measure(*connection.recv()))
+        texts, settings, split = connection.recv()
+        connection.send([_measure(text, settings, split) for text in texts])
     except Exception as error:  # noqa: BLE001 - the edge of the process: who asked raises it
         connection.send(error)
 
 
 def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
-    runtime = load_runtime(settings, _model_of(text))
+    model = _model_of(text)
+    compute_as_in_training(model)
+    runtime = load_runtime(settings, model)
     rows = runtime.evaluation_rows if split == "validation" else runtime.task.rows(settings.prepared, split)
     found = runtime.evaluate(runtime.model, rows, runtime.evaluation_tokens)
     config: Any = runtime.model.config

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from automl.lora import Hyperparameters
+from automl.models.memory import backbone_bytes
+from automl.packed.memory import SHARE, pack_bytes
+from automl.packed.trainer import TOKEN_BUDGET
 from automl.space.assemble import assemble
 from automl.space.defaults import resolve
+from automl.space.extremes import extremes
 from automl.space.load import json_schema, load_space
 
 FOLDER = Path(__file__).parents[2] / "search_spaces"
@@ -52,6 +59,41 @@ def test_preset_refers_to_what_is_there(path: Path) -> None:
             package = find_spec(location)
             assert package is not None
             assert (Path(next(iter(package.submodule_search_locations or []))) / inner).exists()
+
+
+SIZES = {
+    "qlora-7b": ("qwen2", {"hidden": 3584, "layers": 28, "heads": 28, "kv": 4, "inner": 18944, "words": 152064}, 24),
+    "qlora-70b": ("llama", {"hidden": 8192, "layers": 80, "heads": 64, "kv": 8, "inner": 28672, "words": 128256}, 80),
+}
+"""Architecture and sizes of the models that these presets name, and the GB of the GPU that they promise to fit into."""
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_quantised_preset_fits_where_it_says(name: str) -> None:
+    """Planned from the configuration alone: the costliest trials in all slots, with gradient checkpointing."""
+    architecture, size, gigabytes = SIZES[name]
+    config = AutoConfig.for_model(
+        architecture,
+        hidden_size=size["hidden"],
+        num_hidden_layers=size["layers"],
+        num_attention_heads=size["heads"],
+        num_key_value_heads=size["kv"],
+        intermediate_size=size["inner"],
+        vocab_size=size["words"],
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    spec = load_space(FOLDER / f"{name}.yaml")
+    fixed, slots = spec.space.fixed, spec.run.slots or 1
+    largest = Hyperparameters(rank=extremes(spec.space, "rank")[-1], dropout=0.1, target=str(fixed["target"]))
+    tokens = int(fixed["batch_size"]) * spec.task.max_length
+    trials = pack_bytes(
+        model, largest, slots=slots, tokens=tokens, token_budget=TOKEN_BUDGET["cuda"], dtype="bf16", recompute=True
+    )
+    held = backbone_bytes(model, 2, spec.model.quantization)
+    assert held + trials < SHARE * gigabytes * 1e9
+    assert backbone_bytes(model, 2, None) > 0.6 * gigabytes * 1e9  # in 16 bits it would not leave room for them
 
 
 def test_the_instructions_are_what_their_script_writes() -> None:

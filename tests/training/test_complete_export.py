@@ -154,7 +154,7 @@ def test_a_search_on_a_checkpoint_without_pooler_exports_it(tmp_path: Path) -> N
     settings, last, folder = finished(settings, str(tmp_path / "out"))
     found = recipe(str(folder))
     assert found is not None
-    reloaded = measure_afresh(found.use.splitlines(), settings)
+    (reloaded,) = measure_afresh([found.use.splitlines()], settings)
     assert reloaded.metrics == pytest.approx(dict(last.metrics), rel=1e-6, abs=1e-6)
     assert reloaded.labels == settings.prepared.labels
 
