@@ -20,6 +20,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("AUTOML_DB_URL", None)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files with long tests first where several run at once, so that no process is left with one of them at the end."""
+    if config.getoption("dist", "no") != "no" or hasattr(config, "workerinput"):
+        long = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str) -> None:
+    """A test that ended the process it ran in ends the run: the files of that process would be left out."""
+    pytest.exit(f"the process that ran {crashitem} has ended", returncode=3)
+
+
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cache folder for models and data, shared by the whole test run."""

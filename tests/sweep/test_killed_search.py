@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from automl.packed.kernels import works
+from automl.space.load import load_space
+from automl.sweep.run import run_sweep
 from tests.faults.kill import WORKER_TITLES, is_marked, title
 from tests.sweep.tiny_world import make_world
 
@@ -75,7 +77,13 @@ def await_end(tag: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("slots", [pytest.param(1, id="solo"), pytest.param(2, id="packed")])
+@pytest.mark.parametrize(
+    "slots",
+    [
+        pytest.param(1, id="solo"),
+        pytest.param(2, id="packed", marks=pytest.mark.full),  # packed and killed are test_five_kills' trials too
+    ],
+)
 def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(
     tmp_path: Path, shared_cache: Path, slots: int
 ) -> None:
@@ -84,7 +92,8 @@ def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(
         folder.mkdir()
         space = make_world(folder, trials=TRIALS, steps=STEPS, executor=executor, workers=workers, slots=slots)
         space.write_text(space.read_text(encoding="utf-8") + ENQUEUED, encoding="utf-8")
-    expected = finish(start(calm, shared_cache))
+    with contextlib.chdir(calm):
+        expected = run_sweep(load_space(calm / "space.yaml"), shared_cache).as_dict()
 
     tag = uuid.uuid4().hex
     process = start(killed, shared_cache, tag)

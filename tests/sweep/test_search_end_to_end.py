@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -11,28 +13,46 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from automl.cli.main import main
 from tests.databases import free_port
 from tests.sweep.tiny_world import make_world
 
 
-def automl(folder: Path, *arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user would, from the world's folder."""
-    return subprocess.run(
+class Said(NamedTuple):
+    """How a command has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def started(folder: Path, *arguments: str, cache: Path) -> subprocess.Popen[str]:
+    """A command as a user starts it, from the world's folder."""
+    return subprocess.Popen(
         [sys.executable, "-m", "automl.cli.main", *arguments],
         cwd=folder,
         env={**os.environ, "AUTOML_CACHE": str(cache)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=600,
     )
 
 
-def answer(result: subprocess.CompletedProcess[str]) -> Any:
+def automl(folder: Path, *arguments: str, cache: Path) -> Said:
+    """Run a command from the world's folder; in this process, which has torch loaded already."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_CACHE", str(cache))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+            main(arguments)
+    return Said(int(stop.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def answer(result: Said) -> Any:
     """The JSON a command has printed; it must have succeeded."""
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -48,7 +68,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> tuple
     """A finished search of four trials, and what it said."""
     folder = tmp_path_factory.mktemp("a finished search")
     make_world(folder, squeeze=True)
-    return folder, answer(automl(folder, "search", "space.yaml", "--json", cache=shared_cache))
+    process = started(folder, "search", "space.yaml", "--json", cache=shared_cache)
+    out, err = process.communicate(timeout=600)
+    return folder, answer(Said(process.returncode, out, err))
 
 
 def test_search_ends_with_every_trial_in_sql_and_the_best_above_the_majority(world: tuple[Path, Any]) -> None:
@@ -207,10 +229,8 @@ def test_a_search_without_a_single_complete_trial_says_so_and_leaves_nothing_run
 
 
 def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, shared_cache: Path) -> None:
-    make_world(tmp_path, trials=3, steps=400)
-    command = [sys.executable, "-m", "automl.cli.main", "search", "space.yaml"]
-    environment = {**os.environ, "AUTOML_CACHE": str(shared_cache)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    make_world(tmp_path, trials=3, steps=200)
+    process = started(tmp_path, "search", "space.yaml", cache=shared_cache)
     deadline = time.monotonic() + 600
     measured = 0
     while measured < 10:
@@ -229,7 +249,7 @@ def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, shared_cac
     assert outcome["counts"]["COMPLETE"] == 3
     after = query(tmp_path, "SELECT trial, step, seconds FROM automl_measurements ORDER BY trial, step")
     assert [row for row in after if row in before] == before  # nothing was measured again
-    assert len(after) == 3 * 80
+    assert len(after) == 3 * 40
 
 
 def test_the_optuna_dashboard_shows_states_curves_and_the_metric(world: tuple[Path, Any], shared_cache: Path) -> None:
