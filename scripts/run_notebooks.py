@@ -22,8 +22,6 @@ _CELL_SECONDS = 300
 def executed(path: Path, folder: Path) -> Any:
     """The notebook with new outputs; it is run in `folder`. Raises CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for cells with `!automl`
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm misses widgets, which nobody needs here
     resources = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=_CELL_SECONDS, kernel_name="python3", resources=resources).execute()
     for cell in notebook.cells:
@@ -33,6 +31,8 @@ def executed(path: Path, folder: Path) -> Any:
 
 def main(arguments: list[str]) -> int:
     """Run the notebooks named; returns the exit code."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for cells with `!automl`
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm misses widgets, which nobody needs here
     for name in arguments:
         if name == "--store":
             continue

@@ -93,15 +93,6 @@ def test_the_sampler_decides(world: tuple[Path, Any]) -> None:
     assert len(set(rates.values())) < 4
 
 
-@pytest.mark.ray
-def test_its_adapter_is_exported_and_loaded_again(world: tuple[Path, Any], site: Path, shared_cache: Path) -> None:
-    folder, outcome = world
-    result = automl(folder, "export", "tiny", "-o", "out", "--json", site=site, AUTOML_CACHE=str(shared_cache))
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["measured"] == pytest.approx(outcome["best"]["value"], abs=1e-6)
-    assert json.loads((folder / "out" / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"] == "LOHA"
-
-
 SEARCH = """
 import automl
 study = automl.search(
@@ -114,11 +105,13 @@ study = automl.search(
     trials=2, steps=10, run={"executor": "inline", "threads": 1}, show_progress=False,
 )
 assert all(0.2 <= trial.params["init_deviation"] <= 0.4 for trial in study.trials)
-print(len(study.trials), study.best.value)
+print(len(study.trials), study.best.value, study.export("out"))
 """
 
 
-def test_a_search_from_python_names_them_too(site: Path, shared_cache: Path, tmp_path: Path) -> None:
+def test_a_search_from_python_names_them_too_and_its_adapter_is_measured_again(
+    site: Path, shared_cache: Path, tmp_path: Path
+) -> None:
     rated_world(tmp_path)
     result = subprocess.run(
         [sys.executable, "-c", SEARCH],
@@ -130,9 +123,10 @@ def test_a_search_from_python_names_them_too(site: Path, shared_cache: Path, tmp
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    trials, best = result.stdout.split()
-    assert trials == "2"
+    trials, best, exported = result.stdout.split()
+    assert (trials, exported) == ("2", "out")
     assert 0 < float(best) <= 1
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"] == "LOHA"
 
 
 def test_they_pass_the_contracts_of_their_seams(site: Path, tmp_path: Path) -> None:
