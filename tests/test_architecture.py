@@ -262,7 +262,7 @@ def test_nothing_but_the_console_prints() -> None:
 
 
 def test_only_commands_and_processes_of_our_own_end_their_process() -> None:
-    allowed = ("cli/", "execution/ray_driver.py")
+    allowed = ("cli/", "execution/ray_driver.py", "testing/formula.py")  # the last one as workers die
     wrong = [
         str(path.relative_to(ROOT))
         for path in modules()

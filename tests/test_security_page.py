@@ -15,7 +15,7 @@ SAFE = {"torch": (2, 10), "transformers": (5, 3), "ray": (2, 54)}
 
 
 def test_every_point_names_tests_that_exist() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)
+    named = re.findall(r"`((?:tests|automl/testing)/[\w/]+\.py)::(\w+)`", PAGE)
     assert len(named) > 40
     missing = [f"{path}::{name}" for path, name in named if name not in _tests_of(ROOT / path)]
     assert missing == []

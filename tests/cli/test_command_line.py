@@ -126,6 +126,6 @@ def test_plan_says_what_will_be_searched(
     assert "and up to 880 in the verification after it (22 trainings of 40)" in out
     assert (plan["most_steps"], plan["verification_steps"]) == (480, 880)
     assert plan["verification_seconds"] > 0
-    assert 0 < plan["evaluation_share"] < 1
+    assert 0 <= plan["evaluation_share"] < 1  # rounded: on a busy machine a step may take all the time
     assert "rank: 1 … 8, log" in out
     assert "each worker trains 4 trials packed" in out

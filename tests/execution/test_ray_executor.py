@@ -20,11 +20,11 @@ import pytest
 from automl.errors import ResourceError
 from automl.execution.dispatch import Dispatcher
 from automl.execution.ray_tune import RayExecutor
+from automl.testing.formula import FormulaHost
 from automl.trial import Measurement, TrialFailure
 from tests.execution.scripted import ScriptedStudy
 from tests.faults.kill import WORKER_TITLES
 from tests.faults.scenario import stretch
-from tests.formula import FormulaHost
 
 pytestmark = pytest.mark.ray
 
@@ -195,7 +195,7 @@ from automl.execution.dispatch import Dispatcher
 from automl.execution.ray_tune import RayExecutor
 from automl.trial import Measurement, TrialFailure
 from tests.execution.scripted import ScriptedStudy
-from tests.formula import FormulaHost
+from automl.testing.formula import FormulaHost
 folder, = map(Path, sys.argv[1:])
 study = ScriptedStudy(1)
 with RayExecutor(workers=1, folder=folder / "study") as executor:

@@ -17,10 +17,11 @@ from automl.errors import ResourceError
 from automl.execution.dispatch import Dispatcher
 from automl.execution.ray_tune import RayExecutor
 from automl.space.spec import SearchSettings
+from automl.testing.formula import FormulaHost
 from tests.execution.scripted import ScriptedStudy
 from tests.faults.cluster import RayCluster
 from tests.faults.search import open_search, undisturbed, violations
-from tests.formula import FormulaHost, MeetingHost
+from tests.formula import MeetingHost
 
 pytestmark = pytest.mark.ray
 

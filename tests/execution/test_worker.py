@@ -10,8 +10,8 @@ import pytest
 from automl.errors import ResourceError
 from automl.execution.worker import Worker
 from automl.lora import Hyperparameters
+from automl.testing.formula import Fault, FormulaHost, curve
 from automl.trial import Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
-from tests.formula import Fault, FormulaHost, curve
 
 
 def spec(number: int, *, attempt: int = 1) -> TrialSpec:

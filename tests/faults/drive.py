@@ -21,8 +21,8 @@ from automl.execution import make_executor
 from automl.execution.dispatch import Dispatcher
 from automl.space.spec import SearchSettings
 from automl.storage.retry import Retry
+from automl.testing.formula import FormulaHost
 from tests.faults.search import open_search
-from tests.formula import FormulaHost
 
 CAPACITY = 2
 

@@ -212,8 +212,8 @@ def _many_trials(folder: str, trials: int, samples: Any) -> None:
 
     from automl.execution import make_executor
     from automl.execution.dispatch import Dispatcher
+    from automl.testing.formula import FormulaHost
     from tests.faults.search import open_search
-    from tests.formula import FormulaHost
 
     settings = SearchSettings(sampler="random", pruner="peer", trials=trials, steps=6, evaluate_every=2, seed=1)
     me, ended, began = psutil.Process(), 0, time.monotonic()

@@ -43,6 +43,7 @@ def test_the_package_of_the_page_works_as_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", automl.testing.__all__)
 def test_the_page_names_every_suite(suite: str) -> None:
     assert f"`{suite}`" in PAGE
+    assert getattr(automl.testing, suite).__name__ == suite
 
 
 def test_the_page_names_every_group() -> None:
