@@ -1,4 +1,4 @@
-"""`automl suggest`: a rank for every module, as a hypothesis, from what the trials of a study have left."""
+"""`automl suggest`: a rank for every module, those of the winner's cut adapter; to train with, a hypothesis."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from automl.results.suggestion import Suggestion
 
 _STATUS = {
-    "not_run": "UNVERIFIED: a hypothesis. Scores that repeat are not yet ranks that help; automl verify tests them.",
-    "passed": "Verified: better than even ranks and than random ranks of the same size.",
-    "no_gain": "UNVERIFIED: no measurable gain over even ranks when it was verified.",
-    "worse": "UNVERIFIED: worse than even ranks when it was verified.",
+    "not_run": "UNVERIFIED as ranks to train with: a hypothesis, which automl verify tests.",
+    "passed": "Verified as ranks to train with: better than even ranks and than random ranks of the same size.",
+    "no_gain": "UNVERIFIED as ranks to train with: no measurable gain over even ranks when it was verified.",
+    "worse": "UNVERIFIED as ranks to train with: worse than even ranks when it was verified.",
 }
 
 
@@ -31,18 +31,18 @@ def register(app: typer.Typer) -> None:
         url: DatabaseOption = None,
         budget: Annotated[
             int | None,
-            typer.Option("--budget", "-b", min=1, help="Parameters of the low-rank matrices. Default: the trial's."),
+            typer.Option("--budget", "-b", min=1, help="Parameters of the low-rank matrices. Default: the knee's."),
         ] = None,
         trial: Annotated[
             int | None,
-            typer.Option("--from", help="Take target set, scaling and budget from this trial, not the best."),
+            typer.Option("--from", help="Take the cut adapter of this trial, not of the best."),
         ] = None,
         form: Annotated[
             Literal["peft", "axolotl", "ludwig"] | None, typer.Option("--format", help="Print only text to paste.")
         ] = None,
         as_json: JsonOption = False,
     ) -> None:
-        """Suggest a rank for every module from the importances that were measured while trials trained."""
+        """Show the rank of every module when the winner's adapter is cut to a size, as its squeeze has found them."""
         from automl.importance.pattern import snippet
         from automl.results.rank_gate import rank_gate
         from automl.results.suggestion import suggestion_of
@@ -70,16 +70,16 @@ def _show_gate(gate: RankGate, form: str | None) -> None:
 
 
 def _show(found: Suggestion) -> None:
+    size = "the knee" if found.is_knee else "as asked"
+    console.result(f"Ranks of trial {found.trial}'s adapter cut to {found.used_params:,} parameters ({size}).")
     console.result(_STATUS[found.status])
-    console.result(
-        f"{found.used_params:,} of {found.budget_params:,} parameters, alpha / rank as in trial {found.trial};"
-        f" even ranks would be {found.uniform_rank}."
-    )
-    console.result(
-        f"{len(found.weights)} trials ({found.n_eff:.1f} effective), rank correlation {found.stability:.2f} on average,"
-        f" {found.least_stability:.2f} at least: how well trials agree, not whether they are right."
-    )
-    columns = ("module", ">share", ">90 %", ">held out", ">rank", ">90 %")
+    if found.stability is not None and found.least_stability is not None:
+        console.result(
+            f"Importances: {len(found.weights)} trials ({found.n_eff:.1f} effective), rank correlation"
+            f" {found.stability:.2f} on average, {found.least_stability:.2f} at least: how well trials agree, not"
+            " whether they are right."
+        )
+    columns = ("module", ">rank", ">of", ">strength", ">importance", ">90 %", ">held out")
     console.table("", columns, _rows(found))
     console.results(f"note: {note}" for note in found.notes)
     console.results(f"target set: {line}" for line in found.advice)
@@ -89,13 +89,14 @@ def _show(found: Suggestion) -> None:
 
 def _rows(found: Suggestion) -> Iterator[tuple[str, ...]]:
     for module in found.modules:
-        looked = module.held_out is not None
+        known = module.share is not None
         error = f" ± {module.held_out_error:.2g}" if module.held_out_error is not None else ""
         yield (
             module.module,
-            f"{module.share:.1%}",
-            f"{module.low:.1%} to {module.high:.1%}",
-            f"{module.held_out:+.2g}{error}" if looked else "-",
             str(module.rank_suggested),
-            f"{module.rank_low} to {module.rank_high}",
+            str(module.rank_whole),
+            f"{module.energy:.1%}",
+            f"{module.share:.1%}" if known else "-",
+            f"{module.low:.1%} to {module.high:.1%}" if known else "-",
+            f"{module.held_out:+.2g}{error}" if module.held_out is not None else "-",
         )

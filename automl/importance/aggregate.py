@@ -1,4 +1,4 @@
-"""What the importances of many trials say together, how well they agree, and whether that is enough to suggest ranks.
+"""What the importances of many trials say together, how well they agree, and whether that is enough.
 
 Agreement is no validity: scores that repeat from trial to trial need not be those of the modules that want more rank.
 """
@@ -20,10 +20,10 @@ LEAST_FRACTION = 0.5
 """Share of its steps that a trial must have made to count."""
 
 LEAST_STABILITY = 0.6
-"""Mean rank correlation between trials below which nothing is suggested."""
+"""Mean rank correlation between trials below which they do not agree."""
 
 LEAST_TRIALS = 2.0
-"""Effective number of trials below which nothing is suggested."""
+"""Effective number of trials below which they say little."""
 
 LARGEST_WEIGHT = 0.5
 RESAMPLES = 200
@@ -48,8 +48,8 @@ class ModuleAggregate:
     """One module over all trials.
 
     share: its part of the whole, over all modules 1. low, high: its 90 % interval over trials. top_half: how often it
-    is among the upper half of the modules when trials are drawn anew. spectrum: share of each component in the module's
-    score. held_out, held_out_error: as in `ModuleImportance`, mean over the trials that have it; None if no trial has.
+    is among the upper half of the modules when trials are drawn anew. held_out, held_out_error: as in
+    `ModuleImportance`, mean over the trials that have it; None if no trial has.
     """
 
     module: str
@@ -57,21 +57,8 @@ class ModuleAggregate:
     low: float
     high: float
     top_half: float
-    spectrum: tuple[float, ...]
     held_out: float | None
     held_out_error: float | None
-
-    def component(self, number: int) -> float:
-        """Score of a component, counted from 0: beyond the largest rank that was seen, falling as 1/i."""
-        seen = len(self.spectrum)
-        if number < seen:
-            return self.share * self.spectrum[number]
-        return self.share * self.spectrum[-1] * seen / (number + 1)
-
-    @property
-    def has_held_out_evidence(self) -> bool:
-        """Whether held-out rows do not speak against it: the loss would rise without its update, or nobody looked."""
-        return self.held_out is None or self.held_out > 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +66,6 @@ class Aggregate:
     """All modules in the order asked for. weights: one for each trial. n_eff: 1 / sum of squared weights.
 
     stability: mean rank correlation over pairs of trials, least_stability: the smallest; None with fewer than two.
-    resampled: shares of the modules for every draw of the trials, (draws, modules).
     """
 
     modules: tuple[ModuleAggregate, ...]
@@ -87,11 +73,10 @@ class Aggregate:
     n_eff: float
     stability: float | None
     least_stability: float | None
-    resampled: tuple[tuple[float, ...], ...]
 
     @property
     def shortage(self) -> str:
-        """Why this is not enough evidence for a suggestion, in a few words; empty if it is."""
+        """Why this is too little evidence to be relied on, in a few words; empty if it is not."""
         if self.n_eff < LEAST_TRIALS:
             return f"{self.n_eff:.1f} effective trials of at least {LEAST_TRIALS:g}"
         if self.stability is None or self.stability < LEAST_STABILITY:
@@ -137,7 +122,6 @@ def aggregate(evidence: Sequence[TrialEvidence], modules: Sequence[str]) -> Aggr
                 low=float(np.quantile(draws[:, index], 0.05)),
                 high=float(np.quantile(draws[:, index], 0.95)),
                 top_half=float(np.mean(_in_top_half(draws)[:, index])),
-                spectrum=_spectrum(name, used, weights),
                 **_held_out(name, used),
             )
             for index, name in enumerate(modules)
@@ -146,7 +130,6 @@ def aggregate(evidence: Sequence[TrialEvidence], modules: Sequence[str]) -> Aggr
         n_eff=float(1.0 / np.sum(weights**2)),
         stability=float(np.mean(correlations)) if correlations else None,
         least_stability=min(correlations, default=None),
-        resampled=tuple(map(tuple, draws.tolist())),
     )
 
 
@@ -235,24 +218,6 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     last = np.cumsum(counts)
     mean: np.ndarray = last - (counts - 1) / 2
     return mean[inverse]
-
-
-def _spectrum(name: str, evidence: Sequence[TrialEvidence], weights: np.ndarray) -> tuple[float, ...]:
-    """Mean share of each component in the module's score, over the trials whose rank reaches so far."""
-    profiles = []
-    for each, weight in zip(evidence, weights, strict=True):
-        module = next((module for module in each.importances if module.module == name), None)
-        if module is not None and (total := math.fsum(module.components)) > 0:
-            profiles.append((float(weight), [value / total for value in module.components]))
-    length = max((len(profile) for _, profile in profiles), default=0)
-    if length == 0:
-        return (1.0,)
-    means = []
-    for number in range(length):
-        reaching = [(weight, profile[number]) for weight, profile in profiles if number < len(profile)]
-        total = math.fsum(weight for weight, _ in reaching)
-        means.append(math.fsum(weight * value for weight, value in reaching) / total if total > 0 else 0.0)
-    return tuple(means)
 
 
 def _held_out(name: str, evidence: Sequence[TrialEvidence]) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from automl.report.answers import Group, failures, pareto, rates_by_rank, sizes_
 from automl.report.findings import Findings
 from automl.report.frames import StudyFrame
 from automl.report.recipe import recipe
+from automl.results.squeezed import squeeze_document
 from automl.storage.trials import TrialRow
 
 SCHEMA = "automl-report/1"
@@ -45,6 +46,7 @@ def document(frame: StudyFrame, found: Findings) -> dict[str, Any]:
             for size in sizes_by_target(frame)
         ],
         "pareto": [trial.number for trial in pareto(frame)],
+        "squeeze": squeeze_document(frame.squeeze) if frame.squeeze else None,
         "rank_gate": frame.gate.as_dict() if frame.gate else None,
         "modules": [asdict(module) for module in frame.module_importance],
         "suggestion": asdict(frame.suggestion) if frame.suggestion else None,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import plotly.graph_objects as go
 
 from automl.report.frames import StudyFrame
-from automl.report.module_charts import module_shares, suggested_ranks, verified
+from automl.report.module_charts import module_energy, module_shares, suggested_ranks, verified
 from automl.report.space_charts import parallel, parameter_shares, rate_by_rank, slices, targets_by_size
+from automl.report.squeeze_chart import squeeze_curve
 from automl.report.trial_charts import curves, front, history, spent
 
 FIGURES: Mapping[str, Callable[[StudyFrame], go.Figure | None]] = {
@@ -21,6 +22,8 @@ FIGURES: Mapping[str, Callable[[StudyFrame], go.Figure | None]] = {
     "rate-by-rank": rate_by_rank,
     "targets-by-size": targets_by_size,
     "pareto": front,
+    "squeeze": squeeze_curve,
+    "module-energy": module_energy,
     "module-importance": module_shares,
     "suggested-ranks": suggested_ranks,
     "spent": spent,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from automl.metric import Direction
 from automl.results.parameter_importance import ParameterImportance
 from automl.results.rank_gate import RankGate
 from automl.space.spec import Parameter
+from automl.storage.squeezes import SqueezeRow
 from automl.storage.trials import TrialRow, counts_of
 
 
@@ -96,7 +97,7 @@ class VerificationFrame:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleShare:
     """One adapted module. share: its part of the importance of all modules; low, high: its 90 % interval when trials
-    are drawn anew, or without a rank suggestion the least and most of the trials. held_out: predicted rise of the
+    are drawn anew, or the least and most of the trials where they are too few for that. held_out: predicted rise of the
     held-out loss without its update."""
 
     module: str
@@ -114,11 +115,13 @@ class ModuleShare:
 class RankSuggestion:
     """A suggested rank per module and what it rests on; without ranks, `note` says why there are none.
 
-    status: by the verification of exactly these ranks: not_run, passed, no_gain or worse. Unless it has passed, the
-    ranks are a hypothesis.
+    ranks: those of the winner's adapter cut to a size; 0: none. energies: part of the strength of all kept directions.
+    status: as ranks to train with, by a verification: not_run, passed, no_gain or worse. Unless it has passed, they
+    are a hypothesis.
     """
 
     ranks: Mapping[str, int]
+    energies: Mapping[str, float] = field(default_factory=dict)
     uniform_rank: int | None = None
     used_params: int | None = None
     status: str = "not_run"
@@ -131,6 +134,7 @@ class StudyFrame:
 
     trials: by number, with their curves; value: at the last measurement, of one that has not ended too.
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
+    squeeze: what was found of smaller sizes of the winner's adapter, None if nobody has looked.
     gate: whether the rank binds; None for a table of curves. also_minimize: the second objective, trainable_params or
     seconds, empty if there is one only.
     """
@@ -160,6 +164,7 @@ class StudyFrame:
     module_importance: tuple[ModuleShare, ...] = ()
     verification: VerificationFrame | None = None
     suggestion: RankSuggestion | None = None
+    squeeze: SqueezeRow | None = None
     gate: RankGate | None = None
     also_minimize: str = ""
 

@@ -29,8 +29,17 @@ def module_shares(frame: StudyFrame) -> go.Figure | None:
     return _layers(frame, shares, notes, "share, %", digits=1)
 
 
+def module_energy(frame: StudyFrame) -> go.Figure | None:
+    """Heat map of the strength of each module's kept directions."""
+    if frame.suggestion is None:
+        return None
+    shares = {module: 100 * share for module, share in frame.suggestion.energies.items()}
+    notes = {module: f"{share:.1f} % of the kept strength" for module, share in shares.items()}
+    return _layers(frame, shares, notes, "strength, %", digits=1)
+
+
 def suggested_ranks(frame: StudyFrame) -> go.Figure | None:
-    """Heat map of the ranks that were suggested."""
+    """Heat map of the ranks of the cut adapter."""
     if frame.suggestion is None:
         return None
     ranks = {module: float(rank) for module, rank in frame.suggestion.ranks.items()}

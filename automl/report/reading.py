@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from automl import ranking
 from automl.metric import METRICS
 from automl.report.frames import (
     Arm,
@@ -19,6 +20,7 @@ from automl.report.frames import (
 from automl.results.curves import with_curves
 from automl.results.parameter_importance import parameter_importance
 from automl.results.rank_gate import rank_gate
+from automl.results.squeezed import squeeze_of
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.runs import last_run
 from automl.storage.sql import Database
@@ -38,10 +40,13 @@ def read_frame(
     storage = database.optuna_storage()
     attempts = store.attempts()
     run = last_run(database, spec.study)
+    direction = METRICS[spec.task.metric].direction
+    trials = list_trials(database, spec.study)
+    winner = ranking.best(trials, direction)
     return StudyFrame(
         study=spec.study,
         metric=spec.task.metric,
-        direction=METRICS[spec.task.metric].direction,
+        direction=direction,
         model=_location(spec.model.location, spec.model.path),
         task=spec.task.type,
         data=_location(spec.task.data.location, spec.task.data.path) or ", ".join(spec.task.data.files.values()),
@@ -51,7 +56,7 @@ def read_frame(
         pruner=spec.search.pruner,
         seed=spec.search.seed,
         parameters=space.parameters,
-        trials=with_curves(list_trials(database, spec.study), store.measurements(), spec.task.metric),
+        trials=with_curves(trials, store.measurements(), spec.task.metric),
         baseline=None if baseline is None else float(baseline),
         ground=ground,
         provenance=sweep.provenance,
@@ -64,6 +69,7 @@ def read_frame(
         module_importance=shares_of_modules(database.importances(spec.study)),
         verification=read_verification(database, spec.study),
         suggestion=suggestion,
+        squeeze=squeeze_of(database, spec.study, winner.number) if winner else None,
         gate=rank_gate(database, spec),
         also_minimize=spec.search.also_minimize or "",
     )

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from automl import ranking
 from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
-from automl.report.findings import Evidence, Findings, comparison_text, pair_text
+from automl.report.findings import Evidence, Findings, pair_text
 from automl.report.frames import StudyFrame, VerificationFrame
 from automl.report.recipe import recipe
+from automl.report.squeeze_section import hypothesis, sizes
 from automl.report.wording import (
     command,
     confidence,
@@ -284,7 +285,7 @@ def _modules(frame: StudyFrame, found: Findings) -> Iterator[Block]:
             f"The most important of {len(shares)} modules, over {counted(shares[0].trials, 'trial')}. Importance is a"
             " diagnosis of the training data: stable from seed to seed, yet no proof that a module deserves more rank.",
         )
-    yield from _suggestion(frame)
+    yield from hypothesis(frame)
 
 
 def _gate(frame: StudyFrame, found: Findings) -> Iterator[Block]:
@@ -294,40 +295,6 @@ def _gate(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     by = "a verification on test rows" if gate.source == "verification" else "this search's own trials"
     yield Notice(f"{sentence(gate.headline)} By {by}.", "good" if gate.answer == "does not bind" else "caution")
     yield Text(sentence(gate.evidence))
-
-
-def _suggestion(frame: StudyFrame) -> Iterator[Block]:
-    suggestion = frame.suggestion
-    if suggestion is None or (frame.gate is not None and frame.gate.answer == "does not bind"):
-        return
-    if suggestion.ranks:
-        label = "" if suggestion.status in _SUGGESTION else "UNVERIFIED. "
-        yield _SUGGESTION.get(suggestion.status, _UNVERIFIED)
-        size = "" if suggestion.used_params is None else f"; they take {suggestion.used_params:,} parameters"
-        even = "" if suggestion.uniform_rank is None else f" (rank {suggestion.uniform_rank} everywhere is the rival)"
-        yield Chart("suggested-ranks", f"{label}Suggested rank of each module{size}{even}.")
-        yield from _verdicts(frame)
-    if suggestion.note:
-        yield Text(suggestion.note)
-    if suggestion.ranks:
-        yield Text(f"As a rank_pattern for PEFT, Axolotl or Ludwig: `{command('suggest', frame.study)}`.")
-
-
-def _verdicts(frame: StudyFrame) -> Iterator[Block]:
-    verification = frame.verification
-    if verification is not None:
-        for each in verification.comparisons:
-            arm = verification.arm(each.arm)
-            if arm is not None and arm.kind == "suggested":
-                yield Text(f"{comparison_text(each, verification).capitalize()}.")
-
-
-_UNVERIFIED = Notice("UNVERIFIED: the ranks below are a hypothesis. Even ranks may do as well.", "caution")
-_SUGGESTION = {
-    "passed": Notice("Verified: better than even and than random ranks of the same size.", "good"),
-    "no_gain": Notice("Verified: no measurable gain over even ranks of the same size. Even ranks will do.", "caution"),
-    "worse": Notice("Verified: worse than even ranks of the same size. Do not use these ranks.", "problem"),
-}
 
 
 def _spent(frame: StudyFrame, found: Findings) -> Iterator[Block]:
@@ -444,6 +411,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[StudyFrame, Findings], Iterator[Block
     ("rates", "Which learning rate for which rank", _rates),
     ("targets", "Target modules at equal size", _targets),
     ("pareto", "Quality against size", _pareto),
+    ("squeeze", "How small the winner's adapter can be", sizes),
     ("rank", "Does rank bind here", _gate),
     ("modules", "Which modules mattered", _modules),
     ("spent", "What it cost, and what stopping early saved", _spent),

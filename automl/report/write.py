@@ -17,6 +17,7 @@ from automl.report.render import FORMATS, Report, render
 from automl.report.wording import sentence
 from automl.results.folders import study_folder
 from automl.results.recorded import recorded_space
+from automl.results.squeezed import squeeze_headline
 from automl.results.suggestion import Suggestion, suggestion_of
 from automl.space.spec import SweepSpec
 from automl.storage.connect import Guard
@@ -26,38 +27,47 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report"
 """Name of the files, before the ending."""
-_IN_DASHBOARD = ("verified", "module-importance", "suggested-ranks")
+_IN_DASHBOARD = ("verified", "squeeze", "module-energy", "suggested-ranks", "module-importance")
 
 
 def study_frame(database: Database, spec: SweepSpec) -> StudyFrame:
-    """Everything about a study, read now; with suggested ranks if its trials give enough evidence."""
+    """Everything about a study, read now; with the ranks of the winner's cut adapter if it was squeezed."""
     space = recorded_space(database.store(spec.study), spec)
     frame = read_frame(database, spec, space)
-    if not frame.module_importance or frame.best is None:
+    if frame.best is None or not (frame.module_importance or frame.squeeze):
         return frame
     try:
         found = suggestion_of(database, spec.study)
     except SearchError as reason:
         return replace(frame, suggestion=RankSuggestion(ranks={}, note=f"No ranks are suggested: {reason}."))
-    return replace(frame, suggestion=_suggestion(found), module_importance=tuple(_shares(found)))
+    return replace(
+        frame,
+        suggestion=_suggestion(found),
+        module_importance=tuple(_shares(found)) or frame.module_importance,
+    )
 
 
 def _suggestion(found: Suggestion) -> RankSuggestion:
     agreement = (
-        f"Over {found.n_eff:.1f} effective trials, whose rankings of the modules correlate by {found.stability:.2f}"
-        f" (at least {found.least_stability:.2f})."
+        ""
+        if found.stability is None
+        else f"The importances of {found.n_eff:.1f} effective trials rank the modules with a correlation of"
+        f" {found.stability:.2f} (at least {found.least_stability:.2f})."
     )
     return RankSuggestion(
         ranks=found.ranks,
+        energies={module.module: module.energy for module in found.modules},
         uniform_rank=found.uniform_rank,
         used_params=found.used_params,
         status=found.status,
-        note=" ".join([agreement, *map(sentence, (*found.notes, *found.advice))]),
+        note=" ".join([agreement, *map(sentence, (*found.notes, *found.advice))]).strip(),
     )
 
 
 def _shares(found: Suggestion) -> Iterator[ModuleShare]:
     for module in found.modules:
+        if module.share is None or module.low is None or module.high is None:
+            continue
         layer, kind = place_of(module.module)
         yield ModuleShare(
             module=module.module,
@@ -67,7 +77,7 @@ def _shares(found: Suggestion) -> Iterator[ModuleShare]:
             low=module.low,
             high=module.high,
             held_out=module.held_out,
-            effective_rank=module.effective_rank,
+            effective_rank=module.effective_rank or 0.0,
             trials=len(found.weights),
         )
 
@@ -117,6 +127,7 @@ def _show(database: Database, frame: StudyFrame, report: Report, guard: Guard) -
         "evidence": found.evidence.value,
         "best_trial": str(best.number) if best else "none",
         f"best_{frame.metric}": f"{best.value:.4f}" if best and best.value is not None else "none",
+        "smaller_adapter": squeeze_headline(frame.squeeze) if frame.squeeze else "not looked for",
         "verified": frame.verification.headline if frame.verification and frame.verification.done else "no",
     }
     note = f"## Findings of the search\n\n**Evidence: {found.evidence.value}**\n\n" + "\n\n".join(found.sentences)

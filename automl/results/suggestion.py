@@ -1,6 +1,7 @@
-"""A rank for every module of a study's winner, from the importances its trials have left in SQL; or why there is none.
+"""A rank for every module of a study's winner: those of its adapter cut to a size, as its squeeze has found them.
 
-A suggestion is a hypothesis. Only a verification (`automl verify`) can say whether it is better than even ranks.
+As ranks of a cut adapter they are measured. As ranks to train with they are a hypothesis: only a verification (`automl
+verify`) can say whether they are better than even ranks. Beside them stand the importances that trials have left.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from automl import ranking
 from automl.errors import NotEnoughEvidence
-from automl.importance.aggregate import Aggregate, TrialEvidence, aggregate, is_eligible
-from automl.importance.allocation import allocate, bounds
+from automl.importance.aggregate import Aggregate, ModuleAggregate, TrialEvidence, aggregate, is_eligible
 from automl.importance.pattern import patterned, peft_block
 from automl.lora import Hyperparameters
-from automl.methods.registry import METHODS
 from automl.metric import METRICS
 from automl.results.recorded import recorded_baseline, recorded_space, recorded_spec
+from automl.results.squeezed import squeezed_ranks
 from automl.space.assemble import assemble
 from automl.space.entries import is_like
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
+from automl.storage.squeezes import ModuleRow, SqueezeRow, read_squeezes
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
 from automl.trial import ModuleImportance
@@ -33,50 +34,53 @@ logger = logging.getLogger(__name__)
 Status = Literal["not_run", "passed", "no_gain", "worse"]
 
 ESTIMATOR = "sv_sensitivity_time_mean"
-FAMILY = "gradient"
-SCHEMA = "importance/1"
+SCHEMA = "importance/2"
 _LITTLE = 0.25
 """A kind of module whose share of the score is less than this part of its share of the parameters may not be needed."""
+_LEAST_TRAINED = 2
+"""Ranks to train with are not tried below the parameters of this even rank: every module keeps at least rank 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuggestedModule:
-    """One row of the table. share, low, high: part of the score, with a 90 % interval over trials; top_half in [0, 1].
+    """One row of the table. rank_whole: directions of the whole adapter; rank_suggested: those kept, 0: none.
 
-    rank_low, rank_high: 90 % interval of the suggested rank when trials are drawn anew. effective_rank: that of the
-    winner's update. rank_uniform: rank that the budget allows everywhere.
+    energy: its part of the strength of all kept directions. share, low, high: part of the importances of all modules,
+    with a 90 % interval over trials; top_half in [0, 1]; effective_rank: that of the winner's update. They, and
+    held_out, are None where trials have left no importances.
     """
 
     module: str
     in_features: int
     out_features: int
     cost_per_rank: int
-    share: float
-    low: float
-    high: float
-    top_half: float
-    held_out: float | None
-    held_out_error: float | None
-    effective_rank: float
-    rank_uniform: int
+    rank_whole: int
     rank_suggested: int
-    rank_low: int
-    rank_high: int
+    energy: float
+    share: float | None = None
+    low: float | None = None
+    high: float | None = None
+    top_half: float | None = None
+    held_out: float | None = None
+    held_out_error: float | None = None
+    effective_rank: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """Ranks of every module of the winner's target set, and how far to believe them.
+    """Ranks of every module of the winner, and how far to believe them.
 
-    trial: the winner, whose target set, scaling and (unless another was given) budget hold.
-    ranks: by module, at least 1.
-    uniform_rank: what the budget allows everywhere.
+    trial: the winner, whose adapter was cut.
+    ranks: by module; 0: left out of the targets.
+    uniform_rank: what the budget allows everywhere; 0: less than rank 1.
     rank, alpha: those of the whole configuration.
     scaling: alpha over rank (over its root with rsLoRA), the same in every module.
     budget_params, used_params: parameters of the low-rank matrices, without the head.
-    status: by the latest verification of exactly these ranks.
-    stability, least_stability: correlation between trials, mean and least.
-    n_eff: effective number of trials.
+    is_knee: whether the budget is that of the smallest size that is not worse than the whole.
+    trained_ranks: what a verification trains with; None if there is nothing to give out.
+    status: of those, by the latest verification of exactly these ranks.
+    stability, least_stability: correlation of importances between trials, mean and least; None with fewer than two.
+    n_eff: effective number of trials with importances.
     weights: by trial.
     peft: arguments of LoraConfig.
     task_type: PEFT's.
@@ -88,14 +92,16 @@ class Suggestion:
     trial: int
     status: Status
     ranks: Mapping[str, int]
+    trained_ranks: Mapping[str, int] | None
     uniform_rank: int
     rank: int
     alpha: float
     scaling: float
     budget_params: int
     used_params: int
-    stability: float
-    least_stability: float
+    is_knee: bool
+    stability: float | None
+    least_stability: float | None
     n_eff: float
     weights: Mapping[int, float]
     peft: Mapping[str, Any]
@@ -106,99 +112,89 @@ class Suggestion:
 
     @property
     def is_verified(self) -> bool:
-        """Whether a verification has found these ranks better than even and than random ones."""
+        """Whether a verification has found them, as ranks to train with, better than even and than random ones."""
         return self.status == "passed"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         document = asdict(self)
         document["verification"] = {"status": document.pop("status")}
-        return {"schema": SCHEMA, "estimator": ESTIMATOR, "family": FAMILY, **document}
+        return {"schema": SCHEMA, "estimator": ESTIMATOR, **document}
 
 
 def suggestion_of(database: Database, study: str, *, budget: int | None = None, trial: int | None = None) -> Suggestion:
-    """Suggest ranks for the best complete LoRA trial of a study, or for `trial`.
+    """Ranks of the best complete trial of a study, or of `trial`, cut to a size.
 
-    budget: parameters of the low-rank matrices; None = as many as that trial has. Raises NotEnoughEvidence, saying
-    what is missing, if the trials are too few or disagree, or if the budget leaves nothing to allocate.
+    budget: parameters of the low-rank matrices; None: those of the knee. Raises NotEnoughEvidence, saying what is
+    missing, if its adapter was not squeezed, or for a size that it cannot be cut to.
     """
     found = _Trials(database, study)
     winner = found.winner(trial)
-    hyper, modules = found.hyper(winner), found.importances[winner.number]
-    names = [module.module for module in modules]
-    together = aggregate(found.evidence(), names)
-    if together is None or together.shortage:
-        why = together.shortage if together else "no trial with these modules is half done and better than no training"
-        raise NotEnoughEvidence(f"study {study!r}: not enough evidence for a rank suggestion: {why}")
-    costs = [_cost(module) for module in modules]
-    given = sum(module.rank * cost for module, cost in zip(modules, costs, strict=True)) if budget is None else budget
-    ranks, ceilings, notes = _allocated(together, costs, given, study)
-    low, high = _rank_intervals(together, costs, given, ranks=ranks, ceilings=ceilings)
-    suggested = dict(zip(names, ranks, strict=True))
-    configuration = patterned(hyper, suggested)
-    assert together.stability is not None
-    assert together.least_stability is not None
+    squeeze = found.squeezes[winner.number]
+    given = squeeze.knee if budget is None else budget
+    ranks = _ranks(squeeze, given, study)
+    together = aggregate(found.evidence(), [module.module for module in squeeze.modules])
+    hyper = found.hyper(winner)
+    kept = {module: rank for module, rank in ranks.items() if rank}
+    configuration = patterned(replace(hyper, method="lora"), kept)
+    trained = training_ranks(squeeze)
     return Suggestion(
         study=study,
         trial=winner.number,
-        status=_status(database, study, hyper, suggested),
-        ranks=suggested,
-        uniform_rank=given // sum(costs),
+        status=_status(database, study, hyper, trained),
+        ranks=ranks,
+        trained_ranks=trained,
+        uniform_rank=given // _unit(squeeze),
         rank=configuration.rank,
         alpha=configuration.alpha,
         scaling=configuration.scaling,
         budget_params=given,
-        used_params=sum(rank * cost for rank, cost in zip(ranks, costs, strict=True)),
-        stability=together.stability,
-        least_stability=together.least_stability,
-        n_eff=together.n_eff,
-        weights=together.weights,
-        peft=peft_block(configuration, names),
+        used_params=sum(ranks[module.module] * module.cost for module in squeeze.modules),
+        is_knee=given == squeeze.knee,
+        stability=together.stability if together else None,
+        least_stability=together.least_stability if together else None,
+        n_eff=together.n_eff if together else 0.0,
+        weights=together.weights if together else {},
+        peft=peft_block(configuration, list(kept)),
         task_type="SEQ_CLS" if is_like("classification", found.spec.task.type) else "CAUSAL_LM",
-        modules=tuple(
-            SuggestedModule(
-                module=module.module,
-                in_features=module.in_features,
-                out_features=module.out_features,
-                cost_per_rank=cost,
-                share=share.share,
-                low=share.low,
-                high=share.high,
-                top_half=share.top_half,
-                held_out=share.held_out,
-                held_out_error=share.held_out_error,
-                effective_rank=module.effective_rank,
-                rank_uniform=given // sum(costs),
-                rank_suggested=rank,
-                rank_low=least,
-                rank_high=most,
-            )
-            for module, cost, share, rank, least, most in zip(
-                modules, costs, together.modules, ranks, low, high, strict=True
-            )
-        ),
-        advice=_target_advice(together, modules),
-        notes=notes,
+        modules=_modules(squeeze, ranks, together, found.importances.get(winner.number, ())),
+        advice=_target_advice(together, squeeze.modules) if together else (),
+        notes=_notes(squeeze, given, together),
     )
 
 
 def suggested_ranks(database: Database, study: str) -> Mapping[str, int] | None:
-    """Ranks by module for the study's winner; None, with a line in the log, if there is not enough evidence."""
+    """Ranks by module to train the study's winner with; None, with a line in the log, if there are none."""
     try:
-        return suggestion_of(database, study).ranks
+        found = suggestion_of(database, study)
     except NotEnoughEvidence as reason:
         logger.info("no ranks are suggested: %s", reason)
         return None
+    if found.trained_ranks is None:
+        logger.info("no ranks are suggested: the adapter of trial %d is too small to give any out", found.trial)
+    return found.trained_ranks
+
+
+def training_ranks(squeeze: SqueezeRow) -> dict[str, int] | None:
+    """The squeezed ranks with at least 1 in every module, at the size of the knee or of even rank 2 if that is more.
+
+    None if the whole adapter is no larger, or has a module without any direction.
+    """
+    budget = max(squeeze.knee, _LEAST_TRAINED * _unit(squeeze))
+    if budget >= squeeze.whole.parameters or not all(module.rank for module in squeeze.modules):
+        return None
+    return squeezed_ranks(squeeze, budget, least=1)
 
 
 class _Trials:
-    """A study's trials with their importances, read once."""
+    """A study's trials with their importances and squeezes, read once."""
 
     def __init__(self, database: Database, study: str) -> None:
         self.study = study
         self.spec: SweepSpec = recorded_spec(database, study)
         store = database.store(study)
         self.importances = database.importances(study)
+        self.squeezes = read_squeezes(database, study)
         self._rows = {row.number: row for row in list_trials(database, study)}
         self._space = recorded_space(store, self.spec)
         self._baseline = recorded_baseline(store, self.spec.task.metric)
@@ -210,18 +206,19 @@ class _Trials:
         return assemble(self._space, {name: value for name, value in row.params.items() if name in names})
 
     def winner(self, number: int | None) -> TrialRow:
-        """The best complete LoRA trial, or the one asked for. Raises NotEnoughEvidence if it has no importances."""
-        if number is None:
-            first = ranking.best(filter(self._counts, self._rows.values()), self._metric.direction)
-            if first is not None:
-                return first
+        """The best complete trial, or the one asked for. Raises NotEnoughEvidence unless its adapter was squeezed."""
+        best = ranking.best(self._rows.values(), self._metric.direction)
+        found = best if number is None else self._rows.get(number)
+        if found is None:
+            which = "complete trial" if number is None else f"trial {number}"
+            raise NotEnoughEvidence(f"study {self.study!r} has no {which} whose adapter could be cut")
+        if found.number not in self.squeezes:
+            asked = "" if number is None else f" --trial {number}"
             raise NotEnoughEvidence(
-                f"study {self.study!r}: no complete LoRA trial has importances; they are collected with"
-                " search: {importance: true}, which is the default"
+                f"study {self.study!r}: the adapter of trial {found.number} was not squeezed, and suggested ranks are"
+                f" those of its cut; run: automl squeeze {self.study}{asked}"
             )
-        if number not in self._rows or not self._counts(self._rows[number]):
-            raise NotEnoughEvidence(f"study {self.study!r}: trial {number} has no importances, or is no LoRA trial")
-        return self._rows[number]
+        return found
 
     def evidence(self) -> list[TrialEvidence]:
         """Trials that may speak."""
@@ -236,69 +233,75 @@ class _Trials:
         ]
 
     def _counts(self, row: TrialRow) -> bool:
-        return row.number in self.importances and METHODS[self.hyper(row).method].takes_pattern
+        return row.number in self.importances and self.hyper(row).method == "lora"
 
 
-def _cost(module: ModuleImportance) -> int:
-    return module.in_features + module.out_features
+def _unit(squeeze: SqueezeRow) -> int:
+    """Parameters of rank 1 in every module."""
+    return sum(module.cost for module in squeeze.modules)
 
 
-class _Allocated(NamedTuple):
-    """Ranks, the largest that each could have been, and what limits them."""
-
-    ranks: Sequence[int]
-    ceilings: Sequence[int]
-    notes: tuple[str, ...]
-
-
-def _allocated(together: Aggregate, costs: Sequence[int], budget: int, study: str) -> _Allocated:
-    """The budget given out. Raises NotEnoughEvidence if it is rank 1 everywhere or less."""
-    mean = budget / sum(costs)
-    if mean < 1 or budget - sum(costs) < min(costs):
+def _ranks(squeeze: SqueezeRow, budget: int, study: str) -> dict[str, int]:
+    """The ranks at that size. Raises NotEnoughEvidence if it is none of this adapter."""
+    whole = squeeze.whole.parameters
+    if budget > whole:
         raise NotEnoughEvidence(
-            f"study {study!r}: {budget:,} parameters are rank {mean:.2g} in each of {len(costs)} modules; every one"
-            f" keeps at least rank 1, so nothing is left to give out (--budget above {sum(costs):,})"
+            f"study {study!r}: {budget:,} parameters are more than the {whole:,} of trial {squeeze.trial}'s adapter,"
+            " and a cut gives no rank that was not trained"
         )
-    floor, ceiling = bounds(mean)
-    supported = [share.has_held_out_evidence for share in together.modules]
-    ceilings = [ceiling if evidence else floor for evidence in supported]
-    scores = [[share.component(number) for number in range(ceiling)] for share in together.modules]
-    floors = [floor] * len(costs)
-    ranks = allocate(scores, costs, budget, floors=floors, ceilings=ceilings)
-    against = supported.count(False)
-    if not against:
-        return _Allocated(ranks, ceilings, ())
-    if budget - sum(rank * cost for rank, cost in zip(ranks, costs, strict=True)) >= max(costs):
-        note = (
-            f"held-out rows speak against {against} of {len(costs)} modules: too many to follow, so this was left aside"
+    ranks = squeezed_ranks(squeeze, budget)
+    if not any(ranks.values()):
+        least = min(module.cost for module in squeeze.modules if module.rank)
+        raise NotEnoughEvidence(f"study {study!r}: {budget:,} parameters keep nothing; one direction has {least:,}")
+    return ranks
+
+
+def _modules(
+    squeeze: SqueezeRow,
+    ranks: Mapping[str, int],
+    together: Aggregate | None,
+    importances: Sequence[ModuleImportance],
+) -> tuple[SuggestedModule, ...]:
+    strength = {module.module: sum(module.strengths[: ranks[module.module]]) for module in squeeze.modules}
+    shares = {share.module: share for share in together.modules} if together else {}
+    effective = {module.module: module.effective_rank for module in importances}
+    total = sum(strength.values())
+    return tuple(
+        SuggestedModule(
+            module=module.module,
+            in_features=module.in_features,
+            out_features=module.out_features,
+            cost_per_rank=module.cost,
+            rank_whole=module.rank,
+            rank_suggested=ranks[module.module],
+            energy=strength[module.module] / total,
+            effective_rank=effective.get(module.module),
+            **_diagnosis(shares.get(module.module)),
         )
-        ceilings = [ceiling] * len(costs)
-        return _Allocated(allocate(scores, costs, budget, floors=floors, ceilings=ceilings), ceilings, (note,))
-    note = f"held-out rows speak against {against} of {len(costs)} modules, which keep the least rank, {floor}"
-    return _Allocated(ranks, ceilings, (note,))
+        for module in squeeze.modules
+    )
 
 
-def _rank_intervals(
-    together: Aggregate, costs: Sequence[int], budget: int, *, ranks: Sequence[int], ceilings: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """5 % and 95 % quantiles of each rank over the draws of trials; what held-out rows say is not drawn anew."""
-    floor, ceiling = bounds(budget / sum(costs))
-    drawn: list[list[int]] = []
-    for shares in together.resampled:
-        moved = [replace(module, share=share) for module, share in zip(together.modules, shares, strict=True)]
-        scores = [[module.component(number) for number in range(ceiling)] for module in moved]
-        drawn.append(allocate(scores, costs, budget, floors=[floor] * len(costs), ceilings=ceilings))
-    columns = [sorted(column) for column in zip(*drawn, strict=True)]
-    last = len(drawn) - 1
-    low = [min(rank, column[round(0.05 * last)]) for rank, column in zip(ranks, columns, strict=True)]
-    high = [max(rank, column[round(0.95 * last)]) for rank, column in zip(ranks, columns, strict=True)]
-    return low, high
+def _diagnosis(share: ModuleAggregate | None) -> dict[str, float | None]:
+    names = ("share", "low", "high", "top_half", "held_out", "held_out_error")
+    return {} if share is None else {name: getattr(share, name) for name in names}
 
 
-def _status(database: Database, study: str, hyper: Hyperparameters, ranks: Mapping[str, int]) -> Status:
+def _notes(squeeze: SqueezeRow, budget: int, together: Aggregate | None) -> tuple[str, ...]:
+    notes = []
+    if budget >= squeeze.whole.parameters:
+        notes.append("no smaller size is as good as the whole adapter, so these are its own ranks")
+    if together is None:
+        notes.append("no trial with these modules has left importances, so none stand beside the ranks")
+    elif together.shortage:
+        notes.append(f"the importances beside the ranks rest on little: {together.shortage}")
+    return tuple(notes)
+
+
+def _status(database: Database, study: str, hyper: Hyperparameters, ranks: Mapping[str, int] | None) -> Status:
     """Status by the latest complete verification, if it was one of these ranks for this configuration."""
     verified = latest(database, study, done=True)
-    if verified is None or verified.result is None:
+    if verified is None or verified.result is None or ranks is None:
         return "not_run"
     arms = [arm for arm in verified.result.get("arms", ()) if arm.get("kind") == "suggested"]
     if not any(dict(arm.get("rank_pattern", {})) == hyper.with_ranks(ranks).ranks for arm in arms):
@@ -307,16 +310,16 @@ def _status(database: Database, study: str, hyper: Hyperparameters, ranks: Mappi
     return status
 
 
-def _target_advice(together: Aggregate, modules: Sequence[ModuleImportance]) -> tuple[str, ...]:
+def _target_advice(together: Aggregate, modules: Sequence[ModuleRow]) -> tuple[str, ...]:
     """Kinds of modules with little of the score for their parameters: about the target set, not about ranks."""
     kinds: dict[str, list[int]] = {}
     for index, module in enumerate(modules):
         kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", module.module), []).append(index)
-    total = sum(map(_cost, modules))
+    total = sum(module.cost for module in modules)
     lines = []
     for kind, members in kinds.items():
         share = sum(together.modules[index].share for index in members)
-        part = sum(_cost(modules[index]) for index in members) / total
+        part = sum(modules[index].cost for index in members) / total
         if len(kinds) > 1 and share < _LITTLE * part:
             lines.append(
                 f"{kind} has {share:.1%} of the score for {part:.1%} of the parameters: try a target set without it"

@@ -77,7 +77,7 @@ class SearchSection(Section):
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     """Adapters that stay on disk."""
     importance: bool = True
-    """Measure on the way how much the loss depends on each module's update; the base of automl suggest."""
+    """Measure on the way how much the loss depends on each module's update: a diagnostic beside ranks."""
     squeeze: Squeeze = "auto"
     """Measure the winner's adapter at smaller sizes when the search ends, in seconds; not if it cannot be cut."""
     warm_start: Annotated[str, Field(min_length=1, max_length=100)] | None = None

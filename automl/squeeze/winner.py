@@ -33,7 +33,7 @@ LEAST_ROWS = 128
 """Validation rows that a size is measured on if there are so many, however short the training was."""
 _EVALUATIONS = 4
 """The whole, and the sizes that bisection asks for."""
-_SHARE = 0.08
+_SHARE = 0.06
 """Part of one training that evaluations may take; loading the model and turning the adapter come on top."""
 _PASSES = 2.4
 """Time of a row's training in forward passes: one forward, and backward without gradients of frozen weights."""
@@ -67,7 +67,7 @@ def squeeze_winner(
 
 
 def affordable_rows(steps: int, batch_size: int) -> int:
-    """Validation rows for each size, so that all together take a twelfth of so long a training; at least 128."""
+    """Validation rows for each size, so that all together take a sixteenth of so long a training; at least 128."""
     passes = _SHARE * _PASSES * steps * batch_size
     return max(LEAST_ROWS, int((passes - SEEN) / _EVALUATIONS))
 

@@ -133,20 +133,6 @@ def test_nobody_who_knows_all_modules_is_nothing() -> None:
     assert aggregate([trial(0, {NAMES[0]: 1.0, NAMES[1]: 2.0})], NAMES) is None
 
 
-def test_components_beyond_the_largest_rank_fall_as_one_over_i() -> None:
-    module = together([trial(number, dict.fromkeys(NAMES, 1.0)) for number in range(3)]).modules[0]
-    assert [module.component(number) / module.share for number in range(4)] == pytest.approx(
-        [2 / 3, 1 / 3, 1 / 3 * 2 / 3, 1 / 3 * 2 / 4]
-    )
-
-
-def test_the_spectrum_comes_from_trials_whose_rank_reaches_so_far() -> None:
-    evidence = [trial(number, dict.fromkeys(NAMES, 1.0), rank=rank) for number, rank in enumerate((1, 2, 4))]
-    spectrum = together(evidence).modules[0].spectrum
-    assert len(spectrum) == 4
-    assert spectrum[3] == pytest.approx(0.125 / 1.875)
-
-
 def test_held_out_evidence_is_averaged_with_its_error() -> None:
     values = {0: -0.2, 1: -0.4, 2: -0.3}
     evidence = [
@@ -160,8 +146,6 @@ def test_held_out_evidence_is_averaged_with_its_error() -> None:
     module = together(evidence).modules[0]
     assert module.held_out == pytest.approx(-0.3)
     assert module.held_out_error == pytest.approx(max(0.1 / math.sqrt(3), 0.1 / math.sqrt(3)))
-    assert not module.has_held_out_evidence
-    assert together(evidence).modules[1].has_held_out_evidence
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.report.studies import (
     add_study,
     add_verification,
     space_of,
+    squeeze_row,
     suggested_ranks,
     verification_result,
 )
@@ -72,6 +73,11 @@ def hostile_frame(tmp_path_factory: pytest.TempPathFactory) -> StudyFrame:
         add_study(database, spec, trials=40, failed=3, running=1, importances=True, error=HOSTILE)
         add_verification(database, spec.study, verification_result(title=HOSTILE))
         suggestion = RankSuggestion(
-            ranks=suggested_ranks(), uniform_rank=4, used_params=330_000, status="no_gain", note=HOSTILE
+            ranks=suggested_ranks(),
+            energies=dict.fromkeys(suggested_ranks(), 0.1),
+            uniform_rank=4,
+            used_params=330_000,
+            status="no_gain",
+            note=HOSTILE,
         )
-        return replace(study_frame(database, spec), suggestion=suggestion)
+        return replace(study_frame(database, spec), suggestion=suggestion, squeeze=squeeze_row())

@@ -22,6 +22,7 @@ from automl.storage.base import AttemptState, RunEnd
 from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database
+from automl.storage.squeezes import CutRow, ModuleRow, SqueezeRow
 from automl.storage.verification import VerificationStore
 from automl.trial import Measurement, ModuleImportance
 
@@ -202,6 +203,46 @@ def repeat_trials(file: Path, times: int) -> None:
 def suggested_ranks() -> dict[str, int]:
     """A rank for each module of `_importances`."""
     return {module: 2 + index % 5 for index, module in enumerate(_MODULES)}
+
+
+def squeeze_row(*, knee: int = 9000) -> SqueezeRow:
+    """What a squeeze finds of trial 3, with recovery and modules of hostile names."""
+
+    def cut(kind: str, parameters: int, value: float) -> CutRow:
+        metrics = {"accuracy": value, "loss": 1.0 - value}
+        better = {name: number + 0.01 for name, number in metrics.items()}
+        return CutRow(
+            kind=kind,  # type: ignore[arg-type]
+            parameters=parameters,
+            even_rank=parameters / 9000,
+            kept=parameters / 72_000,
+            value=value,
+            metrics=metrics,
+            recovered=None if kind == "whole" else better,
+        )
+
+    return SqueezeRow(
+        trial=3,
+        adapter_sha256="a" * 64,
+        metric="accuracy",
+        margin=0.01,
+        rows=160,
+        seen=64,
+        knee=knee,
+        recovery_steps=30,
+        seconds=4.0,
+        cuts=(
+            cut("whole", 72_000, 0.9),
+            cut("global", 36_000, 0.91),
+            cut("even", 9000, 0.7),
+            cut("global", 9000, 0.895),
+            cut("global", 4500, 0.6),
+        ),
+        modules=tuple(
+            ModuleRow(module=name, in_features=8, out_features=8, rank=2, knee_rank=1, strengths=(2.0, 1.0))
+            for name in _MODULES
+        ),
+    )
 
 
 def verification_result(*, beats: bool = True, title: str = "trial 3", suggestion: str = "no_gain") -> dict[str, Any]:

@@ -15,10 +15,11 @@ import pytest
 from automl.report.figures import FIGURES
 from automl.report.frames import StudyFrame
 from automl.report.render import Report, render
+from automl.report.squeeze_chart import squeeze_curve
 from automl.report.write import study_frame
 from automl.storage.sql import open_database
 from tests.databases import fresh_sqlite
-from tests.report.studies import HOSTILE, add_study, repeat_trials, space_of
+from tests.report.studies import HOSTILE, add_study, repeat_trials, space_of, squeeze_row
 
 _REQUESTING = {"src", "href", "action", "data", "poster", "background", "srcset", "formaction", "ping", "manifest"}
 
@@ -146,7 +147,7 @@ def test_markdown_lets_no_hostile_text_become_markup(report: Report) -> None:
 
 KEYS = """
 automl baseline best counts database evidence failures findings ground made_at modules next_command parameter_importance
-pareto provenance rank_gate rates_by_rank recipe schema search space spending stop_reasons study suggestion
+pareto provenance rank_gate rates_by_rank recipe schema search space spending squeeze stop_reasons study suggestion
 targets_by_size trials verification warnings
 """
 TRIAL_KEYS = """
@@ -185,3 +186,27 @@ def test_five_hundred_trials_stay_below_five_megabytes(tmp_path: Path) -> None:
     assert len(json.loads(report.texts["json"])["trials"]) == 500
     assert len(report.texts["html"].encode()) < 5_000_000
     assert len(report.texts["markdown"].encode()) < 100_000
+
+
+def test_the_smaller_adapter_is_told_with_its_knee_and_its_limit(plain_frame: StudyFrame) -> None:
+    frame = replace(plain_frame, squeeze=squeeze_row(), suggestion=None)
+    said = render(frame, ("markdown",)).texts["markdown"]
+    assert "Knee: 9,000 of 72,000 parameters (12.5%), accuracy 0.8950 against 0.9000" in said
+    assert f"`automl squeeze {frame.study} -o FOLDER`" in said
+    assert "It says nothing of training at a small rank" in said
+    assert "| 9,000 | 1 | global | 0.895 | 0.905 | knee |" in said
+    assert "| 9,000 | 1 | even | 0.700 | 0.710 |  |" in said
+    whole = replace(frame, squeeze=squeeze_row(knee=72_000))
+    assert "best kept whole" in render(whole, ("markdown",)).texts["markdown"]
+
+
+def test_the_curve_marks_the_knee_and_shows_what_was_trained_smaller(plain_frame: StudyFrame) -> None:
+    figure = squeeze_curve(replace(plain_frame, squeeze=squeeze_row()))
+    assert figure is not None
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces["cut globally"].x) == [4500, 9000, 36_000, 72_000]
+    assert list(traces["cut evenly"].y) == [0.7, 0.9]
+    assert list(traces["and 30 steps"].y) == [0.61, 0.905, 0.92]
+    assert (list(traces["knee"].x), list(traces["knee"].y)) == ([9000], [0.895])
+    assert figure.layout.xaxis.type == "log"
+    assert squeeze_curve(plain_frame) is None

@@ -26,6 +26,7 @@ from automl.space.spec import SweepSpec
 from automl.storage.lease import StudyLease
 from automl.storage.overview import study_totals
 from automl.storage.sql import Database, open_database
+from automl.storage.squeezes import store_squeeze
 from automl.storage.trial_pages import list_page
 from automl.storage.trials import best_trials, list_trials
 from automl.study.study import Study
@@ -36,7 +37,7 @@ from automl.verify.arms import Candidates
 from tests.architectures import tiny_model
 from tests.dashboards.serving import site
 from tests.databases import fresh_sqlite
-from tests.results.test_suggestion import MODULES, modules
+from tests.results.test_suggestion import MODULES, modules, squeezed
 from tests.study.driving import derive
 
 # The first value of a row is the accuracy, its rank decides about the size; 1 diverges after a value beyond all others.
@@ -185,6 +186,9 @@ def test_verification_starts_from_it(database: Database, case: Case, tmp_path: P
 
 
 def test_ranks_are_suggested_for_it(database: Database, case: Case) -> None:
+    for number in range(len(TRIALS)):
+        row = squeezed(number, rank=4, names=list(MODULES))
+        store_squeeze(database, case.study, row, guard=lambda connection: None)
     assert suggestion_of(database, case.study).trial == case.best
 
 
