@@ -40,7 +40,7 @@ def held(shape: str, quantization: Quantization, *, compute: torch.dtype = torch
         model.save_pretrained(folder)
         options = loading_options(quantization, model, compute)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    compute_as_in_training(model)
+    compute_as_in_training(model, compute)
     found: nn.Module = model.requires_grad_(False).eval()
     return found
 

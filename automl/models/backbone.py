@@ -32,7 +32,16 @@ from transformers.models.auto.modeling_auto import (
 from automl.errors import ModelError
 from automl.models.calling import first_line, quietly
 from automl.models.fingerprint import combined_digest, file_digest
-from automl.models.folder import QUANTISED_FILES, inside_package, read_config, read_json, refuse_quantised_tensors
+from automl.models.folder import (
+    QUANTISED_FILES,
+    inside_package,
+    is_of_quantisation,
+    not_quantised_after_all,
+    read_config,
+    read_json,
+    refuse_quantised_tensors,
+    stored_quantization,
+)
 from automl.models.gguf import converted_gguf
 from automl.models.inventory import head_modules, mark_made_anew
 from automl.models.quantisation import check_installed
@@ -74,7 +83,8 @@ class BackboneRef:
     path: folder with config.json, safetensors and tokenizer. fingerprint: sha256 (hex) over the contents of these, the
     same wherever the folder lies. architecture: transformers' model_type. parameters, bytes: number and size of the
     floating-point tensors in the files (tied weights count once). copy: where another machine has the same files, empty
-    if they are at `path` there too. quantization: how linear layers are held once they are loaded.
+    if they are at `path` there too. quantization: how linear layers are held once they are loaded. is_stored_so: the
+    files hold them so already.
     """
 
     path: str
@@ -84,6 +94,7 @@ class BackboneRef:
     bytes: int
     copy: str = ""
     quantization: Quantization | None = None
+    is_stored_so: bool = False
 
     @property
     def folder(self) -> str:
@@ -98,8 +109,6 @@ def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
     reading GGUF or the quantisation needs an extra. The network is used for hub ids only, and not with
     HF_HUB_OFFLINE=1.
     """
-    if settings.quantization is not None:
-        check_installed(f"quantization {settings.quantization.kind}")
     match settings.kind:
         case "hub":
             folder = _hub_snapshot(settings.location, settings.revision)
@@ -107,7 +116,13 @@ def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
             folder = _folder_or_gguf(inside_package(settings.location, settings.path), cache)
         case _:
             folder = _folder_or_gguf(Path(settings.location), cache)
-    return replace(reference(folder, cache), quantization=settings.quantization)
+    ref = reference(folder, cache)
+    if ref.is_stored_so and settings.quantization not in (None, ref.quantization):
+        raise ModelError(f"{folder}: is stored in {ref.quantization}; leave quantization out, or name the model it was")
+    ref = replace(ref, quantization=settings.quantization or ref.quantization)
+    if ref.quantization is not None:
+        check_installed(f"quantization {ref.quantization.kind}")
+    return ref
 
 
 def load_backbone(
@@ -145,13 +160,16 @@ def load_backbone(
     mark_made_anew(model, _check_loaded(ref, model, info))
     model.requires_grad_(False)
     model.eval()
-    compute_as_in_training(model)
+    compute_as_in_training(model, DTYPES[dtype])
     assert isinstance(model, torch.nn.Module)
     return model
 
 
 def dense_backbone(ref: BackboneRef, kind: Kind, labels: Sequence[str] = ()) -> torch.nn.Module:
     """The network in float32 with the weights that a quantised one computes with; raises as `load_backbone` does."""
+    if ref.is_stored_so:
+        found: torch.nn.Module = load_backbone(ref, kind, labels).dequantize(torch.float32)  # type: ignore[operator]
+        return found.requires_grad_(False)
     model = load_backbone(replace(ref, quantization=None), kind, labels)
     if ref.quantization is not None:
         give_weights(load_backbone(ref, kind, labels), model)
@@ -176,6 +194,8 @@ def skeleton(ref: BackboneRef, kind: Kind, labels: Sequence[str] = ()) -> torch.
     """The network's module tree on the meta device: all names and shapes, no weights, no memory."""
     auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
+    if ref.is_stored_so:
+        del config.quantization_config
     with quietly(f"{ref.path}: config.json describes no {kind} model"), torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)
     assert isinstance(model, torch.nn.Module)
@@ -231,13 +251,19 @@ def reference(folder: Path, cache: Path) -> BackboneRef:
     architecture = config.get("model_type")
     if not isinstance(architecture, str):
         raise ModelError(f"{folder / 'config.json'}: model_type is missing; it should name the architecture")
-    shapes = [shape for file in _weight_files(folder) for shape in _float_tensors(file)]
+    held = stored_quantization(config)
+    files = _weight_files(folder)
+    shapes = [shape for file in files for shape in (_float_tensors(file) if held is None else _held_tensors(file))]
+    if held is not None and not any(is_of_quantisation(name) for file in files for name in _names(file)):
+        raise not_quantised_after_all(folder, config)
     return BackboneRef(
         path=str(folder),
         fingerprint=combined_digest({file.name: file_digest(file, cache) for file in _identity(folder)}),
         architecture=architecture,
         parameters=sum(parameters for parameters, _ in shapes),
         bytes=sum(size for _, size in shapes),
+        quantization=held,
+        is_stored_so=held is not None,
     )
 
 
@@ -288,6 +314,23 @@ def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:
         raise ModelError(f"{file}: not a readable safetensors file: {first_line(error)}{pointer}") from error
 
 
+def _held_tensors(file: Path) -> Iterator[tuple[int, int]]:
+    """(weights, bytes) of every tensor of a file that bitsandbytes holds, scales left out: two in a byte of 4 bits."""
+    widths = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "I8": (1, 1), "U8": (2, 1)}
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            part = tensors.get_slice(name)
+            if part.get_dtype() in widths and name.endswith((".weight", ".bias")):
+                weights, size = widths[part.get_dtype()]
+                elements = math.prod(part.get_shape())
+                yield weights * elements, size * elements
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
 def _is_lfs_pointer(file: Path) -> bool:
     """Whether the file only says what a clone without Git LFS left out."""
     with file.open("rb") as stream:
@@ -311,8 +354,10 @@ def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
 
 
 def _quantised(ref: BackboneRef, kind: Kind, labels: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for the quantisation; none if there is none."""
-    return {} if ref.quantization is None else loading_options(ref.quantization, skeleton(ref, kind, labels), dtype)
+    """Arguments of `from_pretrained` for the quantisation; none if there is none, or the files say themselves."""
+    if ref.quantization is None or ref.is_stored_so:
+        return {}
+    return loading_options(ref.quantization, skeleton(ref, kind, labels), dtype)
 
 
 def without_dropout(config: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from automl.errors import ModelError
-from automl.space.spec import ModelSettings
+from automl.space.spec import ModelSettings, Quantization
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _DESCRIBED_BY = ("config.json", "adapter_config.json")
@@ -19,7 +19,8 @@ QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "quantization_co
 """What tools of GPTQ, AWQ, ModelOpt and the like leave beside a config.json that may say nothing of it."""
 
 _QUANTISED_TENSORS = re.compile(
-    r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|SCB|weight\.(absmax|quant_state\..*|nested_absmax))$"
+    r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|SCB"
+    r"|weight\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map))$"
 )
 """Names of tensors that only quantised checkpoints have: GPTQ and AWQ, compressed-tensors, FP8, bitsandbytes."""
 
@@ -43,9 +44,10 @@ def folder_at_hand(settings: ModelSettings) -> Path | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, once it is sure that the folder holds a whole model in full precision.
+    """The folder's config.json, once it is sure that the folder holds a whole model: in full precision, or as
+    bitsandbytes holds it.
 
-    Raises ModelError if it holds an adapter, a quantised checkpoint, or models in folders below it.
+    Raises ModelError if it holds an adapter, another quantised checkpoint, or models in folders below it.
     """
     _refuse_adapter(folder)
     if not (folder / "config.json").is_file() and (inside := sorted(_models_inside(folder))):
@@ -53,8 +55,22 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: config.json is missing; there is a model in '{inside[0]}' below it: name that folder"
         )
     config = read_json(folder / "config.json")
-    _refuse_quantised(folder, config)
+    if stored_quantization(config) is None:
+        _refuse_quantised(folder, config)
     return config
+
+
+def stored_quantization(config: Mapping[str, Any]) -> Quantization | None:
+    """How bitsandbytes holds the checkpoint of this configuration; None if it does not."""
+    marker = config.get("quantization_config")
+    if not isinstance(marker, Mapping) or marker.get("quant_method") != "bitsandbytes":
+        return None
+    if marker.get("load_in_8bit"):
+        return Quantization(kind="int8")
+    kind = marker.get("bnb_4bit_quant_type", "fp4")
+    if not marker.get("load_in_4bit") or kind not in ("nf4", "fp4"):
+        return None
+    return Quantization(kind=kind, double=bool(marker.get("bnb_4bit_use_double_quant")))
 
 
 def inside_package(name: str, inside: str) -> Path:
@@ -84,10 +100,24 @@ def _cached_snapshot(model_id: str, revision: str | None) -> Path | None:
     return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
+def is_of_quantisation(name: str) -> bool:
+    """Whether a tensor of this name is part of how weights are quantised."""
+    return _QUANTISED_TENSORS.search(name) is not None
+
+
+def not_quantised_after_all(folder: Path, config: Mapping[str, Any]) -> ModelError:
+    """What to raise if only config.json says that bitsandbytes holds the weights."""
+    how = _method(config["quantization_config"])
+    return ModelError(
+        f"{folder}: is a quantised checkpoint by its config.json ({how}), but its tensors are not quantised: take"
+        " quantization_config out of config.json, and say quantization in the space file"
+    )
+
+
 def refuse_quantised_tensors(file: Path, names: Iterator[str]) -> Iterator[str]:
     """The names of a file's tensors, passed on. Raises ModelError at one that only quantised checkpoints have."""
     for name in names:
-        if _QUANTISED_TENSORS.search(name):
+        if is_of_quantisation(name):
             raise _quantised(file.parent, "as its tensors say", read_json(file.parent / "config.json"))
         yield name
 
@@ -163,7 +193,8 @@ def _quantised(folder: Path, how: str, config: Mapping[str, Any]) -> ModelError:
     source = _source(folder, config)
     which = f"name {source}, from which it was made" if source else "name the one it was made from"
     return ModelError(
-        f"{folder}: is a quantised checkpoint ({how}); adapters are trained on weights in full precision: {which}"
+        f"{folder}: is a quantised checkpoint ({how}); adapters are trained on weights in full precision, or"
+        f" as bitsandbytes holds them: {which}"
     )
 
 

@@ -35,16 +35,17 @@ def loading_options(quantization: Quantization, bones: nn.Module, dtype: torch.d
     return {"quantization_config": BitsAndBytesConfig(**arguments), "device_map": {"": "cpu"}}
 
 
-def compute_as_in_training(model: nn.Module) -> None:
-    """Let quantised layers compute in evaluations what they compute in training.
+def compute_as_in_training(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let quantised layers compute in evaluations what they compute in training, with products of this type.
 
     In eval mode bitsandbytes rounds inputs too on CPUs: to bfloat16, for which it repacks 4-bit weights for good, after
     which they give no gradient; or to 8 bits (0.50, nn/modules.py). A trial would then be judged by another model than
     the one it is trained on.
     """
-    for module in model.modules():
-        if is_quantised(module):
-            module.register_forward_pre_hook(_as_in_training)
+    layers: list[Any] = [module for module in model.modules() if is_quantised(module)]
+    for layer in layers:
+        layer.compute_dtype, layer.compute_type_is_set = dtype, True  # of 4 bits; a checkpoint may name another
+        layer.register_forward_pre_hook(_as_in_training)
 
 
 def is_quantised(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl.errors import ConfigError, MissingExtraError, ModelError, Problem
-from automl.models.folder import folder_at_hand, read_config
+from automl.models.folder import folder_at_hand, read_config, stored_quantization
 from automl.models.positions import positions
 from automl.models.quantisation import check_installed
 from automl.space.messages import shown
@@ -46,8 +46,9 @@ def model_remarks(spec: SweepSpec) -> list[str]:
     """
     folder = folder_at_hand(spec.model)
     try:
-        if spec.model.quantization is not None:
-            check_installed(f"quantization {spec.model.quantization.kind}")
+        held = spec.model.quantization or (stored_quantization(read_config(folder)) if folder is not None else None)
+        if held is not None:
+            check_installed(f"quantization {held.kind}")
         return [] if folder is None else list(check_length(spec, folder))
     except (ModelError, MissingExtraError) as error:
         raise ConfigError([Problem(spec.source, 0, 0, "model", str(error))]) from error

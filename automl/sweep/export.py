@@ -142,6 +142,9 @@ def _checked_held(exported: Exported, adapter: Path, settings: HostSettings, sto
     if exported.merged:
         before, after = _checked(replace(exported, merged=False), [as_trained, exported.lines], settings, store)
         return replace(exported, measured=after[exported.metric], merging=after["loss"] - before["loss"])
+    if settings.backbone.is_stored_so:
+        (found,) = _checked(exported, [as_trained], settings, store)
+        return replace(exported, measured=found[exported.metric])
     as_stored = _lines(adapter, merged=False, is_classifier=is_classifier, is_held=False)
     found, beside = _checked(exported, [as_trained, as_stored], settings, store)
     return replace(exported, measured=found[exported.metric], unquantised=beside[exported.metric])

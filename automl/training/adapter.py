@@ -80,24 +80,24 @@ def adapter_draft(folder: Path, meta: AdapterMeta, *, config: Any, tokenizer: An
     with durable.sealed_folder(folder, _about(meta, config)) as draft:
         yield draft
         if meta.labels:
-            _as_stored(config).to_json_file(draft / "config.json")
+            _as_stored(config, meta.backbone).to_json_file(draft / "config.json")
         _write_tokenizer(tokenizer, draft)
 
 
 def _about(meta: AdapterMeta, config: Any) -> dict[str, Any]:
     """What the manifest says; of a quantised backbone also what bitsandbytes was told."""
     about, held = meta.to_json(), meta.backbone.quantization
-    if held is not None:
+    if held is not None and not meta.backbone.is_stored_so:
         dtype = "bfloat16" if meta.precision == "bf16" else "float32"
         arguments = loading_arguments(held, config.quantization_config.llm_int8_skip_modules, dtype)
         about["backbone"] = {**about["backbone"], "quantization": arguments}
     return about
 
 
-def _as_stored(config: Any) -> Any:
-    """The configuration of the backbone's files: with that of quantised ones it would be read as their own."""
+def _as_stored(config: Any, backbone: BackboneRef) -> Any:
+    """The configuration that fits the backbone's files, which hold no quantised weights unless they are stored so."""
     plain = copy.copy(config)
-    if hasattr(plain, "quantization_config"):
+    if backbone.quantization is not None and not backbone.is_stored_so:
         del plain.quantization_config
     return plain
 

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 from automl.errors import ModelError
+from automl.models.backbone import DTYPES
 from automl.models.calling import quietly
 from automl.models.quantised import compute_as_in_training
-from automl.training.runtime import HostSettings, Split, load_runtime
+from automl.training.runtime import HostSettings, Split, load_runtime, stored_dtype
 
 
 class Reloaded(NamedTuple):
@@ -66,7 +67,7 @@ def serve(descriptor: int) -> None:
 
 def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
     model = _model_of(text)
-    compute_as_in_training(model)
+    compute_as_in_training(model, DTYPES[stored_dtype(settings.precision)])
     runtime = load_runtime(settings, model)
     rows = runtime.evaluation_rows if split == "validation" else runtime.task.rows(settings.prepared, split)
     found = runtime.evaluate(runtime.model, rows, runtime.evaluation_tokens)

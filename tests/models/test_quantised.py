@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from automl.models.backbone import load_backbone, resolve_model, skeleton
+from automl.errors import ModelError
+from automl.models.backbone import dense_backbone, load_backbone, resolve_model, skeleton
 from automl.models.inventory import head_modules, linear_layers, quantised_layers, resolve_targets
 from automl.models.memory import backbone_bytes
 from automl.models.quantisation import bytes_per_weight
 from automl.models.quantised import dense_weight, is_quantised, weight_norms
 from automl.space.spec import ModelSettings, Quantization
+from automl.training.runtime import load_runtime
 from tests.architectures import LABELS
-from tests.training.quantised_cases import DOUBLE, FP4, INT8, NF4, wide_model
-from tests.training.training_cases import write_backbone
+from tests.training.quantised_cases import DOUBLE, FP4, INT8, NF4, quantised_settings, wide_model
+from tests.training.training_cases import curve, run, trial_spec, write_backbone
 
 WAYS = [INT8, NF4, DOUBLE, FP4]
 
@@ -89,6 +92,31 @@ def test_the_fingerprint_is_that_of_the_files(tmp_path: Path) -> None:
     plain, held = (resolve_model(settings(tmp_path / "m", each), tmp_path) for each in (None, NF4))
     assert plain.fingerprint == held.fingerprint
     assert (plain.quantization, held.quantization) == (None, NF4)
+
+
+@pytest.mark.parametrize("quantization", [DOUBLE, INT8], ids=str)
+def test_a_checkpoint_that_comes_quantised_is_trained_as_it_is(tmp_path: Path, quantization: Quantization) -> None:
+    """What transformers has saved in few bits gives the curve of the model that was quantised when it was loaded."""
+    held = quantised_settings(tmp_path, "llama", quantization, kind="causal-lm")
+    runtime = load_runtime(held)
+    spec = trial_spec(steps=6, evaluate_every=3)
+    wanted = curve(run(runtime, spec))
+    runtime.model.save_pretrained(tmp_path / "stored")  # type: ignore[operator]
+    runtime.tokenizer.save_pretrained(tmp_path / "stored")
+
+    ref = resolve_model(settings(tmp_path / "stored", None), tmp_path / "cache")
+    assert (ref.quantization, ref.is_stored_so) == (quantization, True)
+    assert ref.parameters == held.backbone.parameters
+    stored = load_runtime(replace(held, backbone=ref))
+    assert linear_layers(skeleton(ref, "causal-lm")) == linear_layers(stored.model)
+    assert curve(run(stored, spec)) == wanted
+    whole = dense_backbone(ref, "causal-lm")
+    for layer in quantised_layers(skeleton(ref, "causal-lm")):
+        module = stored.model.get_submodule(layer.path)
+        torch.testing.assert_close(whole.get_parameter(f"{layer.path}.weight"), dense_weight(module))
+
+    with pytest.raises(ModelError, match=r"is stored in .*; leave quantization out"):
+        resolve_model(settings(tmp_path / "stored", FP4), tmp_path / "cache")
 
 
 def test_a_missing_package_is_named_before_anything_is_read(tmp_path: Path) -> None:

@@ -220,8 +220,12 @@ REFUSED: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "no-adapter-config": (without_config, r"this is a PEFT adapter without its adapter_config\.json"),
     "both": (beside_weights, r"holds a model and, in adapter_config\.json, an adapter"),
     "checkpoint": (in_a_checkpoint, r"config\.json is missing; there is a model in 'checkpoint-500' below it"),
-    "bnb": (
+    "bnb-by-name": (
         quantised(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        r"by its config\.json \(bitsandbytes, 4 bit\), but its tensors are not quantised: take quantization_config out",
+    ),
+    "bnb-of-another-kind": (
+        quantised(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="af4"),
         r"is a quantised checkpoint \(bitsandbytes, 4 bit\); .* name the one it was made from",
     ),
     "gptq-card": (with_card, r"\(gptq, 4 bit\); .* name org/tiny-bert, from which it was made"),
@@ -245,7 +249,7 @@ def test_what_is_no_model_in_full_precision(case: str, world: Path, tmp_path: Pa
     with pytest.raises(ModelError, match=message) as found:
         prepared(spec, tmp_path)
     one_line(found.value)
-    if case != "tensors":  # validate reads no weights
+    if case not in ("tensors", "bnb-by-name"):  # validate reads no weights
         with pytest.raises(ConfigError, match=message):
             model_remarks(spec)
 
