@@ -25,7 +25,7 @@ from automl.space.spec import Quantization
 from benchmarks.measure import Timing, interleaved, repetitions, spread, timed
 from benchmarks.packed_step import Setting
 from benchmarks.plain_peft import PlainPeft, exactness, run_rounds
-from benchmarks.report import Report, numbers, parser, table
+from benchmarks.report import Report, names, numbers, parser, table
 from benchmarks.shapes import build, mixed_trials, trial, workload
 
 SETTINGS = (Setting("smollm2-135m", 2, 64), Setting("smollm2-135m", 4, 128))
@@ -137,6 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--slots", type=numbers, default=(1, 8), metavar="K,K,…", help="resident trials")
     options.add_argument("--quantization", choices=("int8", "nf4", "fp4"), default="nf4")
     options.add_argument("--no-double-quant", action="store_true", help="scales in float32")
+    options.add_argument(
+        "--settings", type=names, default=(), metavar="TEXT,…", help="only those whose name has a TEXT"
+    )
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--steps", type=int, default=4, help="of which every loss is compared")
     options.add_argument("--seconds", type=float, default=2.0, help="least duration of one measurement")
@@ -147,7 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.print_machine()
     double = args.quantization != "int8" and not args.no_double_quant
     quantization = Quantization(kind=args.quantization, double=double)
-    results = [measure(setting, quantization, args) for setting in (QUICK if args.quick else SETTINGS)]
+    settings = [
+        setting
+        for setting in (QUICK if args.quick else SETTINGS)
+        if not args.settings or any(part in setting.name for part in args.settings)
+    ]
+    results = [measure(setting, quantization, args) for setting in settings]
     report.add("results", results)
     print(table([row for result in results for row in rows_of(result)]))
     return 0 if all(result["arms"] for result in results) else 1
