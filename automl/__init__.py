@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         StudyBusyError,
         StudyNotFoundError,
     )
+    from automl.library.adapter import load_adapter
     from automl.library.parameters import Categorical, Float, Int
     from automl.library.search import search
     from automl.library.study import Study, open_study
@@ -56,12 +57,14 @@ __all__ = [
     "StudyNotFoundError",
     "Trial",
     "Workload",
+    "load_adapter",
     "load_space",
     "open_study",
     "search",
 ]
 
 _MODULES = {
+    "automl.library.adapter": ("load_adapter",),
     "automl.library.parameters": ("Categorical", "Float", "Int"),
     "automl.library.search": ("search",),
     "automl.library.study": ("Study", "open_study"),

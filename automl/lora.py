@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from automl.errors import TargetError
@@ -69,6 +69,15 @@ class Hyperparameters:
         plain = asdict(self)
         del plain["own"]
         return plain | self.settings
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any]) -> Hyperparameters:
+        """The configuration that `as_dict` has spelt out, read from JSON; names that are no field's are settings."""
+        names = {field.name for field in fields(cls)}
+        general = {name: value for name, value in recorded.items() if name in names}
+        general["rank_pattern"] = tuple((path, rank) for path, rank in recorded.get("rank_pattern", ()))
+        own = tuple(sorted((name, value) for name, value in recorded.items() if name not in names))
+        return cls(**general, own=own)
 
     @property
     def scaling(self) -> float:

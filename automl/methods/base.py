@@ -49,9 +49,12 @@ class Method(ABC):
     starts them as `seeding.initialise_adapter` does. shardable: several processes can hold one trial together.
     settings: hyperparameters of its own. takes: those of LOW_RANK that it uses; the others cannot be chosen for it.
     takes_pattern: a rank of its own in each layer can be given. finds_ranks: it changes ranks while it trains, so that
-    a trial ends with others than it was given.
+    a trial ends with others than it was given. quantizable: a backbone in few bits will do. mergeable: what it trains
+    can become part of the model's own weights.
 
-    Methods hold no state; all of it is in the PEFT model that `attach` returns.
+    Methods hold no state; all of it is in the adapted model that `attach` returns. That is PEFT's model around the
+    backbone, or the backbone itself, adapted by means of `automl.methods.in_place`; of such a model PEFT knows nothing,
+    so its adapter is written and loaded by us (`automl.load_adapter`), and merged it is saved as it is.
     """
 
     packable: ClassVar[bool]
@@ -60,12 +63,15 @@ class Method(ABC):
     takes: ClassVar[frozenset[str]] = LOW_RANK
     takes_pattern: ClassVar[bool] = False
     finds_ranks: ClassVar[bool] = False
+    quantizable: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
 
     @abstractmethod
     def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         """Parameters it trains if it adapts these layers, without the head: what constraints and plans count.
 
-        model: the backbone with its head, of which there may be shapes only.
+        model: the backbone with its head, of which there may be shapes only. Raises TargetError if the method cannot
+        adapt this model.
         """
 
     @abstractmethod
@@ -89,13 +95,14 @@ class Method(ABC):
         seed: int,
         *,
         steps: int | None = None,
-    ) -> PeftModel:
-        """Put a new adapter on the backbone and return the PEFT model around it; the backbone is changed in place.
+    ) -> nn.Module:
+        """Put a new adapter on the backbone and return the adapted model; the backbone is changed in place.
 
         modules: full paths of the layers to adapt. head: top-level modules trained in full, from a fresh start.
         Adapter, head and dropout masks depend on `seed` alone, not on the global generators. Call it after the
         backbone is on its device. Trainable parameters are float32 whatever the backbone's dtype. steps: those of the
-        whole trial, for methods that change the adapter by a schedule.
+        whole trial, for methods that change the adapter by a schedule. Raises TargetError, the backbone as it was, if
+        the method cannot adapt this model.
         """
 
     @abstractmethod
@@ -138,14 +145,21 @@ class Method(ABC):
 
     def detach(self, peft_model: PeftModel) -> nn.Module:
         """Take the adapter off and return the backbone as it was before `attach`, bit for bit, frozen, in eval mode."""
-        from peft.utils import ModulesToSaveWrapper
-        from torch import nn
+        from automl.methods.in_place import is_in_place, restored
 
-        # PEFT's unload leaves the trained copy of the head in place (peft 0.21, utils/other.py, ModulesToSaveWrapper).
-        wrapped = peft_model.get_base_model().named_modules()
-        heads = {path: module.original_module for path, module in wrapped if isinstance(module, ModulesToSaveWrapper)}
-        backbone = peft_model.unload()
-        assert isinstance(backbone, nn.Module)
-        for path, original in heads.items():
-            backbone.set_submodule(path, original)
-        return backbone.eval()
+        return restored(peft_model) if is_in_place(peft_model) else _unloaded(peft_model)
+
+
+def _unloaded(peft_model: PeftModel) -> nn.Module:
+    """The backbone that PEFT's model is around, alone again."""
+    from peft.utils import ModulesToSaveWrapper
+    from torch import nn
+
+    # PEFT's unload leaves the trained copy of the head in place (peft 0.21, utils/other.py, ModulesToSaveWrapper).
+    wrapped = peft_model.get_base_model().named_modules()
+    heads = {path: module.original_module for path, module in wrapped if isinstance(module, ModulesToSaveWrapper)}
+    backbone = peft_model.unload()
+    assert isinstance(backbone, nn.Module)
+    for path, original in heads.items():
+        backbone.set_submodule(path, original)
+    return backbone.eval()

@@ -15,9 +15,8 @@ _FEW = 4  # so many module names are listed as they are
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeftRecipe:
-    """use: Python that puts the trained adapter on its base model. train: Python that attaches the same adapter anew.
-
-    training: what the optimizer is to be told, on one line.
+    """use: Python that puts the trained adapter on its base model. train: Python that attaches the same adapter anew;
+    empty if PEFT does not have the method. training: what the optimizer is to be told, on one line.
     """
 
     use: str
@@ -34,13 +33,16 @@ def recipe(adapter: str | None, *, is_held: bool = True) -> PeftRecipe | None:
         return None
     folder = Path(adapter)
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
+        training = _training(about["hyperparameters"], int(about["step"]))
+        if (folder / "adapter.safetensors").is_file():
+            return PeftRecipe(use=_use_ours(str(folder)), train="", training=training)
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = _base(config, about, str(folder), about["backbone"].get("quantization") if is_held else None)
         return PeftRecipe(
             use=_use(base, str(folder)),
             train=_train(base, config) if config["peft_type"] == "LORA" else _train_as(base, str(folder)),
-            training=_training(about["hyperparameters"], int(about["step"])),
+            training=training,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -104,6 +106,10 @@ from transformers import {base.names}
 
 {base.lines}
 model = PeftModel.from_pretrained(base, {folder!r})"""
+
+
+def _use_ours(folder: str) -> str:
+    return f"import automl\n\nmodel, tokenizer = automl.load_adapter({folder!r})"
 
 
 def _train(base: _Base, config: Mapping[str, Any]) -> str:

@@ -361,8 +361,10 @@ def _reproduce(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         )
         return
     yield Code(made.use, "python", f"Use the adapter of trial {best.number} as it was trained.")
-    yield Code(made.train, "python", "Train the same configuration again, here or on other data.")
-    yield Text(f"Then: {made.training}. Another seed gives another value; see the verification for how much.")
+    if made.train:
+        yield Code(made.train, "python", "Train the same configuration again, here or on other data.")
+    how = f"{'Then' if made.train else 'It was trained with'}: {made.training}."
+    yield Text(f"{how} Another seed gives another value; see the verification for how much.")
 
 
 def _provenance(frame: StudyFrame, found: Findings) -> Iterator[Block]:

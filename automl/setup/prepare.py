@@ -17,7 +17,7 @@ from automl.packed.build import obstacle
 from automl.setup.fitness import check_ends, check_length, check_vocabulary
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.defaults import advice, resolve
-from automl.space.extremes import extremes, methods_of, own_values, target_names
+from automl.space.extremes import corners, extremes, methods_of, own_values, target_names
 from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
@@ -146,3 +146,15 @@ def _target_problems(spec: SweepSpec, space: SearchSpace, derive: Derivation) ->
             derive(Hyperparameters(target=name))
         except LookupError as error:
             yield Problem(file=spec.source, line=0, column=0, key="target", message=str(error))
+            return
+    for message in dict.fromkeys(_refusals(space, derive)):
+        yield Problem(file=spec.source, line=0, column=0, key="method", message=message)
+
+
+def _refusals(space: SearchSpace, derive: Derivation) -> Iterator[str]:
+    """Why methods that the space can choose cannot adapt this model."""
+    for hyper in corners(space):
+        try:
+            derive(hyper)
+        except LookupError as error:
+            yield str(error)

@@ -290,11 +290,17 @@ def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -
 
 
 def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -> None:
-    """With several processes for a trial, methods and settings that are not known so are refused."""
+    """Methods and settings that are not known with several processes for a trial, or with a quantised model."""
+    names: KeyPath = ("space",) if sections.ranges.get("method") else ("fixed",)
+    if sections.model is not None and sections.model.quantization is not None:
+        for method in (name for name in sections.known.methods if not METHODS[name].quantizable):
+            message = (
+                f"{method!r} trains weights of the model, which quantization leaves in few bits; remove one of them"
+            )
+            problems.at_value((*names, "method"), message)
     if sections.run is None or sections.run.shards == 1:
         return
     shards = f"is not known with shards: {sections.run.shards}"
-    names: KeyPath = ("space",) if sections.ranges.get("method") else ("fixed",)
     for method in (name for name in sections.known.methods if not METHODS[name].shardable):
         problems.at_value((*names, "method"), f"{method!r} {shards}; use lora")
     for name, setting in sections.known.own.items():

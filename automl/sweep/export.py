@@ -105,10 +105,19 @@ def _export(
         base=str(about["backbone"]["path"]),
         lines=(),
     )
+    if merged:
+        _check_mergeable(adapter, about)
     if not (merged or check):
         shutil.copytree(adapter, output)
         return replace(exported, lines=_lines(output, merged=False, is_classifier=bool(about["labels"])))
     return _set_up_and_export(database, spec, exported, adapter, check=check)
+
+
+def _check_mergeable(adapter: Path, about: dict[str, Any]) -> None:
+    """Before the model is loaded. Raises ModelError."""
+    from automl.training.export import check_mergeable
+
+    check_mergeable(adapter, about)
 
 
 def _set_up_and_export(

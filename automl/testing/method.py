@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from automl.errors import CheckpointError
+from automl.errors import CheckpointError, TargetError
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.base import Method
 from automl.methods.registry import METHODS
@@ -36,11 +36,14 @@ MODELS: Mapping[str, Callable[[], Any]] = {
 
 class MethodContract:
     """method: its name. hyper: what it is tried with; it should learn with it. ends_smaller: it takes parameters away
-    while it trains, and counts those that are left.
+    while it trains, and counts those that are left. is_drawn: it starts from random numbers. models: those of MODELS
+    that it can adapt; the others it has to refuse.
     """
 
     method: ClassVar[str]
     ends_smaller: ClassVar[bool] = False
+    is_drawn: ClassVar[bool] = True
+    models: ClassVar[Sequence[str]] = tuple(MODELS)
     hyper: ClassVar[Hyperparameters] = Hyperparameters(rank=4, alpha=8.0, learning_rate=0.02)
 
     @pytest.fixture
@@ -48,13 +51,28 @@ class MethodContract:
         """The method that is tested."""
         return self.method
 
-    @pytest.fixture(params=MODELS)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Each test of a model is one of each that the method can adapt."""
+        if "model" in metafunc.fixturenames:
+            metafunc.parametrize("model", self.models, indirect=True)
+
+    @pytest.fixture
     def model(self, request: pytest.FixtureRequest) -> nn.Module:
         """A frozen model of two layers, from a fixed start."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(11)
-            model: nn.Module = MODELS[request.param]()
-        return model.requires_grad_(False).eval()
+        return _frozen(request.param)
+
+    def test_what_it_cannot_adapt_it_refuses_and_leaves_alone(self, name: str) -> None:
+        for other in MODELS.keys() - set(self.models):
+            model = _frozen(other)
+            before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            layers = resolve_targets(model, self.hyper.target)
+            with pytest.raises(TargetError, match=r"^[^\n]+$"):
+                METHODS[name].trainable(model, layers, self.hyper)
+            with pytest.raises(TargetError, match=r"^[^\n]+$"):
+                Attached(name, model, self.hyper)
+            after = model.state_dict()
+            assert before.keys() == after.keys()
+            assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
     def test_it_trains_as_many_parameters_as_it_counts(self, name: str, model: nn.Module) -> None:
         trial = Attached(name, model, self.hyper)
@@ -122,7 +140,8 @@ class MethodContract:
                 assert torch.equal(torch.get_rng_state(), state), "the global generator is not touched"
         first, again, other = starts
         assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
-        assert not all(torch.equal(tensor, other[key]) for key, tensor in first.items())
+        if self.is_drawn:
+            assert not all(torch.equal(tensor, other[key]) for key, tensor in first.items())
 
     def test_it_goes_on_to_the_bit(self, name: str, model: nn.Module) -> None:
         whole = Attached(name, copy.deepcopy(model), self.hyper)
@@ -160,6 +179,14 @@ class MethodContract:
         )
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert result.stdout == "[]\n"
+
+
+def _frozen(name: str) -> nn.Module:
+    """The model of MODELS, from a fixed start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model: nn.Module = MODELS[name]()
+    return model.requires_grad_(False).eval()
 
 
 class Attached:

@@ -9,7 +9,7 @@ import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class AdapterMeta:
     """What the manifest of an adapter says about where it comes from.
 
     metric: name of the objective, one of the measurement's metrics. data: fingerprint of the prepared data. labels:
-    class names in the order of their ids, empty for text tasks.
+    class names in the order of their ids, empty for text tasks. targets: the user's target sets.
     """
 
     measurement: Measurement
@@ -40,6 +40,7 @@ class AdapterMeta:
     data: str
     precision: str
     labels: tuple[str, ...] = ()
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The `about` of the manifest."""
@@ -54,6 +55,7 @@ class AdapterMeta:
             "data": {"fingerprint": self.data},
             "precision": self.precision,
             "labels": list(self.labels),
+            **({"targets": {name: list(patterns) for name, patterns in self.targets.items()}} if self.targets else {}),
         }
 
 
@@ -67,6 +69,7 @@ def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measuremen
         data=settings.prepared.fingerprint,
         precision=settings.precision,
         labels=task.head(settings.prepared).labels,
+        targets=settings.targets,
     )
 
 

@@ -29,7 +29,7 @@ from automl.methods.base import LowRank
 from automl.methods.registry import METHODS
 from automl.models.inventory import linear_layers
 from automl.tasks.base import Row
-from automl.training.export import with_adapter
+from automl.training.export import OWN_WEIGHTS, with_adapter
 from automl.training.runtime import Runtime
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -126,6 +126,9 @@ class TurnedAdapter:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """PEFT's configuration of the adapter. Raises ModelError if there is none that can be read."""
+    if (folder / OWN_WEIGHTS).is_file():
+        method = durable.verify_folder(folder)["hyperparameters"]["method"]
+        raise ModelError(f"{folder}: an adapter of method {method} cannot be cut; it has no low-rank updates")
     try:
         found: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found["peft_type"]

@@ -1,4 +1,8 @@
-"""Exports: a PEFT adapter folder or a merged model, each with a manifest, and the proof that it works."""
+"""Exports: an adapter's folder or a merged model, each with a manifest, and the proof that it works.
+
+The folder is PEFT's where PEFT has the method. Of one that adapts in place (`automl.methods.in_place`) it holds
+adapter.safetensors, and the manifest says what the method is to be told to hold it.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +15,52 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
+from automl.lora import Hyperparameters
 from automl.methods.attaching import ADAPTER
+from automl.methods.in_place import is_in_place
+from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, dense_backbone, load_backbone, load_tokenizer
 from automl.models.calling import quietly
-from automl.models.inventory import made_anew
+from automl.models.inventory import head_modules, made_anew, resolve_targets
 from automl.tasks import make_task
 from automl.training.adapter import AdapterMeta, adapter_draft
 from automl.training.runtime import HostSettings, Runtime, Split, load_runtime, stored_dtype
+
+OWN_WEIGHTS = "adapter.safetensors"
+"""What was trained in place, by parameter names."""
 
 
 def export_adapter(
     model: Any, folder: Path, meta: AdapterMeta, *, tokenizer: Any, tensors: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write the PEFT model's adapter and head as a folder for `PeftModel.from_pretrained`; all of it or nothing.
+    """Write the adapted model's adapter and head as a folder that `with_adapter` loads; all of it or nothing.
 
     Parts of the backbone that were made anew are in it too, as modules to save: no other file has them.
 
-    adapter_model.safetensors, adapter_config.json (its base model is the backbone's folder), the tokenizer unless it is
-    large, manifest.json; for classification also config.json, whose id2label names the classes. An older folder is
-    replaced. tensors: those of `travelling`, by parameter name, where the model's are shares only. Raises
-    ResourceError if the disk refuses.
+    For `PeftModel.from_pretrained` adapter_model.safetensors and adapter_config.json (its base model is the backbone's
+    folder), or else adapter.safetensors; the tokenizer unless it is large, manifest.json; for classification also
+    config.json, whose id2label names the classes. An older folder is replaced. tensors: those of `travelling`, by
+    parameter name, where the model's are shares only. Raises ResourceError if the disk refuses.
     """
     with adapter_draft(folder, meta, config=model.config, tokenizer=tokenizer) as draft:
         whole = travelling(model) if tensors is None else tensors
+        if is_in_place(model):
+            _write_tensors(whole, draft / OWN_WEIGHTS)
+            return
         saved = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
         saved |= {name: whole[name] for name in _made_anew(model)}
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()}
-        durable.write_file(draft / "adapter_model.safetensors", save(contiguous, metadata={"format": "pt"}))
+        _write_tensors(saved, draft / "adapter_model.safetensors")
         _write_adapter_config(model, meta.backbone, draft)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    durable.write_file(file, save(contiguous, metadata={"format": "pt"}))
 
 
 def travelling(model: Any) -> dict[str, Tensor]:
@@ -54,12 +71,10 @@ def travelling(model: Any) -> dict[str, Tensor]:
 
 
 def _made_anew(model: Any) -> list[str]:
-    """Parameters of the PEFT model's backbone that its checkpoint lacked."""
-    base = model.get_base_model()
+    """Parameters of the adapted model's backbone that its checkpoint lacked."""
+    base, prefix = (model, "") if is_in_place(model) else (model.get_base_model(), "base_model.model.")
     return [
-        f"base_model.model.{path}.{name}"
-        for path in made_anew(base)
-        for name, _ in base.get_submodule(path).named_parameters()
+        f"{prefix}{path}.{name}" for path in made_anew(base) for name, _ in base.get_submodule(path).named_parameters()
     ]
 
 
@@ -72,13 +87,16 @@ def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
     """Fold an adapter into the backbone of `settings` and write a full model folder, in float32.
 
     It holds safetensors, tokenizer and a manifest. Logits agree with the unmerged model to a relative 1e-4. A quantised
-    backbone is folded into as its weights are held, and written in bfloat16: that rounds. Raises
-    CheckpointError if the adapter is damaged or was trained on another backbone, ResourceError if the disk refuses.
+    backbone is folded into as its weights are held, and written in bfloat16: that rounds. Raises ModelError if the
+    method's adapters cannot be merged, CheckpointError if this one is damaged or was trained on another backbone,
+    ResourceError if the disk refuses.
     """
     about = _verified(adapter, "adapter", settings)
+    check_mergeable(adapter, about)
     head = make_task(settings.task).head(settings.prepared)
     base = dense_backbone(settings.backbone, head.kind, head.labels)
-    merged = with_adapter(base, adapter).merge_and_unload(safe_merge=True)
+    adapted = with_adapter(base, adapter)
+    merged = adapted if is_in_place(adapted) else adapted.merge_and_unload(safe_merge=True)
     if settings.backbone.quantization is not None:
         merged = merged.to(torch.bfloat16)
     try:
@@ -89,8 +107,15 @@ def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
         raise ResourceError(str(error)) from error
 
 
+def check_mergeable(adapter: Path, about: Mapping[str, Any]) -> None:
+    """Raise ModelError, in a line, if the method of this adapter has nothing that weights could take up."""
+    name = about["hyperparameters"].get("method")
+    if name is not None and not METHODS[name].mergeable:
+        raise ModelError(f"{adapter}: an adapter of method {name} cannot be merged into the model; export it as it is")
+
+
 def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
-    """The frozen PEFT model of an exported adapter on its backbone, on the CPU and in eval mode, and its tokenizer.
+    """The frozen model of an exported adapter on its backbone, on the CPU and in eval mode, and its tokenizer.
 
     For classification its configuration names the classes. Raises CheckpointError if the folder is damaged or of
     another backbone.
@@ -100,7 +125,7 @@ def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
     base = load_backbone(
         backbone, "classification" if labels else "causal-lm", labels, stored_dtype(str(about["precision"]))
     )
-    model = with_adapter(base, folder).eval()
+    model = with_adapter(base, folder).requires_grad_(False).eval()
     return model, load_tokenizer(replace(backbone, path=str(folder)) if _has_tokenizer(folder) else backbone)
 
 
@@ -148,7 +173,12 @@ def _same_backbone(folder: Path, about: dict[str, Any], backbone: BackboneRef) -
 
 
 def with_adapter(base: nn.Module, folder: Path) -> Any:
-    """The PEFT model of a backbone with the adapter in this folder. Raises ModelError if PEFT refuses it."""
+    """The adapted model of a backbone with the adapter in this folder: PEFT's, or of one that adapts in place.
+
+    Raises ModelError if PEFT refuses it, CheckpointError if it is damaged or does not fit.
+    """
+    if (folder / OWN_WEIGHTS).is_file():
+        return _adapted_in_place(base, folder)
     with quietly(f"{folder}: PEFT cannot load the adapter"), warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed; see automl.methods.lora.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -157,6 +187,20 @@ def with_adapter(base: nn.Module, folder: Path) -> Any:
         # A Conv1D is an nn.Linear while it is quantised; its adapter is put on it as it is stored.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
         return PeftModel.from_pretrained(base, str(folder))
+
+
+def _adapted_in_place(base: nn.Module, folder: Path) -> nn.Module:
+    """The backbone as the method adapts it, with what was trained."""
+    about = verify_manifest(folder)
+    hyper, tensors = Hyperparameters.of(about["hyperparameters"]), load_file(folder / OWN_WEIGHTS)
+    method, layers = METHODS[hyper.method], resolve_targets(base, hyper.target, about.get("targets"))
+    paths = [layer.path for layer in layers]
+    model = method.attach(base, hyper, paths, head_modules(base), 0, steps=about["step"])
+    with torch.no_grad():
+        for name in _made_anew(model):
+            model.get_parameter(name).copy_(tensors.pop(name))
+    method.load_state(model, tensors)
+    return model
 
 
 def _write_adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> None:
