@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from automl.errors import CheckpointError, Diverged, OutOfMemory
 from automl.lora import Hyperparameters
@@ -44,6 +45,31 @@ class StopReason(StrEnum):
     LOST = "lost"  # FAIL: the driver died inside `ask`, before parameters were stored
 
 
+class Cut(NamedTuple):
+    """A smaller version of a finished adapter, of so many parameters in its low-rank matrices.
+
+    name: under which its scores are kept. even: as many directions in every module as that pays for, instead of those
+    that do the most per parameter over all modules.
+    """
+
+    name: str
+    parameters: int
+    even: bool
+
+
+class Examination(NamedTuple):
+    """What else is looked at when a trial has made its last step. Nothing of the trial depends on it.
+
+    split: that trials are judged on. by_row: what the metrics were made of, row by row. on_validation: the metrics on
+    the validation rows, too.
+    """
+
+    split: str
+    cuts: tuple[Cut, ...] = ()
+    by_row: bool = False
+    on_validation: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
     """Everything a trainer needs to run one trial, and all that its curve may depend on.
@@ -53,7 +79,7 @@ class TrialSpec:
     `steps`; if empty, all evaluation rows are used at every multiple of evaluate_every and at `steps`.
     checkpoint_every: steps after which the state is saved and reported without metrics, where no measurement is due;
     0 = measurements alone do that. attempt counts how often the trial was handed out (from 1) and fences off late
-    results.
+    results. examination: what the last measurement finds out besides.
     """
 
     number: int
@@ -66,6 +92,7 @@ class TrialSpec:
     evaluations: tuple[tuple[int, int], ...] = ()
     checkpoint_every: int = 0
     attempt: int = 1
+    examination: Examination | None = None
 
     def is_due(self, step: int) -> bool:
         """Whether the trial is saved and reports at this step: a measurement, or a checkpoint without metrics."""
@@ -120,13 +147,27 @@ class ModuleImportance:
     held_out_error: float | None = None
 
 
+class Examined(NamedTuple):
+    """What an examination has found, of one thing on one split.
+
+    name: a cut's, or empty for the trial itself. outcomes: as `automl.outcomes` writes them, empty if they were not
+    wanted or the task does not tell.
+    """
+
+    name: str
+    split: str
+    metrics: Metrics
+    outcomes: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """All metrics of one trial at one optimizer step. Every value is finite; a checkpoint has none.
 
     seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts.
     adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only. importances: those
-    of the adapted modules so far, in module order; none if the trainer does not collect them.
+    of the adapted modules so far, in module order; none if the trainer does not collect them. examined: by the last
+    measurement of a trial that is to be examined.
     """
 
     trial: int
@@ -136,6 +177,7 @@ class Measurement:
     tokens: int = 0
     adapter: str | None = None
     importances: tuple[ModuleImportance, ...] = ()
+    examined: tuple[Examined, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lora",
         "metric",
         "nearest",
+        "outcomes",
         "ranking",
         "provenance",
         "durable",

@@ -138,8 +138,12 @@ def show_verification(result: Mapping[str, Any]) -> None:
     )
     optimism = result["selection_optimism"]
     if optimism is not None:
+        interval = f" [{optimism['low']:+.4f}, {optimism['high']:+.4f}]" if "low" in optimism else ""
         console.result(
             f"trial {optimism['trial']}: {metric} {optimism['validation']:.4f} in the search,"
-            f" {optimism['verified']:.4f} on the test rows; the search flattered it by {optimism['optimism']:+.4f}"
+            f" {optimism['verified']:.4f} on the test rows; the search flattered it by"
+            f" {optimism['optimism']:+.4f}{interval}"
         )
     console.result(f"recommended: {result['recommendation']['text']}")
+    if result.get("deploy"):
+        console.result(result["deploy"]["text"])

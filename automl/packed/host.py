@@ -200,6 +200,8 @@ class PackedHost:
                 with self._busy():
                     event = self.trainer.measure_held_out(event, affordable_rows(spec.steps * spec.hyper.batch_size))
             event = replace(event, adapter=self._export(self._residents[event.trial].spec, event))
+            with self._busy():
+                event = self.trainer.examine(event)
         return _Draft(event, self.trainer.snapshot(event.trial))
 
     def _write(self, draft: _Draft) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from automl.importance.heldout import removal_effects
+from automl.methods.base import LowRank
 from automl.packed.adapter import Adapter
 from automl.packed.install import PackedBackbone
 from automl.packed.member import Member, factors
 from automl.packed.workload import Workload
-from automl.tasks.base import Row
+from automl.tasks.base import Batch, Row
+from automl.tasks.batches import some_of
+from automl.training.examine import Evaluated, Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
 from automl.training.memory import halving
 from automl.trial import Measurement, check_finite
@@ -29,31 +32,69 @@ class Evaluator:
 
         rows: how many evaluation rows are used; None = all, and with 0 there are no metrics.
         """
-        if rows == 0:
-            return {}
-        if adapter is not None:
-            adapter.settle()
-        view, backbone, workload = self._backbone.view(adapter), self._backbone, self._workload
-        batches = workload.evaluation_batches(max_tokens, backbone.device, rows=rows)
-        with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
-            return workload.task.evaluate(view, batches, workload.tokenizer)  # type: ignore[arg-type]
+        return self._measured(adapter, max_tokens, rows)[0]
 
     def measurement(self, member: Member) -> Measurement:
         """The trial's measurement at its current step. Raises Diverged, OutOfMemory and what the task raises."""
         rows = member.spec.rows_at(member.step)
-        metrics, member.evaluation_tokens = halving(
+        found, member.evaluation_tokens = halving(
             member.evaluation_tokens,
-            lambda tokens: self.metrics(member.adapter, tokens, rows=rows),
+            lambda tokens: self._measured(member.adapter, tokens, rows),
             what=f"the evaluation of trial {member.number}",
         )
-        check_finite(metrics, member.step)
+        check_finite(found[0], member.step)
         return Measurement(
             trial=member.number,
             step=member.step,
-            metrics=metrics,
+            metrics=found[0],
             seconds=member.seconds,
             tokens=member.tokens,
             importances=member.importances(),
+            examined=own_outcomes(member.spec.examination, *found) if member.is_finished else (),
+        )
+
+    def examine(self, member: Member, measurement: Measurement) -> Measurement:
+        """The last measurement with what the trial's examination finds; the trial is as before."""
+        return examined(measurement, member.spec.examination, lambda: self._subject(member))
+
+    def _measured(self, adapter: Adapter | None, max_tokens: int, rows: int | None) -> Evaluated:
+        if rows == 0:
+            return {}, None
+        return self._evaluated(adapter, some_of(self._workload.evaluation_rows, rows), max_tokens)
+
+    def _evaluated(self, adapter: Adapter | None, rows: Sequence[Row], max_tokens: int) -> Evaluated:
+        if adapter is not None:
+            adapter.settle()
+        view, backbone, workload = self._backbone.view(adapter), self._backbone, self._workload
+        batches = workload.evaluation_batches(rows, max_tokens, backbone.device)
+        with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
+            return workload.task.evaluate_by_row(view, batches, workload.tokenizer)  # type: ignore[arg-type]
+
+    def _subject(self, member: Member) -> Subject:
+        adapter, backbone, workload = member.adapter, self._backbone, self._workload
+        adapter.settle()
+        view = backbone.view(adapter)
+
+        def forward(batch: Batch) -> None:
+            with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
+                workload.task.loss(view, batch)  # type: ignore[arg-type]
+
+        def batch(rows: Sequence[Row]) -> Batch:
+            padded = workload.task.collate(rows, workload.tokenizer.pad_token_id)
+            return {name: tensor.to(backbone.device) for name, tensor in padded.items()}
+
+        return Subject(
+            updates=[
+                LowRank(path, each.a, each.b, adapter.hyper.scaling)  # type: ignore[arg-type]  # no leaf, but a tensor
+                for path, each in adapter.low_rank.items()
+            ],
+            modules=[backbone.model.get_submodule(path) for path in adapter.low_rank],
+            train_rows=workload.train_rows,
+            rows=workload.evaluation_rows,
+            validation_rows=workload.validation_rows,
+            batch=batch,
+            forward=forward,
+            evaluate=lambda rows: self._evaluated(adapter, rows, member.evaluation_tokens),
         )
 
     def held_out(self, member: Member, measurement: Measurement, rows: int) -> Measurement:

@@ -223,6 +223,10 @@ class PackedTrainer:
         """
         return self._evaluator.held_out(self.members[measurement.trial], measurement, rows)
 
+    def examine(self, measurement: Measurement) -> Measurement:
+        """The last measurement of a trial with what its examination finds. No trial is affected."""
+        return self._evaluator.examine(self.members[measurement.trial], measurement)
+
     # One micro-step
 
     def micro_step(self, waiting: Sequence[Member]) -> list[TrialFailure]:

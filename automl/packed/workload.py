@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from automl.tasks.base import IGNORED, Batch, Row, Task
-from automl.tasks.batches import evaluation_batches, some_of
+from automl.tasks.batches import evaluation_batches
 
 
 class MicroBatch(NamedTuple):
@@ -37,7 +37,7 @@ class MicroBatch(NamedTuple):
 class Workload:
     """Task and rows of a pack. pad_id: token that fills rows up. tokenizer: for tasks that generate text.
 
-    evaluation_tokens: in one forward pass of an evaluation, padding included.
+    evaluation_tokens: in one forward pass of an evaluation, padding included. validation_rows: as in `Runtime`.
     """
 
     task: Task
@@ -45,6 +45,7 @@ class Workload:
     evaluation_rows: Sequence[Row]
     tokenizer: Any
     evaluation_tokens: int = 2048
+    validation_rows: Sequence[Row] = ()
 
     @property
     def longest_row(self) -> int:
@@ -62,13 +63,10 @@ class Workload:
         padded = {name: _widen(name, tensor, width, pad_id).to(device) for name, tensor in batch.items()}
         return MicroBatch(padded, len(rows), width, longest, tokens, tokens == len(rows) * width)
 
-    def evaluation_batches(self, max_tokens: int, device: torch.device, *, rows: int | None = None) -> Iterator[Batch]:
-        """The evaluation rows, at most `rows` of them, in padded batches of at most `max_tokens` tokens."""
-        picked = some_of(self.evaluation_rows, rows)
-        batches = evaluation_batches(
-            self.task, picked, range(len(picked)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
-        )
-        for batch in batches:
+    def evaluation_batches(self, rows: Sequence[Row], max_tokens: int, device: torch.device) -> Iterator[Batch]:
+        """These rows in padded batches of at most `max_tokens` tokens, the longest first."""
+        pad_id = self.tokenizer.pad_token_id
+        for batch in evaluation_batches(self.task, rows, range(len(rows)), pad_id=pad_id, max_tokens=max_tokens):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 

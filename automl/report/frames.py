@@ -37,6 +37,7 @@ class Arm:
         """What it is called in a few words."""
         names = {"default": "the default", "suggested": "suggested ranks", "uniform": "even ranks"}
         names |= {"random": "random ranks", "equal": "LoRA of equal size"}
+        names |= {"squeezed": "the winner cut globally", "even-cut": "the winner cut evenly"}
         if self.kind == "lower":
             return f"rank {self.params['rank']} at its own rate"
         return names.get(self.kind) or (f"trial {self.trial}" if self.trial is not None else self.title)
@@ -64,8 +65,9 @@ class VerificationFrame:
     started_at say something.
 
     seeds, planned_seeds: how many were and would have been spent. optimism: by how much the winner's validation value
-    flattered it. recommendation: name of an arm, empty if none is recommended; advice: the same in words.
-    suggestion_status: not_run, passed, no_gain or worse.
+    flattered it, optimism_low, optimism_high: its interval, if fresh seeds were scored on those rows. recommendation:
+    name of an arm, empty if none is recommended; advice: the same in words. deploy: which adapter to deploy, in words,
+    if any was cut. suggestion_status: not_run, passed, no_gain or worse.
     """
 
     number: int
@@ -80,8 +82,11 @@ class VerificationFrame:
     arms: tuple[Arm, ...] = ()
     comparisons: tuple[PairedDifference, ...] = ()
     optimism: float | None = None
+    optimism_low: float | None = None
+    optimism_high: float | None = None
     recommendation: str = ""
     advice: str = ""
+    deploy: str = ""
     suggestion_status: str = "not_run"
 
     def arm(self, name: str) -> Arm | None:

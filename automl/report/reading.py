@@ -120,6 +120,7 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
     if row.result is None:
         return VerificationFrame(number=row.number, done=False, started_at=row.started_at)
     result = row.result
+    optimism = result["selection_optimism"] or {}
     return VerificationFrame(
         number=row.number,
         done=True,
@@ -132,9 +133,12 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
         planned_seeds=result["planned_seeds"],
         arms=tuple(_arm(arm) for arm in result["arms"]),
         comparisons=tuple(_comparison(each, row.plan) for each in result["comparisons"]),
-        optimism=(result["selection_optimism"] or {}).get("optimism"),
+        optimism=optimism.get("optimism"),
+        optimism_low=optimism.get("low"),
+        optimism_high=optimism.get("high"),
         recommendation=result["recommendation"]["arm"] or "",
         advice=result["recommendation"]["text"],
+        deploy=(result.get("deploy") or {}).get("text", ""),
         suggestion_status=result["suggestion"]["status"],
     )
 
@@ -147,7 +151,7 @@ def _arm(arm: Mapping[str, Any]) -> Arm:
 def _comparison(found: Mapping[str, Any], plan: Mapping[str, Any]) -> PairedDifference:
     """The comparison of a result; where that has no confidence level, its plan has it."""
     if "level" in found:
-        return PairedDifference(**found)
+        return PairedDifference(**{name: found[name] for name in PairedDifference.__slots__})
     pair = found["arm"], found["against"]
     level = next(each["level"] for each in plan["comparisons"] if (each["arm"], each["against"]) == pair)
     return PairedDifference(**found, level=level)

@@ -57,6 +57,8 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         return
     yield Notice(verification.headline, "problem" if found.evidence is Evidence.MAJORITY else "good")
     yield Text(f"Recommended: {verification.advice}.")
+    if verification.deploy:
+        yield Text(sentence(verification.deploy))
     if verification.comparisons:
         yield Chart(
             "verified",
@@ -99,9 +101,12 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         + (f" Majority class: {score(verification.majority)}." if verification.majority is not None else ""),
     )
     if verification.optimism is not None:
+        low, high = verification.optimism_low, verification.optimism_high
+        where = "its verified score" if low is None else "fresh seeds of it on the same rows"
+        interval = "" if low is None else f" [{signed(low)} to {signed(high)}]"
         yield Text(
-            f"Selection optimism {signed(verification.optimism)}: by so much the winner's value on validation rows,"
-            " where it was chosen, looked better than its verified score."
+            f"Selection optimism {signed(verification.optimism)}{interval}: by so much the winner's value on validation"
+            f" rows, where it was chosen, looked better than {where}."
         )
 
 

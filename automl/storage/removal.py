@@ -26,6 +26,7 @@ from automl.storage.tables import (
     squeezed_modules,
     squeezes,
     sweeps,
+    verification_outcomes,
     verification_scores,
     verifications,
 )
@@ -34,6 +35,7 @@ _OURS = (
     squeeze_cuts,
     squeezed_modules,
     squeezes,
+    verification_outcomes,
     verification_scores,
     verifications,
     importances,

@@ -325,6 +325,24 @@ squeezed_modules = Table(
     ),
 )
 
+verification_outcomes = Table(
+    "automl_verification_outcomes",
+    metadata,
+    Column("study_name", String(_STUDY), primary_key=True),
+    Column("verification", Integer, primary_key=True),
+    Column("arm", String(64), primary_key=True),
+    Column("seed", Integer, primary_key=True),
+    Column("learning_rate", Float(53), primary_key=True),
+    Column("split", String(16), primary_key=True),
+    Column("outcomes", Text, nullable=False),
+    CheckConstraint("split IN ('validation', 'test')", name="split"),
+    ForeignKeyConstraint(
+        ["study_name", "verification"],
+        ["automl_verifications.study_name", "automl_verifications.number"],
+        ondelete="CASCADE",
+    ),
+)
+
 schedules = Table(
     "automl_schedules",
     metadata,

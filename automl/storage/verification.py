@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from automl.storage.connect import Guard
 from automl.storage.sql import Database, retried
-from automl.storage.tables import Now, verification_scores, verifications
+from automl.storage.tables import Now, verification_outcomes, verification_scores, verifications
 
 ScoredSplit = Literal["validation", "test"]
 
@@ -48,6 +48,17 @@ class Score:
     split: ScoredSplit
     metric: str
     value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOutcomes:
+    """What a training of an arm has made of each row of one split, as `automl.outcomes` writes it."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    split: ScoredSplit
+    outcomes: str
 
 
 def latest(database: Database, study: str, *, done: bool = False) -> Verification | None:
@@ -95,8 +106,8 @@ class VerificationStore:
         self._beginning = None
 
     @retried
-    def add_scores(self, number: int, scores: Sequence[Score]) -> None:
-        """Store scores in one transaction; one that is stored already is kept as it is."""
+    def add_scores(self, number: int, scores: Sequence[Score], outcomes: Sequence[RowOutcomes] = ()) -> None:
+        """Store scores, and what they were made of, in one transaction; what is stored already is kept as it is."""
         rows = [
             {
                 "study_name": self.study,
@@ -114,6 +125,10 @@ class VerificationStore:
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
             statement = dialect.insert(verification_scores).values(at=Now()).on_conflict_do_nothing()
             connection.execute(statement, rows)
+            if outcomes:
+                key = {"study_name": self.study, "verification": number}
+                made = [{**key, **asdict(each)} for each in outcomes]
+                connection.execute(dialect.insert(verification_outcomes).on_conflict_do_nothing(), made)
 
     @retried
     def scores(self, number: int) -> list[Score]:
@@ -123,6 +138,15 @@ class VerificationStore:
         query = query.order_by(table.c.arm, table.c.seed, table.c.learning_rate, table.c.split, table.c.metric)
         with self._database.reading(f"read the scores of verification {number}") as connection:
             return [_score(row) for row in connection.execute(query)]
+
+    @retried
+    def outcomes(self, number: int) -> list[RowOutcomes]:
+        """What the scores of a verification were made of, where that is known."""
+        table = verification_outcomes
+        names = [table.c[field.name] for field in fields(RowOutcomes)]
+        query = select(*names).where(table.c.study_name == self.study, table.c.verification == number)
+        with self._database.reading(f"read the outcomes of verification {number}") as connection:
+            return [RowOutcomes(**row._mapping) for row in connection.execute(query)]
 
     @retried
     def finish(self, number: int, result: Mapping[str, Any]) -> None:

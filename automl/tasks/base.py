@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 
 if TYPE_CHECKING:
@@ -111,3 +112,9 @@ class Task(ABC):
 
         The caller has set eval mode and no_grad. Generation metrics are computed only if they are the objective.
         """
+
+    def evaluate_by_row(
+        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
+        """`evaluate`, and what the objective was made of, row by row in the order of the batches; None: not told."""
+        return self.evaluate(model, batches, tokenizer), None

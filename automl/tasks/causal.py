@@ -11,7 +11,8 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from transformers import GenerationConfig
 
 from automl.errors import DataError
 from automl.metric import METRICS
+from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import IGNORED, Batch, LossParts, Row
@@ -249,22 +251,37 @@ def loss_parts(model: torch.nn.Module, batch: Batch) -> LossParts:
 
 def evaluate_text(
     model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any, settings: TaskSettings
-) -> dict[str, float]:
-    """loss (nats per target token) and perplexity; scores of generated texts too if one is the objective."""
+) -> tuple[dict[str, float], Outcomes | None]:
+    """loss (nats per target token) and perplexity; scores of generated texts too if one is the objective.
+
+    And each row's part in loss or perplexity: to first order, as a mean over rows.
+    """
     total, count = 0.0, 0
+    by_row: list[float] = []
     prompts: list[Prompt] = []
     is_generating = METRICS[settings.metric].generates
     for batch in batches:
         losses = target_losses(model, batch)
         total += losses.double().sum().item()
         count += losses.numel()
+        targets = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
+        by_row += [part.double().sum().item() for part in torch.split(losses, targets)]
         if is_generating:
             prompts.extend(prompts_of(batch))
     loss = total / count
     result = {"loss": loss, "perplexity": metrics.perplexity(loss)}
     if is_generating:
         result |= _generation_scores(model, sample_prompts(prompts, settings.generate_rows), tokenizer, settings)
-    return result
+    return result, _outcomes([len(by_row) * part / count for part in by_row], result, settings.metric)
+
+
+def _outcomes(losses: Sequence[float], result: Mapping[str, float], metric: str) -> Outcomes | None:
+    """losses: shares of the loss, whose mean it is."""
+    if metric == "loss":
+        return Outcomes("values", losses)
+    if metric == "perplexity" and math.isfinite(result[metric]):
+        return Outcomes("values", [result[metric] * (1.0 + part - result["loss"]) for part in losses])
+    return None
 
 
 class Prompt(NamedTuple):

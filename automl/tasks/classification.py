@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from automl.metric import METRICS
+from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
@@ -60,6 +62,11 @@ class Classification(Task):
         return LossParts(total, len(labels))
 
     def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
+        return self.evaluate_by_row(model, batches, tokenizer)[0]
+
+    def evaluate_by_row(
+        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
         truth: list[int] = []
         predicted: list[int] = []
         losses: list[float] = []
@@ -69,7 +76,15 @@ class Classification(Task):
             truth.extend(batch["labels"].tolist())
             predicted.extend(logits.argmax(dim=-1).tolist())
         scores = metrics.class_scores(truth, predicted, objective=self.settings.metric)
-        return {"loss": metrics.mean(losses)} | scores
+        return {"loss": metrics.mean(losses)} | scores, self._outcomes(truth, predicted, losses)
+
+    def _outcomes(self, truth: Sequence[int], predicted: Sequence[int], losses: Sequence[float]) -> Outcomes | None:
+        name = self.settings.metric
+        if name == "loss":
+            return Outcomes("values", losses)
+        if name == "accuracy":
+            return Outcomes("values", [float(a == b) for a, b in zip(truth, predicted, strict=True)])
+        return Outcomes("classes", predicted) if METRICS[name].score is not None else None
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""

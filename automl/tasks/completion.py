@@ -12,6 +12,7 @@ import torch
 
 from automl.errors import DataError
 from automl.metric import METRICS
+from automl.outcomes import Outcomes
 from automl.space.spec import DataSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import MaskedText, TextPart, evaluate_text, generation_notes, loss_parts, make_recipe
@@ -58,6 +59,11 @@ class Completion(Task):
         return loss_parts(model, batch)
 
     def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
+        return self.evaluate_by_row(model, batches, tokenizer)[0]
+
+    def evaluate_by_row(
+        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
         return evaluate_text(model, batches, tokenizer, self.settings)
 
     def _recipe(self, tokenizer: Any) -> Recipe:

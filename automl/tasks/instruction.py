@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from automl.outcomes import Outcomes
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import evaluate_text, generation_notes, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
@@ -53,6 +54,11 @@ class Instruction(Task):
         return loss_parts(model, batch)
 
     def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
+        return self.evaluate_by_row(model, batches, tokenizer)[0]
+
+    def evaluate_by_row(
+        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
         return evaluate_text(model, batches, tokenizer, self.settings)
 
     def _recipe(self, tokenizer: Any) -> Recipe:

@@ -24,7 +24,7 @@ from automl import durable
 from automl.errors import CheckpointError
 from automl.training.runtime import HostSettings
 from automl.training.state import SlotRecord, TrainState, identity
-from automl.trial import Measurement, ModuleImportance, TrialSpec
+from automl.trial import Examined, Measurement, ModuleImportance, TrialSpec
 from automl.trial_folders import slot_folder
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,8 @@ def _read(folder: Path) -> SlotRecord:
 
 def _measurement(item: dict[str, Any]) -> Measurement:
     modules = [{**module, "components": tuple(module["components"])} for module in item.pop("importances", ())]
-    return Measurement(**item, importances=tuple(ModuleImportance(**module) for module in modules))
+    examined = tuple(Examined(*found) for found in item.pop("examined", ()))
+    return Measurement(**item, importances=tuple(ModuleImportance(**module) for module in modules), examined=examined)
 
 
 def _to_json(record: SlotRecord, attempt: int) -> dict[str, Any]:

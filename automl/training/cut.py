@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from automl.methods.registry import METHODS
 from automl.models.inventory import linear_layers
 from automl.tasks.base import Row
 from automl.training.export import OWN_WEIGHTS, with_adapter
+from automl.training.moments import moments_of
 from automl.training.runtime import Runtime
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -204,34 +204,13 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{folder}: {WEIGHTS} cannot be read: {error}") from None
 
 
-@torch.no_grad()
 def input_moments(
     runtime: Runtime, model: Any, layers: Mapping[str, nn.Module], updates: Sequence[LowRank], rows: Sequence[Row]
 ) -> list[Tensor]:
     """E[A x (A x)ᵀ] of every module, each (r, r) float64, over the real tokens of these rows; forward passes only."""
-    sums = [
-        torch.zeros(len(update.a), len(update.a), dtype=torch.float64, device=update.a.device) for update in updates
-    ]
-    counts = [0] * len(updates)
-    real = torch.empty(0)
-
-    def watch(index: int, module: nn.Module) -> Any:
-        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0][real] if inputs[0].shape[:-1] == real.shape else inputs[0].flatten(0, -2)
-            seen = (x.float() @ updates[index].a.float().mT).double()
-            sums[index] += seen.mT @ seen
-            counts[index] += len(seen)
-
-        return module.register_forward_pre_hook(look)
-
-    with ExitStack() as watching, runtime.autocast():
-        for index, module in enumerate(layers.values()):
-            watching.callback(watch(index, module).remove)
-        for chunk in in_batches(rows):
-            batch = runtime.batch(chunk)
-            real = batch["attention_mask"].bool()
-            runtime.task.loss(model, batch)
-    return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]  # an expert may see nothing
+    batches = map(runtime.batch, in_batches(rows))
+    with runtime.autocast():
+        return moments_of(list(layers.values()), updates, batches, lambda batch: runtime.task.loss(model, batch))
 
 
 def _cut_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:

@@ -207,7 +207,8 @@ class SoloHost:
         if self._finalists.admit(measurement.metrics):
             trained = resident.spec.steps * resident.spec.hyper.batch_size
             measurement = resident.trial.measure_held_out(measurement, affordable_rows(trained))
-        return replace(measurement, adapter=str(self._export(resident.trial, measurement)))
+        exported = replace(measurement, adapter=str(self._export(resident.trial, measurement)))
+        return resident.trial.examine(exported)
 
     def _export(self, trial: SoloTrial, measurement: Measurement) -> Path:
         """The finished adapter's folder. Every process gives its share of the tensors."""

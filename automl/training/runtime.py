@@ -12,6 +12,7 @@ from torch import nn
 
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef, Dtype, load_backbone, load_tokenizer
+from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Batch, Prepared, Row, Task
@@ -71,8 +72,8 @@ class Runtime:
     """The frozen backbone on its device with the data that trials are trained on and judged by.
 
     evaluation_rows: the fixed part of the validation split that every evaluation uses, or in a verification all test
-    rows. evaluation_tokens: in one forward pass, padding included. importance: as in the settings. The model carries at
-    most one adapter at a time.
+    rows. evaluation_tokens: in one forward pass, padding included. importance: as in the settings. validation_rows: in
+    a verification, what a search is judged on. The model carries at most one adapter at a time.
     """
 
     model: nn.Module
@@ -85,6 +86,7 @@ class Runtime:
     targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluation_tokens: int = EVALUATION_TOKENS["cpu"]
     importance: bool = False
+    validation_rows: Sequence[Row] = ()
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast if that is the precision; otherwise it does nothing."""
@@ -96,12 +98,18 @@ class Runtime:
 
     def evaluate(self, model: nn.Module, rows: Sequence[Row], max_tokens: int) -> dict[str, float]:
         """All metrics of the task over `rows`, without dropout; the model is left in eval mode."""
+        return self.evaluate_by_row(model, rows, max_tokens)[0]
+
+    def evaluate_by_row(
+        self, model: nn.Module, rows: Sequence[Row], max_tokens: int
+    ) -> tuple[dict[str, float], Outcomes | None]:
+        """The same, and what the objective is made of, row by row, the longest rows first."""
         batches = evaluation_batches(
             self.task, rows, range(len(rows)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
         )
         model.eval()
         with torch.no_grad(), self.autocast():
-            return self.task.evaluate(model, map(self._on_device, batches), self.tokenizer)
+            return self.task.evaluate_by_row(model, map(self._on_device, batches), self.tokenizer)
 
     def _on_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -127,6 +135,7 @@ def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runt
         targets=settings.targets,
         evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
         importance=settings.importance,
+        validation_rows=_validation_rows(task, settings) if settings.judged_on == "test" else (),
     )
 
 
@@ -154,5 +163,9 @@ def _evaluation_rows(task: Task, settings: HostSettings) -> list[Row]:
     """The fixed subset of the validation rows, or all test rows, read once: every evaluation goes through all of it."""
     if settings.judged_on == "test":
         return list(task.rows(settings.prepared, "test"))
+    return _validation_rows(task, settings)
+
+
+def _validation_rows(task: Task, settings: HostSettings) -> list[Row]:
     rows = task.rows(settings.prepared, "validation")
     return [rows[index] for index in evaluation_rows(settings.task.seed, len(rows), settings.task.evaluate_rows)]

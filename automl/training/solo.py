@@ -24,9 +24,11 @@ from automl.methods.registry import METHODS
 from automl.methods.seeding import dropout_state, set_dropout_state
 from automl.models.inventory import head_modules, resolve_targets
 from automl.models.quantised import weight_norms
-from automl.tasks.base import Row
+from automl.outcomes import Outcomes
+from automl.tasks.base import Batch, Row
 from automl.tasks.batches import batch_rows, some_of
 from automl.training import optim
+from automl.training.examine import Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
 from automl.training.memory import is_out_of_memory
 from automl.training.parallel import SINGLE_PROCESS, BatchLoss, ParallelStrategy
@@ -139,23 +141,28 @@ class SoloTrial:
 
     def measure(self) -> Measurement:
         """Metrics on the evaluation rows of this step, none at a checkpoint. Raises Diverged or OutOfMemory."""
-        metrics: dict[str, float] = {}
+        found: tuple[dict[str, float], Outcomes | None] = {}, None
         if rows := some_of(self.runtime.evaluation_rows, self.spec.rows_at(self.step)):
-            metrics, self.evaluation_tokens = self._strategy.within_memory(
+            found, self.evaluation_tokens = self._strategy.within_memory(
                 self.evaluation_tokens,
-                lambda at_once: self.runtime.evaluate(self._adapter.model, rows, at_once),
+                lambda at_once: self.runtime.evaluate_by_row(self._adapter.model, rows, at_once),
                 what=f"the evaluation of trial {self.spec.number}",
             )
             self._strategy.after_evaluation(self._adapter.model)
-        check_finite(metrics, self.step)
+        check_finite(found[0], self.step)
         return Measurement(
             trial=self.spec.number,
             step=self.step,
-            metrics=metrics,
+            metrics=found[0],
             seconds=self.seconds,
             tokens=self.tokens,
             importances=self._importances(),
+            examined=own_outcomes(self.spec.examination, *found) if self.step >= self.spec.steps else (),
         )
+
+    def examine(self, measurement: Measurement) -> Measurement:
+        """The last measurement with what the trial's examination finds; the trial is as before."""
+        return examined(measurement, self.spec.examination, self._subject)
 
     def measure_held_out(self, measurement: Measurement, rows: int = HELD_OUT_ROWS) -> Measurement:
         """The measurement with what removing each module's update would do to the loss on the first evaluation rows.
@@ -233,6 +240,26 @@ class SoloTrial:
         if adapter.sensitivity is None:
             return ()
         return adapter.sensitivity.report(self._factors(adapter.model), step=self.step, steps=self.spec.steps)
+
+    def _subject(self) -> Subject:
+        model, runtime = self._adapter.model, self.runtime
+        model.eval()
+        updates = self._method.low_rank(model)
+
+        def forward(batch: Batch) -> None:
+            with torch.no_grad(), runtime.autocast():
+                runtime.task.loss(model, batch)
+
+        return Subject(
+            updates=updates,
+            modules=[model.get_base_model().get_submodule(update.path) for update in updates],
+            train_rows=runtime.train_rows,
+            rows=runtime.evaluation_rows,
+            validation_rows=runtime.validation_rows,
+            batch=runtime.batch,
+            forward=forward,
+            evaluate=lambda rows: runtime.evaluate_by_row(model, rows, self.evaluation_tokens),
+        )
 
     def _rows(self) -> list[Row]:
         """The rows of this step: a function of data seed, step and batch size."""

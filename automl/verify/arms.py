@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
@@ -18,10 +18,12 @@ from automl.setup.prepare import Derivation
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace
 from automl.storage.trials import TrialRow
-from automl.trial import Scalar
+from automl.trial import Cut, Scalar
 from automl.verify.plan import GRID, Arm, ArmKind, Comparison
 from automl.verify.ranks import cost, even_ranks, random_ranks, spent
 from automl.verify.statistics import LEVEL, joint_level
+
+Squeeze = Literal["auto", "all", "off"]
 
 DEFAULT = "default"
 SUGGESTED, UNIFORM, RANDOM = "suggested", "uniform", "random"
@@ -152,6 +154,35 @@ class Candidates:
                 )
         return None
 
+    def cuts(self, parameters: int) -> list[Arm]:
+        """The best trial's adapter, cut globally to so many parameters, and evenly where that is at least rank 1.
+
+        Their hyperparameters are the trial's at the even rank of that size. None if it is not LoRA, or not smaller.
+        """
+        winner = self._arm(self._ranked[0], "squeezed")
+        layers = self._derive.layers(winner.hyper.target)
+        costs = sum(map(cost, layers))
+        whole = spent(layers, {layer.path: winner.hyper.rank_of(layer.path) for layer in layers})
+        if winner.hyper.method != "lora" or parameters >= whole:
+            return []
+        even = parameters // costs
+        sizes: list[tuple[ArmKind, int]] = [("squeezed", parameters)]
+        if even:
+            sizes.append(("even-cut", even * costs))
+        return [self._cut(winner, kind, size, max(1, even), whole) for kind, size in sizes]
+
+    def _cut(self, winner: Arm, kind: ArmKind, size: int, rank: int, whole: int) -> Arm:
+        how = "globally" if kind == "squeezed" else f"evenly, rank {rank}"
+        return replace(
+            winner,
+            name=kind,
+            title=f"trial {winner.trial} cut {how}",
+            kind=kind,
+            trainable_params=winner.trainable_params - whole + size,
+            hyper=replace(winner.hyper, rank=rank, alpha=winner.hyper.alpha / winner.hyper.rank * rank),
+            cut=Cut(kind, size, even=kind == "even-cut"),
+        )
+
     def _at_rank(self, winner: Arm, rank: int) -> Arm:
         hyper = replace(winner.hyper, rank=rank, alpha=winner.hyper.alpha / winner.hyper.rank * rank, rank_pattern=())
         known = self._rate_at(rank, hyper.target)
@@ -232,20 +263,24 @@ def choose_arms(
     candidates: Candidates,
     *,
     finalists: int,
-    lower: Callable[[Arm], Iterable[int]] = lambda winner: (),
+    squeeze: Squeeze = "off",
+    knee: int | None = None,
     suggested: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> list[Arm]:
     """All arms of a verification; the first is the search's best trial. No configuration is there under two names.
 
-    lower: ranks below the winner's that it is trained at too. suggested: ranks by module for the winner's target set.
-    seed: for the random allocation.
+    squeeze: which smaller adapters the winner is held against. knee: parameters of the low-rank matrices that its
+    adapter is cut to; None: it is not cut. suggested: ranks by module for the winner's target set. seed: for the random
+    allocation.
     """
     arms = candidates.finalists(finalists)
     for other in (candidates.default(), candidates.smallest()):
         if other is not None and all(other.hyper != arm.hyper for arm in arms):
             arms.append(other)
-    arms += candidates.lower_ranks(lower(arms[0]))
+    cuts = candidates.cuts(knee) if squeeze != "off" and knee is not None else []
+    even = next((arm.hyper.rank for arm in cuts), None)
+    arms += candidates.lower_ranks(lower_ranks(arms[0].hyper.rank, squeeze, even)) + cuts
     if (equal := candidates.equal_lora(arms)) is not None:
         arms.append(equal)
     if suggested is not None:
@@ -253,24 +288,34 @@ def choose_arms(
     return arms
 
 
-def lower_ranks(rank: int, squeeze: Literal["auto", "all", "off"]) -> list[int]:
-    """Ranks below this one that the winner is trained at too: a quarter, and if all are wanted a half."""
+def lower_ranks(rank: int, squeeze: Squeeze, even: int | None = None) -> list[int]:
+    """Ranks below this one that the winner is trained at too: a quarter, and if all are wanted a half.
+
+    even: rank that costs what the winner's adapter is cut to: it takes the place of a quarter if it is between an
+    eighth and a half, so that what is cut is held against what is trained at that size; if all are wanted it is there
+    anyway.
+    """
+    quarter = max(1, rank // 4)
     if squeeze == "off":
         return []
-    return [max(1, rank // 4), *([rank // 2] if squeeze == "all" else [])]
+    if squeeze == "all":
+        return sorted({quarter, max(1, rank // 2), *([] if even is None else [even])})
+    return [even if even is not None and rank <= 8 * even <= 4 * rank else quarter]
 
 
 def choose_comparisons(arms: Sequence[Arm], *, claims: int = 1) -> list[Comparison]:
-    """What is tested, named before any training: four questions, each with a false-alarm rate of 5 %.
+    """What is tested, named before any training: five questions, each with a false-alarm rate of 5 %.
 
     Is the search's best trial better than the default, and than the other finalists? Those comparisons hold jointly.
     Is the suggested pattern better than even ranks *and* than random ones? Both must hold, so each is tested in full.
     Is a method that finds its ranks better than LoRA with as many parameters?
     Are lower ranks at rates of their own not worse than the winner? They hold jointly.
+    Is the winner's adapter, cut globally, not worse than the whole, better than cut evenly, and how does it stand
+    against what is trained at that size? They hold jointly.
 
     claims: see `Plan.claims`; each has an equal part of the false alarms (Bonferroni).
     """
-    found = [*_of_winner(arms), *_of_rank(arms), *_of_method(arms), *_of_pattern(arms)]
+    found = [*_of_winner(arms), *_of_rank(arms), *_of_cut(arms), *_of_method(arms), *_of_pattern(arms)]
     return [replace(each, level=1.0 - (1.0 - each.level) / claims) for each in found] if claims > 1 else found
 
 
@@ -289,6 +334,16 @@ def _of_rank(arms: Sequence[Arm]) -> Iterator[Comparison]:
     lower = [arm for arm in arms if arm.kind == "lower"]
     for arm in lower:
         yield Comparison(arm=arm.name, against=arms[0].name, level=joint_level(len(lower)))
+
+
+def _of_cut(arms: Sequence[Arm]) -> Iterator[Comparison]:
+    cut = next((arm for arm in arms if arm.kind == "squeezed"), None)
+    if cut is None:
+        return
+    rank = cut.hyper.rank
+    others = [arm for arm in arms if arm.kind == "even-cut" or (arm.kind == "lower" and arm.hyper.rank == rank)]
+    for against in (arms[0], *others):
+        yield Comparison(arm=cut.name, against=against.name, level=joint_level(1 + len(others)))
 
 
 def _of_method(arms: Sequence[Arm]) -> Iterator[Comparison]:

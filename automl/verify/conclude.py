@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from automl.metric import METRICS
 from automl.results.rank_gate import RankGate
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
+from automl.verify.deploy import deployment
 from automl.verify.lower import rank_answer
 from automl.verify.plan import Arm, Plan
-from automl.verify.protocol import Compared, Scores, baseline, beats_baseline, chosen_rate, compare, mean_score, values
+from automl.verify.protocol import (
+    Compared,
+    Scores,
+    baseline,
+    beats_baseline,
+    chosen_rate,
+    compare,
+    mean_score,
+    validation_values,
+    values,
+)
 from automl.verify.recommendation import as_document, recommend
-from automl.verify.statistics import in_percent, spread
+from automl.verify.statistics import LEVEL, in_percent, paired, spread
 
 NOT_RUN, PASSED, NO_GAIN, WORSE = "not_run", "passed", "no_gain", "worse"
 
@@ -30,10 +42,11 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
         "headline": _headline(plan, scores, found, above=above),
         "seeds": [seed for seed in plan.seeds if any(seed in values(plan, scores, arm) for arm in plan.arms)],
         "planned_seeds": len(plan.seeds),
-        "arms": [_arm(plan, scores, arm) for arm in plan.arms],
+        "arms": [_arm(plan, scores, arm) for arm in plan.arms if values(plan, scores, arm)],
         "comparisons": [_comparison(each) for each in found],
         "selection_optimism": _optimism(plan, scores),
         "recommendation": as_document(plan, scores, recommended),
+        "deploy": deployment(plan, scores, recommended),
         "suggestion": {"status": suggestion},
         "rank": _as_plain(rank_answer(plan, scores)) if above else None,
     }
@@ -74,18 +87,29 @@ def _comparison(found: Compared) -> dict[str, Any]:
         "wins": found.wins,
         "verdict": found.verdict,
         "detectable": found.estimate.detectable,
+        "row_error": found.row_error or None,
     }
 
 
 def _optimism(plan: Plan, scores: Scores) -> dict[str, Any]:
-    """By how much the search's value flattered its winner: positive = it looked better than it is."""
-    verified = mean_score(plan, scores, plan.winner)
-    return {
+    """By how much the search's value flattered its winner: positive = it looked better than it is.
+
+    Against fresh seeds on the same validation rows, with an interval over seeds; where these were not scored there (one
+    diverged, or an older version trained them), against the test rows.
+    """
+    verified, metric = mean_score(plan, scores, plan.winner), METRICS[plan.metric]
+    found = {
         "trial": plan.winner.trial,
         "validation": plan.winner_value,
         "verified": verified,
-        "optimism": METRICS[plan.metric].gain(plan.winner_value, over=verified),
+        "optimism": metric.gain(plan.winner_value, over=verified),
     }
+    fresh = validation_values(plan, scores)
+    if len(fresh) < 2:
+        return found
+    estimate = paired([metric.gain(plan.winner_value, over=value) for value in fresh])
+    interval = {"low": estimate.low, "high": estimate.high, "level": LEVEL}
+    return {**found, "fresh": math.fsum(fresh) / len(fresh), "optimism": estimate.mean, **interval}
 
 
 def _suggestion(found: list[Compared]) -> str:
@@ -109,7 +133,7 @@ def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool)
 def _nothing_learnt(plan: Plan, scores: Scores) -> str:
     what = "the majority class" if plan.majority else "the untrained model"
     without = baseline(plan, scores)[plan.metric]
-    best = min(plan.arms, key=lambda arm: METRICS[plan.metric].loss(mean_score(plan, scores, arm)))
+    best = min(plan.trained, key=lambda arm: METRICS[plan.metric].loss(mean_score(plan, scores, arm)))
     return (
         f"No configuration beats {what}: {plan.metric} {mean_score(plan, scores, best):.4f} at best, {without:.4f}"
         " without training."

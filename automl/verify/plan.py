@@ -12,9 +12,12 @@ from automl.lora import Hyperparameters
 from automl.metric import METRICS, Direction
 from automl.storage.verification import ScoredSplit
 from automl.study.seeding import derive_seed
-from automl.trial import Scalar, TrialSpec
+from automl.trial import Cut, Examination, Scalar, TrialSpec
 
-ArmKind = Literal["finalist", "default", "smallest", "suggested", "uniform", "random", "equal", "lower"]
+ArmKind = Literal[
+    "finalist", "default", "smallest", "suggested", "uniform", "random", "equal", "lower", "squeezed", "even-cut"
+]
+CUT_KINDS: tuple[ArmKind, ...] = ("squeezed", "even-cut")
 PATTERN_KINDS: tuple[ArmKind, ...] = ("suggested", "uniform", "random")
 
 _CALLED: Mapping[ArmKind, str] = {
@@ -23,6 +26,8 @@ _CALLED: Mapping[ArmKind, str] = {
     "uniform": "even ranks",
     "random": "random ranks",
     "equal": "LoRA with as many parameters",
+    "squeezed": "the winner's adapter, cut globally,",
+    "even-cut": "the winner's adapter, cut evenly,",
 }
 
 LOOK = 4
@@ -47,7 +52,7 @@ class Arm:
 
     trial: the one of the search that it comes from. params: as the search gave them, for people. hyper: all of it; its
     learning rate is the first choice. learning_rates: candidates, one of which is chosen on validation rows if there
-    are several.
+    are several. cut: what it is of the winner's adapter; such an arm is not trained.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Arm:
     hyper: Hyperparameters
     trainable_params: int
     learning_rates: tuple[float, ...]
+    cut: Cut | None = None
 
     @property
     def is_tuned(self) -> bool:
@@ -138,6 +144,11 @@ class Plan:
         return next(arm for arm in self.arms if arm.name == name)
 
     @property
+    def trained(self) -> list[Arm]:
+        """The arms that are trained; those of cuts are not."""
+        return [arm for arm in self.arms if arm.cut is None]
+
+    @property
     def winner(self) -> Arm:
         """The best trial of the search: the first finalist."""
         return self.arms[0]
@@ -147,6 +158,8 @@ class Plan:
         plain = asdict(self)
         for arm, document in zip(self.arms, plain["arms"], strict=True):
             document["hyper"] = {**arm.hyper.as_dict(), "rank_pattern": arm.hyper.ranks}
+            if arm.cut is None:  # as versions without cuts have recorded it
+                del document["cut"]
         if self.budget_seconds is None:  # as versions without budgets have recorded it
             del plain["looks"], plain["budget_seconds"]
         listed: dict[str, Any] = _listed(plain)
@@ -193,7 +206,7 @@ def all_trainings(plan: Plan) -> list[Training]:
     scored = [
         Training(arm=arm.name, seed=seed, learning_rate=rate, split="test")
         for seed in plan.seeds
-        for arm in plan.arms
+        for arm in plan.trained
         for rate in arm.learning_rates
     ]
     return tuning + scored
@@ -215,7 +228,18 @@ def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
         steps=plan.steps,
         evaluate_every=plan.steps,
         checkpoint_every=math.ceil(plan.steps / (_CHECKPOINTS + 1)),
+        examination=_examination(plan, training),
     )
+
+
+def _examination(plan: Plan, training: Training) -> Examination | None:
+    """What is seen of a training that is scored on test rows: each row, and of the winner its cuts, too."""
+    if training.split != "test":
+        return None
+    if training.arm != plan.winner.name:
+        return Examination("test", by_row=True)
+    cuts = tuple(arm.cut for arm in plan.arms if arm.cut is not None)
+    return Examination("test", cuts=cuts, by_row=True, on_validation=True)
 
 
 def row_step(metric: str, rows: int) -> float:

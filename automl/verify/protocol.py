@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from automl.metric import METRICS, as_loss
-from automl.storage.verification import Score, ScoredSplit
+from automl.storage.verification import RowOutcomes, Score, ScoredSplit
 from automl.verify.plan import Arm, Comparison, Plan, Training, all_trainings
+from automl.verify.rows import groups_of, outcomes_of, row_error, widened
 from automl.verify.statistics import LEVEL, Estimate, Verdict, is_settled, paired, spread, t_quantile, verdict
 
 DIVERGED = "diverged"
@@ -28,17 +29,30 @@ Key = tuple[str, int, float, ScoredSplit]
 
 
 class Scores:
-    """All metrics of all trainings so far, by what was trained."""
+    """All metrics of all trainings and cuts so far, by what they are of.
 
-    def __init__(self, scores: Iterable[Score] = ()) -> None:
+    outcomes: what they were made of, where that is known. truth: classes of the test rows in the order of the outcomes.
+    """
+
+    def __init__(
+        self, scores: Iterable[Score] = (), outcomes: Iterable[RowOutcomes] = (), truth: Sequence[int] = ()
+    ) -> None:
+        self.truth = truth
+        self._outcomes = {(each.arm, each.seed, each.learning_rate, each.split): each.outcomes for each in outcomes}
         self._metrics: dict[Key, dict[str, float]] = {}
         for score in scores:
             key = (score.arm, score.seed, score.learning_rate, score.split)
             self._metrics.setdefault(key, {})[score.metric] = score.value
 
-    def add(self, training: Training, metrics: Mapping[str, float]) -> None:
-        """Note what a training has scored."""
+    def add(self, training: Training, metrics: Mapping[str, float], outcomes: str = "") -> None:
+        """Note what a training, or a cut, has scored, and what that was made of."""
         self._metrics[training.key] = dict(metrics)
+        if outcomes:
+            self._outcomes[training.key] = outcomes
+
+    def outcomes(self, arm: str, seed: int, learning_rate: float) -> str:
+        """What a test score was made of; empty if that is not known."""
+        return self._outcomes.get((arm, seed, learning_rate, "test"), "")
 
     def has(self, training: Training) -> bool:
         """Whether the training was made."""
@@ -54,18 +68,20 @@ class Scores:
 
     def seconds_of(self, seeds: Collection[int]) -> list[float]:
         """Training times of all that was trained with these seeds; 0 where it diverged."""
-        return [found.get(SECONDS, 0.0) for (_, seed, *_), found in self._metrics.items() if seed in seeds]
+        trained = {key: found for key, found in self._metrics.items() if SECONDS in found or DIVERGED in found}
+        return [found.get(SECONDS, 0.0) for (_, seed, *_), found in trained.items() if seed in seeds]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A comparison on the seeds that both arms were trained with."""
+    """A comparison on the seeds that both arms were trained with. row_error: standard error over rows, 0: not known."""
 
     comparison: Comparison
     estimate: Estimate
     seeds: int
     wins: int
     verdict: Verdict
+    row_error: float
 
 
 def next_trainings(plan: Plan, scores: Scores) -> list[Training]:
@@ -73,7 +89,7 @@ def next_trainings(plan: Plan, scores: Scores) -> list[Training]:
     tuning = [each for each in all_trainings(plan) if each.split == "validation" and not scores.has(each)]
     if tuning:
         return tuning
-    arms, begin = list(plan.arms), 0
+    arms, begin = plan.trained, 0
     for end in plan.stages:
         if begin:
             arms = _open_arms(plan, scores, begin)
@@ -113,9 +129,20 @@ def values(plan: Plan, scores: Scores, arm: Arm, metric: str | None = None) -> d
     found: dict[int, float] = {}
     for seed in plan.seeds:
         metrics = scores.metrics(arm.name, seed, rate, "test")
+        if arm.cut is not None and DIVERGED in (whole := scores.metrics(plan.winner.name, seed, rate, "test")):
+            metrics = whole  # there was nothing to cut
         if metrics:
             found[seed] = metrics[name] if DIVERGED not in metrics else baseline(plan, scores)[name]
     return found
+
+
+def validation_values(plan: Plan, scores: Scores) -> list[float]:
+    """Values of the winner's fresh seeds on the validation rows; none if a seed has none."""
+    seeds = values(plan, scores, plan.winner)
+    rate = plan.winner.learning_rates[0]
+    found = [scores.metrics(plan.winner.name, seed, rate, "validation").get(plan.metric) for seed in seeds]
+    told = [value for value in found if value is not None]
+    return told if len(told) == len(found) else []
 
 
 def mean_score(plan: Plan, scores: Scores, arm: Arm) -> float:
@@ -134,15 +161,33 @@ def compare(plan: Plan, scores: Scores, comparison: Comparison, *, seeds: int | 
     shared = [seed for seed in plan.seeds if seed in ours and seed in theirs][:seeds]
     if len(shared) < 2:
         return None
-    differences = [ours[seed] - theirs[seed] for seed in shared]
-    estimate = paired(differences, comparison.level, grain=plan.grain)
+    estimate, error = difference(plan, scores, comparison, shared)
     return Compared(
         comparison=comparison,
         estimate=estimate,
         seeds=len(shared),
-        wins=sum(as_loss(difference, plan.direction) < 0 for difference in differences),
+        wins=sum(METRICS[plan.metric].gain(ours[seed], over=theirs[seed]) > 0.0 for seed in shared),
         verdict=verdict(estimate, plan.direction),
+        row_error=error,
     )
+
+
+def difference(plan: Plan, scores: Scores, pair: Comparison, seeds: Sequence[int]) -> tuple[Estimate, float]:
+    """Mean of the paired differences over these seeds with its interval, and the standard error over rows.
+
+    The interval is over seeds, and where it is known what was made of each row, over seeds and rows, which is wider.
+    """
+    arms = [plan.arm(name) for name in (pair.arm, pair.against)]
+    ours, theirs = (values(plan, scores, arm) for arm in arms)
+    estimate = paired([ours[seed] - theirs[seed] for seed in seeds], pair.level, grain=plan.grain)
+    rates = [chosen_rate(plan, scores, arm) for arm in arms]
+    told = [[scores.outcomes(arm.name, seed, rate) for arm, rate in zip(arms, rates, strict=True)] for seed in seeds]
+    if not all(text for of_seed in told for text in of_seed):
+        return estimate, 0.0
+    pairs = [(outcomes_of(our), outcomes_of(their)) for our, their in told]
+    error = row_error(pairs, plan.metric, scores.truth)
+    rows = groups_of(len(pairs[0][0].rows), pairs[0][0].kind)
+    return widened(estimate, error, rows, pair.level), error
 
 
 def beats_baseline(plan: Plan, scores: Scores) -> bool:
@@ -155,14 +200,14 @@ def beats_baseline(plan: Plan, scores: Scores) -> bool:
     metric = "accuracy" if "accuracy" in without and plan.metric != "loss" else plan.metric
     return any(
         METRICS[metric].gain(_mean(found), over=without[metric]) > _doubt(plan, metric, found)
-        for arm in plan.arms
+        for arm in plan.trained
         if len(found := list(values(plan, scores, arm, metric).values())) >= 2
     )
 
 
 def _doubt(plan: Plan, metric: str, found: Sequence[float]) -> float:
     """By how much the mean could be too high by chance, one-sided and for all arms together."""
-    sure = 1.0 - (1.0 - LEVEL) / (len(plan.arms) * plan.claims)
+    sure = 1.0 - (1.0 - LEVEL) / (len(plan.trained) * plan.claims)
     doubt = t_quantile(sure, len(found) - 1) * spread(found) / math.sqrt(len(found))
     if metric not in ("accuracy", "exact_match"):
         return doubt
@@ -179,7 +224,9 @@ def _open_arms(plan: Plan, scores: Scores, seeds: int) -> list[Arm]:
     """Arms of the comparisons that so many seeds have not decided."""
     open_ones = [each for each in plan.comparisons if not _is_decided(plan, scores, each, seeds)]
     names = {name for each in open_ones for name in (each.arm, each.against)}
-    return [arm for arm in plan.arms if arm.name in names]
+    if any(plan.arm(name).cut is not None for name in names):
+        names.add(plan.winner.name)  # whose adapters are cut
+    return [arm for arm in plan.trained if arm.name in names]
 
 
 def _is_decided(plan: Plan, scores: Scores, comparison: Comparison, seeds: int) -> bool:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from automl.metric import METRICS
-from automl.verify.plan import PATTERN_KINDS, Arm, Plan
-from automl.verify.protocol import Scores, mean_score, values
+from automl.verify.plan import PATTERN_KINDS, Arm, Comparison, Plan
+from automl.verify.protocol import Scores, difference, mean_score, values
+from automl.verify.rows import detectable_by
 from automl.verify.statistics import (
     PROPOSED_SEEDS,
     Estimate,
     in_percent,
     is_not_worse,
     joint_level,
-    paired,
     seeds_to_decide,
     spread,
 )
@@ -29,6 +30,7 @@ class Candidate:
 
     gain: over the best one, negative where that is better, whatever the metric's direction.
     needed: seeds that would decide; None if it is decided, or would take more than are proposed.
+    rows: test rows that would decide with enough seeds, where seeds alone do not; None where that is not known.
     """
 
     arm: Arm
@@ -37,6 +39,7 @@ class Candidate:
     seeds: int
     standing: Standing
     needed: int | None
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ def recommend(plan: Plan, scores: Scores, *, with_suggested: bool) -> Recommenda
     with_suggested the suggested ones are.
     """
     kinds = {kind for kind in PATTERN_KINDS if kind != "suggested" or not with_suggested}
-    arms = [arm for arm in plan.arms if arm.kind not in kinds]
+    arms = [arm for arm in plan.trained if arm.kind not in kinds]
     losses = {arm.name: METRICS[plan.metric].loss(mean_score(plan, scores, arm)) for arm in arms}
     best = min(arms, key=lambda arm: losses[arm.name])
     others = tuple(
@@ -80,14 +83,22 @@ def _level(plan: Plan, arms: Sequence[Arm], best: Arm, arm: Arm) -> float:
 def held_against(plan: Plan, scores: Scores, arm: Arm, best: Arm, level: float) -> Candidate:
     """How an arm stands against another on the seeds that both have, at least two."""
     ours, theirs = values(plan, scores, arm), values(plan, scores, best)
-    gains = [METRICS[plan.metric].gain(ours[seed], over=theirs[seed]) for seed in ours if seed in theirs]
-    gain = paired(gains, level, grain=plan.grain)
+    shared = [seed for seed in ours if seed in theirs]
+    gains = [METRICS[plan.metric].gain(ours[seed], over=theirs[seed]) for seed in shared]
+    found, error = difference(plan, scores, Comparison(arm=arm.name, against=best.name, level=level), shared)
+    gain = found.turned(plan.direction)
     standing: Standing = "worse" if gain.high < 0.0 else "undecided"
     if is_not_worse(gain, plan.margin):
         standing = "not worse"
     sd = max(spread(gains), plan.grain)
-    needed = seeds_to_decide(gain, sd, plan.margin, level) if standing == "undecided" else None
-    return Candidate(arm=arm, gain=gain, level=level, seeds=len(gains), standing=standing, needed=needed)
+    needed, rows = None, None
+    if standing == "undecided":
+        by_rows = detectable_by(plan.test_rows, error, level)
+        needed = seeds_to_decide(gain, sd, plan.margin, level, by_rows)
+        if needed is None and seeds_to_decide(gain, sd, plan.margin, level) is not None:
+            reached = max(gain.mean + plan.margin, -gain.mean)
+            rows = math.ceil(2 * plan.test_rows * (by_rows / reached) ** 2)  # half of what is open is left to seeds
+    return Candidate(arm=arm, gain=gain, level=level, seeds=len(gains), standing=standing, needed=needed, rows=rows)
 
 
 def as_document(plan: Plan, scores: Scores, found: Recommendation | None) -> dict[str, Any]:
@@ -144,6 +155,8 @@ def _of_smaller(plan: Plan, smaller: Sequence[Candidate]) -> Iterator[str]:
 
 def needed(candidate: Candidate) -> str:
     """How many seeds would decide, in words."""
+    if candidate.rows is not None:
+        return f"these test rows are too few to decide; about {candidate.rows:,} would do, with more seeds"
     if candidate.needed is None:
         return f"more than {PROPOSED_SEEDS[-1]} seeds would be needed to decide"
     return f"about {candidate.needed} seeds would decide (it had {candidate.seeds})"

@@ -9,21 +9,22 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from automl import durable, progress
+from automl import durable, progress, ranking
 from automl.errors import ConfigError, DataError, Problem, SpaceChangedError
 from automl.execution.stop import StopRequest
-from automl.metric import margin_mistake, practical_margin
+from automl.metric import METRICS, margin_mistake, practical_margin
 from automl.report.write import renew_report
 from automl.results.disk import DiskWatch, check_disk
 from automl.results.folders import study_folder
 from automl.results.home import open_home
 from automl.results.recorded import BASELINE, GROUND, recorded_space
+from automl.results.squeezed import squeeze_of
 from automl.results.summary import summarise, write_summary
 from automl.setup.executors import Executors, lent
 from automl.setup.prepare import Inputs
@@ -34,7 +35,7 @@ from automl.storage.base import ResultStore
 from automl.storage.lease import StudyLease
 from automl.storage.sql import Database
 from automl.storage.trials import list_trials
-from automl.storage.verification import Score, ScoredSplit, Verification, VerificationStore
+from automl.storage.verification import RowOutcomes, Score, ScoredSplit, Verification, VerificationStore
 from automl.study.seeding import data_seed, derive_seed, trial_seed
 from automl.sweep.drive import drive
 from automl.sweep.upload import store_results
@@ -42,9 +43,9 @@ from automl.tasks import make_task
 from automl.tasks.classification import majority_scores
 from automl.training.checkpoint import latest_attempt
 from automl.training.runtime import HostSettings
-from automl.trial import Metrics
+from automl.trial import Examined, Metrics
 from automl.trial_folders import adapter_folder
-from automl.verify.arms import Candidates, choose_arms, choose_comparisons, lower_ranks
+from automl.verify.arms import Candidates, choose_arms, choose_comparisons
 from automl.verify.conclude import conclude
 from automl.verify.plan import (
     LEAST_PATTERN_SEEDS,
@@ -192,25 +193,35 @@ class _Work:
 
     def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
-        suggested = self._suggested(options)
+        suggested, knee = self._suggested(options), self._knee(options)
         if before is not None:
-            # One that an older version has begun knows of no smaller adapters: it is finished as it was begun.
+            # What was begun is finished as it was begun, though its adapter was squeezed again since, or an older
+            # version knew of no smaller adapters.
+            then = knee if before.is_done else _recorded_knee(before.plan)
             kinds = {options.squeeze, options.squeeze if before.is_done else "off"}
-            for same in (self._plan(before.number, replace(options, squeeze=kind), suggested) for kind in kinds):
+            for kind in kinds:
+                same = self._plan(before.number, replace(options, squeeze=kind), suggested, then)
                 if same.as_dict() == before.plan:
                     return before.number, same, before
         number = before.number + 1 if before is not None else 1
-        return number, self._plan(number, options, suggested), None
+        return number, self._plan(number, options, suggested, knee), None
 
     def train(self, plan: Plan, number: int, stop: StopRequest) -> Scores:
         """Train all that the rules ask for, one split after the other; every score is stored as soon as it is known."""
-        scores = Scores(self._scores.scores(number))
+        scores = Scores(self._scores.scores(number), self._scores.outcomes(number), self._truth())
         while (split := _next_split(plan, scores)) is not None:
             self._train(plan, number, split, scores, stop)
         shutil.rmtree(study_folder(self._spec) / "verification", ignore_errors=True)
         return scores
 
-    def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None) -> Plan:
+    def _truth(self) -> list[int]:
+        """Classes of the test rows in the order of outcomes; empty if there are none."""
+        if not self._setup.inputs.prepared.labels:
+            return []
+        rows = make_task(self._setup.spec.task).rows(self._setup.inputs.prepared, "test")
+        return [int(row["labels"]) for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)]
+
+    def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None, knee: int | None) -> Plan:
         spec, inputs = self._setup.spec, self._setup.inputs
         rows = list_trials(self._database, spec.study)
         candidates = Candidates(
@@ -231,7 +242,8 @@ class _Work:
         arms = choose_arms(
             candidates,
             finalists=options.finalists,
-            lower=lambda winner: lower_ranks(winner.hyper.rank, options.squeeze),
+            squeeze=options.squeeze,
+            knee=knee,
             suggested=suggested,
             seed=derive_seed("random-ranks", spec.search.seed, number),
         )
@@ -267,6 +279,18 @@ class _Work:
             logger.info("suggested ranks are not verified: that takes %d seeds (--seeds)", LEAST_PATTERN_SEEDS)
             return None
         return options.suggest(self._database, self._spec.study)
+
+    def _knee(self, options: Options) -> int | None:
+        """Parameters of the smallest size of the winner's adapter that a squeeze found not to be worse than the whole.
+
+        None if there is no smaller one, if the adapter was not squeezed, or if nobody wants to know.
+        """
+        metric = METRICS[self._setup.spec.task.metric]
+        best = ranking.best(list_trials(self._database, self._setup.spec.study), metric.direction)
+        if best is None or options.squeeze == "off" or self._setup.spec.run.shards > 1:
+            return None
+        squeeze = squeeze_of(self._database, self._setup.spec.study, best.number)
+        return squeeze.knee if squeeze is not None and squeeze.knee < squeeze.whole.parameters else None
 
     def _train(self, plan: Plan, number: int, split: ScoredSplit, scores: Scores, stop: StopRequest) -> None:
         """Train what is scored on one split, and measure the untrained model on it if that is needed."""
@@ -308,7 +332,7 @@ class _Work:
 
         known: metrics of the untrained model, which no worker need measure then.
         """
-        trials = len(plan.arms) * min(LOOK, len(plan.seeds))
+        trials = len(plan.trained) * min(LOOK, len(plan.seeds))
         settings = self._setup.for_trainings(trials).worker_settings()
         if split == "test":
             prepared = replace(self._setup.inputs.prepared, baseline=known)
@@ -325,22 +349,41 @@ class _Work:
             importance=False,
         )
 
-    def _keep(self, number: int, scores: Scores, training: Training, metrics: Metrics) -> None:
+    def _keep(
+        self, number: int, scores: Scores, training: Training, metrics: Metrics, examined: Sequence[Examined] = ()
+    ) -> None:
+        """Store and note a training with what was examined of it, all of it or nothing."""
+        found = _by_key(training, metrics, examined)
         self._scores.add_scores(
             number,
             [
-                Score(
-                    arm=training.arm,
-                    seed=training.seed,
-                    learning_rate=training.learning_rate,
-                    split=training.split,
-                    metric=name,
-                    value=value,
-                )
-                for name, value in metrics.items()
+                Score(**_key(each), metric=name, value=value)
+                for each, (values, _) in found.items()
+                for name, value in values.items()
             ],
+            [RowOutcomes(**_key(each), outcomes=told) for each, (_, told) in found.items() if told],
         )
-        scores.add(training, metrics)
+        for each, (values, told) in found.items():
+            scores.add(each, values, told)
+
+
+def _by_key(training: Training, metrics: Metrics, examined: Sequence[Examined]) -> dict[Training, tuple[Metrics, str]]:
+    """Metrics and outcomes of a training, of its cuts, and of the training on other rows."""
+    own = next((each.outcomes for each in examined if (each.name, each.split) == ("", training.split)), "")
+    found = {training: (metrics, own)}
+    for each in examined:
+        split: ScoredSplit = "validation" if each.split == "validation" else "test"
+        found.setdefault(replace(training, arm=each.name or training.arm, split=split), (each.metrics, each.outcomes))
+    return found
+
+
+def _key(training: Training) -> dict[str, Any]:
+    return {name: getattr(training, name) for name in ("arm", "seed", "learning_rate", "split")}
+
+
+def _recorded_knee(plan: Mapping[str, Any]) -> int | None:
+    """Parameters that the cuts of a recorded plan have; None if it has none."""
+    return next((int(arm["cut"][1]) for arm in plan["arms"] if arm.get("cut")), None)
 
 
 _UNTRAINED = Training(arm=UNTRAINED, seed=0, learning_rate=0.0, split="test")

@@ -40,6 +40,12 @@ class Estimate(NamedTuple):
     high: float
     detectable: float
 
+    def turned(self, direction: Direction) -> Estimate:
+        """The same of the gain: positive is better, whatever the direction."""
+        if as_loss(1.0, direction) < 0.0:
+            return self
+        return Estimate(-self.mean, -self.high, -self.low, self.detectable)
+
 
 def paired(differences: Sequence[float], level: float = LEVEL, *, grain: float = 0.0) -> Estimate:
     """Mean of the differences with a two-sided t-interval. Raises ValueError for fewer than two.
@@ -97,16 +103,17 @@ def is_not_worse(gain: Estimate, margin: float) -> bool:
     return gain.low > -margin
 
 
-def seeds_to_decide(gain: Estimate, sd: float, margin: float, level: float) -> int | None:
+def seeds_to_decide(gain: Estimate, sd: float, margin: float, level: float, by_rows: float = 0.0) -> int | None:
     """Least of PROPOSED_SEEDS with which it would be known, with a chance of POWER, if a loss of `margin` is ruled out.
 
     That is, if the gain is truly as measured: it is then shown to be above -margin, or to be below 0, whichever takes
-    fewer seeds. sd: of the differences. None if it takes more than the most of them.
+    fewer seeds. sd: of the differences. by_rows: what these rows leave open, however many seeds. None if it takes more
+    than the most of them.
     """
     reached = max(gain.mean + margin, -gain.mean)
 
     def is_enough(number: int) -> bool:
-        return detectable_shift(number, level) * sd <= reached * math.sqrt(number)
+        return math.hypot(detectable_shift(number, level) * sd / math.sqrt(number), by_rows) <= reached
 
     return next(filter(is_enough, PROPOSED_SEEDS), None)
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 from automl.errors import AutomlError, ResourceError, SearchError
 from automl.storage.verification import ScoredSplit
-from automl.trial import Action, Decision, Measurement, StopReason, TrialFailure, TrialSpec
+from automl.trial import Action, Decision, Examined, Measurement, StopReason, TrialFailure, TrialSpec
 from automl.verify.plan import Plan, Training, all_trainings, trial_spec
 from automl.verify.protocol import DIVERGED, SECONDS, Scores, next_trainings
 
 logger = logging.getLogger(__name__)
 
-Keep = Callable[[Training, Mapping[str, float]], None]
-"""Stores the scores of a training durably, and adds them to those that are known."""
+Keep = Callable[[Training, Mapping[str, float], Sequence[Examined]], None]
+"""Stores the scores of a training, and what was examined, durably, and adds them to what is known."""
 
 
 class Trainings:
@@ -115,7 +115,7 @@ class Trainings:
                 continue
             live.step = item.step
             if item.step >= live.spec.steps:
-                self._end(item.trial, {**item.metrics, SECONDS: item.seconds})
+                self._end(item.trial, {**item.metrics, SECONDS: item.seconds}, item.examined)
 
     def fail(self, failure: TrialFailure) -> None:
         """See `TrialSource.fail`. Raises ResourceError or SearchError if it says nothing about the configuration."""
@@ -153,9 +153,9 @@ class Trainings:
         what = f"{len(trainings)} trainings of {self._plan.steps} steps, scored on {self._split} rows"
         logger.info("verification %d: %s", self._number, what)
 
-    def _end(self, trial: int, metrics: Mapping[str, float]) -> None:
+    def _end(self, trial: int, metrics: Mapping[str, float], examined: Sequence[Examined] = ()) -> None:
         training = self._live[trial].training
-        self._keep(training, metrics)
+        self._keep(training, metrics, examined)
         del self._live[trial]
         self._ended += 1
         self._discard(trial)

@@ -94,7 +94,7 @@ class PeftRun:
         self.parameters = {name: tensor.clone() for name, tensor in method.state(peft_model).items()}
         peft_model.eval()
         with torch.no_grad():
-            batches = load.evaluation_batches(load.evaluation_tokens, torch.device("cpu"))
+            batches = load.evaluation_batches(load.evaluation_rows, load.evaluation_tokens, torch.device("cpu"))
             self.metrics = load.task.evaluate(peft_model, batches, load.tokenizer)
         method.detach(peft_model)
 

@@ -195,7 +195,7 @@ def test_plain_peft_loads_the_adapter_and_reproduces_the_metrics(tmp_path: Path,
         assert plain.peft_config["default"].r == TRIALS[number].hyper.rank
         load = workload(kind)
         with torch.no_grad():
-            batches = load.evaluation_batches(64, torch.device("cpu"))
+            batches = load.evaluation_batches(load.evaluation_rows, 64, torch.device("cpu"))
             assert load.task.evaluate(plain, batches, load.tokenizer) == pytest.approx(last.metrics, rel=1e-6)
         state = packed.trainer.snapshot(number)
         back = read_adapter(Path(last.adapter), list(state.params))

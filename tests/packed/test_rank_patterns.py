@@ -58,7 +58,7 @@ def test_a_trial_follows_peft_with_the_same_pattern(name: str, kind: str, with_b
         }
         load = workload(kind)
         with torch.no_grad():
-            batches = load.evaluation_batches(64, torch.device("cpu"))
+            batches = load.evaluation_batches(load.evaluation_rows, 64, torch.device("cpu"))
             assert load.task.evaluate(loaded, batches, load.tokenizer) == pytest.approx(event.metrics, rel=1e-5)
     trainer.close()
 

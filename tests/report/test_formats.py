@@ -154,7 +154,8 @@ TRIAL_KEYS = """
 adapter attempts curve error number params seconds state steps stop_reason tokens trainable_params value
 """
 VERIFICATION_KEYS = """
-advice arms beats_majority comparisons done headline majority metric number optimism planned_seeds recommendation seeds
+advice arms beats_majority comparisons deploy done headline majority metric number optimism optimism_high optimism_low
+planned_seeds recommendation seeds
 started_at suggestion_status
 """
 

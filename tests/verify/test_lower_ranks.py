@@ -47,7 +47,7 @@ def test_below_rank_1_and_beside_adalora_there_is_none() -> None:
 
 
 def test_lower_ranks_are_a_question_of_their_own() -> None:
-    found = choose_arms(candidates(trial(0, 0.9, rank=16)), finalists=1, lower=lambda winner: (4, 8))
+    found = choose_arms(candidates(trial(0, 0.9, rank=16)), finalists=1, squeeze="all")
     assert [each.kind for each in found] == ["finalist", "default", "lower", "lower"]
     levels = {(each.arm, each.against): each.level for each in choose_comparisons(found)}
     assert levels == {

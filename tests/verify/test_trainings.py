@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from automl.errors import ResourceError, SearchError
-from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
+from automl.trial import Examined, Measurement, StopReason, TrialFailure, TrialSpec
 from automl.verify.plan import Plan, Training, all_trainings
 from automl.verify.protocol import DIVERGED, SECONDS, Scores
 from automl.verify.trainings import Trainings
@@ -35,7 +35,7 @@ class Bench:
             **settings,  # type: ignore[arg-type]
         )
 
-    def keep(self, training: Training, metrics: Mapping[str, float]) -> None:
+    def keep(self, training: Training, metrics: Mapping[str, float], examined: Sequence[Examined]) -> None:
         self.scores.add(training, metrics)
         self.kept.append(training)
 
