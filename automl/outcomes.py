@@ -23,7 +23,7 @@ class Outcomes(NamedTuple):
 
 
 def encoded(outcomes: Outcomes) -> str:
-    """As text: values in float32, classes in 16 bits."""
+    """Text of the outcomes: values in float32, classes in 16 bits."""
     packed = _empty(outcomes.kind)
     packed.extend(map(int, outcomes.rows) if outcomes.kind == "classes" else outcomes.rows)
     if _IS_BIG:

@@ -103,7 +103,7 @@ class Runtime:
     def evaluate_by_row(
         self, model: nn.Module, rows: Sequence[Row], max_tokens: int
     ) -> tuple[dict[str, float], Outcomes | None]:
-        """The same, and what the objective is made of, row by row, the longest rows first."""
+        """All metrics, as `evaluate`, and what the objective is made of, row by row, the longest rows first."""
         batches = evaluation_batches(
             self.task, rows, range(len(rows)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
         )

@@ -1,15 +1,16 @@
 """Test rows are a sample too: how far a difference between two arms could move with other rows.
 
 The difference is a mean over seeds and rows, which are crossed: every seed is scored on every row. Its variance is that
-over seeds, with these rows, plus that over rows, of the means over these seeds. What is left over in both is counted
-twice, so the sum is rather too large. Source: Owen 2007, The pigeonhole bootstrap, section 3, whose bootstrap over
-seeds and rows estimates the same sum.
+over seeds, with these rows, plus what rows add: the variance over rows of the means over seeds, less the part of it
+that is the seeds' own. Source: Searle, Casella and McCulloch 1992, Variance Components, section 4.5 (two-way crossed,
+no interaction). A paired bootstrap over seeds and rows would count that part three times (Owen 2007, The pigeonhole
+bootstrap, theorem 3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from automl.metric import METRICS
@@ -33,15 +34,15 @@ def outcomes_of(text: str) -> Outcomes:
 
 
 def row_error(pairs: Sequence[Pair], metric: str, truth: Sequence[int]) -> float:
-    """Standard error, over rows, of the mean over seeds of the differences between two arms.
+    """What rows add to the standard error of the mean over seeds of the differences between two arms.
 
-    pairs: one for each seed, all of one kind and length. truth: classes of the rows, in their order.
+    pairs: one for each seed, at least two, all of one kind and length. truth: classes of the rows, in their order.
     """
     if pairs[0][0].kind == "values":
-        return _error_of_mean([_differences(ours.rows, theirs.rows) for ours, theirs in pairs])
+        return _added([_differences(ours.rows, theirs.rows) for ours, theirs in pairs])
     score = METRICS[metric].score
     assert score is not None
-    return _jackknife(pairs, score, truth)
+    return _added([_pseudo_values(pair, score, truth) for pair in pairs])
 
 
 def widened(estimate: Estimate, error: float, rows: int, level: float) -> Estimate:
@@ -69,33 +70,31 @@ def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
-def _error_of_mean(by_seed: Sequence[Sequence[float]]) -> float:
-    means = [math.fsum(row) / len(by_seed) for row in zip(*by_seed, strict=True)]
-    return spread(means) / math.sqrt(len(means))
+def _added(by_seed: Sequence[Sequence[float]]) -> float:
+    """Standard error that columns add to the mean of a table of seeds and rows; 0 if no more than is the seeds' own."""
+    seeds, columns = len(by_seed), len(by_seed[0])
+    means = [math.fsum(column) / seeds for column in zip(*by_seed, strict=True)]
+    of_means = math.fsum((mean - math.fsum(means) / columns) ** 2 for mean in means)
+    within = math.fsum(spread(row) ** 2 * (columns - 1) for row in by_seed)
+    residual = (within - seeds * of_means) / ((seeds - 1) * (columns - 1))
+    return math.sqrt(max(0.0, of_means / (columns - 1) - residual / seeds) / columns)
 
 
-def _jackknife(
-    pairs: Sequence[Pair], score: Callable[[Sequence[int], Sequence[int]], float], truth: Sequence[int]
-) -> float:
-    """Delete-a-group jackknife. Source: Kott 2001, The delete-a-group jackknife, equation 1."""
+def _pseudo_values(
+    pair: Pair, score: Callable[[Sequence[int], Sequence[int]], float], truth: Sequence[int]
+) -> list[float]:
+    """What each part of the rows contributes to the difference of a seed, by leaving it out.
+
+    Source: Kott 2001, The delete-a-group jackknife; Efron and Tibshirani 1993, An Introduction to the Bootstrap, 11.7.
+    """
     groups = min(GROUPS, len(truth))
 
-    def without(group: int) -> float:
-        kept = [place for place in range(len(truth)) if place % groups != group]
+    def difference(kept: Sequence[int]) -> float:
         right = [truth[place] for place in kept]
-        return math.fsum(_pair_scores(pairs, score, right, kept)) / len(pairs)
+        ours, theirs = (score(right, [int(side.rows[place]) for place in kept]) for side in pair)
+        return ours - theirs
 
-    left_out = [without(group) for group in range(groups)]
-    return spread(left_out) * (groups - 1) / math.sqrt(groups)
-
-
-def _pair_scores(
-    pairs: Sequence[Pair],
-    score: Callable[[Sequence[int], Sequence[int]], float],
-    right: Sequence[int],
-    kept: Sequence[int],
-) -> Iterator[float]:
-    for ours, theirs in pairs:
-        yield score(right, [int(ours.rows[place]) for place in kept]) - score(
-            right, [int(theirs.rows[place]) for place in kept]
-        )
+    everything = range(len(truth))
+    whole = groups * difference(everything)
+    left_out = (difference([place for place in everything if place % groups != group]) for group in range(groups))
+    return [whole - (groups - 1) * value for value in left_out]

@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
     detectable: float
 
     def turned(self, direction: Direction) -> Estimate:
-        """The same of the gain: positive is better, whatever the direction."""
+        """Estimate of the gain: positive is better, whatever the direction."""
         if as_loss(1.0, direction) < 0.0:
             return self
         return Estimate(-self.mean, -self.high, -self.low, self.detectable)

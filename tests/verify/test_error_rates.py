@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from automl.verify.statistics import detectable_shift
-from tests.verify.verdict_rates import ROWS, SEEDS, chance, false_alarms, false_passes
+from tests.verify.verdict_rates import ROWS, SEEDS, SPECIAL, alarms_over_rows, chance, false_alarms, false_passes
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
@@ -17,6 +17,14 @@ def test_copies_scored_in_whole_rows_raise_alarms_in_at_most_5_percent(seeds: in
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_what_loses_the_margin_is_called_not_worse_in_at_most_5_percent(seeds: int) -> None:
     assert max(false_passes(seeds, sd, margin=4.0) for sd in ROWS) <= 0.025  # one-sided
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_equals_on_all_rows_raise_alarms_in_at_most_5_percent_whatever_rows_were_drawn(seeds: int) -> None:
+    rates = [alarms_over_rows(seeds, special) for special in SPECIAL]
+    assert max(both for _, both in rates) <= 0.05
+    if seeds == max(SEEDS):  # what the interval over seeds alone would do
+        assert rates[-1][0] > 0.2
 
 
 def test_the_chance_to_be_found_grows_with_seeds_and_difference() -> None:

@@ -1,6 +1,7 @@
 """How often a verdict errs and how often it finds what is there: `python -m tests.verify.verdict_rates` prints both.
 
-Errors by simulation of copies of one configuration, scored in whole test rows; power exactly, from the non-central t.
+Errors by simulation of copies of one configuration, scored in whole test rows, and of two that are equally good on all
+rows there could be, each better on some of them; power exactly, from the non-central t.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from itertools import product
 
 import numpy as np
 
+from automl.outcomes import Outcomes
+from automl.verify.rows import row_error, widened
 from automl.verify.statistics import (
     LEVEL,
     detectable_shift,
@@ -26,6 +29,12 @@ STUDIES = 20_000
 SEEDS = (3, 4, 8)
 ROWS = (0.4, 1.0, 3.0)
 """Standard deviations of a score over seeds, in test rows."""
+
+SAMPLED_STUDIES = 2_000
+SAMPLED_ROWS = 200
+"""Test rows of the studies in which rows are a sample, drawn anew for each."""
+SPECIAL = (0.0, 0.5, 2.0)
+"""How much a row may favour one of the two configurations, in logits: the standard deviation over rows."""
 
 
 def scores(seeds: int, arms: int, sd: float) -> np.ndarray:
@@ -55,6 +64,31 @@ def false_passes(seeds: int, sd: float, margin: float) -> float:
     return sum(is_not_worse(paired(each, grain=1.0), margin) for each in gains) / STUDIES
 
 
+def sampled(seeds: int, special: float) -> np.ndarray:
+    """Right or wrong [SAMPLED_STUDIES, 2 arms, seeds, SAMPLED_ROWS]: rows differ in how hard they are and in whom they
+    favour, either arm alike; seeds differ a little.
+    """
+    draw = np.random.default_rng([seeds, round(10 * special)])
+    hard = draw.normal(1.5, 1.5, (SAMPLED_STUDIES, 1, 1, SAMPLED_ROWS))
+    favour = draw.normal(0.0, special, (SAMPLED_STUDIES, 1, 1, SAMPLED_ROWS)) * np.array([0.5, -0.5]).reshape(2, 1, 1)
+    seed = draw.normal(0.0, 0.1, (SAMPLED_STUDIES, 2, seeds, 1))
+    logits = hard + favour + seed
+    return draw.random(logits.shape) < 1.0 / (1.0 + np.exp(-logits))
+
+
+def alarms_over_rows(seeds: int, special: float) -> tuple[float, float]:
+    """Share of such studies in which one arm is called better: by the interval over seeds, and over seeds and rows."""
+    alarms = [0, 0]
+    for study in sampled(seeds, special).astype(float):
+        ours, theirs = (tuple(Outcomes("values", rows) for rows in arm.tolist()) for arm in study)
+        differences = (study[0].mean(axis=1) - study[1].mean(axis=1)).tolist()
+        of_seeds = paired(differences, LEVEL, grain=1.0 / SAMPLED_ROWS)
+        error = row_error(list(zip(ours, theirs, strict=True)), "accuracy", ())
+        for place, estimate in enumerate((of_seeds, widened(of_seeds, error, SAMPLED_ROWS, LEVEL))):
+            alarms[place] += verdict(estimate, "maximize") != "no clear difference"
+    return alarms[0] / SAMPLED_STUDIES, alarms[1] / SAMPLED_STUDIES
+
+
 def chance(seeds: int, difference: float) -> float:
     """Chance to call a configuration better that truly is, by so many standard deviations of the paired differences."""
     return power(difference * seeds**0.5, t_quantile((1.0 + LEVEL) / 2.0, seeds - 1), seeds - 1)
@@ -67,6 +101,10 @@ def tables() -> Iterator[str]:
     yield "not worse although it loses the margin of 4 rows: seeds | s.d. in rows -> share"
     for seeds, sd in product(SEEDS, ROWS):
         yield f"{seeds} | {sd} -> {false_passes(seeds, sd, 4.0):.2%}"
+    yield "false alarms where rows are drawn anew: seeds | s.d. of favour in logits -> over seeds, over seeds and rows"
+    for seeds, special in product(SEEDS, SPECIAL):
+        alone, both = alarms_over_rows(seeds, special)
+        yield f"{seeds} | {special} -> {alone:.2%}, {both:.2%}"
     yield "power: seeds -> chance at a true difference of 1, 2, 3 s.d. | difference found with 80 %"
     for seeds in (*SEEDS, 16, 32):
         chances = " ".join(f"{chance(seeds, difference):.0%}" for difference in (1, 2, 3))
