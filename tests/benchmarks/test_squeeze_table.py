@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import squeeze_table
+from benchmarks import squeeze_memory, squeeze_table
+from benchmarks.shapes import SHAPES
 from benchmarks.squeeze_numbers import Gate, Measured, rows_of
 from benchmarks.squeeze_world import write_part, write_quick_set
 
@@ -104,3 +105,11 @@ def test_what_is_missing_is_a_dash() -> None:
     assert lines["squeeze / training, CPU time"] == "4.0%"
     assert lines["Spearman of squeezed ranks"] == "1.00"
     assert lines["rank binds: gate, truth"] == "–"
+
+
+def test_memory_is_told_beside_the_sizes_of_what_is_cut(document: Document) -> None:
+    found = document(squeeze_memory.main, ["--quick"])["bytes"]
+    tiny = SHAPES["tiny-llama"].settings
+    assert found["largest module"] == 4 * tiny["hidden_size"] * tiny["intermediate_size"]
+    assert found["adapter"] < found["backbone"]
+    assert min(found.values()) >= 0
