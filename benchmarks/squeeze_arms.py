@@ -22,7 +22,7 @@ from benchmarks.measure import machine
 from benchmarks.squeeze_world import Lab, Params, TextSet, Trained, Training, Turned, cut
 
 PILOT_SEED = 1000
-"""Of the trainings that learning rates are chosen by; no other arm has it."""
+"""Seed of the trainings that learning rates are chosen by; no other arm has it."""
 
 RATES_AROUND = (0.5, 1.0, 2.0)
 """A grid of learning rates, as factors of its centre; extended while the best one lies at an edge."""
@@ -137,7 +137,7 @@ class Arms:
     ) -> float:
         """The rate by the validation loss of short trainings of one seed.
 
-        Of rates as good as the best within the margin of a loss the lowest: what it is for trains longer.
+        The lowest of those as good as the best, within the margin of a loss: what it is for trains longer.
         """
         rates = [centre * factor for factor in RATES_AROUND]
         while True:
