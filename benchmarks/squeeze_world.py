@@ -163,7 +163,7 @@ class Lab:
         return [layer.path for layer in self.layers]
 
     def even(self, rank: int) -> dict[str, int]:
-        """The same rank everywhere."""
+        """One rank everywhere."""
         return dict.fromkeys(self.paths, rank)
 
     def train(self, trainings: Sequence[Training], finished: Callable[[Training, Trained], None]) -> None:
