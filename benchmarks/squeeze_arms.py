@@ -1,7 +1,7 @@
 """The arms of `squeeze_table`, each stored as soon as it is scored, so that a killed run goes on where it stopped.
 
-Three parts, in the order of their use. `core`: full adapters, their cuts, recovery, and training at the small rank with
-as many steps in all. `gate`: other ranks at their own rates. `ranks`: training with squeezed and with random ranks.
+Four parts, in the order of their use. `cuts`: full adapters and their cuts. `small`: recovery of cuts, and training at
+the small rank with as many steps in all. `gate`: other ranks at their own rates. `ranks`: training with squeezed and with random ranks.
 """
 
 from __future__ import annotations
@@ -82,13 +82,16 @@ class Arms:
 
     # Parts
 
-    def core(self) -> None:
-        """Everything about cutting and about training at an eighth of the rank with as many steps in all."""
-        small, steps, longer = self.small, self.text_set.steps, round(LONGER * self.text_set.steps)
+    def cuts(self) -> None:
+        """Full adapters and what is left of them at smaller sizes."""
         self._full(self.seeds)
         for seed in self.seeds:
             self._cuts(seed)
-        self._trained(f"rank{small}+", small, self.seeds, steps + self.recovery)
+
+    def small(self) -> None:
+        """Training at an eighth of the rank with as many steps in all, recovery of cuts to it, and longer training."""
+        rank, steps, longer = self.eighth, self.text_set.steps, round(LONGER * self.text_set.steps)
+        self._trained(f"rank{rank}+", rank, self.seeds, steps + self.recovery)
         for kind in ("global", "even"):
             self._recovered(kind)
         self._trained(f"long/{longer}", self.text_set.rank, self.seeds[:LONGER_SEEDS], longer)
@@ -103,7 +106,7 @@ class Arms:
         """An eighth of the rank on average: by the squeeze of another seed, and at random."""
         for kind, make in (("squeezed", self._squeezed_ranks), ("random", self._random_ranks)):
             of_seed = {seed: make(seed) for seed in self.seeds}
-            rate = self._tuned(f"as-{kind}", self.rate(self.small), make(self.seeds[0]), self.text_set.steps // 2)
+            rate = self._tuned(f"as-{kind}", self.rate(self.eighth), make(self.seeds[0]), self.text_set.steps // 2)
             self._train(
                 Training(key=f"as-{kind}/{seed}", ranks=ranks, rate=rate, steps=self.text_set.steps, seed=seed)
                 for seed, ranks in of_seed.items()
@@ -112,14 +115,14 @@ class Arms:
     # Sizes and rates
 
     @property
-    def small(self) -> int:
+    def eighth(self) -> int:
         """An eighth of the full rank."""
         return max(1, self.text_set.rank // 8)
 
     @property
     def ranks(self) -> list[int]:
         """From an eighth of the full rank to twice it."""
-        return [self.small * 2**power for power in range(5)]
+        return [self.eighth * 2**power for power in range(5)]
 
     @property
     def recovery(self) -> int:
@@ -228,12 +231,12 @@ class Arms:
 
     def _recovered(self, kind: str) -> None:
         """Cuts to an eighth, trained on for a few steps at a rate of their own."""
-        small, steps, first = self.small, self.recovery, self.seeds[0]
+        eighth, steps, first = self.eighth, self.recovery, self.seeds[0]
         keys = {seed: f"recovered/{kind}/{seed}" for seed in self.seeds}
         if all(key in self.record.results for key in keys.values()):
             return
         starts = {seed: self._turned(seed) for seed in self.seeds}
-        ranks = {seed: self._cut_ranks(turned, kind, small) for seed, turned in starts.items()}
+        ranks = {seed: self._cut_ranks(turned, kind, eighth) for seed, turned in starts.items()}
         params = {seed: cut(turned.params, ranks[seed]) for seed, turned in starts.items()}
         centre = self.rate(self.text_set.rank) / 2
         rate = self._tuned(f"recovered-{kind}", centre, ranks[first], steps, params[first])
@@ -283,14 +286,19 @@ class Arms:
     def _squeezed_ranks(self, seed: int) -> dict[str, int]:
         """Those of the next seed's adapter, cut globally."""
         other = self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
-        ranks = self.record.results[f"squeeze/{other}"]["ranks"][str(self.small)]
+        ranks = self.record.results[f"squeeze/{other}"]["ranks"][str(self.eighth)]
         return {path: rank for path, rank in zip(self.lab.paths, ranks, strict=True) if rank}
 
     def _random_ranks(self, seed: int) -> dict[str, int]:
         """From 1 to four times the mean, with as many parameters as the even rank."""
-        budget = sum(self.small * (layer.in_features + layer.out_features) for layer in self.lab.layers)
-        return random_ranks(self.lab.layers, budget, seed=seed, low=1, high=4 * self.small)
+        budget = sum(self.eighth * (layer.in_features + layer.out_features) for layer in self.lab.layers)
+        return random_ranks(self.lab.layers, budget, seed=seed, low=1, high=4 * self.eighth)
 
 
-PARTS: dict[str, Callable[[Arms], None]] = {"core": Arms.core, "gate": Arms.gate, "ranks": Arms.ranks_to_train}
+PARTS: dict[str, Callable[[Arms], None]] = {
+    "cuts": Arms.cuts,
+    "small": Arms.small,
+    "gate": Arms.gate,
+    "ranks": Arms.ranks_to_train,
+}
 """In the order in which they are measured for all sets."""

@@ -89,6 +89,12 @@ class Measured:
         margin = practical_margin(metric, value)
         return found.low > -margin if METRICS[metric].direction == "maximize" else found.high < margin
 
+    def better(self, arm: str, other: str, split: str) -> str:
+        """The arm with the lower mean loss; a dash if one is missing."""
+        losses = {name: self.mean(name, "loss", split) for name in (arm, other)}
+        known = {name: loss for name, loss in losses.items() if loss is not None}
+        return min(known, key=known.__getitem__) if len(known) == 2 else MISSING
+
     def stability(self) -> float | None:
         """Mean rank correlation of the squeezed ranks of modules over all pairs of seeds, cut to an eighth."""
         keys = [f"squeeze/{seed}" for seed in self.plan["seeds"]]
@@ -166,6 +172,7 @@ def rows_of(measured: Measured) -> dict[str, str]:
         "global − even cut, both recovered": lambda name: m.difference("recovered/global", "recovered/even", name),
         f"global cut − trained at {small}": lambda name: m.difference(cut, trained, name),
         f"recovered − trained at {small}, equal steps": lambda name: m.difference("recovered/global", trained, name),
+        f"trained at {small}, equal steps − full": lambda name: m.difference(trained, full, name),
         f"trained at {small} − full": lambda name: m.difference(f"rank{small}", full, name),
         "trained with squeezed − even ranks": lambda name: m.difference("as-squeezed", f"rank{small}", name),
         "trained with squeezed − random ranks": lambda name: m.difference("as-squeezed", "as-random", name),
@@ -178,6 +185,9 @@ def rows_of(measured: Measured) -> dict[str, str]:
         "full: 1.5 times the steps, loss, mean of two seeds": MISSING if longer is None else f"{longer.mean:+.3f}",
         f"cut to {small} not worse than full: {metric}": yes(m.is_not_worse(cut, full, metric)),
         f"cut to {small} not worse than full: loss": yes(m.is_not_worse(cut, full, "loss")),
+        f"recovered or trained at {small}: by validation loss, by test loss": " / ".join(
+            m.better("recovered/global", trained, split) for split in ("validation", "test")
+        ),
         "rank binds: gate, truth": MISSING if gate is None else f"{gate.answer}; {gate.truth}",
         "Spearman of squeezed ranks": plain(m.stability(), ".2f"),
         "squeeze / training, CPU time": plain(m.cost(), ".1%"),

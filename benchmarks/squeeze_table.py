@@ -1,10 +1,10 @@
 """What cutting trained adapters is worth: the table of docs/squeeze.md, over public sets, resumable.
 
-    python -m benchmarks.squeeze_table --data FOLDER --sets trec,sst2,cola --parts core,gate,ranks
+    python -m benchmarks.squeeze_table --data FOLDER --sets trec,cola --parts cuts,small,gate,ranks
 
 For every set: rank 16 on all linear layers of MiniLM at a learning rate chosen on validation rows; its global and even
-cuts; cuts trained on for a few steps; training at the small rank with as many steps in all (`core`); other ranks at
-rates of their own (`gate`); training with squeezed and with random ranks (`ranks`). Every finished training is stored
+cuts (`cuts`); cuts trained on for a few steps, and training at the small rank with as many steps in all (`small`);
+other ranks at rates of their own (`gate`); training with squeezed and with random ranks (`ranks`). Every finished training is stored
 at once under --record: the same command goes on where it was stopped, and `--only-table` prints what there is. Scores
 are on test rows that nothing was chosen by. Does not measure larger models, generation, or other PEFT methods.
 """
