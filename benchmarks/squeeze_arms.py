@@ -1,7 +1,8 @@
 """The arms of `squeeze_table`, each stored as soon as it is scored, so that a killed run goes on where it stopped.
 
 Four parts, in the order of their use. `cuts`: full adapters and their cuts. `small`: recovery of cuts, and training at
-the small rank with as many steps in all. `gate`: other ranks at their own rates. `ranks`: training with squeezed and with random ranks.
+the small rank with as many steps in all. `gate`: other ranks at their own rates. `ranks`: training with squeezed and
+with random ranks.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
 
 For every set: rank 16 on all linear layers of MiniLM at a learning rate chosen on validation rows; its global and even
 cuts (`cuts`); cuts trained on for a few steps, and training at the small rank with as many steps in all (`small`);
-other ranks at rates of their own (`gate`); training with squeezed and with random ranks (`ranks`). Every finished training is stored
-at once under --record: the same command goes on where it was stopped, and `--only-table` prints what there is. Scores
-are on test rows that nothing was chosen by. Does not measure larger models, generation, or other PEFT methods.
+other ranks at rates of their own (`gate`); training with squeezed and with random ranks (`ranks`). Every finished
+training is stored at once under --record: the same command goes on where it was stopped, and `--only-table` prints
+what there is. Scores are on test rows that nothing was chosen by. Does not measure larger models, generation, or other
+PEFT methods.
 """
 
 from __future__ import annotations
