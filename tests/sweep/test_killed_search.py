@@ -81,7 +81,7 @@ def await_end(tag: str) -> None:
     "slots",
     [
         pytest.param(1, id="solo"),
-        pytest.param(2, id="packed", marks=pytest.mark.full),  # packed and killed are test_five_kills' trials too
+        pytest.param(2, id="packed", marks=pytest.mark.full),  # test_worker_kills kills packs
     ],
 )
 def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(
