@@ -6,8 +6,30 @@ import json
 from collections.abc import Mapping
 from typing import ClassVar
 
-from automl.testing import MethodContract, MetricContract, SamplerContract, TaskContract
+import pytest
+
+from automl.execution import make_executor
+from automl.execution.base import Executor
+from automl.testing import (
+    ExecutorContract,
+    MethodContract,
+    MetricContract,
+    PrunerContract,
+    SamplerContract,
+    TaskContract,
+)
 from automl.trial import Scalar
+
+
+class TestAside(ExecutorContract):
+    @pytest.fixture
+    def executor(self) -> Executor:
+        return make_executor("aside")
+
+
+class TestRising(PrunerContract):
+    pruner = "rising"
+    options: ClassVar[Mapping[str, Scalar]] = {"by": 0.1}
 
 
 class TestHadamard(MethodContract):

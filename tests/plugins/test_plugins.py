@@ -1,4 +1,4 @@
-"""Packages that add a sampler, a metric, a method and a task, used from a space file without an edit in automl/."""
+"""Packages that add something of every kind, used from a space file without an edit in automl/."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.plugins.installed import HERE, install, write_metadata
 from tests.sweep.tiny_world import make_world
 
 ROOT = HERE.parents[1]
-PACKAGES = ("balanced", "hadamard", "rated", "tempering")
+PACKAGES = ("aside", "balanced", "hadamard", "rated", "rising", "tempering")
 RATINGS = {"negative": 0.1, "neutral": 0.5, "positive": 0.9}
 
 
@@ -38,12 +38,12 @@ def automl(folder: Path, *arguments: str, site: Path, **environment: str) -> sub
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the path with all four packages."""
+    """A folder of the path with all packages."""
     return install(tmp_path_factory.mktemp("site"), *PACKAGES)
 
 
 def rated_world(folder: Path) -> Path:
-    """Model, rated texts and a space file that names all four packages and trains in workers of Ray."""
+    """Model, rated texts and a space file that names all packages but an executor, and trains in workers of Ray."""
     space = make_world(folder, executor="ray", trials=6)
     rows = map(json.loads, (folder / "data.jsonl").read_text(encoding="utf-8").splitlines())
     rated = [json.dumps({"text": row["text"], "rating": RATINGS[row["label"]]}) + "\n" for row in rows]
@@ -54,6 +54,7 @@ def rated_world(folder: Path) -> Path:
         "./data.jsonl": "./rated.jsonl",
         "metric: accuracy": "metric: balanced_accuracy",
         "sampler: random": "sampler: {name: tempering, cooling: 0.01}",
+        "pruner: none": "pruner: {name: rising, by: 0.5}",
         "space:\n": "space:\n  init_deviation: {type: categorical, choices: [0.1, 0.2]}\n",
         "fixed: {": "fixed: {method: hadamard, ",
     }.items():
@@ -101,8 +102,8 @@ study = automl.search(
     space={"rank": automl.Int(1, 4), "learning_rate": automl.Float(1e-3, 1e-1, log=True),
            "init_deviation": automl.Float(0.2, 0.4)},
     fixed={"method": "hadamard", "target": "qv", "max_length": 12},
-    sampler={"name": "tempering", "cooling": 0.01}, pruner="none",
-    trials=2, steps=10, run={"executor": "inline", "threads": 1}, show_progress=False,
+    sampler={"name": "tempering", "cooling": 0.01}, pruner={"name": "rising", "by": 0.5},
+    trials=2, steps=10, run={"executor": "aside", "threads": 1}, show_progress=False,
 )
 assert all(0.2 <= trial.params["init_deviation"] <= 0.4 for trial in study.trials)
 print(len(study.trials), study.best.value, study.export("out"))
@@ -140,7 +141,7 @@ def test_they_pass_the_contracts_of_their_seams(site: Path, tmp_path: Path) -> N
         timeout=300,
     )
     assert result.returncode == 0, result.stdout
-    assert re.search(r"^33 passed", result.stdout.splitlines()[-1]), result.stdout
+    assert re.search(r"^54 passed", result.stdout.splitlines()[-1]), result.stdout
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -151,7 +152,7 @@ def test_each_is_one_file_and_one_line(name: str) -> None:
     assert len(list((HERE / name).rglob("*.py"))) == 1
 
 
-@pytest.mark.parametrize("word", ["tempering", "balanced_accuracy", "hadamard", "RatedTask"])
+@pytest.mark.parametrize("word", ["tempering", "balanced_accuracy", "hadamard", "RatedTask", "RisingPruner", "AsideExecutor"])
 def test_nothing_of_them_is_in_automl(word: str) -> None:
     files = [path for folder in ("automl", "dashboards") for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 200
@@ -172,10 +173,15 @@ def test_the_schema_lists_them_with_their_keys(site: Path, tmp_path: Path) -> No
             "init_deviation": "auto",
             "rank": {"type": "int", "low": 1, "high": 4, "when": {"init_deviation": 1}},
         },
-        "search": {"sampler": {"name": "tempering", "cooling": 0.5}},
+        "search": {"sampler": {"name": "tempering", "cooling": 0.5}, "pruner": {"name": "rising", "by": 0.1}},
+        "run": {"executor": "aside"},
     }
     checker.validate(document)
-    for wrong in ({"sampler": {"name": "tempering", "cooling": 2}}, {"sampler": "temper"}):
+    for wrong in (
+        {"sampler": {"name": "tempering", "cooling": 2}},
+        {"sampler": "temper"},
+        {"pruner": {"name": "rising", "by": -1}},
+    ):
         assert not checker.is_valid({**document, "search": wrong})
     assert not checker.is_valid({**document, "fixed": {"init_deviation": 11}})
     assert not checker.is_valid({**document, "task": {**document["task"], "classes": "four"}})  # type: ignore[dict-item]
@@ -187,6 +193,15 @@ MISTAKES = {
         "task: {type: rated, data: a.csv}\nsearch: {sampler: temperin}",
         "5:19: search.sampler: 'temperin' is not known; known: tpe, gp, cmaes, qmc, random, grid, nsga2, tempering"
         " (did you mean 'tempering'?)",
+    ),
+    "pruner": (
+        "task: {type: rated, data: a.csv}\nsearch: {pruner: risin}",
+        "5:18: search.pruner: 'risin' is not known; known: halving, peer, median, percentile, successive-halving,"
+        " hyperband, patient, threshold, none, rising (did you mean 'rising'?)",
+    ),
+    "executor": (
+        "task: {type: rated, data: a.csv}\nrun: {executor: asid}",
+        "5:17: run.executor: 'asid' is not known; known: ray, inline, aside (did you mean 'aside'?)",
     ),
     "its option": (
         "task: {type: rated, data: a.csv}\nsearch: {sampler: {name: tempering, cooling: 2}}",
