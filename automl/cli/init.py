@@ -21,7 +21,11 @@ def register(app: typer.Typer) -> None:
         ],
         task: Annotated[
             str | None,
-            typer.Option("--task", "-t", help="classification, completion or instruction. Default: read off the data."),
+            typer.Option(
+                "--task",
+                "-t",
+                help="classification, completion, instruction or a package's. Default: read off the data.",
+            ),
         ] = None,
         study: Annotated[
             str | None, typer.Option("--study", help="Name of the study. Default: the data's name.")

@@ -20,6 +20,7 @@ from automl.report.frames import (
 from automl.results.curves import with_curves
 from automl.results.parameter_importance import parameter_importance
 from automl.results.rank_gate import rank_gate
+from automl.results.recorded import GROUND, recorded_baseline
 from automl.results.squeezed import squeeze_of
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.runs import last_run
@@ -35,8 +36,7 @@ def read_frame(
     """Read a study, in whatever state it is. space: with automatic ranges filled in. Raises StudyNotFoundError."""
     store = database.store(spec.study)
     sweep = store.sweep()
-    ground = store.last_event("ground") or {}
-    baseline = (store.last_event("baseline") or {}).get(spec.task.metric)
+    ground = store.last_event(GROUND) or {}
     storage = database.optuna_storage()
     attempts = store.attempts()
     run = last_run(database, spec.study)
@@ -57,7 +57,7 @@ def read_frame(
         seed=spec.search.seed,
         parameters=space.parameters,
         trials=with_curves(trials, store.measurements(), spec.task.metric),
-        baseline=None if baseline is None else float(baseline),
+        baseline=recorded_baseline(store, spec.task.metric),
         ground=ground,
         provenance=sweep.provenance,
         space_text=sweep.space_text,

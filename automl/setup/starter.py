@@ -18,6 +18,7 @@ from automl.models.memory import held_bytes
 from automl.models.positions import positions
 from automl.results.folders import cache_folder
 from automl.space.advice import coverage_advice
+from automl.space.entries import TASKS, is_like
 from automl.space.load import load_space, parse_space
 from automl.space.spec import DataSettings, SweepSpec
 from automl.space.template import DEFAULT_LENGTH, commented_space
@@ -62,8 +63,10 @@ def starting_space(
 
     task_type: None reads it off the data's columns. methods: searched ones, or the one that is fixed. Raises ModelError
     and DataError as a search would, DataError if the columns do not tell what the task is, and ConfigError for a method
-    that is not there.
+    or a task that is not there.
     """
+    if task_type is not None and task_type not in TASKS:
+        raise ConfigError([Problem("", 0, 0, "--task", TASKS.unknown(task_type))])
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError([Problem("", 0, 0, "--method", METHODS.unknown(unknown[0]))])
     spec = _provisional(model, data)
@@ -72,7 +75,7 @@ def starting_space(
     if found != "classification":
         renamed = {}
     backbone = resolve_model(spec.model, cache_folder())
-    kind: Kind = "classification" if found == "classification" else "causal-lm"
+    kind: Kind = "classification" if is_like("classification", found) else "causal-lm"
     target_sets = resolvable_sets(skeleton(backbone, kind))
     longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=renamed)
     name = study or study_name(data)

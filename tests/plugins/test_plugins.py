@@ -152,7 +152,9 @@ def test_each_is_one_file_and_one_line(name: str) -> None:
     assert len(list((HERE / name).rglob("*.py"))) == 1
 
 
-@pytest.mark.parametrize("word", ["tempering", "balanced_accuracy", "hadamard", "RatedTask", "RisingPruner", "AsideExecutor"])
+@pytest.mark.parametrize(
+    "word", ["tempering", "balanced_accuracy", "hadamard", "RatedTask", "RisingPruner", "AsideExecutor"]
+)
 def test_nothing_of_them_is_in_automl(word: str) -> None:
     files = [path for folder in ("automl", "dashboards") for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 200

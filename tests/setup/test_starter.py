@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from automl.setup.starter import starting_advice
+from automl.errors import ConfigError
+from automl.setup.starter import starting_advice, starting_space
 from automl.space.template import commented_space
 
 
@@ -26,3 +27,8 @@ def test_rows_and_classes_of_the_training_data_are_counted(
     found = starting_advice(commented_space("s", "org/name", "data.jsonl", "classification"))
     assert len(found) == bool(said)
     assert said in "".join(found)
+
+
+def test_a_task_that_nobody_has_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"--task: unknown task 'tabel'; known: .*, table \(did you mean 'table'\?\)"):
+        starting_space("./model", "data.jsonl", task_type="tabel", study=None)

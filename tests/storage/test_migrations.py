@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
 from automl.errors import StorageError
-from automl.storage import migrations
+from automl.storage import migrations, views
 from automl.storage.connect import make_engine
 from automl.storage.lease import StudyLease
 from automl.storage.overview import study_totals
@@ -54,6 +56,13 @@ def test_only_our_tables_are_seen(database: Database) -> None:
     ours = {name for name in names if migrations.is_ours(name, "table")}
     assert ours == {*metadata.tables, migrations.VERSION_TABLE}
     assert {"trials", "studies", "alembic_version"} <= set(names) - ours
+
+
+def test_views_change_with_a_revision() -> None:
+    params = "".join(views._PARAMS[name] for name in ("sqlite", "postgresql"))
+    digest = hashlib.sha256((views._leaderboard("") + views._CURVES + views._SPENT + params).encode()).hexdigest()[:12]
+    # A database at the newest revision keeps the views it has, so a view that changes needs a revision after this one.
+    assert (digest, "0006" in migrations.revisions()) == ("dc11b68f5923", True)
 
 
 def test_downgrade_leaves_only_optunas_tables(url: str) -> None:
@@ -105,6 +114,15 @@ class TestUpgrade:
         assert upgrade_database(url).after.ready
         with open_database(url, create=False) as database:
             assert [(kind, detail) for _, kind, detail in database.store("s").events()] == [("kept", {"number": 3})]
+
+    def test_views_of_an_older_version_are_made_anew(self, tmp_path: Path) -> None:
+        """In a database that 870b605 wrote, whose leaderboard ranks by another rule."""
+        path = tmp_path / "older.sqlite"
+        shutil.copy(Path(__file__).parents[1] / "recorded/begun-870b605/study.sqlite", path)
+        before = _views(path)
+        assert upgrade_database(f"sqlite:///{path}").after.ready
+        with open_database(f"sqlite:///{tmp_path}/new.sqlite", create=True):
+            assert _views(path) == _views(tmp_path / "new.sqlite") != before
 
     # What was finished stays finished, also after a verification, which took the lease as a run does.
     def test_runs_are_made_of_what_older_versions_recorded(self, url: str) -> None:
@@ -182,6 +200,12 @@ def _downgrade(url: str, revision: str) -> None:
         for view in VIEWS:
             connection.execute(text(f"DROP VIEW {view}"))
         command.downgrade(migrations._config(connection), revision)
+
+
+def _views(path: Path) -> dict[str, str]:
+    """View -> its statement."""
+    with closing(sqlite3.connect(path)) as connection:
+        return dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
 
 
 def _definitions(path: Path) -> dict[str, set[str]]:
