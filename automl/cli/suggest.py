@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -50,7 +51,9 @@ def register(app: typer.Typer) -> None:
         with opened(study, url) as (database, name):
             gate = rank_gate(database, recorded_spec(database, name))
             if gate is not None and gate.answer == "does not bind" and not as_json and budget is None and trial is None:
-                _show_gate(gate, form)
+                _show_gate(gate)
+                if form is not None:
+                    console.results(_even(suggestion_of(database, name), gate, form))
                 return
             found = suggestion_of(database, name, budget=budget, trial=trial)
         if as_json:
@@ -61,12 +64,23 @@ def register(app: typer.Typer) -> None:
             _show(found)
 
 
-def _show_gate(gate: RankGate, form: str | None) -> None:
-    """What to do where ranks do not matter, instead of a map of them."""
-    mark = "# " if form else ""
-    console.result(f"{mark}{gate.headline}.")
-    console.result(f"{mark}{gate.evidence}")
-    console.result(f"{mark}No ranks by module are suggested; --budget or --from show them as a hypothesis.")
+def _show_gate(gate: RankGate) -> None:
+    """What to do where ranks do not matter, instead of a map of them; comments in every format."""
+    console.result(f"# {gate.headline}.")
+    console.result(f"# {gate.evidence}")
+    console.result("# No ranks by module are suggested; --budget or --from show them as a hypothesis.")
+
+
+def _even(found: Suggestion, gate: RankGate, form: Literal["peft", "axolotl", "ludwig"]) -> Iterator[str]:
+    """The low rank in every module of the winner, as text to paste."""
+    from automl.importance.pattern import snippet
+
+    rank = gate.rank or 1
+    alpha = found.scaling * (math.sqrt(rank) if found.peft["use_rslora"] else rank)
+    even = {"r": rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {}}
+    block = {**found.peft, "target_modules": [module.module for module in found.modules], **even}
+    yield f"# learning rate {gate.learning_rate:.3g}"
+    yield from snippet(block, form, found.task_type).splitlines()
 
 
 def _show(found: Suggestion) -> None:

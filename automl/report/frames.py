@@ -188,6 +188,11 @@ class StudyFrame:
         """The best complete trial."""
         return ranking.best(self.trials, self.direction)
 
+    @property
+    def is_rank_free(self) -> bool:
+        """Whether a low rank is as good, so that no ranks by module are advice."""
+        return self.gate is not None and self.gate.answer == "does not bind"
+
     def size(self, trial: TrialRow) -> float | None:
         """What quality is held against: trainable parameters, or training seconds if these are the second objective."""
         return trial.seconds if self.also_minimize == "seconds" else trial.trainable_params

@@ -39,8 +39,8 @@ def module_energy(frame: StudyFrame) -> go.Figure | None:
 
 
 def suggested_ranks(frame: StudyFrame) -> go.Figure | None:
-    """Heat map of the ranks of the cut adapter."""
-    if frame.suggestion is None:
+    """Heat map of the ranks of the cut adapter; none where ranks do not matter."""
+    if frame.suggestion is None or frame.is_rank_free:
         return None
     ranks = {module: float(rank) for module, rank in frame.suggestion.ranks.items()}
     return _layers(frame, ranks, {module: f"rank {rank:g}" for module, rank in ranks.items()}, "rank", digits=0)

@@ -68,7 +68,7 @@ def _row(squeeze: SqueezeRow, cut: CutRow) -> tuple[str, ...]:
 def hypothesis(frame: StudyFrame) -> Iterator[Block]:
     """The cut ranks as ranks to train with: a hypothesis, and what a verification has said of it."""
     suggestion = frame.suggestion
-    if suggestion is None or (frame.gate is not None and frame.gate.answer == "does not bind"):
+    if suggestion is None or frame.is_rank_free:
         return
     if suggestion.ranks:
         label = "" if suggestion.status in _STATUS else "UNVERIFIED as ranks to train with. "
