@@ -24,7 +24,7 @@ def test_equals_on_all_rows_raise_alarms_in_at_most_5_percent_whatever_rows_were
     rates = [alarms_over_rows(seeds, special) for special in SPECIAL]
     assert max(both for _, both in rates) <= 0.05
     if seeds == max(SEEDS):  # what the interval over seeds alone would do
-        assert rates[-1][0] > 0.2
+        assert rates[-1][0] > 0.15
 
 
 def test_the_chance_to_be_found_grows_with_seeds_and_difference() -> None:
