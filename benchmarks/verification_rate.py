@@ -31,7 +31,7 @@ from automl.storage.sql import Database, open_database
 from automl.storage.verification import VerificationStore
 from automl.sweep.run import run_sweep
 from automl.verify.protocol import SECONDS
-from automl.verify.run import Options, verify_study
+from automl.verify.run import VerifyOptions, verify_study
 from benchmarks.report import Report, parser, table
 
 SEARCHED = "learning_rate"
@@ -104,7 +104,7 @@ def measure(spec: SweepSpec, seeds: int) -> list[Part]:
             evaluated = sum(rows for _, rows in ground["evaluations"]) or ground["rows"]["validation"]
             search = _part("search", store, summary.spent_steps, searched, rows=evaluated, number=None)
             began = time.perf_counter()
-            found = verify_study(database, own, cache_folder(), Options(seeds=seeds, finalists=2))
+            found = verify_study(database, own, cache_folder(), VerifyOptions(seeds=seeds, finalists=2))
             seconds = time.perf_counter() - began
             steps = _trainings(database, own.study, found.number) * own.search.steps
             tested = found.plan["test_rows"]

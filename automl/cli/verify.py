@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from automl.space.spec import SweepSpec
     from automl.storage.sql import Database
     from automl.storage.verification import Verification
-    from automl.verify.run import Options
+    from automl.verify.run import VerifyOptions
 
 _SEEDS = 8
 
@@ -59,11 +59,11 @@ def register(app: typer.Typer) -> None:
         Run the same command again to continue an interrupted one.
         """
         from automl.results.suggestion import suggested_ranks
-        from automl.verify.run import Options
+        from automl.verify.run import VerifyOptions
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
-            options = Options(
+            options = VerifyOptions(
                 seeds=seeds,
                 finalists=finalists,
                 margin=spec.verify.margin if margin is None else margin,
@@ -87,9 +87,9 @@ def verify_after_search(spec: SweepSpec, executors: Executors) -> Mapping[str, A
     """
     from automl.results.suggestion import suggested_ranks
     from automl.storage.sql import open_database
-    from automl.verify.run import Options, obstacle
+    from automl.verify.run import VerifyOptions, obstacle
 
-    options = Options(
+    options = VerifyOptions(
         seeds=spec.verify.seeds,
         finalists=spec.verify.finalists,
         margin=spec.verify.margin,
@@ -105,7 +105,7 @@ def verify_after_search(spec: SweepSpec, executors: Executors) -> Mapping[str, A
 
 
 def _verified(
-    database: Database, spec: SweepSpec, options: Options, executors: Executors | None = None
+    database: Database, spec: SweepSpec, options: VerifyOptions, executors: Executors | None = None
 ) -> Verification:
     from automl.cli.signals import end_without_lease, signals_as_interruption
     from automl.results.folders import cache_folder

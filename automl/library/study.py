@@ -129,14 +129,14 @@ class Study:
         InterruptedSearch after Ctrl-C: every score so far is kept, and the same call goes on.
         """
         from automl.results.suggestion import suggested_ranks
-        from automl.verify.run import Options, verify_study
+        from automl.verify.run import VerifyOptions, verify_study
 
         stop = StopRequest()
 
         def work() -> Verdict:
             with self._read() as (database, spec):
                 wanted = spec.verify.margin if margin is None else margin
-                options = Options(
+                options = VerifyOptions(
                     seeds=seeds,
                     finalists=finalists,
                     margin=wanted,

@@ -66,7 +66,7 @@ Suggest = Callable[[Database, str], Mapping[str, int] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class VerifyOptions:
     """What the user may choose.
 
     seeds: trainings of each arm, at least 3.
@@ -89,7 +89,7 @@ def verify_study(
     database: Database,
     spec: SweepSpec,
     cache: Path,
-    options: Options,
+    options: VerifyOptions,
     *,
     stop: StopRequest | None = None,
     on_lost: Callable[[str], None] | None = None,
@@ -122,7 +122,7 @@ def _verified(
     database: Database,
     spec: SweepSpec,
     cache: Path,
-    options: Options,
+    options: VerifyOptions,
     *,
     lease: StudyLease,
     stop: StopRequest,
@@ -191,7 +191,7 @@ class _Work:
         self._setup = set_up(self._spec, cache, self._recorded, layout=self._layout)
         _check_same(self._spec.study, self._recorded or {}, self._setup.inputs)
 
-    def plan(self, before: Verification | None, options: Options) -> tuple[int, Plan, Verification | None]:
+    def plan(self, before: Verification | None, options: VerifyOptions) -> tuple[int, Plan, Verification | None]:
         """Number and plan of the verification to be made, and its record if there is one: the latest, if it is that."""
         suggested, knee = self._suggested(options), self._knee(options)
         if before is not None:
@@ -221,7 +221,7 @@ class _Work:
         rows = make_task(self._setup.spec.task).rows(self._setup.inputs.prepared, "test")
         return [int(row["labels"]) for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)]
 
-    def _plan(self, number: int, options: Options, suggested: Mapping[str, int] | None, knee: int | None) -> Plan:
+    def _plan(self, number: int, options: VerifyOptions, suggested: Mapping[str, int] | None, knee: int | None) -> Plan:
         spec, inputs = self._setup.spec, self._setup.inputs
         rows = list_trials(self._database, spec.study)
         candidates = Candidates(
@@ -272,7 +272,7 @@ class _Work:
             budget_seconds=options.budget_seconds,
         )
 
-    def _suggested(self, options: Options) -> Mapping[str, int] | None:
+    def _suggested(self, options: VerifyOptions) -> Mapping[str, int] | None:
         if options.suggest is None:
             return None
         if options.seeds < LEAST_PATTERN_SEEDS:
@@ -280,7 +280,7 @@ class _Work:
             return None
         return options.suggest(self._database, self._spec.study)
 
-    def _knee(self, options: Options) -> int | None:
+    def _knee(self, options: VerifyOptions) -> int | None:
         """Parameters of the smallest size of the winner's adapter that a squeeze found not to be worse than the whole.
 
         None if there is no smaller one, if the adapter was not squeezed, or if nobody wants to know.

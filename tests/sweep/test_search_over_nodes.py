@@ -19,7 +19,7 @@ from automl.storage.sql import open_database
 from automl.storage.verification import VerificationStore
 from automl.sweep.run import Observer, run_sweep
 from automl.verify.protocol import SECONDS
-from automl.verify.run import Options, verify_study
+from automl.verify.run import VerifyOptions, verify_study
 from tests.faults.cluster import RayCluster
 from tests.sweep.tiny_world import make_world
 from tests.verify.acting import On, acting
@@ -100,7 +100,7 @@ def ray_drivers() -> list[int]:
 def verify(spec: SweepSpec, cache: Path, executors: Executors | None = None) -> list[tuple[str, int, str, float]]:
     """Scores of a verification, but for the time each training took."""
     with open_database(spec.storage_url, create=False) as database:
-        found = verify_study(database, spec, cache, Options(seeds=4, finalists=1), executors=executors)
+        found = verify_study(database, spec, cache, VerifyOptions(seeds=4, finalists=1), executors=executors)
         stored = VerificationStore(database, spec.study).scores(found.number)
     return [(each.arm, each.seed, each.metric, each.value) for each in stored if each.metric != SECONDS]
 

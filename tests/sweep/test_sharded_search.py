@@ -23,7 +23,7 @@ from automl.storage.sql import open_database
 from automl.storage.verification import VerificationStore
 from automl.sweep.run import Observer, run_sweep
 from automl.verify.protocol import SECONDS
-from automl.verify.run import Options, verify_study
+from automl.verify.run import VerifyOptions, verify_study
 from tests.sweep.tiny_world import make_world
 
 
@@ -111,7 +111,7 @@ def scores(folder: Path, cache: Path, executors: Executors | None = None) -> dic
     """What a verification of the search scores on the test rows, by arm, seed and metric, but for the time it takes."""
     spec = load_space(folder / "space.yaml")
     with contextlib.chdir(folder), open_database(spec.storage_url, create=False) as database:
-        found = verify_study(database, spec, cache, Options(seeds=3, finalists=1), executors=executors)
+        found = verify_study(database, spec, cache, VerifyOptions(seeds=3, finalists=1), executors=executors)
         stored = VerificationStore(database, spec.study).scores(found.number)
     assert found.is_done
     assert len({(score.arm, score.seed) for score in stored}) == 2 * 3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from automl.cli.study_argument import recorded_spec
 from automl.storage.sql import open_database
-from automl.verify.run import Options, verify_study
+from automl.verify.run import VerifyOptions, verify_study
 
 
 def main(url: str, study: str, cache: str, seeds: str) -> None:
@@ -20,7 +20,7 @@ def main(url: str, study: str, cache: str, seeds: str) -> None:
     with open_database(url, create=False) as database:
         spec = recorded_spec(database, study)
         spec = replace(spec, run=replace(spec.run, executor="ray", workers=2))
-        verify_study(database, spec, Path(cache), Options(seeds=int(seeds), finalists=1))
+        verify_study(database, spec, Path(cache), VerifyOptions(seeds=int(seeds), finalists=1))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.squeezes import CutRow, ModuleRow, SqueezeRow, store_squeeze
 from automl.storage.verification import Verification, VerificationStore
 from automl.sweep.run import run_sweep
-from automl.verify.run import Options, verify_study
+from automl.verify.run import VerifyOptions, verify_study
 from tests.verify.acting import On, acting
 from tests.verify.test_verified_search import GOOD, World, planted
 
@@ -72,7 +72,7 @@ def kill() -> None:
 @pytest.fixture(scope="module")
 def verified(world: World) -> Verification:
     """Killed after the first scores on test rows, and gone on with; meanwhile the adapter was squeezed again."""
-    options = Options(seeds=SEEDS, finalists=1, squeeze="auto")
+    options = VerifyOptions(seeds=SEEDS, finalists=1, squeeze="auto")
     with pytest.raises(Stopped), world.database() as database, acting(On("default, seed", kill)):
         verify_study(database, world.spec, world.cache, options)
     squeeze(world, knee=4 * COST * len(MODULES))

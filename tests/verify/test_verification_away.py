@@ -23,7 +23,7 @@ from automl.storage.verification import Score, Verification, VerificationStore
 from automl.sweep.run import run_sweep
 from automl.verify.plan import LEAST_PATTERN_SEEDS
 from automl.verify.protocol import SECONDS
-from automl.verify.run import Options, Suggest, verify_study
+from automl.verify.run import Suggest, VerifyOptions, verify_study
 from tests.databases import PostgresServer, exposed_server
 from tests.sweep.tiny_world import make_world
 from tests.verify.acting import On, acting
@@ -70,7 +70,7 @@ def cache_of(searched: SweepSpec) -> Path:
 
 def verify(searched: SweepSpec, url: str, *, seeds: int = 3, suggest: Suggest | None = None) -> Verification:
     with open_database(url, create=False, grace_seconds=60.0) as database:
-        options = Options(seeds=seeds, finalists=1, suggest=suggest)
+        options = VerifyOptions(seeds=seeds, finalists=1, suggest=suggest)
         with signals_as_interruption() as stop:
             return verify_study(database, searched, cache_of(searched), options, stop=stop)
 

@@ -31,7 +31,7 @@ from automl.sweep.run import run_sweep
 from automl.tasks import make_task
 from automl.verify.plan import fingerprint
 from automl.verify.protocol import SECONDS
-from automl.verify.run import Options, obstacle, verify_study
+from automl.verify.run import VerifyOptions, obstacle, verify_study
 from tests.faults.kill import WORKER_TITLES, title
 from tests.sweep.tiny_world import make_world
 
@@ -53,7 +53,7 @@ class World(NamedTuple):
 
     def verify(self, **options: Any) -> Verification:
         with self.database() as database:
-            return verify_study(database, self.spec, self.cache, Options(**options))
+            return verify_study(database, self.spec, self.cache, VerifyOptions(**options))
 
     def values(self) -> list[float | None]:
         """Validation values of the search."""
@@ -152,7 +152,7 @@ def test_the_same_verification_is_not_made_twice_and_another_one_has_fresh_seeds
     assert world.verify(seeds=4, finalists=2) == verified
     with world.database() as database:
         assert latest(database, world.spec.study) == verified
-        other = verify_study(database, world.spec, world.cache, Options(seeds=3, finalists=1))
+        other = verify_study(database, world.spec, world.cache, VerifyOptions(seeds=3, finalists=1))
         search = {trial_seed(world.spec.search.seed, number) for number in range(2)}
     assert other.number == verified.number + 1
     first, second = (set(plan["seeds"]) | set(plan["tuning_seeds"]) for plan in (verified.plan, other.plan))
@@ -242,7 +242,7 @@ def test_a_study_without_test_rows_says_so(tmp_path: Path) -> None:
     with World(spec, tmp_path / "cache").database() as database:
         assert obstacle(database, spec).startswith("the data has no test rows")
         with pytest.raises(DataError, match="study 'tiny' cannot be verified: the data has no test rows"):
-            verify_study(database, spec, tmp_path / "cache", Options())
+            verify_study(database, spec, tmp_path / "cache", VerifyOptions())
 
 
 @pytest.mark.slow
