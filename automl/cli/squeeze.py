@@ -43,6 +43,10 @@ def register(app: typer.Typer) -> None:
             int | None, typer.Option("--rank", help="Cut to the parameters of this rank in every module.")
         ] = None,
         share: Annotated[float | None, typer.Option("--share", help="Cut to this share of its parameters.")] = None,
+        recover: Annotated[
+            int | None,
+            typer.Option("--recover", help="Train every global cut for so many steps, its head too.", metavar="STEPS"),
+        ] = None,
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="Write the cut adapter to this folder; must not exist.")
         ] = None,
@@ -62,11 +66,11 @@ def register(app: typer.Typer) -> None:
             if adapter is not None:
                 _refuse_given(study=study, url=url, trial=trial)
                 model, data = _needed("model", model), _needed("data", data)
-                found = squeeze_folder(adapter, model, data, task, wanted, output, stop=stop)
+                found = squeeze_folder(adapter, model, data, task, wanted, output, recover=recover, stop=stop)
             else:
                 with opened(study, url) as (database, name):
                     spec = recorded_spec(database, name)
-                    found = squeeze_trial(database, spec, trial, wanted, output, stop=stop)
+                    found = squeeze_trial(database, spec, trial, wanted, output, recover=recover, stop=stop)
         if as_json:
             console.result_json(found.as_dict())
         else:
@@ -89,23 +93,36 @@ def _refuse_given(**given: object) -> None:
 def _show(found: Squeezed) -> None:
     name = found.metric
     losses = [] if name == "loss" else [">loss"]
+    recovered = [f">after {found.recovery_steps} steps"] if found.recovery_steps else []
     console.table(
         f"{found.source}, on {found.rows:,} validation rows",
-        (">parameters", ">share", "cut", f">{name}", *losses, ""),
+        (">parameters", ">share", "cut", f">{name}", *losses, *recovered, ""),
         _rows(found),
     )
     for note in found.notes:
         console.warning(note)
+    if found.recovery_rate is not None:
+        console.result(
+            f"recovery: {found.recovery_steps} steps at rate {found.recovery_rate:.2g}, chosen on these rows"
+        )
     console.result(found.headline())
     console.result("the rows are those the size was chosen on; score it on others before relying on it")
     if found.output is None:
         console.result("nothing was written; add --output FOLDER for the adapter")
     else:
         console.result(
-            f"{found.chosen.parameters:,} parameters in {len(found.ranks)} modules written to {found.output}; load it"
+            f"{found.chosen.parameters:,} parameters in {len(found.ranks)} modules{_which(found)} written to"
+            f" {found.output}; load it"
             f" with PeftModel.from_pretrained(base, {found.output!r}), base from {found.base}"
         )
     console.result(f"note: {found.caution}")
+
+
+def _which(found: Squeezed) -> str:
+    """Whether what was written is the recovered adapter, where one was asked for."""
+    if not found.recovery_steps or found.chosen.recovered is None:
+        return ""
+    return ", recovered," if found.chosen.is_better_recovered(found.metric) else ", as cut: recovery is no better,"
 
 
 def _rows(found: Squeezed) -> Iterator[tuple[str, ...]]:
@@ -116,4 +133,5 @@ def _rows(found: Squeezed) -> Iterator[tuple[str, ...]]:
         if found.output is None:
             marks = [mark for mark in marks if mark != "written"]
         value = f"{cut.metrics[found.metric]:.4f}"
-        yield f"{cut.parameters:,}", f"{cut.share:.1%}", cut.kind, value, *losses, ", ".join(marks)
+        after = [f"{cut.recovered[found.metric]:.4f}" if cut.recovered else "–"] if found.recovery_steps else []
+        yield f"{cut.parameters:,}", f"{cut.share:.1%}", cut.kind, value, *losses, *after, ", ".join(marks)

@@ -156,13 +156,15 @@ class Study:
         budget: int | None = None,
         rank: int | None = None,
         share: float | None = None,
+        recover: int | None = None,
         output: str | Path | None = None,
         show_progress: bool = True,
     ) -> Squeezed:
         """Measure a trial's adapter (default: the best) at smaller sizes, without training; docs/squeeze.md.
 
         budget, rank, share: the size to cut to, at most one of them; default: the smallest that is not worse on the
-        validation rows. output: a new folder for the cut adapter. Raises ConfigError for a size it cannot be cut to,
+        validation rows. recover: steps for which every global cut is trained afterwards, its head too. output: a new
+        folder for the cut adapter. Raises ConfigError for a size it cannot be cut to,
         InterruptedSearch after Ctrl-C.
         """
         from automl.squeeze.curve import Wanted
@@ -173,7 +175,7 @@ class Study:
 
         def work() -> Squeezed:
             with self._read() as (database, spec):
-                return squeeze_trial(database, spec, trial, wanted, folder, stop=stop)
+                return squeeze_trial(database, spec, trial, wanted, folder, recover=recover, stop=stop)
 
         return watched(work, stop, progress.current, show=show_progress)
 

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from automl.report.chart_style import BLUE, GREEN, GREY, ORANGE, VERMILLION, log_axis, new_figure, points
 from automl.report.frames import StudyFrame
+from automl.results.squeezed import recovered_value
 from automl.storage.squeezes import CutRow, SqueezeRow
 from automl.storage.trials import TrialRow
 
@@ -68,7 +69,7 @@ def _mark_knee(figure: go.Figure, squeeze: SqueezeRow) -> None:
     figure.add_trace(
         go.Scatter(
             x=[knee.parameters],
-            y=[knee.value],
+            y=[recovered_value(squeeze, knee)[0]],
             mode="markers",
             name="knee" if knee.kind != "whole" else "no knee: the whole",
             marker={"size": 16, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}},

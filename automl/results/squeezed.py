@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from automl.importance.cuts import global_ranks
+from automl.metric import METRICS
 from automl.storage.sql import Database
-from automl.storage.squeezes import SqueezeRow, read_squeezes
+from automl.storage.squeezes import CutRow, SqueezeRow, read_squeezes
 
 
 def squeeze_of(database: Database, study: str, trial: int) -> SqueezeRow | None:
@@ -30,11 +31,20 @@ def squeeze_headline(squeeze: SqueezeRow) -> str:
     whole, knee, name = squeeze.whole, squeeze.at_knee, squeeze.metric
     if knee.parameters == whole.parameters:
         return f"no smaller size is as good: {whole.parameters:,} parameters, {name} {whole.value:.4f}"
+    value, steps = recovered_value(squeeze, knee)
     return (
         f"knee: {knee.parameters:,} of {whole.parameters:,} parameters ({knee.parameters / whole.parameters:.1%}),"
-        f" {name} {knee.value:.4f} against {whole.value:.4f} of the whole adapter; not worse by more than"
-        f" {squeeze.margin:.3g} on {squeeze.rows:,} validation rows"
+        f" {name} {value:.4f}{f' after {steps} steps of recovery' if steps else ''} against {whole.value:.4f} of the"
+        f" whole adapter; not worse by more than {squeeze.margin:.3g} on {squeeze.rows:,} validation rows"
     )
+
+
+def recovered_value(squeeze: SqueezeRow, cut: CutRow) -> tuple[float, int]:
+    """The objective after recovery and its steps where that has made it better, else the plain one and 0."""
+    after = None if cut.recovered is None else cut.recovered[squeeze.metric]
+    if after is None or METRICS[squeeze.metric].gain(after, over=cut.value) <= 0:
+        return cut.value, 0
+    return after, squeeze.recovery_steps
 
 
 def squeeze_document(squeeze: SqueezeRow) -> dict[str, Any]:

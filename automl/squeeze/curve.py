@@ -20,7 +20,10 @@ BELOW_ONE = (0.25, 0.5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """One cut and what it measures. share: of the adapter's parameters; kept: of its strength. ranks: by module."""
+    """One cut and what it measures. share: of the adapter's parameters; kept: of its strength. ranks: by module.
+
+    recovered: what it measures after some training, None without.
+    """
 
     kind: CutKind
     ranks: tuple[int, ...]
@@ -28,6 +31,7 @@ class Cut:
     share: float
     kept: float
     metrics: Mapping[str, float]
+    recovered: Mapping[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the ranks."""
@@ -42,12 +46,21 @@ class Cut:
             kept=self.kept,
             value=self.metrics[metric],
             metrics=self.metrics,
+            recovered=self.recovered,
         )
 
     @property
     def is_finite(self) -> bool:
         """Whether every metric is a number."""
-        return all(map(math.isfinite, self.metrics.values()))
+        return all(map(math.isfinite, [*self.metrics.values(), *(self.recovered or {}).values()]))
+
+    def is_better_recovered(self, metric: str) -> bool:
+        """Whether its training has made it better."""
+        return self.recovered is not None and METRICS[metric].gain(self.recovered[metric], self.metrics[metric]) > 0
+
+    def best_metrics(self, metric: str) -> Mapping[str, float]:
+        """Those after its training where that has made it better, else the plain ones."""
+        return self.recovered if self.recovered is not None and self.is_better_recovered(metric) else self.metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +162,9 @@ def knee(cuts: Sequence[Cut], metric: str) -> Cut:
 
 
 def is_not_worse(cut: Cut, whole: Cut, metric: str) -> bool:
-    """Whether the cut loses at most the margin."""
+    """Whether the cut loses at most the margin, after its training if that has made it better."""
     value = whole.metrics[metric]
-    return METRICS[metric].gain(cut.metrics[metric], over=value) >= -practical_margin(metric, value)
+    return METRICS[metric].gain(cut.best_metrics(metric)[metric], over=value) >= -practical_margin(metric, value)
 
 
 def _wrong(option: str, message: str) -> ConfigError:

@@ -16,14 +16,18 @@ CAUTION = (
 )
 
 
+_PLAIN = ("source", "metric", "margin", "rows", "seen", "recovery_steps", "recovery_rate", "output", "base")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Squeezed:
     """What was found of an adapter's sizes.
 
     source: the trial or folder. rows: of validation that were measured on; seen: training rows by which directions were
     ranked, 0 if by their energy alone. whole, knee, chosen: cuts; chosen is the size asked for, or else the knee. cuts:
-    all of them. modules: all of the adapter's. ranks: of the chosen cut, by module, those above 0. output: folder of
-    the chosen one, None if it was not written. notes: what a person should know.
+    all of them. modules: all of the adapter's. ranks: of the chosen cut, by module, those above 0. recovery_steps,
+    recovery_rate: of the training that global cuts had afterwards, 0 and None without. output: folder of the chosen
+    one, None if it was not written. notes: what a person should know.
     """
 
     source: str
@@ -37,6 +41,8 @@ class Squeezed:
     chosen: Cut
     modules: tuple[ModuleRow, ...]
     ranks: Mapping[str, int]
+    recovery_steps: int
+    recovery_rate: float | None
     seconds: float
     output: str | None
     base: str
@@ -48,7 +54,7 @@ class Squeezed:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        plain = {name: getattr(self, name) for name in ("source", "metric", "margin", "rows", "seen", "output", "base")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         parts = {name: getattr(self, name).as_dict() for name in ("whole", "knee", "chosen")}
         curve = [cut.as_dict() for cut in self.cuts]
         return {**plain, **parts, "ranks": dict(self.ranks), "curve": curve, "notes": self.notes, "caution": CAUTION}
@@ -64,7 +70,7 @@ class Squeezed:
             rows=self.rows,
             seen=self.seen,
             knee=self.knee.parameters,
-            recovery_steps=0,
+            recovery_steps=self.recovery_steps,
             seconds=self.seconds,
             cuts=tuple(cut.as_row(self.metric, even_one=even_one) for cut in self.cuts if cut.is_finite),
             modules=self.modules,

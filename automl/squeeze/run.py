@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from automl.space.spec import SweepSpec
 from automl.squeeze.curve import Cut, Wanted, descending, is_not_worse, knee, measured, planned
 from automl.squeeze.found import Squeezed
 from automl.squeeze.origin import about_adapter
+from automl.squeeze.recover import check_steps, recover_cuts
 from automl.storage.lease import held
 from automl.storage.sql import Database
 from automl.storage.squeezes import ModuleRow, store_squeeze
@@ -41,48 +43,65 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
     """How much is measured. seen: training rows by which directions are ranked. rows: of validation, None = as in the
-    search. is_brief: the knee is looked for by bisection over global cuts."""
+    search. is_brief: the knee is looked for by bisection over global cuts. recovery_steps: for which each of these is
+    trained afterwards."""
 
     seen: int = ROWS
     rows: int | None = None
     is_brief: bool = False
+    recovery_steps: int = 0
 
 
 def squeeze_trial(
-    database: Database, spec: SweepSpec, trial: int | None, wanted: Wanted, output: Path | None, *, stop: StopRequest
+    database: Database,
+    spec: SweepSpec,
+    trial: int | None,
+    wanted: Wanted,
+    output: Path | None,
+    *,
+    recover: int | None = None,
+    stop: StopRequest,
 ) -> Squeezed:
     """Squeeze the adapter of a complete trial (None: the best), on the validation rows of its search, and record it.
 
-    Raises SearchError if there is no such trial, ConfigError for a size it cannot be cut to, InterruptedSearch.
+    recover: steps for which every global cut is trained afterwards. Raises SearchError if there is no such trial,
+    ConfigError for a size it cannot be cut to, InterruptedSearch.
     """
-    _check_request(wanted, output)
+    effort = _effort(wanted, output, recover)
     row = complete_trial(database, spec, trial)
     with adapter_of(database, spec, row) as folder:
         recorded = database.store(spec.study).last_event(GROUND)
         setup = set_up(for_one_trial(spec), cache_folder(), recorded, is_thorough=False)
+        settings, model = setup.worker_settings(), setup.inputs.model
         source = f"trial {row.number} of {spec.study}"
-        found = squeeze_adapter(
-            folder, setup.worker_settings(), setup.inputs.model, wanted, output, stop, source=source
-        )
+        found = squeeze_adapter(folder, settings, model, wanted, output, stop, source=source, effort=effort)
     _record(database, spec.study, row.number, found)
     return found
 
 
 def squeeze_folder(
-    folder: Path, model: str, data: str, task: str | None, wanted: Wanted, output: Path | None, *, stop: StopRequest
+    folder: Path,
+    model: str,
+    data: str,
+    task: str | None,
+    wanted: Wanted,
+    output: Path | None,
+    *,
+    recover: int | None = None,
+    stop: StopRequest,
 ) -> Squeezed:
     """Squeeze an adapter that plain PEFT has saved, with a model and data as `automl init` takes them.
 
     task: its type; None reads it off the data. Raises ModelError if it is of another model or cannot be cut, DataError
     for the data, ConfigError for a size it cannot be cut to, InterruptedSearch.
     """
-    _check_request(wanted, output)
+    effort = _effort(wanted, output, recover)
     read_config(folder)
     text = starting_space(model, data, task_type=task, study="squeeze")
     spec = for_one_trial(parse_space(text, "command line", Path.cwd()))
     setup = set_up(spec, cache_folder(), is_thorough=False)
     return squeeze_adapter(
-        folder, setup.worker_settings(), setup.inputs.model, wanted, output, stop, source=str(folder)
+        folder, setup.worker_settings(), setup.inputs.model, wanted, output, stop, source=str(folder), effort=effort
     )
 
 
@@ -112,11 +131,14 @@ def squeeze_adapter(
     budget = wanted.parameters(adapter)
     metric = settings.task.metric
     cuts = tuple(_brief(adapter, runtime, metric, stop) if effort.is_brief else _curve(adapter, runtime, budget, stop))
+    running = partial(_check_running, stop)
+    cuts, trained, rate = recover_cuts(adapter, runtime, cuts, about, effort.recovery_steps, running)
     whole, found = cuts[0], knee(cuts, metric)
     chosen = cuts[-1] if budget is not None else found
     ranks = {path: rank for path, rank in zip(adapter.paths, chosen.ranks, strict=True) if rank}
     if output is not None:
-        adapter.write(chosen.ranks, output, _described(about, folder, ranks, chosen, adapter, metric))
+        better = trained.get(chosen.ranks) if chosen.is_better_recovered(metric) else None
+        adapter.write(chosen.ranks, output, _described(about, folder, ranks, chosen, adapter, metric), better)
     return Squeezed(
         source=source,
         metric=metric,
@@ -129,6 +151,8 @@ def squeeze_adapter(
         chosen=chosen,
         modules=tuple(_modules(adapter, found)),
         ranks=ranks,
+        recovery_steps=effort.recovery_steps,
+        recovery_rate=rate,
         seconds=time.monotonic() - began,
         output=None if output is None else str(output),
         base=settings.backbone.path,
@@ -146,10 +170,14 @@ def _record(database: Database, study: str, trial: int, found: Squeezed) -> None
         logger.warning("what was found is not recorded with the study: %s", error)
 
 
-def _check_request(wanted: Wanted, output: Path | None) -> None:
+def _effort(wanted: Wanted, output: Path | None, recover: int | None) -> Effort:
+    """What is to be done; raise ConfigError in a line for what cannot be."""
     wanted.check()
+    if recover is not None:
+        check_steps(recover)
     if output is not None and output.exists():
         raise ConfigError([Problem(str(output), 0, 0, "--output", "exists already; choose a new folder")])
+    return Effort(recovery_steps=recover or 0)
 
 
 def _modules(adapter: TurnedAdapter, knee: Cut) -> Iterator[ModuleRow]:
@@ -202,12 +230,13 @@ def _described(
     hyper = cut_hyperparameters(read_config(folder), ranks)
     names = ("method", "rank", "alpha", "use_rslora", "rank_pattern")
     changed = {name: value for name, value in asdict(hyper).items() if name in names}
+    recovery = {"recovered": True} if cut.is_better_recovered(metric) else {}
     return {
         **about,
-        "metric": {"name": metric, "value": cut.metrics[metric]},
-        "metrics": dict(cut.metrics),
+        "metric": {"name": metric, "value": cut.best_metrics(metric)[metric]},
+        "metrics": dict(cut.best_metrics(metric)),
         "hyperparameters": {**about["hyperparameters"], **changed},
-        "squeezed": {"parameters": cut.parameters, "of": adapter.parameters, "kept": cut.kept},
+        "squeezed": {"parameters": cut.parameters, "of": adapter.parameters, "kept": cut.kept, **recovery},
     }
 
 

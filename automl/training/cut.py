@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +26,7 @@ from automl.lora import Hyperparameters
 from automl.methods.attaching import ADAPTER, adapted_layers, check_anchored
 from automl.methods.base import LowRank
 from automl.methods.registry import METHODS
-from automl.models.inventory import linear_layers
+from automl.models.inventory import head_modules, linear_layers
 from automl.tasks.base import Row
 from automl.training.export import OWN_WEIGHTS, with_adapter
 from automl.training.moments import moments_of
@@ -34,6 +34,8 @@ from automl.training.runtime import Runtime
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
+_TRAINED_COPY = f".modules_to_save.{ADAPTER}."
+"""In the name of a parameter of a module that PEFT saves with the adapter; its file leaves this out."""
 _KINDS = ("LORA", "ADALORA")
 _OTHER_SCHEDULES = (
     "init_r",
@@ -52,6 +54,13 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".md")
 """Endings of files that do not belong into a cut adapter: weights, the state of a trainer, and what is said of both."""
 _LEFT_NAMES = (CONFIG, durable.MANIFEST, "trainer_state.json")
+
+
+class Trained(NamedTuple):
+    """Copies of what a recovery has trained. factors: a and b of every module; heads: by name in the adapter's file."""
+
+    factors: tuple[tuple[Tensor, Tensor], ...]
+    heads: Mapping[str, Tensor]
 
 
 class TurnedAdapter:
@@ -79,20 +88,47 @@ class TurnedAdapter:
         self._scalings = tuple(update.scaling for update in updates)
         self.parameters = sum(len(update.a) * cost for update, cost in zip(updates, self.costs, strict=True))
         self._whole: list[tuple[Tensor, Tensor]] = []
+        self._heads = {name: tensor.detach().clone() for name, tensor in self._head_parameters().items()}
         self.strengths = tuple(map(self._turn, self._layers.values(), updates, moments))
         if not any(self.strengths):
             raise ModelError(f"{folder}: every update is zero; the adapter was not trained, there is nothing to cut")
 
     def cut(self, ranks: Sequence[int]) -> None:
-        """Let the model have the first directions of each module alone, in the order of `paths`; 0 leaves none."""
+        """Let the model have the first directions of each module alone, in the order of `paths`; 0 leaves none.
+
+        Heads are as they were in the adapter, and nothing is trained.
+        """
+        self.model.requires_grad_(False)
+        for name, tensor in self._head_parameters().items():
+            tensor.data.copy_(self._heads[name])
         for layer, (a, b), rank in zip(self._layers.values(), self._whole, ranks, strict=True):
             _set_factors(layer, a[:rank], b[:, :rank])
 
-    def write(self, ranks: Sequence[int], folder: Path, about: Mapping[str, Any]) -> None:
+    def trainable(self, ranks: Sequence[int]) -> dict[str, nn.Parameter]:
+        """Cut, and let kept directions and heads be trained, by name in the model; the directions are copies."""
+        self.cut(ranks)
+        for layer, rank in zip(self._layers.values(), ranks, strict=True):
+            for parameter in _factors(layer):
+                parameter.data = parameter.data.clone()
+                parameter.requires_grad_(rank > 0)
+        for parameter in self._head_parameters().values():
+            parameter.requires_grad_(True)
+        return {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+
+    def trained(self) -> Trained:
+        """Copies of the directions and heads as they are now, on the CPU."""
+        factors = tuple((_copy(a), _copy(b)) for a, b in map(_factors, self._layers.values()))
+        heads = {name.replace(_TRAINED_COPY, "."): _copy(each) for name, each in self._head_parameters().items()}
+        return Trained(factors, heads)
+
+    def write(
+        self, ranks: Sequence[int], folder: Path, about: Mapping[str, Any], trained: Trained | None = None
+    ) -> None:
         """Write the cut adapter as a folder for `PeftModel.from_pretrained`, in float32; all of it or nothing.
 
         Modules of rank 0 leave `target_modules`. Heads, modules to save, tokenizer and class names are those of the
-        adapter. about: of the manifest. Raises ResourceError if the disk refuses.
+        adapter, or as they were trained at these ranks. about: of the manifest. Raises ResourceError if the disk
+        refuses.
         """
         kept = {path: rank for path, rank in zip(self.paths, ranks, strict=True) if rank}
         check_anchored(self.model.get_base_model(), list(kept))
@@ -100,7 +136,7 @@ class TurnedAdapter:
             for path in self._folder.iterdir():
                 if path.is_file() and path.suffix not in _LEFT and path.name not in _LEFT_NAMES:
                     shutil.copyfile(path, draft / path.name)
-            durable.write_file(draft / WEIGHTS, save(self._tensors(kept), metadata={"format": "pt"}))
+            durable.write_file(draft / WEIGHTS, save(self._tensors(kept, trained), metadata={"format": "pt"}))
             durable.write_file(draft / CONFIG, durable.canonical(_cut_config(self._config, kept)))
 
     def _turn(self, layer: Any, update: LowRank, moments: Tensor | None) -> tuple[float, ...]:
@@ -111,12 +147,20 @@ class TurnedAdapter:
         self._whole.append((a, b))
         return found.strengths
 
-    def _tensors(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    def _head_parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's own copies of heads, by name in the model."""
+        heads = tuple(f"{_PREFIX}{head}{_TRAINED_COPY}" for head in head_modules(self.model.get_base_model()))
+        return {name: each for name, each in self.model.named_parameters() if name.startswith(heads)} if heads else {}
+
+    def _tensors(self, ranks: Mapping[str, int], trained: Trained | None) -> dict[str, Tensor]:
         """Contents of the file: everything that is no low-rank matrix as it was, and the kept directions."""
         with safe_open(self._folder / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys() if ".lora_" not in name}  # noqa: SIM118
+        if trained is not None:
+            tensors |= trained.heads
         scaling = recorded(self._config).scaling
-        for path, (a, b), own in zip(self.paths, self._whole, self._scalings, strict=True):
+        factors = self._whole if trained is None else trained.factors
+        for path, (a, b), own in zip(self.paths, factors, self._scalings, strict=True):
             if rank := ranks.get(path):
                 shift = math.sqrt(own / scaling)  # every module gets the scaling of the configuration
                 tensors[f"{_PREFIX}{path}.lora_A.weight"] = (a[:rank] * shift).cpu().contiguous()
@@ -224,11 +268,19 @@ def _has_update(layer: Any) -> bool:
     return ADAPTER in layer.lora_A
 
 
+def _factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B of PEFT's layer; AdaLoRA has them as parameters, LoRA in layers."""
+    a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    return getattr(a, "weight", a), getattr(b, "weight", b)
+
+
 def _set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
     """Let PEFT's layer have these matrices, whatever their rank."""
-    own_a, own_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    if isinstance(own_a, nn.Module):
-        own_a, own_b = own_a.weight, own_b.weight
-    else:
+    if not isinstance(layer.lora_A[ADAPTER], nn.Module):
         layer.lora_E[ADAPTER].data = torch.ones(len(a), 1, dtype=a.dtype, device=a.device)
+    own_a, own_b = _factors(layer)
     own_a.data, own_b.data = a, b
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

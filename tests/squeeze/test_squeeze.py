@@ -122,6 +122,28 @@ def test_what_a_person_reads_and_an_asked_size(world: Path, run: Run) -> None:
     assert config["peft_type"] == "LORA"
 
 
+def test_cuts_are_recovered_beside_the_plain_ones(world: Path, run: Run) -> None:
+    code, out, err = run("squeeze", "tiny", "--rank", "1", "--recover", "15", "-o", "recovered", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["recovery_steps"] == 15
+    assert found["recovery_rate"] > 0
+    for cut in found["curve"]:
+        assert (cut["recovered"] is not None) == (cut["kind"] in ("global", "asked"))
+    chosen = found["chosen"]
+    is_better = chosen["recovered"]["accuracy"] > chosen["metrics"]["accuracy"]
+    about = verify_manifest(world / "recovered")
+    assert about["metrics"] == (chosen["recovered"] if is_better else chosen["metrics"])
+    assert about["squeezed"].get("recovered", False) == is_better
+    with open_database(f"sqlite:///{world / 'automl.db'}", create=False) as database:
+        row = squeeze_of(database, "tiny", automl.open_study("tiny").best.number)
+    assert row is not None
+    assert row.recovery_steps == 15
+    assert {cut.parameters: cut.recovered for cut in row.cuts if cut.kind == "asked"} == {
+        chosen["parameters"]: chosen["recovered"]
+    }
+
+
 def test_python_finds_the_same(world: Path, run: Run) -> None:
     found = automl.open_study("tiny").squeeze(rank=1, output=world / "from-python", show_progress=False)
     assert found.chosen.kind == "asked"
@@ -138,6 +160,7 @@ def test_python_finds_the_same(world: Path, run: Run) -> None:
         (["--budget", "0"], 2, "--budget: 0 parameters keep nothing"),
         (["--budget", "7"], 2, "--budget: 7 parameters keep nothing; the smallest direction has 64"),
         (["--budget", "10000000"], 2, "--budget: 10,000,000 parameters are more than the adapter's"),
+        (["--recover", "0"], 2, "--recover: 0 steps train nothing"),
         (["--rank", "99"], 2, "--rank: the adapter has rank"),
         (["--output", "model"], 2, "--output: exists already"),
         (["--trial", "77"], 1, "trial 77 of study 'tiny' does not exist"),
