@@ -35,15 +35,22 @@ def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 def common_options(model: nn.Module, modules: Sequence[str], head: Sequence[str]) -> dict[str, Any]:
     """Options that every configuration of the family has: where the adapter is put and what is trained beside it."""
+    return {
+        "target_modules": list(modules),
+        "fan_in_fan_out": isinstance(model.get_submodule(modules[0]), Conv1D),
+        "bias": "none",
+        **head_options(head),
+    }
+
+
+def head_options(head: Sequence[str]) -> dict[str, Any]:
+    """Options of every configuration of PEFT: what kind of task it is, and what is trained beside the adapter."""
     # PEFT adds `classifier` and `score` to modules_to_save itself for SEQ_CLS (peft/peft_model.py,
     # PeftModelForSequenceClassification); naming them twice would put them twice into adapter_config.json.
     own_head = [name for name in head if name not in ("classifier", "score")]
     return {
         "task_type": TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
-        "target_modules": list(modules),
         "modules_to_save": own_head if head else None,
-        "fan_in_fan_out": isinstance(model.get_submodule(modules[0]), Conv1D),
-        "bias": "none",
     }
 
 

@@ -26,11 +26,15 @@ LOW_RANK = frozenset({"rank", "alpha", "alpha_ratio", "dropout", "target", "use_
 
 class Footprint(NamedTuple):
     """What a trial holds at most: trained parameters, the head's aside, and float32 numbers that are kept for the
-    backward pass per token, those of the backbone aside.
+    backward pass per token and per row, those of the backbone aside.
+
+    virtual_tokens: positions that it puts before the tokens of every row.
     """
 
     parameters: int
     per_token: int
+    per_row: int = 0
+    virtual_tokens: int = 0
 
 
 class LowRank(NamedTuple):
@@ -158,7 +162,8 @@ def _unloaded(peft_model: PeftModel) -> nn.Module:
     # PEFT's unload leaves the trained copy of the head in place (peft 0.21, utils/other.py, ModulesToSaveWrapper).
     wrapped = peft_model.get_base_model().named_modules()
     heads = {path: module.original_module for path, module in wrapped if isinstance(module, ModulesToSaveWrapper)}
-    backbone = peft_model.unload()
+    has_virtual_tokens = peft_model.active_peft_config.is_prompt_learning  # then no layer is replaced
+    backbone = peft_model.get_base_model() if has_virtual_tokens else peft_model.unload()
     assert isinstance(backbone, nn.Module)
     for path, original in heads.items():
         backbone.set_submodule(path, original)

@@ -21,6 +21,14 @@ def _method(found: object) -> Method:
 
 
 METHODS: Registry[Method] = Registry(
-    "method", {"lora": "automl.methods.lora:Lora", "adalora": "automl.methods.adalora:AdaLora"}, _method
+    "method",
+    {
+        "lora": "automl.methods.lora:Lora",
+        "adalora": "automl.methods.adalora:AdaLora",
+        "prompt": "automl.methods.prompt:Prompt",
+        "p-tuning": "automl.methods.p_tuning:PTuning",
+        "prefix": "automl.methods.prefix:Prefix",
+    },
+    _method,
 )
 """Every method `method` may name."""

@@ -38,12 +38,15 @@ def estimate_bytes(
     hyper: Hyperparameters,
     *,
     tokens: int,
+    rows: int = 0,
     dtype: str = "fp32",
     targets: Mapping[str, Sequence[str]] | None = None,
     recomputed_layers: int = 0,
     quantization: Quantization | None = None,
 ) -> MemoryEstimate:
     """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 2x.
+
+    rows: of the micro-batch, for methods that keep something for each of them.
 
     A linear layer is charged its input and its output per token: the output is kept by the activation, norm or
     attention that follows, the input by the low-rank branch or the norm before it. The method says what the adapter
@@ -64,7 +67,7 @@ def estimate_bytes(
     return MemoryEstimate(
         backbone=backbone_bytes(model, width, quantization),
         adapter=_STATE_BYTES * (added.parameters + head_parameters(model)),
-        activations=round(tokens * (per_token + 8 * vocabulary)),
+        activations=round(tokens * (per_token + 8 * vocabulary)) + 4 * rows * added.per_row,
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl.errors import ConfigError, MissingExtraError, ModelError, Problem
+from automl.lora import Hyperparameters
+from automl.methods.base import Footprint
 from automl.models.folder import folder_at_hand, read_config, stored_quantization
 from automl.models.positions import positions
 from automl.models.quantisation import check_installed
+from automl.space.extremes import corners
 from automl.space.messages import shown
-from automl.space.spec import SweepSpec
+from automl.space.spec import SearchSpace, SweepSpec
 
 if TYPE_CHECKING:  # `automl validate` does without torch
     from torch import nn
@@ -52,6 +55,22 @@ def model_remarks(spec: SweepSpec) -> list[str]:
         return [] if folder is None else list(check_length(spec, folder))
     except (ModelError, MissingExtraError) as error:
         raise ConfigError([Problem(spec.source, 0, 0, "model", str(error))]) from error
+
+
+def check_positions(
+    spec: SweepSpec, space: SearchSpace, model: nn.Module, footprint: Callable[[Hyperparameters], Footprint]
+) -> None:
+    """Raise ConfigError if virtual tokens and texts together may need more positions than the model has.
+
+    space: with every automatic range filled in. footprint: of a configuration.
+    """
+    config: Any = model.config
+    limit, length = positions(config.to_dict()), spec.task.max_length
+    most = max(footprint(hyper).virtual_tokens for hyper in corners(space))
+    if most and limit is not None and limit.is_hard and most + length > limit.tokens:
+        both = f"{most} and max_length {length} are above the {limit.tokens} positions of the model"
+        message = f"{both} ({config.model_type}), the most that it can read; lower one of them"
+        raise ConfigError([Problem(spec.source, 0, 0, "virtual_tokens", message)])
 
 
 def check_vocabulary(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared) -> Iterator[str]:

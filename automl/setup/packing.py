@@ -166,6 +166,7 @@ def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packi
         inputs.model,
         hyper,
         tokens=max(tokens, min(TOKEN_BUDGET[layout.device], together * tokens)),
+        rows=extremes(inputs.space, "batch_size")[-1],
         dtype=stored_dtype(spec.run.precision),
         targets=inputs.space.targets,
         quantization=inputs.backbone.quantization,

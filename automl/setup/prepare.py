@@ -10,14 +10,15 @@ import torch
 
 from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters, LinearShape
+from automl.methods.base import Footprint
 from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
-from automl.setup.fitness import check_ends, check_length, check_vocabulary
+from automl.setup.fitness import check_ends, check_length, check_positions, check_vocabulary
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.defaults import advice, resolve
-from automl.space.extremes import corners, extremes, methods_of, own_values, target_names
+from automl.space.extremes import corners, extremes, methods_of, own_values, target_names, variants
 from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
@@ -41,7 +42,11 @@ class Derivation:
 
     def most_parameters(self, hyper: Hyperparameters) -> int:
         """Parameters that a trial holds at most, as memory is planned by. Raises TargetError as well."""
-        return METHODS[hyper.method].footprint(self._model, self.layers(hyper.target), hyper).parameters
+        return self.footprint(hyper).parameters
+
+    def footprint(self, hyper: Hyperparameters) -> Footprint:
+        """What memory is planned by. Raises TargetError as well."""
+        return METHODS[hyper.method].footprint(self._model, self.layers(hyper.target), hyper)
 
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model. Raises TargetError if it matches nothing."""
@@ -94,6 +99,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
+    check_positions(spec, space, model, derive.footprint)
     if not has_trials:
         _check_constraints(spec, space, derive)
     hindrance = obstacle(model, methods_of(space), own_values(space))
@@ -153,7 +159,7 @@ def _target_problems(spec: SweepSpec, space: SearchSpace, derive: Derivation) ->
 
 def _refusals(space: SearchSpace, derive: Derivation) -> Iterator[str]:
     """Why methods that the space can choose cannot adapt this model."""
-    for hyper in corners(space):
+    for hyper in (*corners(space), *variants(space)):
         try:
             derive(hyper)
         except LookupError as error:

@@ -63,6 +63,16 @@ def corners(space: SearchSpace) -> Iterator[Hyperparameters]:
             )
 
 
+def variants(space: SearchSpace) -> Iterator[Hyperparameters]:
+    """Every method as it is by default, and with each value to consider of one of its settings."""
+    for name in methods_of(space):
+        target = target_names(space)[0] if "target" in METHODS[name].takes else _DEFAULTS.target
+        yield Hyperparameters(method=name, target=target)
+        for setting in METHODS[name].settings:
+            for value in setting_values(space, setting):
+                yield Hyperparameters(method=name, target=target, own=chosen([setting], {setting.name: value}))
+
+
 def extremes(space: SearchSpace, name: str) -> list[int]:
     """Smallest and largest value of a whole-numbered hyperparameter, once if they are equal."""
     values = [int(value) for value in choices(space, name)]

@@ -28,6 +28,7 @@ from automl.tasks.base import IGNORED, Batch, LossParts, Row
 from automl.tasks.batches import evaluation_rows
 from automl.tasks.prepare import Encode, Encoded, Recipe
 from automl.tasks.split import Example
+from automl.tasks.virtual import call, greedy, has_virtual_tokens
 
 _GENERATION_BATCH = 16
 
@@ -204,7 +205,9 @@ def target_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     targets = batch["labels"][:, 1:]  # (N, T - 1); column t is predicted at position t
     is_target = targets != IGNORED
     columns = target_columns(batch["labels"])  # (C,)
-    logits = _logits_at(model, batch, columns)  # (N, C, V)
+    # virtual tokens are positions before the first token: columns are counted from the end then
+    places = columns - batch["labels"].shape[1] if has_virtual_tokens(model) else columns
+    logits = _logits_at(model, batch, places)  # (N, C, V)
     is_target, targets = is_target[:, columns], targets[:, columns]
     return functional.cross_entropy(logits[is_target].float(), targets[is_target], reduction="none")
 
@@ -231,9 +234,9 @@ def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     if _keeps_logits(model):
-        logits: torch.Tensor = model(**inputs, logits_to_keep=columns).logits
+        logits: torch.Tensor = call(model, **inputs, logits_to_keep=columns).logits
         return logits
-    return model(**inputs).logits[:, columns]  # type: ignore[no-any-return]  # models are untyped
+    return call(model, **inputs).logits[:, columns]  # type: ignore[no-any-return]  # models are untyped
 
 
 def _keeps_logits(model: torch.nn.Module) -> bool:
@@ -328,8 +331,10 @@ def _generation_scores(
 def generate(
     model: torch.nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, *, max_new_tokens: int
 ) -> list[str]:
-    """Greedy continuations as text without special tokens. Prompts are padded on the left."""
+    """Greedy continuations as text without special tokens. Prompts are padded on the left, if anywhere."""
     ends = _end_tokens(model, tokenizer)
+    if has_virtual_tokens(model):
+        return [_decode(tokenizer, row) for row in greedy(model, prompts, most=max_new_tokens, ends=ends)]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     width = max(map(len, prompts))
     ids = [[*[pad] * (width - len(prompt)), *prompt] for prompt in prompts]

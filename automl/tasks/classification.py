@@ -24,6 +24,7 @@ from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
 from automl.tasks.read import Split, read_splits, source_name
 from automl.tasks.reading import Reading
 from automl.tasks.split import Example, Examples, split_examples, split_notes
+from automl.tasks.virtual import class_logits
 
 VERSION = 1
 """Version of the way texts become tokens; a change makes old caches unused."""
@@ -193,6 +194,4 @@ def majority_scores(truth: Sequence[int], *, objective: str = "accuracy") -> dic
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits: torch.Tensor = model(**inputs).logits  # (N, classes)
-    return logits
+    return class_logits(model, {name: tensor for name, tensor in batch.items() if name != "labels"})  # (N, classes)

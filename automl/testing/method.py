@@ -20,6 +20,7 @@ from automl.methods.base import Method
 from automl.methods.registry import METHODS
 from automl.methods.settings import Span, chosen
 from automl.models.inventory import head_modules, head_parameters, resolve_targets
+from automl.tasks.virtual import call
 
 STEPS = 6
 VOCABULARY = 64
@@ -210,7 +211,7 @@ class Attached:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         losses = []
         for step in range(first, first + steps):
-            loss = self.model(**self._batch()).loss
+            loss = call(self.model, **self._batch()).loss
             total = loss if (penalty := self.method.penalty(self.model)) is None else loss + penalty
             total.backward()
             with torch.no_grad():

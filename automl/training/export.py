@@ -72,7 +72,8 @@ def travelling(model: Any) -> dict[str, Tensor]:
 
 def _made_anew(model: Any) -> list[str]:
     """Parameters of the adapted model's backbone that its checkpoint lacked."""
-    base, prefix = (model, "") if is_in_place(model) else (model.get_base_model(), "base_model.model.")
+    base = model if is_in_place(model) else model.get_base_model()
+    prefix = next(f"{path}." if path else "" for path, module in model.named_modules() if module is base)
     return [
         f"{prefix}{path}.{name}" for path in made_anew(base) for name, _ in base.get_submodule(path).named_parameters()
     ]

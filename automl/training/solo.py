@@ -128,7 +128,7 @@ class SoloTrial:
             self.loss, self.micro_batch = self._strategy.within_memory(
                 self.micro_batch,
                 lambda at_once: self._accumulate(rows, at_once, masks),
-                what=f"trial {self.spec.number} (rank {hyper.rank}, target {hyper.target})",
+                what=f"trial {self.spec.number} ({self._size})",
             )
             check_finite({"training loss": self.loss}, self.step + 1)
             if adapter.sensitivity is not None and is_sample(self.step):
@@ -177,6 +177,15 @@ class SoloTrial:
     def is_due(self) -> bool:
         """Whether a measurement belongs to the current step."""
         return self.spec.is_due(self.step)
+
+    @property
+    def _size(self) -> str:
+        """What the adapter's size follows from, in words."""
+        hyper = self.spec.hyper
+        if "rank" in self._method.takes:
+            return f"rank {hyper.rank}, target {hyper.target}"
+        own = (f"{each.name} {each.of(hyper)}" for each in self._method.settings if each.sized)
+        return ", ".join((f"method {hyper.method}", *own))
 
     @property
     def _adapter(self) -> _Attached:
