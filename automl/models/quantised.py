@@ -82,7 +82,7 @@ def _as_in_training(module: nn.Module, inputs: object) -> None:
 
 
 def _from_four_bits(weight: Any, dtype: torch.dtype) -> Tensor:
-    """As bitsandbytes' MatMul4Bit makes it (0.50, backends/default/ops.py)."""
+    """The dense weight that bitsandbytes' MatMul4Bit multiplies with (0.50, backends/default/ops.py)."""
     state = weight.quant_state
     scales = state.absmax
     if state.nested:
@@ -98,7 +98,10 @@ def _from_four_bits(weight: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _from_eight_bits(module: Any, dtype: torch.dtype) -> Tensor:
-    """As bitsandbytes' MatMul8bitFp makes it (0.50, autograd/_functions.py); its layers move the scales when used."""
+    """The dense weight of bitsandbytes' MatMul8bitFp (0.50, autograd/_functions.py).
+
+    The scales are the weight's until the layer is used for the first time, and its state's from then on.
+    """
     weight, state = module.weight, module.state
     scales = weight.SCB if state.SCB is None else state.SCB
     found: Tensor = weight.data.to(dtype).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))

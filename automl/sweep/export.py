@@ -145,7 +145,7 @@ def _set_up_and_export(
 
 
 def _checked_held(exported: Exported, adapter: Path, settings: HostSettings, store: ResultStore) -> Exported:
-    """The same for a quantised backbone, with the adapter on the model as it is stored, or the cost of merging."""
+    """Check it on a quantised backbone; measure it also on the model as it is stored, or what merging costs."""
     is_classifier = bool(settings.prepared.labels)
     as_trained = _lines(adapter, merged=False, is_classifier=is_classifier)
     if exported.merged:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_packed, packed_step
+from benchmarks import gpu_packed, packed_qlora, packed_step
 from benchmarks.packed_step import QUICK, measure, rows_of
 from benchmarks.plain_peft import Exactness, exactness
 from benchmarks.shapes import build, frozen_flops, mixed_trials, workload
@@ -33,6 +33,15 @@ def test_packed_step_states_exactness_and_times(document: Document) -> None:
     assert result["arms"]["PEFT"]["ratio_to_peft"] == 1.0
     assert found["gemm_peak_gflops"]
     assert {"steal_seconds", "load"} <= found["disturbance"].keys()
+
+
+def test_packed_qlora_states_exactness_memory_and_times(document: Document) -> None:
+    found = document(packed_qlora.main, ["--quick", "--slots", "2", "--steps", "2"])
+    (result,) = found["results"]
+    assert result["exactness"]["holds"]
+    assert 0.5 < result["bytes_per_weight"] <= 0.60
+    assert set(result["arms"]) >= {packed_qlora.PEFT, "packed fp32 K=2", "packed bf16h K=2"}
+    assert all(len(arm["cpu_seconds"]) == 2 for arm in result["arms"].values())
 
 
 def test_no_time_is_measured_without_exactness(capsys: pytest.CaptureFixture[str]) -> None:
