@@ -27,6 +27,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.path not in long)
 
 
+def pytest_sessionfinish() -> None:
+    """End servers with the session: the process of one of several sessions is killed two seconds after it."""
+    from tests.databases import at_end
+
+    at_end.close()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem: str) -> None:
     """A test that ended the process it ran in ends the run: the files of that process would be left out."""

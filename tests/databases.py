@@ -32,6 +32,10 @@ _PATIENCE_SECONDS = 240
 _PASSWORD = "p@ss{word}%:w"  # needs percent-encoding in a URL and doubling in `str.format`
 _serial = itertools.count()
 
+at_end = contextlib.ExitStack()
+"""What goes with this process: servers and folders. `conftest` closes it with the session."""
+atexit.register(at_end.close)
+
 
 def fresh_sqlite(folder: Path) -> str:
     """URL of a new SQLite database with all tables."""
@@ -71,7 +75,7 @@ class PostgresServer:
         durable = "on" if exposed else "off"
         self._settings = f"{shlex.join(options)} {listen} -c unix_socket_directories={self._folder} -c fsync={durable}"
         self.start()
-        atexit.register(self.end)
+        at_end.callback(self.end)
 
     def start(self) -> None:
         """Start the server; returns when it answers, after recovery."""
@@ -216,7 +220,7 @@ def postgres_programs() -> Path | None:
 @functools.cache
 def _sqlite_template() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="automl-sqlite-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    at_end.callback(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "template.db"
     open_database(f"sqlite:///{path}", create=True).close()
     return path
