@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     def best(study: StudyArgument = None, url: DatabaseOption = None, as_json: JsonOption = False) -> None:
         """Show the best complete trial: value, configuration, adapter; with two objectives also the Pareto front."""
         from automl.results.rank_gate import rank_gate
+        from automl.results.squeezed import squeeze_headline
         from automl.results.summary import configuration_text, headline, size_text, summarise
 
         with opened(study, url) as (database, name):
@@ -33,6 +34,8 @@ def register(app: typer.Typer) -> None:
             ((name, value) for name, value in summary.configuration.items() if value != ()),
         )
         console.result(f"adapter: {summary.best.adapter}")
+        if summary.squeeze is not None:
+            console.result(f"smaller adapter: {squeeze_headline(summary.squeeze)}")
         if gate is not None and gate.answer != "not known":
             console.result(f"{gate.headline} ({gate.evidence})")
         if summary.also_minimize is not None:

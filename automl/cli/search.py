@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(summary: Summary) -> None:
-    from automl.results.squeezed import squeeze_headline
+    from automl.results.squeezed import squeeze_headline, squeezed_adapter
     from automl.results.summary import SUMMARY_MARKDOWN, configuration_text, headline
 
     counts = summary.counts
@@ -76,6 +76,8 @@ def _show(summary: Summary) -> None:
         console.result(f"  {configuration_text(summary.best.params)}")
     if summary.squeeze is not None:
         console.result(f"smaller adapter: {squeeze_headline(summary.squeeze)}")
+        if (folder := squeezed_adapter(Path(summary.folder), summary.squeeze)) is not None:
+            console.result(f"  {folder}")
     console.result(
         f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed; "
         f"{summary.spent_steps:,} training steps instead of {summary.full_steps:,} without pruning."

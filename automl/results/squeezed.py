@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from automl import durable
 from automl.importance.cuts import global_ranks
 from automl.metric import METRICS
 from automl.storage.sql import Database
 from automl.storage.squeezes import CutRow, SqueezeRow, read_squeezes
+from automl.trial_folders import squeezed_folder
 
 
 def squeeze_of(database: Database, study: str, trial: int) -> SqueezeRow | None:
@@ -57,3 +61,14 @@ def squeeze_document(squeeze: SqueezeRow) -> dict[str, Any]:
         "curve": [asdict(cut) for cut in squeeze.cuts],
         "ranks": {module.module: module.knee_rank for module in squeeze.modules},
     }
+
+
+def squeezed_adapter(study_folder: Path, squeeze: SqueezeRow) -> Path | None:
+    """The folder of the adapter cut to this knee, None if what lies there is another, or nothing does."""
+    folder = squeezed_folder(study_folder)
+    try:
+        about = json.loads((folder / durable.MANIFEST).read_bytes())["about"]
+        is_this = (about["trial"], about["squeezed"]["parameters"]) == (squeeze.trial, squeeze.knee)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder if is_this else None

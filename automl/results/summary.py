@@ -13,7 +13,7 @@ from automl import durable, ranking
 from automl.metric import METRICS, Direction
 from automl.results.folders import study_folder
 from automl.results.recorded import GROUND, recorded_baseline, recorded_space
-from automl.results.squeezed import squeeze_document, squeeze_headline, squeeze_of
+from automl.results.squeezed import squeeze_document, squeeze_headline, squeeze_of, squeezed_adapter
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
@@ -23,7 +23,6 @@ from automl.storage.trials import TrialRow, counts_of, list_trials
 from automl.storage.verification import latest
 from automl.study.outcome import EXHAUSTED, STALLED, exhausted_text
 from automl.trial import Scalar, TrialState
-from automl.trial_folders import squeezed_folder
 
 SUMMARY_JSON = "summary.json"
 SUMMARY_MARKDOWN = "summary.md"
@@ -250,7 +249,7 @@ def _smaller(summary: Summary) -> Iterator[str]:
     squeeze = summary.squeeze
     if squeeze is not None:
         yield from ("", f"Smaller sizes of trial {squeeze.trial}'s adapter: {squeeze_headline(squeeze)}.")
-        if (folder := squeezed_folder(Path(summary.folder))).is_dir():
+        if (folder := squeezed_adapter(Path(summary.folder), squeeze)) is not None:
             yield f"The adapter of that size: `{folder}`."
 
 

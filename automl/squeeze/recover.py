@@ -17,7 +17,7 @@ from automl.training.recovery import recover
 from automl.training.runtime import Runtime
 
 FACTORS = (0.1, 0.3, 1.0)
-"""Of the rate the adapter was trained at, or of the middle of the method's range: what is tried."""
+"""What is tried, as parts of the rate the adapter was trained at, or of the middle of its method's range."""
 _BATCH = 8
 _WARMUP = 0.1
 

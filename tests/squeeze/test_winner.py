@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from automl.errors import InterruptedSearch
 from automl.execution.stop import StopRequest
-from automl.results.squeezed import squeeze_of
+from automl.results.squeezed import squeeze_of, squeezed_adapter
 from automl.results.summary import Summary
 from automl.space.load import load_space
 from automl.squeeze.winner import LEAST_ROWS, affordable_rows
@@ -76,7 +77,13 @@ def test_it_is_recorded_and_its_adapter_written(search: Search) -> None:
     good = [cut.value >= row.whole.value - row.margin for cut in cuts]
     assert good == sorted(good, reverse=True), "sizes that are worse come after those that are not"
     assert row.knee == min(cut.parameters for cut, is_good in zip(cuts, good, strict=True) if is_good)
-    about = verify_manifest(Path("automl-output/tiny/squeezed"))
+    folder = Path(summary.folder) / "squeezed"
+    assert squeezed_adapter(Path(summary.folder), row) == folder
+    assert squeezed_adapter(Path(summary.folder), replace(row, knee=1)) is None, (
+        "a later squeeze has found another knee"
+    )
+    assert str(folder) in (Path(summary.folder) / "summary.md").read_text()
+    about = verify_manifest(folder)
     assert about["squeezed"]["parameters"] == row.knee < row.whole.parameters
     assert about["trial"] == row.trial
 
