@@ -28,6 +28,8 @@ METHODS: Registry[Method] = Registry(
         "prompt": "automl.methods.prompt:Prompt",
         "p-tuning": "automl.methods.p_tuning:PTuning",
         "prefix": "automl.methods.prefix:Prefix",
+        "adapter": "automl.methods.bottleneck:Bottlenecks",
+        "llama-pro": "automl.methods.llama_pro:LlamaPro",
     },
     _method,
 )

@@ -36,7 +36,7 @@ heavy = ("optuna", "torch", "peft", "transformers", "datasets", "ray")
 print(len(entries), [name for name in heavy if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout == "34 []\n"
+    assert result.stdout == "36 []\n"
 
 
 class TestLora(MethodContract):
@@ -64,6 +64,20 @@ class TestPTuning(MethodContract):
 class TestPrefix(MethodContract):
     method = "prefix"
     models = ("decoder",)
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestAdapter(MethodContract):
+    method = "adapter"
+    hyper: ClassVar[Hyperparameters] = Hyperparameters(method="adapter", own=(("adapter_size", 6),), learning_rate=0.02)
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestLlamaPro(MethodContract):
+    method = "llama-pro"
+    is_drawn = False
+    models = ("decoder",)
+    hyper: ClassVar[Hyperparameters] = Hyperparameters(method="llama-pro", learning_rate=0.02)
     test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
 
 
