@@ -146,4 +146,4 @@ def show_verification(result: Mapping[str, Any]) -> None:
         )
     console.result(f"recommended: {result['recommendation']['text']}")
     if result.get("deploy"):
-        console.result(result["deploy"]["text"])
+        console.result(f"to deploy: {result['deploy']['text']}")

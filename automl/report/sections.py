@@ -58,7 +58,7 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     yield Notice(verification.headline, "problem" if found.evidence is Evidence.MAJORITY else "good")
     yield Text(f"Recommended: {verification.advice}.")
     if verification.deploy:
-        yield Text(sentence(verification.deploy))
+        yield Text(f"To deploy: {verification.deploy}.")
     if verification.comparisons:
         yield Chart(
             "verified",
@@ -103,7 +103,7 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     if verification.optimism is not None:
         low, high = verification.optimism_low, verification.optimism_high
         where = "its verified score" if low is None else "fresh seeds of it on the same rows"
-        interval = "" if low is None else f" [{signed(low)} to {signed(high)}]"
+        interval = "" if low is None else f" ({signed(low)} to {signed(high)})"
         yield Text(
             f"Selection optimism {signed(verification.optimism)}{interval}: by so much the winner's value on validation"
             f" rows, where it was chosen, looked better than {where}."

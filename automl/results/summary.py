@@ -242,6 +242,8 @@ def _belief(summary: Summary) -> Iterator[str]:
             f" {optimism['verified']:.4f} on the test rows."
         )
     yield f"**Recommended: {found['recommendation']['text']}**"
+    if found.get("deploy"):
+        yield f"To deploy: {found['deploy']['text']}."
 
 
 def _smaller(summary: Summary) -> Iterator[str]:

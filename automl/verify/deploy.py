@@ -54,11 +54,11 @@ def _clauses(plan: Plan, scores: Scores, choice: Arm, held: Candidate, small: Ar
         return f"{arm.trainable_params:,} parameters, {plan.metric} {mean_score(plan, scores, arm):.4f}"
 
     if choice.kind == "lower":
-        yield f"train at rank {choice.hyper.rank} and deploy that"
+        yield f"one trained at rank {choice.hyper.rank}"
     elif choice is cut:
-        yield "deploy the winner's adapter, cut globally"
+        yield "the winner's adapter, cut globally"
     else:
-        yield f"deploy {choice.called} as it is"
+        yield f"{choice.called} as it is"
     yield f"{winner.called} whole has {told(winner)}"
     yield (
         f"cut globally {told(cut)}, {_standing(plan, held)} ({held.gain.mean:+.4f} [{held.gain.low:+.4f},"

@@ -15,7 +15,7 @@ from statistics import NormalDist
 from automl.metric import METRICS, as_loss
 from automl.storage.verification import RowOutcomes, Score, ScoredSplit
 from automl.verify.plan import Arm, Comparison, Plan, Training, all_trainings
-from automl.verify.rows import groups_of, outcomes_of, row_error, widened
+from automl.verify.rows import of_rows, widened
 from automl.verify.statistics import LEVEL, Estimate, Verdict, is_settled, paired, spread, t_quantile, verdict
 
 DIVERGED = "diverged"
@@ -37,7 +37,7 @@ class Scores:
     def __init__(
         self, scores: Iterable[Score] = (), outcomes: Iterable[RowOutcomes] = (), truth: Sequence[int] = ()
     ) -> None:
-        self.truth = truth
+        self.truth = tuple(truth)
         self._outcomes = {(each.arm, each.seed, each.learning_rate, each.split): each.outcomes for each in outcomes}
         self._metrics: dict[Key, dict[str, float]] = {}
         for score in scores:
@@ -181,13 +181,13 @@ def difference(plan: Plan, scores: Scores, pair: Comparison, seeds: Sequence[int
     ours, theirs = (values(plan, scores, arm) for arm in arms)
     estimate = paired([ours[seed] - theirs[seed] for seed in seeds], pair.level, grain=plan.grain)
     rates = [chosen_rate(plan, scores, arm) for arm in arms]
-    told = [[scores.outcomes(arm.name, seed, rate) for arm, rate in zip(arms, rates, strict=True)] for seed in seeds]
+    told = tuple(
+        (scores.outcomes(arms[0].name, seed, rates[0]), scores.outcomes(arms[1].name, seed, rates[1])) for seed in seeds
+    )
     if not all(text for of_seed in told for text in of_seed):
         return estimate, 0.0
-    pairs = [(outcomes_of(our), outcomes_of(their)) for our, their in told]
-    error = row_error(pairs, plan.metric, scores.truth)
-    rows = groups_of(len(pairs[0][0].rows), pairs[0][0].kind)
-    return widened(estimate, error, rows, pair.level), error
+    rows = of_rows(told, plan.metric, scores.truth)
+    return widened(estimate, rows.error, rows.parts, pair.level), rows.error
 
 
 def beats_baseline(plan: Plan, scores: Scores) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from automl.metric import METRICS
 from automl.outcomes import Outcomes, decoded
@@ -27,10 +28,19 @@ Pair = tuple[Outcomes, Outcomes]
 """Outcomes of two arms for one seed, the rows in the same order."""
 
 
-@lru_cache(maxsize=512)
-def outcomes_of(text: str) -> Outcomes:
-    """`automl.outcomes.decoded`, remembered: every comparison of an arm reads them again."""
-    return decoded(text)
+class OfRows(NamedTuple):
+    """What rows add to the standard error of a difference, and how many independent parts of them that rests on."""
+
+    error: float
+    parts: int
+
+
+@lru_cache(maxsize=256)
+def of_rows(told: tuple[tuple[str, str], ...], metric: str, truth: tuple[int, ...]) -> OfRows:
+    """Judge outcomes as they are stored, a pair of arms for each seed; remembered, since it is asked for often."""
+    pairs = [(decoded(ours), decoded(theirs)) for ours, theirs in told]
+    kind, rows = pairs[0][0].kind, len(pairs[0][0].rows)
+    return OfRows(row_error(pairs, metric, truth), rows if kind == "values" else min(GROUPS, rows))
 
 
 def row_error(pairs: Sequence[Pair], metric: str, truth: Sequence[int]) -> float:
@@ -55,11 +65,6 @@ def widened(estimate: Estimate, error: float, rows: int, level: float) -> Estima
 def detectable_by(rows: int, error: float, level: float) -> float:
     """Least true difference that an interval over these rows alone would see, as `Estimate.detectable`."""
     return detectable_shift(_freedom(rows) + 1, level) * error
-
-
-def groups_of(rows: int, kind: str) -> int:
-    """Independent parts that the error over rows rests on."""
-    return rows if kind == "values" else min(GROUPS, rows)
 
 
 def _freedom(rows: int) -> int:

@@ -6,9 +6,11 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from automl.report.squeeze_chart import squeeze_curve
 from automl.report.write import study_frame
 from automl.storage.sql import open_database
 from tests.databases import fresh_sqlite
-from tests.report.studies import HOSTILE, add_study, repeat_trials, space_of, squeeze_row
+from tests.report.studies import HOSTILE, add_study, repeat_trials, space_of, squeeze_row, verification_result
 
 _REQUESTING = {"src", "href", "action", "data", "poster", "background", "srcset", "formaction", "ping", "manifest"}
 
@@ -211,3 +213,19 @@ def test_the_curve_marks_the_knee_and_shows_what_was_trained_smaller(plain_frame
     assert (list(traces["knee"].x), list(traces["knee"].y)) == ([9000], [0.905])
     assert figure.layout.xaxis.type == "log"
     assert squeeze_curve(plain_frame) is None
+
+
+def test_what_a_newer_verification_knows_is_in_the_page(verified_frame: Callable[[Any], StudyFrame]) -> None:
+    """And an older result, which lacks it, still reads: every other test here has one."""
+    plain = verification_result()
+    flattery = {**plain["selection_optimism"], "fresh": 0.92, "optimism": 0.01, "low": -0.002, "high": 0.022}
+    told = {
+        **plain,
+        "selection_optimism": {**flattery, "level": 0.96},
+        "deploy": {"arm": "trial-3", "text": "it whole"},
+    }
+    told["comparisons"] = [{**each, "row_error": 0.004} for each in plain["comparisons"]]
+    page = render(verified_frame(told), ("markdown",)).texts["markdown"]
+    assert "To deploy: it whole." in page
+    assert "Selection optimism +0.010 (−0.002 to +0.022): by so much" in page
+    assert "than fresh seeds of it on the same rows" in page

@@ -49,13 +49,13 @@ def result(effects: Mapping[str, float], arms: list[Arm] | None = None, *, sd: f
 def test_where_the_low_rank_is_as_good_it_is_trained_and_the_cut_is_not_advised() -> None:
     found = result({})
     assert found["deploy"]["arm"] == "rank-2"
-    assert found["deploy"]["text"].startswith("train at rank 2 and deploy that; trial 3 whole has 4,000 parameters")
+    assert found["deploy"]["text"].startswith("one trained at rank 2; trial 3 whole has 4,000 parameters")
 
 
 def test_where_only_the_cut_is_as_good_it_is_deployed() -> None:
     found = result({"rank-2": -0.1, "even-cut": -0.05})
     assert found["deploy"]["arm"] == "squeezed"
-    assert found["deploy"]["text"].startswith("deploy the winner's adapter, cut globally; ")
+    assert found["deploy"]["text"].startswith("the winner's adapter, cut globally; ")
     assert "less than 0.01 worse" in found["deploy"]["text"]
     assert found["recommendation"]["arm"] == "trial-3"  # to train with
 

@@ -120,7 +120,7 @@ def test_the_result_has_the_keys_that_others_read(verified: Verification, world:
     assert result is not None
     assert set(result) == {
         *("metric", "majority", "beats_majority", "headline", "seeds", "planned_seeds", "arms", "comparisons"),
-        *("selection_optimism", "recommendation", "suggestion"),
+        *("selection_optimism", "recommendation", "deploy", "suggestion", "rank"),
     }
     assert result["metric"] == {"name": "accuracy", "direction": "maximize"}
     assert result["beats_majority"] is True
@@ -130,7 +130,8 @@ def test_the_result_has_the_keys_that_others_read(verified: Verification, world:
     assert all(len(arm["scores"]) == 4 and arm["seconds"] > 0 for arm in result["arms"])
     optimism = result["selection_optimism"]
     assert optimism["validation"] == world.values()[best]
-    assert optimism["optimism"] == pytest.approx(optimism["validation"] - optimism["verified"])
+    assert optimism["optimism"] == pytest.approx(optimism["validation"] - optimism["fresh"])
+    assert optimism["low"] < optimism["optimism"] < optimism["high"]
     assert result["recommendation"]["arm"] in ("trial-0", "trial-1")
     assert result["suggestion"] == {"status": "not_run"}
     json.dumps(result, allow_nan=False)
