@@ -9,6 +9,7 @@ from dataclasses import replace
 from automl import durable, ranking
 from automl.errors import InterruptedSearch
 from automl.execution.stop import StopRequest
+from automl.methods.registry import METHODS
 from automl.metric import METRICS
 from automl.results.artifacts import adapter_digest, adapter_of
 from automl.results.folders import study_folder
@@ -52,7 +53,8 @@ def squeeze_winner(
     if row is None or not row.adapter or spec.search.squeeze == "off" or _is_known(database, spec.study, row.number):
         return
     by_hand = f"automl squeeze {spec.study}"
-    if reason := next(_reasons(spec), ""):
+    method = assemble(setup.inputs.space, row.params).method
+    if reason := next(_reasons(spec, method), ""):
         logger.info("trial %d is not squeezed: %s; try: %s", row.number, reason, by_hand)
         return
     stage(f"looking how small the adapter of trial {row.number} could be")
@@ -77,8 +79,10 @@ def _is_known(database: Database, study: str, trial: int) -> bool:
     return before is not None and before.adapter_sha256 == adapter_digest(database, study, trial)
 
 
-def _reasons(spec: SweepSpec) -> Iterator[str]:
+def _reasons(spec: SweepSpec, method: str) -> Iterator[str]:
     """Why it takes too long, or cannot be done, in the process that drives the search."""
+    if "rank" not in METHODS[method].takes:
+        yield f"an adapter of method {method} has no ranks"
     if spec.run.address is not None or spec.run.shards > 1:
         yield "it was trained by processes of other machines, or by several together"
     if METRICS[spec.task.metric].generates:

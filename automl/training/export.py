@@ -214,5 +214,5 @@ def _write_adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> Non
         document["modules_to_save"] = [*(document.get("modules_to_save") or ()), *anew]
     for name in ("target_modules", "modules_to_save"):
         if isinstance(document.get(name), list):
-            document[name] = sorted(document[name])
+            document[name] = sorted(set(document[name]))  # peft 0.21 adds heads twice beside virtual tokens
     path.write_bytes(durable.canonical(document))

@@ -6,6 +6,7 @@ far from those of a fresh model, so that norms, biases and positions matter.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertModel
 
 from automl.errors import ModelError
 from automl.lora import Hyperparameters
@@ -26,16 +28,20 @@ from automl.methods.settings import chosen
 from automl.models.backbone import resolve_model
 from automl.models.inventory import head_parameters, resolve_targets
 from automl.models.memory import estimate_bytes
+from automl.report.recipe import recipe
 from automl.space.spec import ModelSettings
 from automl.tasks.base import Row
 from automl.tasks.batches import batch_rows
+from automl.tasks.causal import generate
 from automl.training.cut import check_cuttable
-from automl.training.export import evaluate_export, merge_adapter
+from automl.training.export import evaluate_export, load_adapter, merge_adapter
 from automl.training.host import SoloHost
+from automl.training.reload import measure_afresh
 from automl.training.runtime import HostSettings, Runtime, load_runtime
 from automl.training.schedule import lr_multiplier
 from automl.training.solo import SoloTrial
 from automl.trial import Measurement, TrialSpec
+from tests.architectures import tiny_model
 from tests.models.test_memory import kept_bytes
 from tests.training.training_cases import curve, host_settings, run
 
@@ -259,3 +265,82 @@ def test_a_killed_trial_ends_to_the_bit_and_its_export_measures_the_same(
         merge_adapter(folder, settings, tmp_path / "merged")
     with pytest.raises(ModelError, match=r"cannot be cut; it can be done for plain LoRA, rsLoRA and AdaLoRA$"):
         check_cuttable(folder, world.runtime.model)
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A GPT-2 that is judged by what it writes."""
+    return made(
+        "gpt2 completion", tmp_path_factory.mktemp("world"), metric="exact_match", generate_rows=12, max_new_tokens=5
+    )
+
+
+def prompts_of(runtime: Runtime) -> list[list[int]]:
+    """Prompts of different lengths."""
+    return [list(row["input_ids"][: 3 + place % 4]) for place, row in enumerate(runtime.evaluation_rows[:6])]
+
+
+@pytest.mark.parametrize("name", ["prompt", "p-tuning", "prefix projected"])
+def test_what_it_writes_follows_from_its_logits(writing: World, name: str) -> None:
+    """Each prompt by itself, a token at a time; together they have different lengths."""
+    runtime = writing.runtime
+    trial = SoloTrial(spec(name), runtime)
+    trial.attach()
+    for _ in range(4):
+        trial.take_step()
+    model, prompts = trial.model.eval(), prompts_of(runtime)
+    expected, end = [], runtime.tokenizer.eos_token_id
+    for prompt in prompts:
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 7 and ids[-1] != end:
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(runtime.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip())
+    assert generate(model, prompts, runtime.tokenizer, max_new_tokens=7) == expected
+    assert len(set(expected)) > 1
+    trial.detach()
+
+
+def test_a_fresh_process_reproduces_its_metrics_with_plain_peft(writing: World, tmp_path: Path) -> None:
+    """By the lines that a user is told; PEFT gets the prefix, not the network that made it, and writes the same."""
+    settings, runtime = replace(writing.settings, output=str(tmp_path / "out")), writing.runtime
+    trial = SoloTrial(spec("prefix projected", steps=4), runtime)
+    trial.attach()
+    while trial.step < 4:
+        trial.take_step()
+    texts = generate(trial.model.eval(), prompts_of(runtime), runtime.tokenizer, max_new_tokens=7)
+    trial.detach()
+    host = SoloHost(settings, runtime)
+    host.open(trial.spec)
+    host.advance()
+    (last,) = host.advance()
+    host.shutdown()
+    assert isinstance(last, Measurement)
+    folder = Path(str(last.adapter))
+    loaded, tokenizer = load_adapter(folder, settings.backbone)
+    assert type(loaded).__module__ == "peft.peft_model"
+    assert generate(loaded, prompts_of(runtime), tokenizer, max_new_tokens=7) == texts
+    assert len(set(texts)) > 1
+    lines = recipe(str(folder))
+    assert lines is not None
+    (found,) = measure_afresh([lines.use.splitlines()], settings)
+    assert "exact_match" in found.metrics
+    assert found.metrics == pytest.approx(dict(last.metrics), rel=1e-6, abs=1e-6)
+
+
+def test_a_pooler_that_was_made_anew_travels_with_virtual_tokens(tmp_path: Path) -> None:
+    """As a module to save, once; the frozen one that another load would make is another."""
+    first = host_settings(tmp_path)
+    BertModel(tiny_model("bert").config, add_pooling_layer=False).save_pretrained(tmp_path / "model")
+    backbone = resolve_model(ModelSettings(kind="folder", location=str(tmp_path / "model")), tmp_path / "cache")
+    settings = replace(first, backbone=backbone)
+    host = SoloHost(settings, load_runtime(settings))
+    host.open(spec("prompt", steps=8))
+    host.advance()
+    (last,) = host.advance()
+    assert isinstance(last, Measurement)
+    folder = Path(str(last.adapter))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["bert.pooler", "classifier", "score"]
+    assert "base_model.bert.pooler.dense.weight" in load_file(folder / "adapter_model.safetensors")
+    assert evaluate_export(folder, settings) == pytest.approx(dict(last.metrics), rel=1e-6, abs=1e-6)

@@ -88,6 +88,36 @@ class TestLength:
         assert model_remarks(spec) == []
 
 
+class TestVirtualTokens:
+    """On a BERT of 40 positions, with texts of 12 tokens at most."""
+
+    @pytest.mark.parametrize(
+        ("method", "own", "message"),
+        [
+            ("prefix", "virtual_tokens: {type: int, low: 4, high: 8}", r"prefix before the layers of BertForSequence"),
+            (
+                "p-tuning",
+                "virtual_tokens: auto",
+                r"virtual_tokens: 128 and max_length 12 are above the 40 positions of the model \(bert\)",
+            ),
+            ("prompt", "prompt_text: {type: categorical, choices: [w3, '  ']}", r"prompt_text '  ' has no tokens"),
+        ],
+    )
+    def test_what_cannot_be(self, world: Path, tmp_path: Path, method: str, own: str, message: str) -> None:
+        spec = self.spec(world, method, own)
+        with pytest.raises(ConfigError, match=message) as found:
+            prepared(spec, tmp_path)
+        one_line(found.value)
+
+    def test_as_many_as_fit(self, world: Path, tmp_path: Path) -> None:
+        spec = self.spec(world, "prompt", "virtual_tokens: {type: int, low: 4, high: 28}")
+        assert "cannot be packed" in prepared(spec, tmp_path).obstacle
+
+    def spec(self, world: Path, method: str, own: str) -> SweepSpec:
+        rank = "rank: {type: int, low: 1, high: 8, log: true}"
+        return changed(world, (rank, own), ("target: qv", f"method: {method}"))
+
+
 class TestVocabulary:
     def bigger(self, folder: Path) -> None:
         """A tokenizer with one word more, as `add_tokens` without resizing leaves it."""
