@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -299,25 +300,32 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder}: model.safetensors is missing; other formats of weights are not read")
 
 
-def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:
-    """(elements, bytes) of every floating-point tensor of a safetensors file, from its header alone."""
-    widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+@contextmanager
+def _tensors_of(file: Path) -> Iterator[Any]:
+    """The open safetensors file. Raises ModelError if it is none."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            for name in refuse_quantised_tensors(file, tensors.keys()):
-                part = tensors.get_slice(name)
-                if part.get_dtype() in widths:
-                    elements = math.prod(part.get_shape())
-                    yield elements, elements * widths[part.get_dtype()]
+            yield tensors
     except (SafetensorError, OSError) as error:
         pointer = "; it is a pointer of Git LFS: run `git lfs pull`" if _is_lfs_pointer(file) else ""
         raise ModelError(f"{file}: not a readable safetensors file: {first_line(error)}{pointer}") from error
 
 
+def _float_tensors(file: Path) -> Iterator[tuple[int, int]]:
+    """(elements, bytes) of every floating-point tensor of a safetensors file, from its header alone."""
+    widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+    with _tensors_of(file) as tensors:
+        for name in refuse_quantised_tensors(file, tensors.keys()):
+            part = tensors.get_slice(name)
+            if part.get_dtype() in widths:
+                elements = math.prod(part.get_shape())
+                yield elements, elements * widths[part.get_dtype()]
+
+
 def _held_tensors(file: Path) -> Iterator[tuple[int, int]]:
     """(weights, bytes) of every tensor of a file that bitsandbytes holds, scales left out: two in a byte of 4 bits."""
     widths = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "I8": (1, 1), "U8": (2, 1)}
-    with safe_open(file, framework="pt") as tensors:
+    with _tensors_of(file) as tensors:
         for name in tensors.keys():  # noqa: SIM118
             part = tensors.get_slice(name)
             if part.get_dtype() in widths and name.endswith((".weight", ".bias")):
@@ -327,7 +335,7 @@ def _held_tensors(file: Path) -> Iterator[tuple[int, int]]:
 
 
 def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as tensors:
+    with _tensors_of(file) as tensors:
         return list(tensors.keys())
 
 
