@@ -325,6 +325,7 @@ OVERRIDDEN = {
     "Observer.tick": "a watcher overrides what it wants to hear of",
     "ParkingPruner.hopeless": "a policy may leave open which trials are beyond hope",
     "Task.lengths": "a task may leave open how long its rows are",
+    "Task.evaluate_by_row": "a task may leave open what becomes of each row",
 }
 """Concrete methods that a subclass may override all the same: they do nothing, and say so, where nobody answers."""
 
