@@ -41,9 +41,14 @@ def class_logits(model: Any, batch: Batch) -> torch.Tensor:
     if not has_virtual_tokens(model) or type(model.config) in MODEL_FOR_MASKED_LM_MAPPING:
         logits: torch.Tensor = call(model, **batch).logits
         return logits
+    embedded = model.word_embeddings(batch["input_ids"])  # together, as whatever is added to them is for the batch
+    others = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
     lengths = batch["attention_mask"].sum(dim=1)
     groups = [(lengths == length).nonzero().squeeze(1) for length in torch.unique(lengths)]
-    found = [call(model, **_rows(batch, rows, int(lengths[rows[0]]))).logits for rows in groups]
+    found = [
+        call(model, **_rows({"inputs_embeds": embedded, **others}, rows, int(lengths[rows[0]]))).logits
+        for rows in groups
+    ]
     return torch.cat(found)[torch.cat(groups).argsort()]
 
 
