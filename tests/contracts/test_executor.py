@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from automl.execution.dispatch import Dispatcher
 from automl.execution.ray_tune import RayExecutor
 from automl.testing import ExecutorContract, ProcessExecutorContract
 from automl.testing.formula import Fault, FormulaHost, curve
-from automl.trial import Metrics
+from automl.trial import Examined, Metrics
 from automl.verify.plan import Training, all_trainings, trial_spec
 from automl.verify.protocol import DIVERGED, Scores
 from automl.verify.trainings import Trainings
@@ -88,7 +88,7 @@ class Verified(NamedTuple):
 def verify(executor: Executor, folder: Path, found: Verified, *, exchanges: int = 0, **options: object) -> None:
     """Train what is missing; with `exchanges`, stop after so many."""
 
-    def keep(training: Training, metrics: Metrics) -> None:
+    def keep(training: Training, metrics: Metrics, examined: Sequence[Examined]) -> None:
         found.scores.add(training, metrics)
         found.made.append(training)
 

