@@ -26,8 +26,8 @@ _CALLED: Mapping[ArmKind, str] = {
     "uniform": "even ranks",
     "random": "random ranks",
     "equal": "LoRA with as many parameters",
-    "squeezed": "the winner's adapter, cut globally,",
-    "even-cut": "the winner's adapter, cut evenly,",
+    "squeezed": "the winner's adapter cut globally",
+    "even-cut": "the winner's adapter cut evenly",
 }
 
 LOOK = 4
