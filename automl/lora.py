@@ -15,6 +15,9 @@ from automl.errors import TargetError
 
 ScheduleName = Literal["constant", "linear", "cosine"]
 
+_LATER = {"neftune_alpha": 0.0}
+"""Hyperparameters that were added when studies had been recorded, with their defaults."""
+
 TARGET_SETS: dict[str, str] = {
     "qv": "query and value projections of every attention layer",
     "attention": "query, key, value and output projections of every attention layer",
@@ -35,6 +38,7 @@ class Hyperparameters:
     clip: largest gradient norm, 0 = no clipping.
     target: name of a target set.
     rank_pattern: (module path, rank) of the layers whose rank is not `rank`; made by `with_ranks`.
+    neftune_alpha: >= 0, size of the noise on embeddings while training; 0 = none.
     own: (name, value) of the method's own settings that are not at their defaults, by name; read by `Setting.of`.
 
     The defaults are the usual ones of PEFT users, kept as the reference configuration that every search should beat
@@ -54,6 +58,7 @@ class Hyperparameters:
     clip: float = 1.0
     use_rslora: bool = False
     rank_pattern: tuple[tuple[str, int], ...] = ()
+    neftune_alpha: float = 0.0
     own: tuple[tuple[str, bool | int | float | str], ...] = ()
 
     @property
@@ -62,13 +67,14 @@ class Hyperparameters:
         return dict(self.own)
 
     def as_dict(self) -> dict[str, Any]:
-        """All names with their values, as they are recorded: a setting that came later is there unless at its default.
+        """All names with their values, as they are recorded: one that came later is there unless at its default.
 
         So what was recorded before it existed reads the same.
         """
         plain = asdict(self)
         del plain["own"]
-        return plain | self.settings
+        usual = {name for name, default in _LATER.items() if plain[name] == default}
+        return {name: value for name, value in plain.items() if name not in usual} | self.settings
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Hyperparameters:

@@ -124,8 +124,16 @@ class AdaLora(Method):
         norms: Tensor = torch.linalg.matrix_norm(stacked - identity)
         return PENALTY * norms.mean()
 
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        return 1.0
+
     def after_step(self, peft_model: PeftModel, step: int) -> None:
         peft_model.base_model.update_and_allocate(step)
+
+    def exported(
+        self, peft_model: PeftModel, saved: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return saved, config
 
     def memory(self, peft_model: PeftModel) -> dict[str, Tensor]:
         import torch

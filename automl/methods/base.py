@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape
@@ -121,6 +121,10 @@ class Method(ABC):
         """What is minimised beside the loss of the task and is no part of it, (); None if there is nothing."""
 
     @abstractmethod
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        """Factor of the learning rate for the parameter of this name; 1 unless the method says otherwise."""
+
+    @abstractmethod
     def after_step(self, peft_model: PeftModel, step: int) -> None:
         """Called after the optimizer's step number `step` (from 0), while its gradients are still there."""
 
@@ -131,6 +135,15 @@ class Method(ABC):
     @abstractmethod
     def load_memory(self, peft_model: PeftModel, memory: Mapping[str, torch.Tensor]) -> None:
         """Put back what `memory` returned. Raises CheckpointError if it is not of this adapter."""
+
+    @abstractmethod
+    def exported(
+        self, peft_model: PeftModel, saved: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+        """Tensors and configuration of the adapter's folder, from those that PEFT would write; not asked in place.
+
+        saved: by PEFT's names in files. config: PEFT's, as JSON.
+        """
 
     def state(self, peft_model: PeftModel) -> dict[str, torch.Tensor]:
         """Exactly the trainable tensors, adapter and head, by parameter name. They share memory with the model."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape
@@ -133,8 +133,16 @@ class Bottlenecks(Method):
     def penalty(self, peft_model: nn.Module) -> Tensor | None:
         return None
 
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        return 1.0
+
     def after_step(self, peft_model: nn.Module, step: int) -> None:
         """Nothing is left to do."""
+
+    def exported(
+        self, peft_model: nn.Module, saved: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return saved, config
 
     def memory(self, peft_model: nn.Module) -> dict[str, Tensor]:
         return {}

@@ -92,8 +92,16 @@ class LlamaPro(Method):
     def penalty(self, peft_model: nn.Module) -> Tensor | None:
         return None
 
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        return 1.0
+
     def after_step(self, peft_model: nn.Module, step: int) -> None:
         """Nothing is left to do."""
+
+    def exported(
+        self, peft_model: nn.Module, saved: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return saved, config
 
     def memory(self, peft_model: nn.Module) -> dict[str, Tensor]:
         return {}

@@ -1,12 +1,18 @@
-"""LoRA (Hu et al. 2021) through PEFT, with rank-stabilised scaling as an option (Kalajdzievski 2023)."""
+"""LoRA (Hu et al. 2021) through PEFT, with its variants as settings that are off unless asked for.
+
+Rank-stabilised scaling (Kalajdzievski 2023), LoRA+ (Hayou et al. 2024), DoRA (Liu et al. 2024), LoRA-FA (Zhang et al.
+2023), and other starts: orthogonal, OLoRA (Büyükakyüz 2024), PiSSA (Meng et al. 2024).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape, check_pattern, lora_parameters, peft_patterns
 from automl.methods.base import Footprint, LowRank, Method
+from automl.methods.settings import Setting, Span
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -16,6 +22,42 @@ if TYPE_CHECKING:
 SMALL, LARGE = 500_000_000, 4_000_000_000
 """Models with fewer parameters need higher learning rates, those with more need lower ones."""
 SHORT_STEPS = 300
+
+
+PLUS = Setting(
+    name="lora_plus_ratio",
+    default=1.0,
+    meaning="learning rate of B as a multiple of that of A (LoRA+)",
+    low=1.0,
+    high=64.0,
+    tried=Span(1.0, 16.0, log=True),
+)
+DORA = Setting(
+    name="use_dora",
+    default=False,
+    meaning="train the norms of the weight's rows beside their directions (DoRA)",
+    tried=(False, True),
+    sized=True,
+    packable=(False,),
+)
+FREEZE = Setting(
+    name="freeze_a",
+    default=False,
+    meaning="train B alone (LoRA-FA)",
+    tried=(False, True),
+    sized=True,
+    packable=(False,),
+)
+_DRAWN = ("default", "gaussian", "orthogonal")
+_PARTS = ("olora", "pissa")
+INIT = Setting(
+    name="init",
+    default="default",
+    meaning="where A and B start; olora and pissa: as a part of the weight",
+    choices=(*_DRAWN, *_PARTS),
+    tried=(*_DRAWN, *_PARTS),
+    packable=_DRAWN,
+)
 
 
 def learning_rates(model_parameters: int, steps: int) -> tuple[float, float]:
@@ -39,12 +81,16 @@ class Lora(Method):
     packable: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     takes_pattern: ClassVar[bool] = True
+    settings: ClassVar[tuple[Setting, ...]] = (PLUS, DORA, FREEZE, INIT)
 
     def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
-        return lora_parameters(layers, hyper.rank_of)
+        frozen = sum(hyper.rank_of(layer.path) * layer.in_features for layer in layers) if FREEZE.of(hyper) else 0
+        return lora_parameters(layers, hyper.rank_of) - frozen + _norms(layers, hyper)
 
     def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
-        return low_rank_footprint(layers, hyper.rank_of, hyper.dropout)
+        """Footprint of A x; with DoRA of the layer's output before it is scaled, too."""
+        kept = low_rank_footprint(layers, hyper.rank_of, hyper.dropout).per_token
+        return Footprint(self.trainable(model, layers, hyper), kept + _norms(layers, hyper))
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         return learning_rates(model_parameters, steps)
@@ -59,8 +105,8 @@ class Lora(Method):
         *,
         steps: int | None = None,
     ) -> PeftModel:
-        """Attach as the seam says. Raises TargetError if PEFT would adapt others than `modules`, or if the rank pattern
-        names others.
+        """Attach as the seam says. Raises TargetError if PEFT would adapt others than `modules`, if the rank pattern
+        names others, or for settings that exclude each other.
         """
         from automl.methods.attaching import (
             ADAPTER,
@@ -71,23 +117,32 @@ class Lora(Method):
             renew_head,
             seed_dropout,
         )
-        from automl.methods.seeding import initialise_adapter
 
+        how = str(INIT.of(hyper))
+        if how in _PARTS and DORA.of(hyper):
+            raise TargetError(
+                f"use_dora scales the whole weight, of which init {how} takes a part; leave one of them out"
+            )
         check_anchored(model, modules)
         check_pattern(hyper, modules)
         peft_model = adapted_model(model, _config(model, hyper, modules, head))
         adapted = adapted_layers(model)
         check_adapted(peft_model, modules)
         for path, layer in adapted.items():
-            initialise_adapter(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, seed=seed, path=path)
+            _start(layer, path, seed=seed, how=how)
+            layer.lora_A[ADAPTER].weight.requires_grad_(not FREEZE.of(hyper))
         renew_head(model, head, seed)
         seed_dropout(adapted.values(), hyper, seed, next(model.parameters()).device)
         return peft_model
 
     def low_rank(self, peft_model: PeftModel) -> list[LowRank]:
+        """None if the update is more than a product: scaled by DoRA, or less a part of the weight."""
         from automl.methods.attaching import ADAPTER, adapted_layers
+        from automl.methods.principal import parts_of
 
         layers = adapted_layers(peft_model.get_base_model())
+        if peft_model.peft_config[ADAPTER].use_dora or parts_of(layers):
+            return []
         return [
             LowRank(path, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER])
             for path, layer in layers.items()
@@ -96,14 +151,52 @@ class Lora(Method):
     def penalty(self, peft_model: PeftModel) -> Tensor | None:
         return None
 
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        """B is `lora_plus_ratio` times as fast. Source: Hayou et al. 2024, algorithm 1."""
+        return float(PLUS.of(hyper)) if ".lora_B." in name else 1.0
+
     def after_step(self, peft_model: PeftModel, step: int) -> None:
         """Nothing is left to do."""
 
     def memory(self, peft_model: PeftModel) -> dict[str, Tensor]:
-        return {}
+        """What was taken away from the weights at the start, if anything."""
+        from automl.methods.attaching import adapted_layers
+        from automl.methods.principal import memory_of
+
+        return memory_of(adapted_layers(peft_model.get_base_model()))
 
     def load_memory(self, peft_model: PeftModel, memory: Mapping[str, Tensor]) -> None:
-        """There is nothing to put back."""
+        from automl.methods.attaching import adapted_layers
+        from automl.methods.principal import put_back
+
+        put_back(adapted_layers(peft_model.get_base_model()), memory)
+
+    def exported(
+        self, peft_model: PeftModel, saved: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """What PEFT would write, unless A and B began as a part of the weight: then plain LoRA of twice the rank."""
+        from automl.methods.attaching import adapted_layers
+        from automl.methods.principal import as_plain_lora, parts_of
+
+        layers = adapted_layers(peft_model.get_base_model())
+        return as_plain_lora(layers, saved, config) if parts_of(layers) else (saved, config)
+
+
+def _norms(layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+    """Numbers that DoRA trains: a norm for each output."""
+    return sum(layer.out_features for layer in layers) if DORA.of(hyper) else 0
+
+
+def _start(layer: Any, path: str, *, seed: int, how: str) -> None:
+    from automl.methods.attaching import ADAPTER
+    from automl.methods.principal import start_from_weight
+    from automl.methods.seeding import initialise_adapter
+
+    if how in _PARTS:
+        start_from_weight(layer, how)
+    else:
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        initialise_adapter(a, b, seed=seed, path=path, how=how)
 
 
 def _config(model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], head: Sequence[str]) -> LoraConfig:
@@ -119,5 +212,6 @@ def _config(model: nn.Module, hyper: Hyperparameters, modules: Sequence[str], he
         alpha_pattern=alphas,
         lora_dropout=hyper.dropout,
         use_rslora=hyper.use_rslora,
+        use_dora=bool(DORA.of(hyper)),
         **common_options(model, modules, head),
     )

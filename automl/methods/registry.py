@@ -30,6 +30,9 @@ METHODS: Registry[Method] = Registry(
         "prefix": "automl.methods.prefix:Prefix",
         "adapter": "automl.methods.bottleneck:Bottlenecks",
         "llama-pro": "automl.methods.llama_pro:LlamaPro",
+        "ia3": "automl.methods.ia3:IA3",
+        "bitfit": "automl.methods.whole:BitFit",
+        "full": "automl.methods.whole:Full",
     },
     _method,
 )

@@ -24,17 +24,29 @@ def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def initialise_adapter(a: torch.Tensor, b: torch.Tensor, *, seed: int, path: str) -> None:
-    """A of shape (rank, in) uniform in ±1/sqrt(in), B of shape (out, rank) zero, so the adapter starts as nothing.
+def initialise_adapter(a: torch.Tensor, b: torch.Tensor, *, seed: int, path: str, how: str = "default") -> None:
+    """Start A of shape (rank, in) and B of shape (out, rank) so that their product is nothing.
 
-    Drawn on the CPU in float32 in row-major order from the stream "<path>.lora_A". The bound is kaiming-uniform with
-    a = sqrt(5), as PEFT's default (peft/tuners/lora/layer.py, reset_lora_parameters).
+    how: default: A uniform in ±1/sqrt(in), B zero; gaussian: A normal with standard deviation 1/rank, B zero;
+    orthogonal: A and B in the span of odd and even rows of one orthogonal matrix, so that B A is zero and neither is.
+    Drawn on the CPU in float32 in row-major order from streams "<path>.lora_A" and so on. The bound is kaiming-uniform
+    with a = sqrt(5), as PEFT's default (peft/tuners/lora/layer.py, reset_lora_parameters and orthogonal_init).
     """
-    bound = 1.0 / math.sqrt(a.shape[1])
-    drawn = torch.empty(a.shape).uniform_(-bound, bound, generator=stream(seed, f"{path}.lora_A"))
+    rank, inputs = a.shape
+    draws = stream(seed, f"{path}.lora_A")
     with torch.no_grad():
-        a.copy_(drawn)
         b.zero_()
+        if how == "orthogonal":
+            q, _ = torch.linalg.qr(torch.randn(rank, rank, generator=draws))
+            odd, even = q[0::2], q[1::2]
+            a.copy_((torch.randn(inputs, len(odd), generator=draws) @ odd).mT / 10.0)
+            mixed = torch.randn(b.shape[0], len(even), generator=stream(seed, f"{path}.lora_B"))
+            b.copy_(mixed @ even / 10.0)
+        elif how == "gaussian":
+            a.copy_(torch.empty(a.shape).normal_(0.0, 1.0 / rank, generator=draws))
+        else:
+            bound = 1.0 / math.sqrt(inputs)
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=draws))
 
 
 def initialise_head(head: nn.Module, *, seed: int, path: str, std: float) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape
+from automl.methods.lora import INIT
+from automl.methods.registry import METHODS
 from automl.methods.seeding import initialise_adapter, initialise_head, stream
 from automl.packed.bank import BETAS, EPSILON, Storage, own_storage
 from automl.packed.layout import a_name, adapter_layout, b_name, head_name
@@ -68,7 +70,7 @@ class Adapter:
         self._optimizer = self._adamw()
         self._params = self._views(self.storage.params)
         self._grads = self._views(self.storage.gradient)
-        _initialise(self._params, layers, heads, seed=seed, std=initializer_range)
+        _initialise(self._params, layers, heads, seed=seed, std=initializer_range, how=str(INIT.of(hyper)))
         self.low_rank = {layer.path: self._low_rank(layer.path) for layer in layers}
         self.head = self._head_leaves(heads)
 
@@ -77,6 +79,11 @@ class Adapter:
         """The flat gradient: a sum over terms until `finish_step` divides it."""
         self.settle()
         return self.storage.gradient
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.storage.params.device
 
     @property
     def bytes(self) -> int:
@@ -98,7 +105,8 @@ class Adapter:
         if self.hyper.clip > 0:
             norm = torch.linalg.vector_norm(gradient)
             gradient.mul_((self.hyper.clip / (norm + 1e-6)).clamp_(max=1.0))
-        self._optimizer.param_groups[0]["lr"] = learning_rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["rate"] * learning_rate
         self._optimizer.step()
         gradient.zero_()
 
@@ -162,17 +170,20 @@ class Adapter:
         return {"exp_avg": self.storage.exp_avg, "exp_avg_sq": self.storage.exp_avg_sq}
 
     def _adamw(self) -> torch.optim.AdamW:
-        """One fused call over the whole vector. Moments are allocated at once: too large a trial fails right here."""
-        flat = nn.Parameter(self.storage.params)
-        flat.grad = self.storage.gradient
-        optimizer = torch.optim.AdamW(
-            [flat], betas=BETAS, eps=EPSILON, weight_decay=self.hyper.weight_decay, fused=True
-        )
-        optimizer.state[flat] = {
-            "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-            **self._moments(),
-        }
-        return optimizer
+        """One fused call over the whole vector, or over its parts if they have rates of their own.
+
+        Moments are allocated at once: too large a trial fails right here.
+        """
+        rates = {name: METHODS[self.hyper.method].rate(name, self.hyper) for name in self._shapes}
+        vectors = (self.storage.params, self.storage.gradient, self.storage.exp_avg, self.storage.exp_avg_sq)
+        if set(rates.values()) <= {1.0}:
+            groups = {1.0: [vectors]}
+        else:
+            views = [self._views(vector) for vector in vectors]
+            groups = {rate: [] for rate in rates.values()}
+            for name, rate in rates.items():
+                groups[rate].append(tuple(each[name] for each in views))  # type: ignore[arg-type]
+        return _fused_adamw(groups, self.hyper.weight_decay)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """This adapter's own tensors in a vector of its storage: no padding, no layers that it leaves alone."""
@@ -194,6 +205,24 @@ class Adapter:
         return leaves
 
 
+def _fused_adamw(groups: Mapping[float, Sequence[Sequence[Tensor]]], weight_decay: float) -> torch.optim.AdamW:
+    """groups: factor of the learning rate -> parameters, gradient and both moments of each part."""
+    leaves = {rate: [nn.Parameter(part[0]) for part in parts] for rate, parts in groups.items()}
+    optimizer = torch.optim.AdamW(
+        [{"params": own, "rate": rate} for rate, own in leaves.items()],
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+    for rate, parts in groups.items():
+        for leaf, (_, gradient, exp_avg, exp_avg_sq) in zip(leaves[rate], parts, strict=True):
+            leaf.grad = gradient
+            step = torch.zeros((), dtype=torch.float32, device=leaf.device)
+            optimizer.state[leaf] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    return optimizer
+
+
 def _initialise(
     params: Mapping[str, Tensor],
     layers: Sequence[LinearShape],
@@ -201,9 +230,10 @@ def _initialise(
     *,
     seed: int,
     std: float,
+    how: str,
 ) -> None:
     for layer in layers:
-        initialise_adapter(params[a_name(layer.path)], params[b_name(layer.path)], seed=seed, path=layer.path)
+        initialise_adapter(params[a_name(layer.path)], params[b_name(layer.path)], seed=seed, path=layer.path, how=how)
     for path, module in heads.items():
         fresh = copy.deepcopy(module).float()
         initialise_head(fresh, seed=seed, path=path, std=std)

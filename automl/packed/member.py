@@ -6,6 +6,7 @@ import torch
 
 from automl.errors import OutOfMemory
 from automl.importance.sensitivity import Factors, Sensitivity, is_sample
+from automl.methods.noise import NoisyRows, step_noise
 from automl.packed.adapter import Adapter
 from automl.packed.workload import MicroBatch, Workload
 from automl.tasks.batches import batch_rows, require_targets
@@ -70,6 +71,10 @@ class Member:
     def is_due(self) -> bool:
         """Whether a measurement belongs to the current step."""
         return self.spec.is_due(self.step)
+
+    def noisy_rows(self, micro: MicroBatch, start: int) -> list[NoisyRows]:
+        """The noise of a micro-batch whose rows begin there in a pass, if the trial has any; it is drawn once."""
+        return [NoisyRows(self._noise, start, micro.batch["attention_mask"])] if self._noise else []
 
     def upcoming(self, device: torch.device) -> MicroBatch:
         """The next rows of the batch of this step: a function of data seed, step and batch size."""
@@ -138,6 +143,7 @@ class Member:
         self._rows = self._count = self._tokens = 0
         self._total = 0.0
         self._upcoming = None
+        self._noise = step_noise(self.spec.hyper.neftune_alpha, self.spec.seed, self.step, self.adapter.device)
         self._masks = self.adapter.generator_state()
 
     def _finish_step(self) -> None:

@@ -20,6 +20,8 @@ from automl.errors import Diverged, OutOfMemory
 from automl.importance.heldout import HELD_OUT_ROWS
 from automl.importance.sensitivity import Sensitivity
 from automl.lora import LinearShape, check_pattern
+from automl.methods.lora import PLUS
+from automl.methods.noise import noisy
 from automl.models.calling import first_line
 from automl.packed.adapter import COUNTED_STATE, Adapter
 from automl.packed.bank import Bank, BankSize, Storage
@@ -119,7 +121,7 @@ class PackedTrainer:
         if state is not None and state.dropout is not None:  # its masks go on as they began
             is_counted = state.dropout.shape == COUNTED_STATE
         self._check_room(spec)
-        storage = bank.take(rank) if bank and bank.holds(paths, rank) and is_counted else None
+        storage = bank.take(rank) if bank and self._is_banked(spec, paths, rank) and is_counted else None
         try:
             adapter = self._adapter(spec, storage, is_counted=is_counted)
             sensitivity = self._sensitivity(adapter, spec.hyper.target) if self._importance else None
@@ -306,8 +308,11 @@ class PackedTrainer:
     def _one_by_one(self, turns: Sequence[_Turn], calls: Sequence[Call]) -> Sequence[tuple[float, int] | Exception]:
         """Body forward, each trial's loss and head backward, body backward."""
         backbone = self.backbone
-        with backbone.segmentation.divided(_segments(turns)), backbone.around(turns[0].micro.width):
-            outputs = backbone.body.run(calls)
+        with backbone.segmentation.divided(segments := _segments(turns)), backbone.around(turns[0].micro.width):
+            noise = zip(turns, segments, strict=True)
+            parts = [part for turn, where in noise for part in turn.member.noisy_rows(turn.micro, where.start)]
+            with noisy(self.model, parts):
+                outputs = backbone.body.run(calls)
             losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
             outputs.backward()
         return losses
@@ -349,10 +354,15 @@ class PackedTrainer:
     def _bank(self) -> Bank | None:
         return self.bank_step.bank if self.bank_step is not None else None
 
+    def _is_banked(self, spec: TrialSpec, paths: Sequence[str], rank: int) -> bool:
+        """Whether a trial has room in the bank, whose steps are alike: no noise on embeddings, one rate for all."""
+        is_alike = not spec.hyper.neftune_alpha and PLUS.of(spec.hyper) == PLUS.default
+        return is_alike and self._bank is not None and self._bank.holds(paths, rank)
+
     def _check_room(self, spec: TrialSpec) -> None:
         """Refuse before anything is allocated what cannot fit, so that the residents keep their memory."""
         paths = self._paths(spec)
-        if self._bank is not None and self._bank.holds(paths, max(map(spec.hyper.rank_of, paths))):
+        if self._is_banked(spec, paths, max(map(spec.hyper.rank_of, paths))):
             return
         layout = adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank_of, self.backbone.heads)
         needed, free = 16 * layout.size, available_bytes(self.device)

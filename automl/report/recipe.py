@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,11 @@ def recipe(adapter: str | None, *, is_held: bool = True) -> PeftRecipe | None:
         base = _base(config, about, str(folder), about["backbone"].get("quantization") if is_held else None)
         return PeftRecipe(
             use=_use(base, str(folder)),
-            train=_train(base, config) if config["peft_type"] == "LORA" else _train_as(base, str(folder)),
+            train=(
+                _train(base, _as_begun(config, about["hyperparameters"]))
+                if config["peft_type"] == "LORA"
+                else _train_as(base, str(folder))
+            ),
             training=training,
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -112,6 +116,24 @@ def _use_ours(folder: str) -> str:
     return f"import automl\n\nmodel, tokenizer = automl.load_adapter({folder!r})"
 
 
+def _as_begun(config: Mapping[str, Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that training began with.
+
+    An adapter that began as a part of the weight is saved with what takes that away, at twice the rank.
+    """
+    if "init" not in hyper:
+        return dict(config)
+    rank, alpha = (now / then for now, then in ((config["r"], hyper["rank"]), (config["lora_alpha"], hyper["alpha"])))
+    return {
+        **config,
+        "r": hyper["rank"],
+        "lora_alpha": hyper["alpha"],
+        "rank_pattern": {key: round(each / rank) for key, each in (config.get("rank_pattern") or {}).items()},
+        "alpha_pattern": {key: each / alpha for key, each in (config.get("alpha_pattern") or {}).items()},
+        "init_lora_weights": hyper["init"],
+    }
+
+
 def _train(base: _Base, config: Mapping[str, Any]) -> str:
     arguments = "\n".join(f"    {line}," for line in _arguments(config))
     return f"""\
@@ -145,6 +167,10 @@ def _arguments(config: Mapping[str, Any]) -> list[str]:
     for name in ("rank_pattern", "alpha_pattern", "modules_to_save"):
         if config.get(name):
             lines.append(f"{name}={config[name]!r}")
+    if config.get("use_dora"):
+        lines.append("use_dora=True")
+    if isinstance(config.get("init_lora_weights"), str):
+        lines.append(f"init_lora_weights={config['init_lora_weights']!r}")
     return lines
 
 
@@ -161,4 +187,14 @@ def _training(hyper: Mapping[str, Any], steps: int) -> str:
     return (
         f"AdamW, learning rate {hyper['learning_rate']:.4g}, weight decay {hyper['weight_decay']:g}, batch size"
         f" {hyper['batch_size']}, {steps} steps, {hyper['schedule']} schedule with {warmup} steps of warm-up, {clip}"
+        f"{''.join(_besides(hyper))}"
     )
+
+
+def _besides(hyper: Mapping[str, Any]) -> Iterator[str]:
+    if "lora_plus_ratio" in hyper:
+        yield f"; B at {hyper['lora_plus_ratio']:g} times that rate (LoRA+)"
+    if hyper.get("freeze_a"):
+        yield "; A frozen (LoRA-FA)"
+    if "neftune_alpha" in hyper:
+        yield f"; noise of alpha {hyper['neftune_alpha']:g} on the embeddings (NEFTune)"

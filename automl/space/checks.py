@@ -16,7 +16,7 @@ from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import auto_names, default_searched, resolve
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, fits, for_objectives
-from automl.space.extremes import names_of, setting_values
+from automl.space.extremes import choices, names_of, setting_values
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.points import (
     MOST_CONFIGURATIONS,
@@ -303,6 +303,9 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
     shards = f"is not known with shards: {sections.run.shards}"
     for method in (name for name in sections.known.methods if not METHODS[name].shardable):
         problems.at_value((*names, "method"), f"{method!r} {shards}; use lora")
+    if any(choices(space, "neftune_alpha")):
+        place = "fixed" if "neftune_alpha" in space.fixed else "space"
+        problems.at_value((place, "neftune_alpha"), shards)
     for name, setting in sections.known.own.items():
         given = [value for value in setting_values(space, setting) if value != setting.default]
         if given and not setting.shardable:

@@ -46,6 +46,7 @@ AUTO_NAMES = (
     "warmup",
     "schedule",
     "use_rslora",
+    "neftune_alpha",
 )
 """Names that may be `auto`, whatever the method."""
 
@@ -86,6 +87,7 @@ def suggested_ranges(
         "warmup": CategoricalParameter(name="warmup", choices=(0.0, 0.03, 0.06, 0.1)),
         "schedule": CategoricalParameter(name="schedule", choices=("constant", "linear", "cosine")),
         "use_rslora": CategoricalParameter(name="use_rslora", choices=(False, True)),
+        "neftune_alpha": CategoricalParameter(name="neftune_alpha", choices=(0.0, 5.0, 10.0, 15.0)),
         **{name: _tried(setting) for name, setting in hyper.Names(methods).own.items() if setting.tried},
     }
 

@@ -34,6 +34,7 @@ Warmup = Annotated[float, Field(ge=0, le=1, description="share of all steps over
 Schedule = Annotated[ScheduleName, Field(description="course of the learning rate after the warm-up")]
 Clip = Annotated[float, Field(ge=0, le=1_000_000, description="largest gradient norm; 0 = no clipping")]
 Switch = Annotated[bool, Field(description="scale by alpha / sqrt(rank) (rank-stabilised LoRA)")]
+Noise = Annotated[float, Field(ge=0, le=1000, description="noise on embeddings while training (NEFTune); 0 = none")]
 MaxLength = Annotated[int, Field(ge=8, le=131_072, description="tokens per example; longer ones are cut")]
 
 _ADAPTERS: dict[str, TypeAdapter[Scalar]] = {
@@ -50,6 +51,7 @@ _ADAPTERS: dict[str, TypeAdapter[Scalar]] = {
     "schedule": TypeAdapter(Schedule),
     "clip": TypeAdapter(Clip),
     "use_rslora": TypeAdapter(Switch),
+    "neftune_alpha": TypeAdapter(Noise),
 }
 
 NAMES = tuple(_ADAPTERS)

@@ -119,6 +119,7 @@ class SpaceSection(Section):
     schedule: ParameterSection | None = None
     clip: ParameterSection | None = None
     use_rslora: ParameterSection | None = None
+    neftune_alpha: ParameterSection | None = None
 
 
 class Assignment(Section):
@@ -144,6 +145,7 @@ class Assignment(Section):
     schedule: hyper.Schedule | None = None
     clip: hyper.Clip | None = None
     use_rslora: hyper.Switch | None = None
+    neftune_alpha: hyper.Noise | None = None
 
     def values(self) -> dict[str, Scalar]:
         """The names that were given, with their values."""

@@ -54,8 +54,9 @@ def export_adapter(
             return
         saved = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
         saved |= {name: whole[name] for name in _made_anew(model)}
-        _write_tensors(saved, draft / "adapter_model.safetensors")
-        _write_adapter_config(model, meta.backbone, draft)
+        found, config = METHODS[meta.hyper.method].exported(model, saved, _adapter_config(model, meta.backbone, draft))
+        _write_tensors(found, draft / "adapter_model.safetensors")
+        (draft / "adapter_config.json").write_bytes(durable.canonical(config))
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -64,9 +65,13 @@ def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def travelling(model: Any) -> dict[str, Tensor]:
-    """All that an exported adapter must hold, by name: what is trained with its buffers, and what was made anew."""
+    """All that an exported adapter must hold, by name: the adapter, trained or not, its buffers, what was made anew."""
     anew = set(_made_anew(model))
-    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad or name in anew}
+    parameters = {
+        name: each
+        for name, each in model.named_parameters()
+        if each.requires_grad or ".lora_A." in name or name in anew
+    }
     return parameters | {name: each for name, each in model.named_buffers() if f".modules_to_save.{ADAPTER}." in name}
 
 
@@ -204,15 +209,14 @@ def _adapted_in_place(base: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
-def _write_adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> None:
+def _adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> dict[str, Any]:
     """PEFT's own file, for inference on the backbone's folder; names are sorted, so the file is repeatable."""
     model.peft_config["default"].save_pretrained(draft)
-    path = draft / "adapter_config.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads((draft / "adapter_config.json").read_text(encoding="utf-8"))
     document.update(base_model_name_or_path=backbone.path, inference_mode=True)
     if anew := made_anew(model.get_base_model()):
         document["modules_to_save"] = [*(document.get("modules_to_save") or ()), *anew]
     for name in ("target_modules", "modules_to_save"):
         if isinstance(document.get(name), list):
             document[name] = sorted(set(document[name]))  # peft 0.21 adds heads twice beside virtual tokens
-    path.write_bytes(durable.canonical(document))
+    return document

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
 from automl.training.schedule import lr_multiplier
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -28,7 +30,7 @@ def adamw(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.AdamW:
     Allocating early means that a trial too large for its device fails before its first step and not inside it.
     """
     optimizer = torch.optim.AdamW(
-        parameters.values(),
+        _groups(parameters, hyper),
         lr=hyper.learning_rate,
         betas=(0.9, 0.999),
         eps=1e-8,
@@ -43,6 +45,14 @@ def adamw(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.AdamW:
     return optimizer
 
 
+def _groups(parameters: Parameters, hyper: Hyperparameters) -> list[dict[str, Any]]:
+    """One group for each factor of the learning rate that the method gives to its parameters."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(METHODS[hyper.method].rate(name, hyper), []).append(parameter)
+    return [{"params": own, "rate": rate} for rate, own in groups.items()]
+
+
 def take_step(
     optimizer: torch.optim.AdamW, parameters: Parameters, hyper: Hyperparameters, *, step: int, steps: int
 ) -> None:
@@ -50,9 +60,8 @@ def take_step(
     if hyper.clip > 0:
         nn.utils.clip_grad_norm_(parameters.values(), hyper.clip)
     for group in optimizer.param_groups:
-        group["lr"] = hyper.learning_rate * lr_multiplier(
-            step, steps=steps, warmup=hyper.warmup, schedule=hyper.schedule
-        )
+        multiplier = lr_multiplier(step, steps=steps, warmup=hyper.warmup, schedule=hyper.schedule)
+        group["lr"] = hyper.learning_rate * multiplier * group["rate"]
     optimizer.step()
 
 

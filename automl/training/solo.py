@@ -20,6 +20,7 @@ from automl.errors import OutOfMemory
 from automl.importance.heldout import HELD_OUT_ROWS, removal_effects
 from automl.importance.sensitivity import Factors, Sensitivity, is_sample
 from automl.lora import LinearShape
+from automl.methods.noise import Noise, NoisyRows, noisy, step_noise
 from automl.methods.registry import METHODS
 from automl.methods.seeding import dropout_state, set_dropout_state
 from automl.models.inventory import head_modules, resolve_targets
@@ -285,15 +286,21 @@ class SoloTrial:
         adapter = self._adapter
         set_dropout_state(adapter.model, masks)
         adapter.optimizer.zero_grad(set_to_none=True)
-        loss = self._strategy.accumulate(rows, at_once, self._forward, adapter.parameters, step=self.step)
+        noise = step_noise(self.spec.hyper.neftune_alpha, self.spec.seed, self.step, self.runtime.device)
+
+        def forward(part: Sequence[Row]) -> BatchLoss:
+            return self._forward(part, noise)
+
+        loss = self._strategy.accumulate(rows, at_once, forward, adapter.parameters, step=self.step)
         self.tokens += loss.tokens
         return loss.total / loss.terms
 
-    def _forward(self, rows: Sequence[Row]) -> BatchLoss:
+    def _forward(self, rows: Sequence[Row], noise: Noise | None = None) -> BatchLoss:
         batch = self.runtime.batch(rows)
-        with self.runtime.autocast():
-            parts = self.runtime.task.loss(self._adapter.model, batch)
-        return BatchLoss(parts.total, parts.count, int(batch["attention_mask"].sum()))
+        parts = [NoisyRows(noise, 0, batch["attention_mask"])] if noise else []
+        with self.runtime.autocast(), noisy(self.runtime.model, parts):
+            loss = self.runtime.task.loss(self._adapter.model, batch)
+        return BatchLoss(loss.total, loss.count, int(batch["attention_mask"].sum()))
 
     @contextmanager
     def _clock(self) -> Iterator[None]:

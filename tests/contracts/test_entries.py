@@ -36,7 +36,7 @@ heavy = ("optuna", "torch", "peft", "transformers", "datasets", "ray")
 print(len(entries), [name for name in heavy if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout == "36 []\n"
+    assert result.stdout == "39 []\n"
 
 
 class TestLora(MethodContract):
@@ -78,6 +78,26 @@ class TestLlamaPro(MethodContract):
     is_drawn = False
     models = ("decoder",)
     hyper: ClassVar[Hyperparameters] = Hyperparameters(method="llama-pro", learning_rate=0.02)
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestIA3(MethodContract):
+    method = "ia3"
+    is_drawn = False
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestBitFit(MethodContract):
+    method = "bitfit"
+    is_drawn = False
+    hyper = Hyperparameters(learning_rate=0.02, own=(("bitfit_norms", True),))  # Llama has no biases
+    test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
+
+
+class TestFull(MethodContract):
+    method = "full"
+    is_drawn = False
+    hyper = Hyperparameters(learning_rate=0.01)
     test_its_file_is_cheap_to_import = None  # type: ignore[assignment]
 
 

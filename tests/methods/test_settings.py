@@ -173,7 +173,7 @@ MISTAKES = {
     "no automatic range": (
         "fixed: {method: wide}\nspace: {shape: auto}",
         "6:16: space.shape: shape has no automatic range; auto is known for rank, alpha_ratio, dropout, target,"
-        " learning_rate, weight_decay, batch_size, warmup, schedule, use_rslora, width, scale",
+        " learning_rate, weight_decay, batch_size, warmup, schedule, use_rslora, neftune_alpha, width, scale",
     ),
     "of another method": ("fixed: {width: 8}", "5:9: fixed.width: is of method wide; this space chooses lora"),
     "enqueued, of another method": (
@@ -192,7 +192,8 @@ MISTAKES = {
     "constraint": (
         "constraints: [width > 3]",
         "5:15: constraints[0]: unknown name 'width'; known: method, rank, alpha, alpha_ratio, dropout, target,"
-        " learning_rate, weight_decay, batch_size, warmup, schedule, clip, use_rslora, trainable_params",
+        " learning_rate, weight_decay, batch_size, warmup, schedule, clip, use_rslora, neftune_alpha, trainable_params,"
+        " lora_plus_ratio, use_dora, freeze_a, init",
     ),
 }
 

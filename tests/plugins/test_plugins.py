@@ -240,7 +240,7 @@ MISTAKES = {
     "nearly its setting": (
         "task: {type: rated, data: a.csv}\nfixed: {method: hadamard}\nspace: {init_deviaton: auto}",
         "6:9: space.init_deviaton: unknown key; known: method, rank, alpha, alpha_ratio, dropout, target,"
-        " learning_rate, weight_decay, batch_size, warmup, schedule, clip, use_rslora, init_deviation"
+        " learning_rate, weight_decay, batch_size, warmup, schedule, clip, use_rslora, neftune_alpha, init_deviation"
         " (did you mean 'init_deviation'?)",
     ),
     "its setting without it": (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from automl.lora import Hyperparameters
 from automl.space.assemble import active_parameters, assemble, constraint_values
 from automl.space.constraints import parse_constraint
-from automl.space.limits import KINDS
+from automl.space.extremes import names_of
 from automl.space.load import parse_space
 from automl.space.points import contains
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
@@ -72,7 +72,7 @@ def test_assembled_configurations_lie_inside_the_space(data: st.DataObject) -> N
     assert ("use_rslora" in params) == (hyper.rank in (16, 32))
     assert ("schedule" in params) == hyper.use_rslora
     values = constraint_values(space, params, hyper, {"trainable_params": 1.0})
-    assert set(values) == set(KINDS)
+    assert set(values) == set(names_of(space).kinds)
 
 
 def test_defaults_fill_what_is_not_given() -> None:

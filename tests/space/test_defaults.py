@@ -9,7 +9,7 @@ import pytest
 
 from automl.methods.lora import Lora
 from automl.methods.registry import METHODS
-from automl.space.defaults import AUTO_NAMES, advice, resolve, suggested_ranges
+from automl.space.defaults import advice, auto_names, resolve, suggested_ranges
 from automl.space.limits import Names
 from automl.space.load import parse_space
 from automl.space.points import contains
@@ -35,7 +35,7 @@ def test_learning_rates_follow_the_size(model_parameters: int, steps: int, low: 
 @pytest.mark.parametrize("model_parameters", [MINILM, GEMMA, QWEN])
 def test_suggestions_cover_every_automatic_name_within_bounds(model_parameters: int) -> None:
     ranges = suggested_ranges(model_parameters, 100)
-    assert tuple(ranges) == AUTO_NAMES
+    assert list(ranges) == auto_names(Names(["lora"]))
     for name, parameter in ranges.items():
         values = parameter.choices if isinstance(parameter, CategoricalParameter) else (parameter.low, parameter.high)
         assert [Names(["lora"]).checked(name, value) for value in values] == list(values)

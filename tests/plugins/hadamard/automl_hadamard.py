@@ -80,8 +80,16 @@ class Hadamard(Method):
     def penalty(self, peft_model: PeftModel) -> torch.Tensor | None:
         return None
 
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        return 1.0
+
     def after_step(self, peft_model: PeftModel, step: int) -> None:
         """Nothing is left to do."""
+
+    def exported(
+        self, peft_model: PeftModel, saved: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+        return saved, config
 
     def memory(self, peft_model: PeftModel) -> dict[str, torch.Tensor]:
         return {}

@@ -1,0 +1,155 @@
+"""Weights of the backbone itself as what is trained: full fine-tuning, and BitFit (Ben Zaken et al. 2022).
+
+They are what adapters are held against. A trial trains copies, which stand in the place of the shared weights as long
+as it is on them; so it trains alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from automl.errors import TargetError
+from automl.lora import Hyperparameters, LinearShape
+from automl.methods.base import Footprint, LowRank, Method
+from automl.methods.lora import learning_rates
+from automl.methods.settings import Setting
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SLOWER = 10.0
+"""LoRA's best rates over those of full fine-tuning. Source: Schulman et al. 2025, LoRA Without Regret."""
+
+NORMS = Setting(
+    name="bitfit_norms",
+    default=False,
+    meaning="train the weights of norms beside biases",
+    tried=(False, True),
+    sized=True,
+)
+
+
+class InPlace(Method):
+    """A method that trains some of the model's own parameters; it says which."""
+
+    @abstractmethod
+    def is_trained(self, name: str, parameter: nn.Parameter, hyper: Hyperparameters) -> bool:
+        """Whether a parameter of the backbone is trained. name: its own, in the model."""
+
+    def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
+        """Parameters of the backbone; raises TargetError if it has none of those."""
+        chosen = self._chosen(model, hyper)
+        if not chosen:
+            raise TargetError(
+                f"{type(model).__name__} has nothing that method {hyper.method} trains; use another method"
+            )
+        return sum(parameter.numel() for parameter in chosen.values())
+
+    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
+        return Footprint(self.trainable(model, layers, hyper), 0)
+
+    def attach(
+        self,
+        model: nn.Module,
+        hyper: Hyperparameters,
+        modules: Sequence[str],
+        head: Sequence[str],
+        seed: int,
+        *,
+        steps: int | None = None,
+    ) -> Any:
+        """Let the model itself be trained; it is what is returned. Raises TargetError if that cannot be."""
+        from automl.methods.in_place import fresh_heads
+
+        if hyper.rank_pattern:
+            raise TargetError(f"method {hyper.method} has no ranks; a rank pattern is for method lora")
+        chosen = self._chosen(model, hyper)
+        others = {str(parameter.dtype).removeprefix("torch.") for parameter in chosen.values()} - {"float32"}
+        if others:
+            raise TargetError(
+                f"method {hyper.method} trains the model's own weights, which are {others.pop()}; use precision fp32"
+            )
+        fresh_heads(model, head, seed)
+        _train_copies(model, chosen.values())
+        return model
+
+    def low_rank(self, peft_model: Any) -> list[LowRank]:
+        return []
+
+    def penalty(self, peft_model: Any) -> Tensor | None:
+        return None
+
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        return 1.0
+
+    def after_step(self, peft_model: Any, step: int) -> None:
+        """Nothing is left to do."""
+
+    def memory(self, peft_model: Any) -> dict[str, Tensor]:
+        return {}
+
+    def load_memory(self, peft_model: Any, memory: Mapping[str, Tensor]) -> None:
+        """There is nothing to put back."""
+
+    def exported(
+        self, peft_model: Any, saved: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return saved, config
+
+    def _chosen(self, model: Any, hyper: Hyperparameters) -> dict[str, nn.Parameter]:
+        """Parameters of the backbone, and of the output over the vocabulary, that are trained."""
+        output = model.get_output_embeddings()
+        inside = (f"{model.base_model_prefix}.",)
+        own = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        return {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if (name.startswith(inside) or id(parameter) in own) and self.is_trained(name, parameter, hyper)
+        }
+
+
+class Full(InPlace):
+    """Every parameter: what adapters are meant to save."""
+
+    packable: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
+    quantizable: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    def is_trained(self, name: str, parameter: nn.Parameter, hyper: Hyperparameters) -> bool:
+        return True
+
+    def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        low, high = learning_rates(model_parameters, steps)
+        return low / SLOWER, high / SLOWER
+
+
+class BitFit(InPlace):
+    """Biases; with `bitfit_norms` every vector, which are biases and norms."""
+
+    packable: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
+    quantizable: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()
+    settings: ClassVar[tuple[Setting, ...]] = (NORMS,)
+
+    def is_trained(self, name: str, parameter: nn.Parameter, hyper: Hyperparameters) -> bool:
+        return name.endswith("bias") or (bool(NORMS.of(hyper)) and parameter.dim() == 1)
+
+    def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        return learning_rates(model_parameters, steps)
+
+
+def _train_copies(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Put copies that are trained in the place of these parameters, wherever the model has them."""
+    from torch import nn
+
+    from automl.methods.in_place import substitute
+
+    copies = {id(parameter): nn.Parameter(parameter.detach().clone()) for parameter in parameters}
+    places = [(owner, name, each) for owner in model.modules() for name, each in owner.named_parameters(recurse=False)]
+    for owner, name, parameter in places:
+        if id(parameter) in copies:
+            substitute(model, owner, name, copies[id(parameter)])
