@@ -17,6 +17,7 @@ from automl.errors import NotEnoughEvidence
 from automl.importance.aggregate import Aggregate, ModuleAggregate, TrialEvidence, aggregate, is_eligible
 from automl.importance.pattern import patterned, peft_block
 from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
 from automl.metric import METRICS
 from automl.results.recorded import recorded_baseline, recorded_space, recorded_spec
 from automl.results.squeezed import squeezed_ranks
@@ -212,6 +213,10 @@ class _Trials:
         if found is None:
             which = "complete trial" if number is None else f"trial {number}"
             raise NotEnoughEvidence(f"study {self.study!r} has no {which} whose adapter could be cut")
+        if not self._space.columns and "rank" not in METHODS[method := self.hyper(found).method].takes:
+            raise NotEnoughEvidence(
+                f"study {self.study!r}: trial {found.number} is of method {method}, which has no ranks to suggest"
+            )
         if found.number not in self.squeezes:
             asked = "" if number is None else f" --trial {number}"
             raise NotEnoughEvidence(

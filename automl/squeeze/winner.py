@@ -54,7 +54,10 @@ def squeeze_winner(
         return
     by_hand = f"automl squeeze {spec.study}"
     method = assemble(setup.inputs.space, row.params).method
-    if reason := next(_reasons(spec, method), ""):
+    if "rank" not in METHODS[method].takes:
+        logger.info("trial %d is not squeezed: an adapter of method %s has no ranks", row.number, method)
+        return
+    if reason := next(_reasons(spec), ""):
         logger.info("trial %d is not squeezed: %s; try: %s", row.number, reason, by_hand)
         return
     stage(f"looking how small the adapter of trial {row.number} could be")
@@ -79,10 +82,8 @@ def _is_known(database: Database, study: str, trial: int) -> bool:
     return before is not None and before.adapter_sha256 == adapter_digest(database, study, trial)
 
 
-def _reasons(spec: SweepSpec, method: str) -> Iterator[str]:
+def _reasons(spec: SweepSpec) -> Iterator[str]:
     """Why it takes too long, or cannot be done, in the process that drives the search."""
-    if "rank" not in METHODS[method].takes:
-        yield f"an adapter of method {method} has no ranks"
     if spec.run.address is not None or spec.run.shards > 1:
         yield "it was trained by processes of other machines, or by several together"
     if METRICS[spec.task.metric].generates:

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import automl
-from automl.errors import CheckpointError, ConfigError, ModelError
+from automl.errors import CheckpointError, ConfigError, ModelError, NotEnoughEvidence
 from automl.library.study import Study
+from automl.results.suggestion import suggestion_of
+from automl.storage.sql import open_database
 from tests.architectures import save_tiny
 from tests.sweep.tiny_world import WORDS
 
@@ -109,6 +111,9 @@ def test_what_needs_low_rank_updates_says_so(study: Study, home: Path) -> None:
             ModelError, match=f"an adapter of method {method} cannot be cut; it has no low-rank updates"
         ):
             study.squeeze(trial, show_progress=False)
+    said = rf"^study 'tiny': trial {study.best.number} is of method [a-z-]+, which has no ranks to suggest$"
+    with pytest.raises(NotEnoughEvidence, match=said), open_database("sqlite:///automl.db", create=False) as database:
+        suggestion_of(database, "tiny")
     page = study.report(home / "report.md").read_text(encoding="utf-8")
     assert f"automl.load_adapter('{study.best.adapter}')" in page
     assert "get_peft_model" not in page
