@@ -37,7 +37,7 @@ class Bottleneck(nn.Module):
 
 
 def started(bottleneck: Bottleneck, seed: int, path: str) -> Bottleneck:
-    """It with W_down uniform in ±1/√in, from a stream of its own, and all else zero."""
+    """Return the bottleneck with W_down uniform in ±1/√in, from a stream of its own, and all else zero."""
     bottleneck.to_empty(device="cpu")
     initialise_adapter(bottleneck.down.weight, bottleneck.up.weight, seed=seed, path=f"{path}.{_NAME}")
     nn.init.zeros_(bottleneck.down.bias)

@@ -40,7 +40,7 @@ WHERE = Setting(
 _SMALL, _LARGE = 500_000_000, 4_000_000_000
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _MORE_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
-"""Of Gemma: what they make of zero is zero."""
+"""Norms that Gemma has beside: what they make of zero is zero."""
 
 
 class LlamaPro(Method):
@@ -111,7 +111,7 @@ class LlamaPro(Method):
 
 
 def sources(count: int, hyper: Hyperparameters) -> list[int]:
-    """Of each added block the index of the one, of `count`, that it is a copy of and stands behind; ascending.
+    """Index of the block, of `count`, that each added block is a copy of and stands behind; ascending.
 
     Spread: behind the last block of each of as many groups of equal size (section 3.2 of the paper). More added blocks
     than there are stand behind one another.
