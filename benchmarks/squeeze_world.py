@@ -64,7 +64,7 @@ SETS = {
     each.name: each
     for each in (
         TextSet(name="trec"),
-        TextSet(name="cola", metric="mcc"),
+        TextSet(name="cola", metric="mcc", train=7000, steps=1000),
         TextSet(name="sst2"),
         TextSet(name="agnews_10k", max_length=64),
         TextSet(name="banking77", train=4000, steps=400),
