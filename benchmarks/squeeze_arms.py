@@ -141,7 +141,8 @@ class Arms:
     ) -> float:
         """The rate by the validation loss of short trainings of one seed.
 
-        The lowest of those as good as the best, within the margin of a loss: what it is for trains longer.
+        The best for what goes on from `start`, which is as short itself. Else the lowest of those as good as the best,
+        within the margin of a loss: what it is for trains longer.
         """
         rates = [centre * factor for factor in RATES_AROUND]
         while True:
@@ -158,7 +159,7 @@ class Arms:
                 for rate in rates
             )
             losses = [self.record.results[f"pilot/{name}/{rate:.4g}"]["validation"]["loss"] for rate in rates]
-            limit = min(losses) + practical_margin("loss", min(losses))
+            limit = min(losses) + (practical_margin("loss", min(losses)) if start is None else 0.0)
             best = next(index for index, loss in enumerate(losses) if loss <= limit)
             if 0 < best < len(rates) - 1 or len(rates) >= MOST_RATES:
                 return rates[best]
