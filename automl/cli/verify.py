@@ -45,11 +45,11 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--patterns/--no-patterns", help="Verify suggested ranks too (from 8 seeds on).")
         ] = True,
         squeeze: Annotated[
-            Literal["auto", "all", "off"] | None,
+            Literal["auto", "all", "cuts", "off"] | None,
             typer.Option(
                 "--squeeze",
                 help="Smaller adapters to hold against the winner's: a quarter of its rank, trained, and cuts; all:"
-                " more trained ranks. Default: the space file's verify.squeeze.",
+                " more trained ranks; cuts: none is trained. Default: the space file's verify.squeeze.",
             ),
         ] = None,
         as_json: JsonOption = False,

@@ -264,7 +264,7 @@ def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:
     """
     if not spec.verify.automatic or spec.run.shards > 1 or not inputs.prepared.rows.get("test", 0):
         return 0
-    lower = {"off": 0, "auto": 1, "all": 3}[spec.verify.squeeze]
+    lower = {"off": 0, "cuts": 0, "auto": 1, "all": 3}[spec.verify.squeeze]
     return (spec.verify.finalists + 2 + lower) * spec.verify.most_seeds + 6 * lower
 
 

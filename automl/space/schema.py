@@ -40,9 +40,9 @@ class RunSection(Section):
 
 
 _Smaller = Annotated[
-    Literal["auto", "all", "off"],
+    Literal["auto", "all", "cuts", "off"],
     BeforeValidator(lambda given: {True: "auto", False: "off"}[given] if isinstance(given, bool) else given),
-    WithJsonSchema({"enum": ["auto", "all", "off", True, False]}),
+    WithJsonSchema({"enum": ["auto", "all", "cuts", "off", True, False]}),
 ]
 """An unquoted off is refused as ambiguous where the file is read, so that false must do."""
 

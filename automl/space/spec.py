@@ -242,7 +242,7 @@ class VerifySettings:
     budget: seconds of training, all workers together, for which seeds are added until all is decided; None: no seeds
         are added.
     squeeze: smaller adapters to hold against the winner's: auto: a quarter of its rank, trained, and cuts of its
-        adapter; all: half of its rank and that of the cut, trained, too; off: none.
+        adapter; all: half of its rank and that of the cut, trained, too; cuts: what costs no training; off: none.
     """
 
     automatic: bool = True
@@ -250,7 +250,7 @@ class VerifySettings:
     finalists: int = 1
     margin: float | None = None
     budget: float | None = None
-    squeeze: Literal["auto", "all", "off"] = "auto"
+    squeeze: Literal["auto", "all", "cuts", "off"] = "auto"
 
     @property
     def most_seeds(self) -> int:

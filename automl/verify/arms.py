@@ -23,7 +23,7 @@ from automl.verify.plan import GRID, Arm, ArmKind, Comparison
 from automl.verify.ranks import cost, even_ranks, random_ranks, spent
 from automl.verify.statistics import LEVEL, joint_level
 
-Squeeze = Literal["auto", "all", "off"]
+Squeeze = Literal["auto", "all", "cuts", "off"]
 
 DEFAULT = "default"
 SUGGESTED, UNIFORM, RANDOM = "suggested", "uniform", "random"
@@ -296,7 +296,7 @@ def lower_ranks(rank: int, squeeze: Squeeze, even: int | None = None) -> list[in
     anyway.
     """
     quarter = max(1, rank // 4)
-    if squeeze == "off":
+    if squeeze in ("off", "cuts"):
         return []
     if squeeze == "all":
         return sorted({quarter, max(1, rank // 2), *([] if even is None else [even])})

@@ -82,7 +82,7 @@ class VerifyOptions:
     margin: float | None = None
     budget_seconds: float | None = None
     suggest: Suggest | None = None
-    squeeze: Literal["auto", "all", "off"] = "off"
+    squeeze: Literal["auto", "all", "cuts", "off"] = "off"
 
 
 def verify_study(

@@ -42,7 +42,8 @@ def test_its_rate_is_that_of_the_search_where_enough_trials_had_about_the_rank()
 def test_below_rank_1_and_beside_adalora_there_is_none() -> None:
     assert candidates(trial(0, 0.9, rank=1)).lower_ranks(lower_ranks(1, "all")) == []
     assert Candidates([trial(0, 0.9)], ADALORA, DERIVE, metric="accuracy", rows=100).lower_ranks([2]) == []
-    assert (lower_ranks(16, "off"), lower_ranks(16, "auto"), lower_ranks(2, "auto")) == ([], [4], [1])
+    assert (lower_ranks(16, "off"), lower_ranks(16, "cuts")) == ([], [])
+    assert (lower_ranks(16, "auto"), lower_ranks(2, "auto")) == ([4], [1])
     assert lower_ranks(16, "all") == [4, 8]
 
 
