@@ -85,8 +85,9 @@ class Arms:
 
     def cuts(self) -> None:
         """Full adapters and what is left of them at smaller sizes."""
-        self._full(self.seeds)
-        for seed in self.seeds:
+        wanting = [seed for seed in self.seeds if not self._is_cut(seed)]
+        self._full(wanting)
+        for seed in wanting:
             self._cuts(seed)
 
     def small(self) -> None:
@@ -219,17 +220,21 @@ class Arms:
 
     def _cuts(self, seed: int) -> None:
         """The whole adapter and its global and even cuts to the parameters of ranks 1, 2 and 4."""
-        wanted = [f"cut/{kind}/{size}/{seed}" for kind in ("global", "even") for size in self._sizes()]
-        if all(key in self.record.results for key in [*wanted, f"squeeze/{seed}"]):
-            return
         turned = self._turned(seed)
         whole = {path: len(found) for path, found in turned.strengths.items()}
         arms = {f"cut/whole/{seed}": whole} | {
-            key: self._cut_ranks(turned, key.split("/")[1], int(key.split("/")[2])) for key in wanted
+            key: self._cut_ranks(turned, key.split("/")[1], int(key.split("/")[2])) for key in self._cut_keys(seed)
         }
         self._train(
             Training(key=key, ranks=ranks, seed=seed, start=cut(turned.params, ranks)) for key, ranks in arms.items()
         )
+
+    def _cut_keys(self, seed: int) -> list[str]:
+        return [f"cut/{kind}/{size}/{seed}" for kind in ("global", "even") for size in self._sizes()]
+
+    def _is_cut(self, seed: int) -> bool:
+        """Whether all of its cuts are measured, for which its full adapter need not be there any more."""
+        return all(key in self.record.results for key in [*self._cut_keys(seed), f"squeeze/{seed}"])
 
     def _recovered(self, kind: str) -> None:
         """Cuts to an eighth, trained on for a few steps at a rate of their own."""

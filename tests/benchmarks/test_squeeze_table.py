@@ -36,6 +36,13 @@ def test_a_run_goes_on_where_it_stopped_and_a_whole_cut_is_exact(tmp_path: Path,
     again = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert {key: again[key] for key in core} == core
     assert {"rank1+/2", "recovered/even/1", "as-squeezed/2", "as-random/1"} <= again.keys()
+    adapters = list((tmp_path / "work").rglob("full/*.safetensors"))
+    for adapter in adapters:
+        adapter.unlink()
+    document(squeeze_table.main, [*options, "--parts", "cuts"])
+    assert json.loads(path.read_text(encoding="utf-8"))["results"] == again
+    assert adapters
+    assert not any(adapter.exists() for adapter in adapters)
 
 
 def test_another_plan_is_refused(tmp_path: Path) -> None:
