@@ -16,7 +16,7 @@ from automl.space.write import yaml_of
 
 SEARCH = (
     *("sampler", "pruner", "trials", "steps", "evaluate_every", "seed", "time", "max_steps", "max_failed_trials"),
-    *("keep", "importance", "warm_start", "patience", "also_minimize"),
+    *("keep", "importance", "squeeze", "warm_start", "patience", "also_minimize"),
 )
 """Arguments that are entries of `search:`."""
 _SOURCE = "automl.search"

@@ -54,6 +54,7 @@ def search(
     max_failed_trials: int | None = None,
     keep: int | None = None,
     importance: bool | None = None,
+    squeeze: bool | None = None,
     warm_start: str | None = None,
     patience: int | None = None,
     also_minimize: Literal["trainable_params", "seconds"] | None = None,
