@@ -128,7 +128,7 @@ def quietly(make: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def plain_losses(runtime: Runtime, spec: TrialSpec, case: Case, start: dict[str, Tensor]) -> Iterator[float]:
-    """Losses of a loop around PEFT and torch. start: heads, and A and B unless PEFT makes them from the weight."""
+    """Losses of a loop around PEFT and torch. start: of the trial, but for what PEFT makes from the weight itself."""
     hyper, model = spec.hyper, copy.deepcopy(runtime.model)
     if case.method in ("bitfit", "full"):
         yield from plain_loop(runtime, spec, case, unfrozen(model, case.method, start))
@@ -139,7 +139,7 @@ def plain_losses(runtime: Runtime, spec: TrialSpec, case: Case, start: dict[str,
     peft_model = quietly(get_peft_model, model, config)
     is_derived = "init_lora_weights" in case.peft
     for name, parameter in peft_model.named_parameters():
-        if name in start and not (is_derived and ".lora_" in name):
+        if name in start and not (is_derived and (".lora_" in name or ".base_layer." in name)):
             parameter.data.copy_(start[name])
         if by_hand and ".lora_A." in name:
             olora_by_hand(peft_model.get_submodule(name.partition(".lora_A.")[0]))
