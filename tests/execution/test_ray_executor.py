@@ -39,6 +39,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def executor(output: Path) -> Iterator[RayExecutor]:
+    OLDER[:] = psutil.Process().children(recursive=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOML_DB_URL", f"postgresql://automl:{CANARY}@db/automl")
         patch.setenv("HF_TOKEN", CANARY)
@@ -46,8 +47,12 @@ def executor(output: Path) -> Iterator[RayExecutor]:
             yield executor
 
 
+OLDER: list[psutil.Process] = []
+"""Children that the tests before have left, such as the resource tracker of multiprocessing."""
+
+
 def family() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children(recursive=True) if command_of(each)]
+    return [each for each in psutil.Process().children(recursive=True) if each not in OLDER and command_of(each)]
 
 
 def command_of(process: psutil.Process) -> list[str]:
