@@ -76,14 +76,9 @@ def await_end(tag: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_worker_kills kills workers, and scripts/faults --ci drivers, with the real trainer
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "slots",
-    [
-        pytest.param(1, id="solo"),
-        pytest.param(2, id="packed", marks=pytest.mark.full),  # test_worker_kills kills packs
-    ],
-)
+@pytest.mark.parametrize("slots", [pytest.param(1, id="solo"), pytest.param(2, id="packed")])
 def test_killed_worker_and_driver_change_nothing_with_the_real_trainer(
     tmp_path: Path, shared_cache: Path, slots: int
 ) -> None:
