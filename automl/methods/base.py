@@ -181,3 +181,28 @@ def _unloaded(peft_model: PeftModel) -> nn.Module:
     for path, original in heads.items():
         backbone.set_submodule(path, original)
     return backbone.eval()
+
+
+class Stateless(Method):
+    """Methods that are their trained tensors alone: one rate for all, no penalty, no schedule, nothing to remember.
+
+    Their updates are not products of two matrices.
+    """
+
+    def low_rank(self, peft_model: PeftModel) -> list[LowRank]:
+        return []
+
+    def penalty(self, peft_model: PeftModel) -> torch.Tensor | None:
+        return None
+
+    def rate(self, name: str, hyper: Hyperparameters) -> float:
+        return 1.0
+
+    def after_step(self, peft_model: PeftModel, step: int) -> None:
+        """Nothing is left to do."""
+
+    def memory(self, peft_model: PeftModel) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_memory(self, peft_model: PeftModel, memory: Mapping[str, torch.Tensor]) -> None:
+        """There is nothing to put back."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.base import Footprint, LowRank, Method
+from automl.methods.base import Footprint, Stateless
 from automl.methods.settings import Setting, Span
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Place(NamedTuple):
     features: int
 
 
-class Bottlenecks(Method):
+class Bottlenecks(Stateless):
     """The layers are found by shape: in a block, an attention layer ends with the last linear layer that is part of it,
     and the feed-forward layer consists of the others, of which the first reads what the last writes.
     """
@@ -127,28 +127,10 @@ class Bottlenecks(Method):
         fresh_heads(model, head, seed)
         return model
 
-    def low_rank(self, peft_model: nn.Module) -> list[LowRank]:
-        return []
-
-    def penalty(self, peft_model: nn.Module) -> Tensor | None:
-        return None
-
-    def rate(self, name: str, hyper: Hyperparameters) -> float:
-        return 1.0
-
-    def after_step(self, peft_model: nn.Module, step: int) -> None:
-        """Nothing is left to do."""
-
     def exported(
         self, peft_model: nn.Module, saved: Mapping[str, Tensor], config: Mapping[str, Any]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         return saved, config
-
-    def memory(self, peft_model: nn.Module) -> dict[str, Tensor]:
-        return {}
-
-    def load_memory(self, peft_model: nn.Module, memory: Mapping[str, Tensor]) -> None:
-        """There is nothing to put back."""
 
 
 def places(layers: Iterable[LinearShape], kind: str, architecture: str) -> list[Place]:

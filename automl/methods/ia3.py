@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.base import Footprint, LowRank, Method
+from automl.methods.base import Footprint, Stateless
 from automl.methods.lora import learning_rates
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ FASTER = 5.0
 """Its learning rates as a multiple of LoRA's: the paper trains at 3e-3 where 3e-4 to 1e-3 is usual for LoRA."""
 
 
-class IA3(Method):
+class IA3(Stateless):
     """y = l ∘ (W x) or W (l ∘ x), l starting as ones; features of the target set's layers are all it trains."""
 
     packable: ClassVar[bool] = False
@@ -64,24 +64,6 @@ class IA3(Method):
         peft_model = adapted_model(model, IA3Config(feedforward_modules=_last_of_blocks(model, modules), **options))
         renew_head(model, head, seed)
         return peft_model
-
-    def low_rank(self, peft_model: PeftModel) -> list[LowRank]:
-        return []
-
-    def penalty(self, peft_model: PeftModel) -> Tensor | None:
-        return None
-
-    def rate(self, name: str, hyper: Hyperparameters) -> float:
-        return 1.0
-
-    def after_step(self, peft_model: PeftModel, step: int) -> None:
-        """Nothing is left to do."""
-
-    def memory(self, peft_model: PeftModel) -> dict[str, Tensor]:
-        return {}
-
-    def load_memory(self, peft_model: PeftModel, memory: Mapping[str, Tensor]) -> None:
-        """There is nothing to put back."""
 
     def exported(
         self, peft_model: PeftModel, saved: Mapping[str, Tensor], config: Mapping[str, Any]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.base import Footprint, LowRank, Method
+from automl.methods.base import Footprint, Stateless
 from automl.methods.settings import Setting, Span
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _MORE_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 """Norms that Gemma has beside: what they make of zero is zero."""
 
 
-class LlamaPro(Method):
+class LlamaPro(Stateless):
     """Blocks of decoders like Llama: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     packable: ClassVar[bool] = False
@@ -86,28 +86,10 @@ class LlamaPro(Method):
         fresh_heads(model, head, seed)
         return model
 
-    def low_rank(self, peft_model: nn.Module) -> list[LowRank]:
-        return []
-
-    def penalty(self, peft_model: nn.Module) -> Tensor | None:
-        return None
-
-    def rate(self, name: str, hyper: Hyperparameters) -> float:
-        return 1.0
-
-    def after_step(self, peft_model: nn.Module, step: int) -> None:
-        """Nothing is left to do."""
-
     def exported(
         self, peft_model: nn.Module, saved: Mapping[str, Tensor], config: Mapping[str, Any]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         return saved, config
-
-    def memory(self, peft_model: nn.Module) -> dict[str, Tensor]:
-        return {}
-
-    def load_memory(self, peft_model: nn.Module, memory: Mapping[str, Tensor]) -> None:
-        """There is nothing to put back."""
 
 
 def sources(count: int, hyper: Hyperparameters) -> list[int]:

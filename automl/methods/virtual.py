@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.base import LowRank, Method
+from automl.methods.base import Stateless
 from automl.methods.settings import Setting, Span
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ ENCODER_WIDTH = Setting(
 )
 
 
-class VirtualTokens(Method):
+class VirtualTokens(Stateless):
     """Methods that train virtual tokens, and the head of a classifier; the backbone stays as it is.
 
     They start as PEFT starts them, each parameter from a stream of its own.
@@ -86,28 +86,10 @@ class VirtualTokens(Method):
         found: PeftModel = peft_model
         return found
 
-    def low_rank(self, peft_model: PeftModel) -> list[LowRank]:
-        return []
-
-    def penalty(self, peft_model: PeftModel) -> Tensor | None:
-        return None
-
-    def rate(self, name: str, hyper: Hyperparameters) -> float:
-        return 1.0
-
-    def after_step(self, peft_model: PeftModel, step: int) -> None:
-        """Nothing is left to do."""
-
     def exported(
         self, peft_model: PeftModel, saved: Mapping[str, Tensor], config: Mapping[str, Any]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         return saved, config
-
-    def memory(self, peft_model: PeftModel) -> dict[str, Tensor]:
-        return {}
-
-    def load_memory(self, peft_model: PeftModel, memory: Mapping[str, Tensor]) -> None:
-        """There is nothing to put back."""
 
     def _check(self, model: nn.Module, hyper: Hyperparameters) -> None:
         if reason := self.obstacle(model, hyper):

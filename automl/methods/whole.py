@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.base import Footprint, LowRank, Method
+from automl.methods.base import Footprint, Stateless
 from automl.methods.lora import learning_rates
 from automl.methods.settings import Setting
 
@@ -31,7 +31,7 @@ NORMS = Setting(
 )
 
 
-class InPlace(Method):
+class InPlace(Stateless):
     """A method that trains some of the model's own parameters; it says which."""
 
     @abstractmethod
@@ -74,24 +74,6 @@ class InPlace(Method):
         fresh_heads(model, head, seed)
         _train_copies(model, chosen.values())
         return model
-
-    def low_rank(self, peft_model: Any) -> list[LowRank]:
-        return []
-
-    def penalty(self, peft_model: Any) -> Tensor | None:
-        return None
-
-    def rate(self, name: str, hyper: Hyperparameters) -> float:
-        return 1.0
-
-    def after_step(self, peft_model: Any, step: int) -> None:
-        """Nothing is left to do."""
-
-    def memory(self, peft_model: Any) -> dict[str, Tensor]:
-        return {}
-
-    def load_memory(self, peft_model: Any, memory: Mapping[str, Tensor]) -> None:
-        """There is nothing to put back."""
 
     def exported(
         self, peft_model: Any, saved: Mapping[str, Tensor], config: Mapping[str, Any]

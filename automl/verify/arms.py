@@ -127,7 +127,7 @@ class Candidates:
         low = min(min(even.values()), max(1, math.floor(mean / 2)))
         drawn = random_ranks(layers, budget, seed=seed, low=low, high=max(math.ceil(4 * mean), max(ranks.values())))
         patterns: tuple[tuple[ArmKind, str, Mapping[str, int]], ...] = (
-            ("suggested", "ranks suggested by importance", ranks),
+            ("suggested", "suggested ranks", ranks),
             ("uniform", "even ranks", even),
             ("random", "random ranks", drawn),
         )
