@@ -78,6 +78,7 @@ SETS = {
             validation=149,
             test=150,
             steps=100,
+            batch=4,
         ),
     )
 }

@@ -238,7 +238,7 @@ class _Trials:
         ]
 
     def _counts(self, row: TrialRow) -> bool:
-        return row.number in self.importances and self.hyper(row).method == "lora"
+        return row.number in self.importances and METHODS[self.hyper(row).method].takes_pattern
 
 
 def _unit(squeeze: SqueezeRow) -> int:

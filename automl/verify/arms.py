@@ -163,7 +163,7 @@ class Candidates:
         layers = self._derive.layers(winner.hyper.target)
         costs = sum(map(cost, layers))
         whole = spent(layers, {layer.path: winner.hyper.rank_of(layer.path) for layer in layers})
-        if winner.hyper.method != "lora" or parameters >= whole:
+        if not METHODS[winner.hyper.method].takes_pattern or parameters >= whole:
             return []
         even = parameters // costs
         sizes: list[tuple[ArmKind, int]] = [("squeezed", parameters)]
