@@ -40,17 +40,18 @@ _NONE: Mapping[str, Sequence[Scalar]] = MappingProxyType({})
 def obstacle(model: nn.Module, methods: Iterable[str], values: Mapping[str, Sequence[Scalar]] = _NONE) -> str:
     """Why trials of these methods cannot be packed on this model, in a few words; empty if they can.
 
-    values: those of the methods' own settings that trials may have, by name.
+    values: those of the methods' own settings that trials may have, by name. All that stands in the way is named.
     """
-    for name in sorted(set(methods)):
-        if not METHODS[name].packable:
-            return f"method {name} cannot be packed"
-        for setting in METHODS[name].settings:
-            if alone := setting.alone(values.get(setting.name, ())):
-                return f"{setting.name} {alone[0]} cannot be packed"
-    if find_body(model) is None:
-        return f"{type(model).__name__} cannot be packed"
-    return ""
+    names = sorted(set(methods))
+    alone = [name for name in names if not METHODS[name].packable]
+    parts = [f"method{'s' * (len(alone) > 1)} {', '.join(alone)}"] if alone else []
+    settings = [each for name in names if name not in alone for each in METHODS[name].settings]
+    for setting in settings:
+        if unpacked := setting.alone(values.get(setting.name, ())):
+            parts.append(f"{setting.name} {', '.join(map(str, unpacked))}")
+    if not parts and find_body(model) is None:
+        parts = [type(model).__name__]
+    return f"{' and '.join(parts)} cannot be packed" if parts else ""
 
 
 def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:

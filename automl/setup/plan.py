@@ -60,7 +60,7 @@ class Corner:
             *([f"{self.target:<12}"] if self.target else []),
             *([f"rank {self.rank:>4}"] if self.rank else []),
         ]
-        return " ".join(parts or [self.method])
+        return " ".join(parts or [self.method]).rstrip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,6 +192,13 @@ def test_the_schedule_of_the_guide_starts_where_its_services_can_write(tmp_path:
     assert str(night.model.location).startswith("/srv/automl/data/")
 
 
+# What a space file may ask for is there; artifacts elsewhere are asked for by few, and their clients are large.
+def test_the_image_has_every_extra_that_a_search_may_need() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (installed,) = re.findall(r'pip install --no-compile "\.\[([\w,]+)\]"', _dockerfile())
+    assert set(installed.split(",")) == declared.keys() - {"demo", "dev", "notebooks", "dashboards", "s3"}
+
+
 def test_the_image_holds_no_bytecode() -> None:
     installs = [line for line in _dockerfile().splitlines() if "pip install" in line]
     assert all("--no-compile" in line for line in installs)

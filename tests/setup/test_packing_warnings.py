@@ -11,7 +11,7 @@ import pytest
 from automl.packed.build import build_packed_host
 from automl.setup.machine import Layout
 from automl.setup.packing import Packing, choose_packing, host_settings
-from automl.setup.plan import packing_warnings, shared_depth
+from automl.setup.plan import Corner, packing_warnings, shared_depth
 from automl.setup.prepare import Inputs, prepare
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
@@ -78,3 +78,10 @@ def capacity(settings: HostSettings) -> int:
     host = build_packed_host(settings)
     host.shutdown()
     return host.capacity
+
+
+def test_a_corner_is_its_target_and_rank_where_it_has_them() -> None:
+    def said(target: str | None, rank: int | None) -> str:
+        return str(Corner(method="ia3", target=target, rank=rank, trainable_params=1, bytes=1))
+
+    assert [said("qv", 8), said("qv", None), said(None, None)] == ["qv           rank    8", "qv", "ia3"]
