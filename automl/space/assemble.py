@@ -9,7 +9,7 @@ from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.methods.settings import chosen
 from automl.space.extremes import names_of
-from automl.space.limits import NAMES
+from automl.space.limits import NAMES, plain
 from automl.space.spec import Parameter, SearchSpace
 from automl.trial import Scalar
 
@@ -27,7 +27,8 @@ def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameter
     strange = [name for name in params if name not in searched]
     if strange:
         raise ValueError(f"{strange[0]!r} is not a parameter of this space; it has {', '.join(sorted(searched))}")
-    values = {**space.fixed, **{name: value for name, value in params.items() if name not in space.columns}}
+    sampled = {plain(name): value for name, value in params.items() if name not in space.columns}
+    values = {**space.fixed, **sampled}
     ratio = values.pop("alpha_ratio", None)
     if ratio is not None:
         values["alpha"] = float(ratio) * int(values.get("rank", Hyperparameters().rank))

@@ -14,7 +14,7 @@ from automl.methods.registry import METHODS
 from automl.metric import METRICS, margin_mistake
 from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
-from automl.space.defaults import auto_names, default_searched, resolve
+from automl.space.defaults import auto_names, default_searched, resolve, with_own_rates
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, fits, for_objectives
 from automl.space.extremes import choices, names_of, setting_values
 from automl.space.messages import Problems, nearest, shown, unknown
@@ -59,7 +59,7 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
         parameters=tuple(parameters),
         fixed=fixed,
         targets={name: tuple(patterns) for name, patterns in (sections.targets or {}).items()},
-        auto=tuple(name for name in known if name in auto),
+        auto=tuple(known.ordered(auto)),
     )
     _check_targets(sections, space, problems)
     _check_methods(sections, space, problems)
@@ -266,10 +266,12 @@ def _check_names(sections: Sections, problems: Problems) -> None:
         problems.at_key((given["alpha_ratio"], "alpha_ratio"), "excludes alpha; keep one of the two")
     automatic = auto_names(sections.known)
     for name in sections.auto:
-        if name not in automatic:
+        if hyper.plain(name) not in automatic:
             problems.at_value(
                 ("space", name), f"{name} has no automatic range; auto is known for {', '.join(automatic)}"
             )
+    if hyper.RATE in in_space and not sections.known.without_own_rates(in_space):
+        problems.at_key(("space", hyper.RATE), "is of no method: each has its own; remove it")
     for name, section in given.items():
         if name in hyper.NAMES and not sections.known.methods_with(name):
             methods = " or ".join(sections.known.methods)
@@ -320,19 +322,22 @@ def _check_target(target: Scalar, known: list[str], path: KeyPath, problems: Pro
 def _entry(index: int, values: Mapping[str, Scalar], space: SearchSpace, problems: Problems) -> Mapping[str, Scalar]:
     """One enqueued configuration, checked to lie in the space."""
     parameters = {parameter.name: parameter for parameter in space.parameters}
-    for name, value in values.items():
-        path: KeyPath = ("enqueue", index, name)
+    routed = with_own_rates(values, {*parameters, *space.auto})
+    for name, value in routed.items():
+        path: KeyPath = ("enqueue", index, hyper.plain(name))
         if name in space.auto:
             continue
         if name in space.fixed:
             problems.at_key(path, f"is fixed at {shown(space.fixed[name])}; remove it here")
         elif name in parameters:
             _check_enqueued(parameters[name], value, values, path, problems)
+        elif name == hyper.RATE and any(name == hyper.plain(each) for each in (*parameters, *space.auto)):
+            problems.at_key(path, "differs by method here; say the method beside it")
         elif not problems.is_given(("space", name)):
             problems.at_key(path, f"is not in space:; {nearest(name, [*parameters, *space.auto])}")
     if not values:
         problems.at_value(("enqueue", index), "is empty; give at least one parameter")
-    return values
+    return routed
 
 
 def _check_enqueued(

@@ -18,13 +18,13 @@ QLoRA (0.03, constant) and Unsloth (5 to 10 %).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting, Span
 from automl.space import limits as hyper
-from automl.space.extremes import choices, names_of
+from automl.space.extremes import names_of
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
 from automl.trial import Scalar
 
@@ -74,14 +74,13 @@ def suggested_ranges(
     model_parameters: the backbone's; steps: those of a full trial; target_sets: those that the model has. methods: what
     is trained; each says which learning rates suit it.
     """
-    low, high = _learning_rates(methods, model_parameters, steps)
     smallest, largest = (2, 64) if model_parameters < WIDE else (4, 128)
     return {
         "rank": IntParameter(name="rank", low=smallest, high=largest, log=True),
         "alpha_ratio": CategoricalParameter(name="alpha_ratio", choices=(0.5, 1.0, 2.0, 4.0)),
         "dropout": CategoricalParameter(name="dropout", choices=(0.0, 0.05, 0.1)),
         "target": CategoricalParameter(name="target", choices=_targets(target_sets)),
-        "learning_rate": FloatParameter(name="learning_rate", low=low, high=high, log=True),
+        "learning_rate": _rate(hyper.RATE, _learning_rates(methods, model_parameters, steps)),
         "weight_decay": CategoricalParameter(name="weight_decay", choices=(0.0, 0.01, 0.1)),
         "batch_size": CategoricalParameter(name="batch_size", choices=(8, 16, 32)),
         "warmup": CategoricalParameter(name="warmup", choices=(0.0, 0.03, 0.06, 0.1)),
@@ -96,21 +95,67 @@ def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: 
     """The space with a range for each name in `auto`, widened so that it contains every enqueued value."""
     names = names_of(space)
     ranges = suggested_ranges(model_parameters, steps, target_sets, names.methods)
+    rates = own_rates(names.methods, model_parameters, steps)
+    auto = _with_each_method(space, names, rates)
+    given = {*auto, *(parameter.name for parameter in space.parameters)}
+    if sharing := names.without_own_rates(given):
+        ranges[hyper.RATE] = _rate(hyper.RATE, _learning_rates(sharing, model_parameters, steps))
+    enqueue = tuple(with_own_rates(entry, given) for entry in space.enqueue)
     automatic = {
-        name: replace(_widened(ranges[name], _enqueued(space, name)), when=names.condition(name)) for name in space.auto
+        name: replace(_widened((ranges | rates)[name], _enqueued(enqueue, name)), when=names.condition(name, given))
+        for name in auto
     }
     known = {parameter.name: parameter for parameter in (*automatic.values(), *space.parameters)}
-    free = [known[name] for name in names if name in known and known[name].when is None]
+    free = [known[name] for name in names.ordered(known) if known[name].when is None]
     conditional = [parameter for parameter in (*space.parameters, *automatic.values()) if parameter.when is not None]
-    return replace(space, parameters=(*free, *conditional), auto=())
+    return replace(space, parameters=(*free, *conditional), auto=(), enqueue=enqueue)
+
+
+def own_rates(methods: Sequence[str], model_parameters: int, steps: int) -> dict[str, Parameter]:
+    """The range of learning rates of each method by the name it has in a space."""
+    return {
+        name: _rate(name, METHODS[method].learning_rates(model_parameters, steps))
+        for method, name in zip(methods, map(hyper.own_rate, methods), strict=True)
+    }
+
+
+def have_different_rates(rates: Iterable[Parameter]) -> bool:
+    """Whether some of these ranges of methods differ, so that one for all would be wide."""
+    return len({(each.low, each.high) for each in rates if isinstance(each, FloatParameter)}) > 1
+
+
+def with_own_rates(entry: Mapping[str, Scalar], given: Collection[str]) -> Mapping[str, Scalar]:
+    """An enqueued configuration with its learning rate under the name that it has for its method.
+
+    given: names that are searched.
+    """
+    name = hyper.own_rate(str(entry.get("method")))
+    if hyper.RATE not in entry or name not in given:
+        return entry
+    return {name if key == hyper.RATE else key: value for key, value in entry.items()}
+
+
+def _with_each_method(space: SearchSpace, names: hyper.Names, rates: Mapping[str, Parameter]) -> tuple[str, ...]:
+    """Names of automatic ranges, with a learning rate for each method where theirs differ.
+
+    It remains one for all if an enqueued configuration gives one without its method.
+    """
+    given = {*space.auto, *(parameter.name for parameter in space.parameters)}
+    own = [hyper.own_rate(method) for method in names.without_own_rates(given)]
+    is_clear = all("method" in entry for entry in space.enqueue if hyper.RATE in entry)
+    if hyper.RATE not in space.auto or not is_clear or not have_different_rates(rates[name] for name in own):
+        return space.auto
+    return tuple(names.ordered({*space.auto, *own} - {hyper.RATE}))
+
+
+def _rate(name: str, span: tuple[float, float]) -> FloatParameter:
+    return FloatParameter(name=name, low=span[0], high=span[1], log=True)
 
 
 def advice(space: SearchSpace, model_parameters: int, steps: int) -> list[str]:
     """One line for each choice that is legal but known to waste trials; may be empty."""
     parameters = {parameter.name: parameter for parameter in space.parameters}
-    known = _learning_rates(choices(space, "method"), model_parameters, steps)
-    usual = f"{known[0]:g} to {known[1]:g} suits a model of {model_parameters:,} parameters and trials of {steps} steps"
-    notes = _rate_advice(parameters.get("learning_rate"), space.fixed, *known, usual=usual)
+    notes = [*_rates_advice(space, parameters, model_parameters, steps)]
     if steps < FEW_STEPS:
         notes.append(f"steps: {steps} teach little; differences between trials show from about {FEW_STEPS} steps on")
     rank, alpha = parameters.get("rank"), parameters.get("alpha")
@@ -119,21 +164,34 @@ def advice(space: SearchSpace, model_parameters: int, steps: int) -> list[str]:
     return notes
 
 
+def _rates_advice(
+    space: SearchSpace, parameters: Mapping[str, Parameter], model_parameters: int, steps: int
+) -> Iterator[str]:
+    """Advice on each range of learning rates, and on a fixed one."""
+    names = names_of(space)
+    sharing = names.without_own_rates(parameters)
+    for name, methods in ((hyper.RATE, sharing), *((hyper.own_rate(each), (each,)) for each in names.methods)):
+        if methods:
+            low, high = _learning_rates(methods, model_parameters, steps)
+            usual = f"{low:g} to {high:g} suits a model of {model_parameters:,} parameters and trials of {steps} steps"
+            yield from _rate_advice(name, parameters.get(name), space.fixed, low, high, usual=usual)
+
+
 def _rate_advice(
-    parameter: Parameter | None, fixed: Mapping[str, Scalar], low: float, high: float, *, usual: str
+    name: str, parameter: Parameter | None, fixed: Mapping[str, Scalar], low: float, high: float, *, usual: str
 ) -> list[str]:
-    rate = fixed.get("learning_rate")
+    rate = fixed.get(name)
     if isinstance(rate, float) and not low <= rate <= high:
-        return [f"learning_rate: fixed at {rate:g}; {usual}"]
+        return [f"{name}: fixed at {rate:g}; {usual}"]
     if not isinstance(parameter, FloatParameter):
         return []
     notes = []
     if parameter.high < high / 2:
-        notes.append(f"learning_rate: the range ends at {parameter.high:g}, perhaps below the best rate; {usual}")
+        notes.append(f"{name}: the range ends at {parameter.high:g}, perhaps below the best rate; {usual}")
     if parameter.high > high * 5:
-        notes.append(f"learning_rate: the range ends at {parameter.high:g}, where trials may diverge; {usual}")
+        notes.append(f"{name}: the range ends at {parameter.high:g}, where trials may diverge; {usual}")
     if not parameter.log and parameter.step is None and parameter.high > 10 * parameter.low:
-        notes.append("learning_rate: without log: true nearly all trials fall into the top tenth of the range")
+        notes.append(f"{name}: without log: true nearly all trials fall into the top tenth of the range")
     return notes
 
 
@@ -158,8 +216,8 @@ def _targets(target_sets: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in TARGETS if name in target_sets) or TARGETS[:1]
 
 
-def _enqueued(space: SearchSpace, name: str) -> list[Scalar]:
-    return [entry[name] for entry in space.enqueue if name in entry]
+def _enqueued(entries: Iterable[Mapping[str, Scalar]], name: str) -> list[Scalar]:
+    return [entry[name] for entry in entries if name in entry]
 
 
 def _widened(parameter: Parameter, values: list[Scalar]) -> Parameter:

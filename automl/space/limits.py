@@ -6,7 +6,7 @@ Bounds keep numbers sane (a typo such as rank 10,000), they are not advice; advi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -63,6 +63,19 @@ _SWITCHES = frozenset({"use_rslora"})
 DERIVED = frozenset({"trainable_params"})
 """Names that only constraints may use: they follow from the model and the other parameters."""
 
+RATE = "learning_rate"
+"""The name that a method may have a range of its own for, as `learning_rate.full`."""
+
+
+def own_rate(method: str) -> str:
+    """Name of the learning rates of this method alone, where several are searched."""
+    return f"{RATE}.{method}"
+
+
+def plain(name: str) -> str:
+    """The hyperparameter that a parameter of this name is a range of: `learning_rate` of `learning_rate.full`."""
+    return name.partition(".")[0]
+
 
 class Names:
     """What `space:`, `fixed:` and `enqueue:` may name where trials are trained by one of these methods.
@@ -90,10 +103,29 @@ class Names:
         """Those of the methods that a name means something for, as it does for all unless the adapter is made by it."""
         return tuple(method for method in self.methods if has(method, name))
 
-    def condition(self, name: str) -> When | None:
-        """The condition of a name that only some of the methods have: that one of these was chosen."""
-        having = self.methods_with(name)
+    def owner(self, name: str) -> str:
+        """The method whose learning rates these are alone; empty if they are not one's alone."""
+        return next((method for method in self.methods if len(self.methods) > 1 and name == own_rate(method)), "")
+
+    def without_own_rates(self, given: Collection[str]) -> tuple[str, ...]:
+        """The methods that share `learning_rate` in a space of these names."""
+        return tuple(method for method in self.methods if own_rate(method) not in given)
+
+    def condition(self, name: str, given: Collection[str] = ()) -> When | None:
+        """The condition of a name that only some of the methods have: that one of these was chosen.
+
+        given: all names that are searched.
+        """
+        having = self.methods_with(name) if name != RATE else self.without_own_rates(given)
+        if owner := self.owner(name):
+            having = (owner,)
         return None if having == self.methods else When(parameter="method", values=having)
+
+    def ordered(self, names: Collection[str]) -> list[str]:
+        """These in the order in which they are sampled."""
+        rates = [own_rate(method) for method in self.methods]
+        every = (each for name in self for each in (name, *(rates if name == RATE else ())))
+        return [name for name in every if name in names]
 
     def is_chosen(self, name: str) -> bool:
         """Whether its values are texts or true and false, which have no range."""
@@ -113,7 +145,7 @@ class Names:
 
     def checked(self, name: str, value: object) -> Scalar:
         """The value as the hyperparameter's own type (8 -> 8.0 for a float). Raises pydantic's ValidationError."""
-        adapter = adapter_of(self.own[name]) if name in self.own else _ADAPTERS[name]
+        adapter = adapter_of(self.own[name]) if name in self.own else _ADAPTERS[plain(name)]
         found: Scalar = adapter.validate_python(value, strict=True)
         return found
 

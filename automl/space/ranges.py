@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from pydantic import ValidationError
 
-from automl.space.limits import Names, has
+from automl.space.limits import RATE, Names, has, plain
 from automl.space.messages import Problems, shown, unknown
 from automl.space.points import contains, is_divided, is_too_fine
 from automl.space.schema_space import ChoiceSection, FloatSection, IntSection
@@ -35,10 +35,19 @@ def build_parameters(
     for name, parameter in free.items():
         condition = sections[name].when
         if condition is None:
-            ranged[name] = replace(parameter, when=names.condition(name))
+            ranged[name] = replace(parameter, when=names.condition(name, {*sections, *absent}))
+        elif (methods := _methods_of_rates(name, {*sections, *absent}, names)) is not None:
+            problems.at_key(("space", name, "when"), f"is said already: these are rates of {methods}; leave it out")
         else:
             ranged[name] = _conditional(parameter, condition, free, absent, names, problems)
     return _ordered(ranged, names, problems)
+
+
+def _methods_of_rates(name: str, given: Collection[str], names: Names) -> str | None:
+    """Whose learning rates these are, where methods have their own; None if that is not so, or is another name."""
+    if plain(name) != RATE or names.without_own_rates(given) == names.methods:
+        return None
+    return names.owner(name) or " and ".join(names.without_own_rates(given))
 
 
 def _unconditional(name: str, section: RangeSection, names: Names, problems: Problems) -> Parameter | None:
@@ -178,7 +187,7 @@ def _with_condition(parameter: Parameter, when: When) -> Parameter:
 
 def _ordered(parameters: Mapping[str, Parameter], names: Names, problems: Problems) -> list[Parameter]:
     """In the order of the names, but every parameter after the one it depends on."""
-    waiting = [parameters[name] for name in names if name in parameters]
+    waiting = [parameters[name] for name in names.ordered(parameters)]
     ordered: list[Parameter] = []
     while waiting:
         done = {parameter.name for parameter in ordered}

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from automl.errors import PluginError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
-from automl.space.limits import Names, adapter_of, bringing
-from automl.space.messages import Problems, shown
+from automl.space.limits import RATE, Names, adapter_of, bringing, own_rate
+from automl.space.messages import Problems, nearest, shown
 from automl.space.options import TaskOptions
 from automl.space.ranges import RangeSection
 from automl.space.schema import RunSection, SpaceFile, StorageSection, VerifySection
@@ -128,8 +128,8 @@ class _Reader:
             return
         for name, item in value.items():
             path = ("space", name)
-            if name not in self.known:
-                hint = "belongs under fixed:" if name == "max_length" else None
+            if name not in self.known and not self.known.owner(name):
+                hint = "belongs under fixed:" if name == "max_length" else self._not_owned(name)
                 self.problems.at_key(path, hint or self._unknown(name, list(SpaceSection.model_fields)))
                 continue
             parameter = self._valid(_adapter(SpaceSection, name), item, path)
@@ -173,6 +173,15 @@ class _Reader:
             return None
         found: Scalar | None = self._valid(adapter_of(self.known.own[name]), value, path)
         return found
+
+    def _not_owned(self, name: str) -> str:
+        """What to say of learning rates of no method of the file's; empty if it is something else."""
+        if not isinstance(name, str) or not name.startswith(own_rate("")):
+            return ""
+        methods = self.known.methods
+        if len(methods) == 1:
+            return f"this space has no method to choose but {methods[0]}; write {RATE}"
+        return f"is of no method of this space; {nearest(name, map(own_rate, methods))}"
 
     def _unknown(self, name: str, general: list[str]) -> str:
         """What to say of a name that no method brings that the file can choose."""

@@ -46,7 +46,7 @@ def is_hopeless(
 
 def _can_be_told(space: SearchSpace, constraint: Constraint, values: Values, known: Set[str]) -> bool:
     part = _part(space, [constraint])
-    if _names(space, [constraint]) & ((hyper.DERIVED - known) | set(part.auto)):
+    if _names(space, [constraint]) & ((hyper.DERIVED - known) | set(map(hyper.plain, part.auto))):
         return False
     count = count_configurations(part, values)
     return count is not None and count <= MOST_CONFIGURATIONS
@@ -67,6 +67,6 @@ def _part(space: SearchSpace, constraints: Sequence[Constraint]) -> SearchSpace:
     """The space of the parameters that constraints read, and of those that their conditions need."""
     kept = _names(space, constraints)
     for parameter in reversed(space.parameters):  # a condition refers to an earlier one
-        if parameter.name in kept and parameter.when is not None:
+        if hyper.plain(parameter.name) in kept and parameter.when is not None:
             kept.add(parameter.when.parameter)
-    return replace(space, parameters=tuple(parameter for parameter in space.parameters if parameter.name in kept))
+    return replace(space, parameters=tuple(each for each in space.parameters if hyper.plain(each.name) in kept))

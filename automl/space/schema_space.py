@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from automl.methods.registry import METHODS
 from automl.space import limits as hyper
 from automl.space.schema_base import AnyScalar, Section, mistake
 from automl.trial import Scalar
@@ -104,6 +105,9 @@ class SpaceSection(Section):
         properties = handler.resolve_ref_schema(form)["properties"]
         for name, setting in hyper.every_setting().items():
             properties[name] = {**properties["rank"], "title": name, "description": setting.meaning}
+        for method in METHODS.usable():
+            name = hyper.own_rate(method)
+            properties[name] = {**properties[hyper.RATE], "title": name, "description": f"of method {method} alone"}
         return form
 
     method: ParameterSection | None = None

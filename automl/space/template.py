@@ -8,9 +8,9 @@ from typing import Any
 from automl.lora import Hyperparameters
 from automl.metric import METRICS
 from automl.registry import Registry
-from automl.space.defaults import TARGETS, default_searched, suggested_ranges
+from automl.space.defaults import TARGETS, default_searched, have_different_rates, own_rates, suggested_ranges
 from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits
-from automl.space.limits import Names
+from automl.space.limits import RATE, Names, own_rate
 from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.space.write import scalar
@@ -114,13 +114,24 @@ def _parameter_lines(
     comments = _COMMENTS | {name: setting.meaning for name, setting in names.own.items()}
     ranges = {} if model_parameters is None else suggested_ranges(model_parameters, STEPS, target_sets, names.methods)
     by_size = "; auto: by the model's size" if model_parameters is None else ""
-    searched = {name: _range(ranges[name]) if ranges else "auto" for name in default_searched(names)}
+    rates = {} if model_parameters is None else own_rates(names.methods, model_parameters, STEPS)
+    if have_different_rates(rates.values()):
+        ranges |= rates
+        comments |= dict.fromkeys(rates, "of this method alone")
+    searched = {name: _range(ranges[name]) if ranges else "auto" for name in _searched(names, ranges)}
     lines = [f"  {name}: {text}  # {comments[name]}{by_size}" for name, text in searched.items()]
     others = [name for name, setting in names.own.items() if setting.tried and name not in searched]
     also = [f"  # {name}: auto  # {comments[name]}" for name in others if is_said]
     several = f"{{type: categorical, choices: [{', '.join(names.methods)}]}}"
     choice = [f"  method: {several}  # what the others are for is left out for a method that has no use for it"]
     return [*(choice if len(names.methods) > 1 else []), *lines, *also]
+
+
+def _searched(names: Names, ranges: Mapping[str, Parameter]) -> list[str]:
+    """What is searched: with a learning rate for each method where their ranges are known to differ."""
+    general = default_searched(names)
+    rates = [own_rate(method) for method in names.methods if own_rate(method) in ranges]
+    return names.ordered([*(name for name in general if name != RATE or not rates), *rates])
 
 
 def _range(parameter: Parameter) -> str:

@@ -51,6 +51,30 @@ BODIES = {
         "fixed: {method: adalora}\nrun: {shards: 4}",
         "5:17: fixed.method: 'adalora' is not known with shards: 4; use lora",
     ),
+    "rates of one method where there is one": (
+        "space: {learning_rate.lora: auto}",
+        "5:9: space.learning_rate.lora: this space has no method to choose but lora; write learning_rate",
+    ),
+    "rates of a method that is not searched": (
+        "space: {method: {type: categorical, choices: [lora, full]}, learning_rate.ful: auto}",
+        "5:61: space.learning_rate.ful: is of no method of this space; known: learning_rate.lora, learning_rate.full"
+        " (did you mean 'learning_rate.full'?)",
+    ),
+    "rates of one method on a condition": (
+        "space:\n  method: {type: categorical, choices: [lora, full]}\n"
+        "  learning_rate.full: {type: float, low: 1e-5, high: 1e-3, when: {method: lora}}",
+        "7:60: space.learning_rate.full.when: is said already: these are rates of full; leave it out",
+    ),
+    "rates of nobody": (
+        "space:\n  method: {type: categorical, choices: [lora, full]}\n  learning_rate: auto\n"
+        "  learning_rate.full: auto\n  learning_rate.lora: auto",
+        "7:3: space.learning_rate: is of no method: each has its own; remove it",
+    ),
+    "a rate of no method": (
+        "space:\n  method: {type: categorical, choices: [lora, full]}\n  learning_rate.full: auto\n"
+        "  learning_rate.lora: auto\nenqueue: [{learning_rate: 1e-3}]",
+        "9:12: enqueue[0].learning_rate: differs by method here; say the method beside it",
+    ),
     "a margin in percent": (
         "verify: {margin: 1}",
         "5:18: verify.margin: 1 is no difference of accuracy: it must be above 0 and below 0.5, in units of the metric",

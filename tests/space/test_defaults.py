@@ -9,6 +9,7 @@ import pytest
 
 from automl.methods.lora import Lora
 from automl.methods.registry import METHODS
+from automl.space.assemble import assemble
 from automl.space.defaults import advice, auto_names, resolve, suggested_ranges
 from automl.space.limits import Names
 from automl.space.load import parse_space
@@ -101,6 +102,54 @@ def test_advice(rest: str, model_parameters: int, steps: int, expected: list[str
         assert note.startswith(start)
 
 
+def _rates(space: SearchSpace) -> list[FloatParameter]:
+    found = [item for item in space.parameters if item.name.startswith("learning_rate")]
+    return [item for item in found if isinstance(item, FloatParameter)]
+
+
+METHODS_SPACE = "space:\n  method: {type: categorical, choices: [lora, adalora, full]}\n"
+
+
+def test_methods_of_one_range_share_it_and_others_get_their_own() -> None:
+    two = resolve(
+        space_of("space:\n  method: {type: categorical, choices: [lora, adalora]}\n  learning_rate: auto\n"),
+        MINILM,
+        100,
+    )
+    assert [rate.name for rate in _rates(two)] == ["learning_rate"]
+    three = _rates(resolve(space_of(f"{METHODS_SPACE}  learning_rate: auto\n"), MINILM, 100))
+    assert {rate.name: (rate.high, rate.when.values if rate.when else ()) for rate in three} == {
+        "learning_rate.lora": (2e-2, ("lora",)),
+        "learning_rate.adalora": (2e-2, ("adalora",)),
+        "learning_rate.full": (2e-3, ("full",)),
+    }
+
+
+def test_a_range_of_one_method_leaves_the_plain_name_to_the_others() -> None:
+    text = (
+        f"{METHODS_SPACE}  learning_rate: auto\n  learning_rate.full: {{type: float, low: 1e-5, high: 1e-3, log: true}}"
+        "\nenqueue: [{method: full, learning_rate: 1e-4}, {method: lora, learning_rate: 5e-2}]\n"
+    )
+    space = resolve(space_of(text), MINILM, 100)
+    assert {rate.name: (rate.low, rate.high, rate.when and rate.when.values) for rate in _rates(space)} == {
+        "learning_rate": (1e-4, 5e-2, ("lora", "adalora")),
+        "learning_rate.full": (1e-5, 1e-3, ("full",)),
+    }
+    assert space.enqueue[0] == {"method": "full", "learning_rate.full": 1e-4}
+    assert assemble(space, space.enqueue[0]).learning_rate == 1e-4
+    assert assemble(space, {"method": "lora", "learning_rate": 3e-3}).learning_rate == 3e-3
+
+
+def test_a_constraint_on_the_rate_knows_the_rates_of_one_method() -> None:
+    text = f"{METHODS_SPACE}  learning_rate.full: {{type: float, low: 1e-3, high: 1e-1, log: true}}\n"
+    assert space_of(f"{text}constraints: ['learning_rate > 0.0005 or method != \"full\"']\n").constraints
+
+
+def test_a_rate_that_is_enqueued_without_its_method_keeps_one_range() -> None:
+    space = space_of(f"{METHODS_SPACE}  learning_rate: auto\nenqueue: [{{learning_rate: 1e-3}}]\n")
+    assert [rate.name for rate in _rates(resolve(space, MINILM, 100))] == ["learning_rate"]
+
+
 class Eager(Lora):
     """Wants higher rates than LoRA."""
 
@@ -116,12 +165,14 @@ def test_a_method_says_which_learning_rates_suit_it() -> None:
             "eager alone": SearchSpace(parameters=(), fixed={"method": "eager"}, auto=("learning_rate",)),
             "both": SearchSpace(parameters=(both,), auto=("learning_rate",)),
         }
-        rates = {
-            name: next(item for item in resolve(space, 20_000_000, 100).parameters if item.name == "learning_rate")
+        found = {
+            name: {rate.name: (rate.low, rate.high) for rate in _rates(resolve(space, 20_000_000, 100))}
             for name, space in spaces.items()
         }
-        found = {name: (rate.low, rate.high) for name, rate in rates.items() if isinstance(rate, FloatParameter)}
-        assert found == {"eager alone": (1e-3, 0.5), "both": (1e-4, 0.5)}
+        assert found == {
+            "eager alone": {"learning_rate": (1e-3, 0.5)},
+            "both": {"learning_rate.lora": (1e-4, 2e-2), "learning_rate.eager": (1e-3, 0.5)},
+        }
         assert (
             advice(replace(spaces["eager alone"], fixed={"method": "eager", "learning_rate": 0.4}), 20_000_000, 100)
             == []

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automl.space.defaults import resolve
 from automl.space.load import json_schema, parse_space
 from automl.space.template import commented_space
 
@@ -25,6 +26,17 @@ def test_the_template_is_valid(task_type: str, model_parameters: int | None) -> 
     assert spec.space.auto or len(spec.space.parameters) == 5
     assert max(len(line) for line in text.splitlines()) <= 140
     jsonschema.Draft202012Validator(json_schema()).validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("model_parameters", [None, 22_700_000])
+def test_each_method_has_rates_of_its_own(model_parameters: int | None) -> None:
+    methods = ("lora", "ia3", "full")
+    text = commented_space("s", "org/name", "rows.jsonl", "classification", model_parameters, methods=methods)
+    spec = parse_space(text, "space.yaml", Path("/there"))
+    jsonschema.Draft202012Validator(json_schema()).validate(yaml.safe_load(text))
+    rates = {item.name: item for item in resolve(spec.space, 22_700_000, 120).parameters}
+    assert {f"learning_rate.{method}" for method in methods} < rates.keys()
+    assert "learning_rate" not in rates
 
 
 def test_every_line_with_a_choice_says_what_it_means() -> None:
