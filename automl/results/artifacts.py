@@ -19,7 +19,10 @@ from automl.study.retention import ADAPTER
 from automl.trial import TrialState
 
 STORED = "stored"
-"""Event of the study: `url`, and `adapters`: by number of the trial, the name below the URL and the sha256."""
+"""Event of the study: `url`, and `adapters`: by number of the trial, the name below the URL and the sha256.
+
+`squeezed`, if the winner was cut smaller: trial, name and sha256 of that.
+"""
 
 
 def complete_trial(database: Database, spec: SweepSpec, trial: int | None) -> TrialRow:

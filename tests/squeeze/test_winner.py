@@ -12,10 +12,12 @@ import pytest
 
 from automl.errors import InterruptedSearch
 from automl.execution.stop import StopRequest
+from automl.results.artifacts import STORED
 from automl.results.squeezed import squeeze_of, squeezed_adapter
 from automl.results.summary import Summary
 from automl.space.load import load_space
 from automl.squeeze.winner import LEAST_ROWS, affordable_rows
+from automl.storage.artifacts import digest_folder
 from automl.storage.sql import open_database
 from automl.storage.squeezes import SqueezeRow
 from automl.sweep.run import Observer, run_sweep
@@ -45,9 +47,15 @@ def search(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     text = (finished / "space.yaml").read_text()
 
     def run(
-        squeeze: str = "auto", *, trials: int = 3, stop: StopRequest | None = None, observer: Observer | None = None
+        squeeze: str = "auto",
+        *,
+        trials: int = 3,
+        storage: str = "",
+        stop: StopRequest | None = None,
+        observer: Observer | None = None,
     ) -> Summary:
-        now = text.replace("squeeze: false", f"squeeze: {squeeze}").replace("trials: 3", f"trials: {trials}")
+        stored = f"storage: {{artifacts: '{storage}'}}\n" if storage else ""
+        now = stored + text.replace("squeeze: false", f"squeeze: {squeeze}").replace("trials: 3", f"trials: {trials}")
         (finished / "now.yaml").write_text(now)
         return run_sweep(load_space(finished / "now.yaml"), finished / "cache", stop=stop, observer=observer)
 
@@ -86,6 +94,22 @@ def test_it_is_recorded_and_its_adapter_written(search: Search) -> None:
     about = verify_manifest(folder)
     assert about["squeezed"]["parameters"] == row.knee < row.whole.parameters
     assert about["trial"] == row.trial
+
+
+def test_its_adapter_is_copied_to_where_artifacts_are_stored(search: Search) -> None:
+    depot = Path.cwd() / "depot"
+    summary = search(storage=f"file://{depot}")
+    folder = Path(summary.folder) / "squeezed"
+    with open_database("sqlite:///automl.db", create=False) as database:
+        stored = (database.store("tiny").last_event(STORED) or {})["squeezed"]
+    assert summary.squeeze is not None
+    assert stored["trial"] == summary.squeeze.trial
+    assert stored["name"] == f"tiny/squeezed/trial-{stored['trial']:05d}-{stored['sha256'][:16]}"
+    assert digest_folder(depot / stored["name"]) == digest_folder(folder)
+    assert digest_folder(folder).sha256 == stored["sha256"]
+    before = sorted(depot.rglob("*"))
+    search(storage=f"file://{depot}")
+    assert sorted(depot.rglob("*")) == before, "the same adapter is there once"
 
 
 def test_it_is_not_done_twice_but_anew_for_another_adapter(search: Search) -> None:
