@@ -8,9 +8,13 @@ from torch import nn
 from tests.architectures import tiny_model
 
 
-def lively_model(architecture: str, *, kind: str = "classification", layers: int = 2) -> nn.Module:
-    """Weights of standard deviation 0.3, biases of 0.2, norms around 1; frozen, without dropout."""
-    model = tiny_model(architecture, kind=kind)
+def lively_model(architecture: str, *, kind: str = "classification") -> nn.Module:
+    """A tiny model of the architecture with such weights; frozen, without dropout."""
+    return enlivened(tiny_model(architecture, kind=kind))
+
+
+def enlivened(model: nn.Module) -> nn.Module:
+    """The model with weights of standard deviation 0.3, biases of 0.2, norms around 1."""
     draws = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
