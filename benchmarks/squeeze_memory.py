@@ -4,7 +4,8 @@
 
 An untrained adapter with random weights is cut on a model with random weights, once by its energy alone and once with
 what 256 rows show of the modules' inputs. Printed is what a squeeze adds, beside the sizes of the adapter and of the
-largest module's weights in float32, and, for the rows, beside what the same forward passes take without a squeeze.
+largest module's weights in float32, beside what PEFT takes to load the adapter, and, for the rows, beside what the same
+forward passes take without a squeeze.
 Does not measure time or what a cut is worth.
 """
 
@@ -26,6 +27,7 @@ from automl.importance.heldout import in_batches
 from automl.packed.memory import give_back_memory
 from automl.packed.trainer import PackedTrainer
 from automl.training.cut import TurnedAdapter
+from automl.training.export import with_adapter
 from automl.training.runtime import Runtime
 from benchmarks.measure import MemorySampler
 from benchmarks.report import Report, parser, table
@@ -82,12 +84,13 @@ def measure(args: argparse.Namespace) -> dict[str, int]:
     """Bytes of every part, by what it is."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         parameters, largest = write_adapter(args.shape, args.rank, Path(folder))
-        runtime, spare = (runtime_of(args.shape, args.tokens) for _ in range(2))
+        runtime, spare, loaded = (runtime_of(args.shape, args.tokens) for _ in range(3))
         rows = runtime.train_rows[:SQUEEZE_ROWS]
         return {
             "backbone": 4 * sum(tensor.numel() for tensor in runtime.model.parameters()),
             "adapter": 4 * parameters,
             "largest module": 4 * largest,
+            "adapter loaded by PEFT": growth(lambda: with_adapter(loaded.model, Path(folder))),
             "forward passes alone": growth(lambda: passes(runtime)),
             "squeeze, no rows": growth(lambda: TurnedAdapter(Path(folder), spare)),
             "squeeze, rows": growth(lambda: TurnedAdapter(Path(folder), runtime, rows)),
