@@ -57,6 +57,7 @@ INIT = Setting(
     choices=(*_DRAWN, *_PARTS),
     tried=(*_DRAWN, *_PARTS),
     packable=_DRAWN,
+    quantizable=_DRAWN,
 )
 
 
@@ -117,6 +118,7 @@ class Lora(Method):
             renew_head,
             seed_dropout,
         )
+        from automl.methods.principal import check_whole
 
         how = str(INIT.of(hyper))
         if how in _PARTS and DORA.of(hyper):
@@ -125,6 +127,8 @@ class Lora(Method):
             )
         check_anchored(model, modules)
         check_pattern(hyper, modules)
+        if how in _PARTS:
+            check_whole(model, modules, how)
         peft_model = adapted_model(model, _config(model, hyper, modules, head))
         adapted = adapted_layers(model)
         check_adapted(peft_model, modules)

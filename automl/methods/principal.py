@@ -7,7 +7,7 @@ it is not changed: the part is taken away from a layer's output instead, W x - s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,15 +28,16 @@ class Part(NamedTuple):
     scaling: float
 
 
-def start_from_weight(layer: Any, how: str) -> None:
-    """Let A and B of PEFT's layer begin as a part of its weight, and take that away from its output.
+def check_whole(model: nn.Module, modules: Sequence[str], how: str) -> None:
+    """Raise TargetError if weights of these modules are held in fewer bits than can be taken apart."""
+    if not all(model.get_submodule(path).weight.is_floating_point() for path in modules):  # type: ignore[operator]
+        raise TargetError(f"init {how} takes weights apart, which are quantised here; use another init")
 
-    Raises TargetError if the weight is held in fewer bits than can be taken apart.
-    """
+
+def start_from_weight(layer: Any, how: str) -> None:
+    """Let A and B of PEFT's layer begin as a part of its weight, and take that away from its output."""
     a, b, scaling = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, float(layer.scaling[ADAPTER])
     weight = layer.get_base_layer().weight.detach()
-    if not weight.is_floating_point():
-        raise TargetError(f"init {how} takes weights apart, which are quantised here; use another init")
     whole = (weight.mT if layer.fan_in_fan_out else weight).float()
     with torch.no_grad():
         part = _pissa(whole, len(a), scaling) if how == "pissa" else _olora(whole, len(a))

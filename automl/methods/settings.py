@@ -35,6 +35,7 @@ class Setting:
     sized: how much is trained or held in memory follows from it.
     packable: values with which trials may be packed, the default among them; None: all.
     shardable: several processes may hold a trial together that does not have the default.
+    quantizable: values that a trial may have on a quantised model, the default among them; None: all.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Setting:
     sized: bool = False
     packable: tuple[Scalar, ...] | None = None
     shardable: bool = False
+    quantizable: tuple[Scalar, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a declaration that contradicts itself."""
@@ -59,6 +61,8 @@ class Setting:
             raise ValueError(f"{self.name}: {wrong[0]!r} is outside its own bounds")
         if self.packable is not None and self.default not in self.packable:
             raise ValueError(f"{self.name}: the default {self.default!r} has to be packable")
+        if self.quantizable is not None and self.default not in self.quantizable:
+            raise ValueError(f"{self.name}: the default {self.default!r} has to be quantizable")
 
     @property
     def kind(self) -> Kind:
@@ -84,6 +88,10 @@ class Setting:
     def alone(self, values: Iterable[Scalar]) -> list[Scalar]:
         """Those of the values with which a trial cannot be packed."""
         return [] if self.packable is None else [value for value in values if value not in self.packable]
+
+    def on_whole_weights(self, values: Iterable[Scalar]) -> list[Scalar]:
+        """Those of the values that a trial cannot have on a quantised model."""
+        return [] if self.quantizable is None else [value for value in values if value not in self.quantizable]
 
 
 def chosen(settings: Iterable[Setting], values: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:

@@ -18,7 +18,7 @@ from automl.packed.build import obstacle
 from automl.setup.fitness import check_ends, check_length, check_positions, check_vocabulary
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.defaults import advice, resolve
-from automl.space.extremes import corners, extremes, methods_of, own_values, target_names, variants
+from automl.space.extremes import corners, extremes, methods_of, not_quantizable, own_values, target_names, variants
 from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
@@ -99,6 +99,8 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
+    if backbone.quantization is not None:
+        _check_quantizable(spec, space)
     check_positions(spec, space, model, derive.footprint)
     if not has_trials:
         _check_constraints(spec, space, derive)
@@ -142,6 +144,13 @@ def _check_constraints(spec: SweepSpec, space: SearchSpace, derive: Derivation) 
 
 def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:
     problems = list(_target_problems(spec, space, derive))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_quantizable(spec: SweepSpec, space: SearchSpace) -> None:
+    """Of models that come quantised, of which the space file does not speak."""
+    problems = [Problem(spec.source, 0, 0, name, message) for name, message in not_quantizable(space)]
     if problems:
         raise ConfigError(problems)
 

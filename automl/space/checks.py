@@ -16,7 +16,7 @@ from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import auto_names, default_searched, resolve, with_own_rates
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, fits, for_objectives
-from automl.space.extremes import choices, names_of, setting_values
+from automl.space.extremes import choices, names_of, not_quantizable, setting_values
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.points import (
     MOST_CONFIGURATIONS,
@@ -295,11 +295,9 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
     """Methods and settings that are not known with several processes for a trial, or with a quantised model."""
     names: KeyPath = ("space",) if sections.ranges.get("method") else ("fixed",)
     if sections.model is not None and sections.model.quantization is not None:
-        for method in (name for name in sections.known.methods if not METHODS[name].quantizable):
-            message = (
-                f"{method!r} trains weights of the model, which quantization leaves in few bits; remove one of them"
-            )
-            problems.at_value((*names, "method"), message)
+        for name, message in not_quantizable(space):
+            place = "fixed" if name in space.fixed else "space"
+            problems.at_value((place, name), f"{message}{'; remove one of them' * (name == 'method')}")
     if sections.run is None or sections.run.shards == 1:
         return
     shards = f"is not known with shards: {sections.run.shards}"

@@ -45,6 +45,17 @@ def own_values(space: SearchSpace) -> dict[str, list[Any]]:
     return {name: setting_values(space, setting) for name, setting in names_of(space).own.items()}
 
 
+def not_quantizable(space: SearchSpace) -> Iterator[tuple[str, str]]:
+    """The keys that ask for what cannot be on a quantised model, and why, on one line each."""
+    for name in methods_of(space):
+        if not METHODS[name].quantizable:
+            yield "method", f"{name!r} trains weights of the model, which quantization leaves in few bits"
+    for name, setting in names_of(space).own.items():
+        if refused := setting.on_whole_weights(setting_values(space, setting)):
+            known = ", ".join(map(str, setting.quantizable or ()))
+            yield name, f"{refused[0]!r} needs the whole weights, which quantization leaves in few bits; use {known}"
+
+
 def corners(space: SearchSpace) -> Iterator[Hyperparameters]:
     """The extremes of what parameters and memory follow from: method, target set, rank, settings that are `sized`.
 

@@ -118,6 +118,34 @@ class TestVirtualTokens:
         return changed(world, (rank, own), ("target: qv", f"method: {method}"))
 
 
+class TestQuantised:
+    """What is known only when the model is looked at: that it is stored in 4 bits."""
+
+    @pytest.mark.parametrize(
+        ("own", "message"),
+        [
+            ("method: full", "method: 'full' trains weights of the model, which quantization leaves in few bits"),
+            (
+                "init: olora",
+                "init: 'olora' needs the whole weights, which quantization leaves in few bits; use default",
+            ),
+        ],
+    )
+    def test_what_needs_whole_weights(self, world: Path, tmp_path: Path, own: str, message: str) -> None:
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        held = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        edit(tmp_path / "model" / "config.json", **config, quantization_config=held)
+        tensors = load_file(tmp_path / "model" / "model.safetensors")
+        name = next(name for name in tensors if name.endswith("query.weight"))
+        beside = {f"{name}.quant_state.bitsandbytes__nf4": tensors[name].clone()}
+        save_file({**tensors, **beside}, tmp_path / "model" / "model.safetensors")
+        rank = "rank: {type: int, low: 1, high: 8, log: true}"
+        spec = changed(world, ("target: qv", own), (rank, ""))
+        with pytest.raises(ConfigError, match=message) as found:
+            prepared(spec, tmp_path)
+        one_line(found.value)
+
+
 class TestVocabulary:
     def bigger(self, folder: Path) -> None:
         """A tokenizer with one word more, as `add_tokens` without resizing leaves it."""

@@ -517,6 +517,27 @@ def test_mistakes_in_the_required_sections(text: str, expected: str) -> None:
     assert expected.removeprefix("s.yaml: ") in found[0]
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            "fixed: {method: llama-pro}",
+            "5:17: fixed.method: 'llama-pro' trains weights of the model, which quantization leaves in few bits; remove"
+            " one of them",
+        ),
+        (
+            "space: {init: {type: categorical, choices: [default, pissa]}}",
+            "5:15: space.init: 'pissa' needs the whole weights, which quantization leaves in few bits; use default,"
+            " gaussian, orthogonal",
+        ),
+    ],
+    ids=["a method", "a setting"],
+)
+def test_what_cannot_be_on_a_quantised_model(body: str, expected: str) -> None:
+    head = with_line(3, "model: {hub: org/name, quantization: nf4}")
+    assert problems(f"{head}{body}\n") == [f"s.yaml:{expected}"]
+
+
 def test_all_problems_are_reported_at_once() -> None:
     text = HEAD.replace("trial-run", "a/b") + (
         "space: {rank: {type: int, low: 9, high: 8}, target: 3}\nfixed: {rank: no}\nsearch: {trials: x, pruner: y}\n"
