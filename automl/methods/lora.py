@@ -46,17 +46,16 @@ FREEZE = Setting(
     meaning="train B alone (LoRA-FA)",
     tried=(False, True),
     sized=True,
-    packable=(False,),
 )
 _DRAWN = ("default", "gaussian", "orthogonal")
-_PARTS = ("olora", "pissa")
+PARTS = ("olora", "pissa")
+"""Starts that are a part of the weight, which is taken away from what the layer returns."""
 INIT = Setting(
     name="init",
     default="default",
     meaning="where A and B start; olora and pissa: as a part of the weight",
-    choices=(*_DRAWN, *_PARTS),
-    tried=(*_DRAWN, *_PARTS),
-    packable=_DRAWN,
+    choices=(*_DRAWN, *PARTS),
+    tried=(*_DRAWN, *PARTS),
     quantizable=_DRAWN,
 )
 
@@ -121,13 +120,13 @@ class Lora(Method):
         from automl.methods.principal import check_whole
 
         how = str(INIT.of(hyper))
-        if how in _PARTS and DORA.of(hyper):
+        if how in PARTS and DORA.of(hyper):
             raise TargetError(
                 f"use_dora scales the whole weight, of which init {how} takes a part; leave one of them out"
             )
         check_anchored(model, modules)
         check_pattern(hyper, modules)
-        if how in _PARTS:
+        if how in PARTS:
             check_whole(model, modules, how)
         peft_model = adapted_model(model, _config(model, hyper, modules, head))
         adapted = adapted_layers(model)
@@ -165,15 +164,21 @@ class Lora(Method):
     def memory(self, peft_model: PeftModel) -> dict[str, Tensor]:
         """What was taken away from the weights at the start, if anything."""
         from automl.methods.attaching import adapted_layers
-        from automl.methods.principal import memory_of
+        from automl.methods.principal import memory_of, parts_of
 
-        return memory_of(adapted_layers(peft_model.get_base_model()))
+        return memory_of(parts_of(adapted_layers(peft_model.get_base_model())))
 
     def load_memory(self, peft_model: PeftModel, memory: Mapping[str, Tensor]) -> None:
-        from automl.methods.attaching import adapted_layers
-        from automl.methods.principal import put_back
+        """Put back what was taken away, and with it an A that is never trained."""
+        from automl.methods.attaching import ADAPTER, adapted_layers
+        from automl.methods.principal import parts_of, put_back
 
-        put_back(adapted_layers(peft_model.get_base_model()), memory)
+        layers = adapted_layers(peft_model.get_base_model())
+        parts = parts_of(layers)
+        put_back(parts, memory)
+        for path, part in parts.items():
+            if not (a := layers[path].lora_A[ADAPTER].weight).requires_grad:
+                a.copy_(part.a)
 
     def exported(
         self, peft_model: PeftModel, saved: Mapping[str, Tensor], config: Mapping[str, Any]
@@ -182,8 +187,7 @@ class Lora(Method):
         from automl.methods.attaching import adapted_layers
         from automl.methods.principal import as_plain_lora, parts_of
 
-        layers = adapted_layers(peft_model.get_base_model())
-        return as_plain_lora(layers, saved, config) if parts_of(layers) else (saved, config)
+        return as_plain_lora(parts_of(adapted_layers(peft_model.get_base_model())), saved, config)
 
 
 def _norms(layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
@@ -196,7 +200,7 @@ def _start(layer: Any, path: str, *, seed: int, how: str) -> None:
     from automl.methods.principal import start_from_weight
     from automl.methods.seeding import initialise_adapter
 
-    if how in _PARTS:
+    if how in PARTS:
         start_from_weight(layer, how)
     else:
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight

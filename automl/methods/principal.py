@@ -7,15 +7,15 @@ it is not changed: the part is taken away from a layer's output instead, W x - s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from automl.errors import CheckpointError, TargetError
-from automl.methods.attaching import ADAPTER
 
 _PART = "automl_part"
 
@@ -34,17 +34,52 @@ def check_whole(model: nn.Module, modules: Sequence[str], how: str) -> None:
         raise TargetError(f"init {how} takes weights apart, which are quantised here; use another init")
 
 
+class Directions(NamedTuple):
+    """First directions of a weight: left (out, n), right (n, in), and what they weigh, (n,); None is nothing."""
+
+    left: Tensor
+    right: Tensor
+    values: Tensor | None
+
+    def part(self, rank: int, scaling: float) -> Part:
+        """What an adapter of this rank begins with; there is nothing beyond the weight's own directions.
+
+        What they weigh is shared out to both sides by its root. Source: Meng et al. 2024, eq. 2 and 3.
+        """
+        left, right = self.left[:, :rank], self.right[:rank]
+        if self.values is not None:
+            roots = (self.values[:rank] / scaling).sqrt()
+            left, right = left * roots, roots.unsqueeze(1) * right
+        missing = rank - len(right)
+        return Part(functional.pad(right, (0, 0, 0, missing)), functional.pad(left, (0, missing)), scaling)
+
+    def first(self, count: int) -> Directions:
+        """The first `count` of them, in memory of their own."""
+        values = None if self.values is None else self.values[:count].clone()
+        return Directions(self.left[:, :count].clone(), self.right[:count].clone(), values)
+
+
+def directions(module: nn.Module, how: str) -> Directions:
+    """All directions of a linear layer's weight: by singular values for pissa, by its QR decomposition for olora."""
+    weight: Any = module.weight
+    whole = (weight.mT if isinstance(module, Conv1D) else weight).detach().float()
+    if how == "pissa":
+        left, values, right = torch.linalg.svd(whole, full_matrices=False)
+        return Directions(left, right, values)
+    left, right = torch.linalg.qr(whole)
+    return Directions(left, right, None)
+
+
 def start_from_weight(layer: Any, how: str) -> None:
     """Let A and B of PEFT's layer begin as a part of its weight, and take that away from its output."""
-    a, b, scaling = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, float(layer.scaling[ADAPTER])
-    weight = layer.get_base_layer().weight.detach()
-    whole = (weight.mT if layer.fan_in_fan_out else weight).float()
+    from automl.methods.attaching import ADAPTER  # PEFT takes seconds to import
+
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    part = directions(layer.get_base_layer(), how).part(len(a), float(layer.scaling[ADAPTER]))
     with torch.no_grad():
-        part = _pissa(whole, len(a), scaling) if how == "pissa" else _olora(whole, len(a))
-        for tensor, value in zip((a, b), part, strict=True):
-            tensor.zero_()
-            tensor[tuple(slice(size) for size in value.shape)] = value
-    _take_away(layer, Part(a.detach().clone(), b.detach().clone(), scaling))
+        a.copy_(part.a)
+        b.copy_(part.b)
+    _take_away(layer, Part(a.detach().clone(), b.detach().clone(), part.scaling))
 
 
 def parts_of(layers: Mapping[str, Any]) -> dict[str, Part]:
@@ -52,14 +87,14 @@ def parts_of(layers: Mapping[str, Any]) -> dict[str, Part]:
     return {path: getattr(layer, _PART) for path, layer in layers.items() if hasattr(layer, _PART)}
 
 
-def memory_of(layers: Mapping[str, Any]) -> dict[str, Tensor]:
+def memory_of(parts: Mapping[str, Part]) -> dict[str, Tensor]:
     """The parts as copies on the CPU: made anew elsewhere, they could differ in the last bit."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in _tensors(layers).items()}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in _tensors(parts).items()}
 
 
-def put_back(layers: Mapping[str, Any], memory: Mapping[str, Tensor]) -> None:
+def put_back(parts: Mapping[str, Part], memory: Mapping[str, Tensor]) -> None:
     """What `memory_of` returned. Raises CheckpointError if it is not of this adapter."""
-    own = _tensors(layers)
+    own = _tensors(parts)
     odd = sorted(own.keys() ^ memory.keys()) or [name for name in own if own[name].shape != memory[name].shape]
     if odd:
         raise CheckpointError(f"{odd[0]} is not of this adapter; the slot file is of another trial")
@@ -68,14 +103,16 @@ def put_back(layers: Mapping[str, Any], memory: Mapping[str, Tensor]) -> None:
 
 
 def as_plain_lora(
-    layers: Mapping[str, Any], saved: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    parts: Mapping[str, Part], saved: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     """Tensors and configuration of the plain LoRA of twice the rank that does the same on the unchanged weight.
 
-    saved: by PEFT's names in files. config: PEFT's, as JSON.
+    saved: by PEFT's names in files. config: PEFT's, as JSON. Both as they are if the adapter began as nothing.
     """
+    if not parts:
+        return saved, config
     tensors = dict(saved)
-    for path, part in parts_of(layers).items():
+    for path, part in parts.items():
         a, b = (f"base_model.model.{path}.lora_{name}.weight" for name in "AB")
         tensors[a] = torch.cat([saved[a], part.a.to(saved[a])])
         tensors[b] = torch.cat([saved[b], -part.b.to(saved[b])], dim=1)
@@ -88,9 +125,9 @@ def as_plain_lora(
     return tensors, {**config, **whole, **patterns}
 
 
-def _tensors(layers: Mapping[str, Any]) -> dict[str, Tensor]:
-    parts = parts_of(layers).items()
-    return {f"a/{path}": part.a for path, part in parts} | {f"b/{path}": part.b for path, part in parts}
+def _tensors(parts: Mapping[str, Part]) -> dict[str, Tensor]:
+    named = parts.items()
+    return {f"a/{path}": part.a for path, part in named} | {f"b/{path}": part.b for path, part in named}
 
 
 def _take_away(layer: nn.Module, part: Part) -> None:
@@ -101,17 +138,3 @@ def _take_away(layer: nn.Module, part: Part) -> None:
 
     setattr(layer, _PART, part)
     layer.register_forward_hook(hook)
-
-
-def _pissa(weight: Tensor, rank: int, scaling: float) -> Iterator[Tensor]:
-    """The largest singular values, shared out by their roots. Source: Meng et al. 2024, eq. 2 and 3."""
-    u, values, v = torch.linalg.svd(weight, full_matrices=False)
-    roots = (values[:rank] / scaling).sqrt()
-    yield roots.unsqueeze(1) * v[:rank]
-    yield u[:, :rank] * roots
-
-
-def _olora(weight: Tensor, rank: int) -> Iterator[Tensor]:
-    q, r = torch.linalg.qr(weight)
-    yield r[:rank]
-    yield q[:, :rank]

@@ -8,35 +8,43 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from automl.errors import CheckpointError
-from automl.lora import Hyperparameters, LinearShape
-from automl.methods.lora import INIT
+from automl.lora import Hyperparameters, LinearShape, lora_parameters
+from automl.methods.lora import FREEZE, INIT, PARTS
+from automl.methods.principal import Part, memory_of, put_back
 from automl.methods.registry import METHODS
 from automl.methods.seeding import initialise_adapter, initialise_head, stream
 from automl.packed.bank import BETAS, EPSILON, Storage, own_storage
-from automl.packed.layout import a_name, adapter_layout, b_name, head_name
+from automl.packed.layout import VectorLayout, a_name, adapter_layout, b_name, head_name
 from automl.packed.masks import mask_seed
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter, under torch's names."""
 
 
+NO_PARTS: Mapping[str, Part] = MappingProxyType({})
+
 COUNTED_STATE = torch.Size([8])
 """Shape of the state of counted dropout masks; a generator's is larger."""
 
 
 class LowRank(NamedTuple):
-    """The trainable part of one linear layer and where its gradient goes. a: (rank, in), b: (out, rank)."""
+    """The update of one linear layer and where its gradient goes. a: (rank, in), b: (out, rank).
+
+    a_grad: None if A is not trained. part: what is taken away from the layer's output, if anything.
+    """
 
     a: Tensor
     b: Tensor
-    a_grad: Tensor
+    a_grad: Tensor | None
     b_grad: Tensor
+    part: Part | None
 
 
 class Adapter:
@@ -45,7 +53,7 @@ class Adapter:
     layers: the linear layers it adapts. heads: modules trained in full, by path; they are copied, not touched.
     initializer_range: standard deviation of a new head's weights. storage: zeros to live in; None = vectors of its own.
     is_counted: dropout masks are those of `automl.packed.masks` and not drawn from a generator; without effect if there
-    is no dropout.
+    is no dropout. parts: of the weights, by path, that it begins as; constant, and its own from now on.
     """
 
     def __init__(
@@ -59,18 +67,26 @@ class Adapter:
         initializer_range: float = 0.02,
         storage: Storage | None = None,
         is_counted: bool = False,
+        parts: Mapping[str, Part] = NO_PARTS,
     ) -> None:
         self.hyper = hyper
         self.step = 0
+        self.parts = parts
         self.mask_seed = mask_seed(seed) if hyper.dropout > 0.0 and is_counted else None
         self.generator = stream(seed, "dropout", device) if hyper.dropout > 0.0 and not is_counted else None
-        own = adapter_layout(layers, hyper.rank_of, heads)
+        own = layout_of(hyper, layers, heads)
         self.storage = storage or own_storage(own, device)
         self._shapes = {name: place.shape for name, place in own.places.items()}
         self._optimizer = self._adamw()
         self._params = self._views(self.storage.params)
         self._grads = self._views(self.storage.gradient)
-        _initialise(self._params, layers, heads, seed=seed, std=initializer_range, how=str(INIT.of(hyper)))
+        self._frozen = {
+            a_name(layer.path): torch.zeros(hyper.rank_of(layer.path), layer.in_features, device=device)
+            for layer in layers
+            if a_name(layer.path) not in self._shapes
+        }
+        self._start(layers, seed=seed)
+        _start_heads(self._params, heads, seed=seed, std=initializer_range)
         self.low_rank = {layer.path: self._low_rank(layer.path) for layer in layers}
         self.head = self._head_leaves(heads)
 
@@ -84,11 +100,6 @@ class Adapter:
     def device(self) -> torch.device:
         """Where it is trained."""
         return self.storage.params.device
-
-    @property
-    def bytes(self) -> int:
-        """Memory of parameters, gradient and moments."""
-        return 16 * self.storage.layout.size
 
     def finish_step(self, count: int, learning_rate: float) -> None:
         """One AdamW step on the mean gradient over `count` terms, clipped to `hyper.clip`; then the gradient is zero.
@@ -119,6 +130,10 @@ class Adapter:
         """Copies of the trainable tensors on the CPU, by PEFT's names."""
         self.settle()
         return {name: _copy(view) for name, view in self._params.items()}
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Copies of what belongs to the adapter and is not trained, on the CPU, by PEFT's names."""
+        return {name: _copy(tensor) for name, tensor in self._frozen.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """Copies of AdamW's state on the CPU, keyed `exp_avg/<parameter name>` and so on, as for separate tensors."""
@@ -151,11 +166,24 @@ class Adapter:
         if self.generator is not None:
             self.generator.set_state(state.cpu())
 
+    def memory(self) -> dict[str, Tensor]:
+        """Copies of its parts of the weights on the CPU."""
+        return memory_of(self.parts)
+
     def restore(
-        self, step: int, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], dropout: Tensor | None
+        self,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
+        dropout: Tensor | None,
+        memory: Mapping[str, Tensor],
     ) -> None:
         """Put back what the methods above took out; raises CheckpointError if names or shapes are not the same."""
         _copy_all(self._params, parameters)
+        put_back(self.parts, memory)
+        for path, part in self.parts.items():
+            if (a := a_name(path)) in self._frozen:
+                self._frozen[a].copy_(part.a)
         for key, flat in self._moments().items():
             prefix = f"{key}/"
             saved = {name.removeprefix(prefix): tensor for name, tensor in moments.items() if name.startswith(prefix)}
@@ -192,7 +220,21 @@ class Adapter:
 
     def _low_rank(self, path: str) -> LowRank:
         a, b = a_name(path), b_name(path)
-        return LowRank(self._params[a], self._params[b], self._grads[a], self._grads[b])
+        return LowRank(self._a(path), self._params[b], self._grads.get(a), self._grads[b], self.parts.get(path))
+
+    def _a(self, path: str) -> Tensor:
+        """A of the layer at this path, trained or not."""
+        name = a_name(path)
+        return self._frozen[name] if name in self._frozen else self._params[name]
+
+    def _start(self, layers: Sequence[LinearShape], *, seed: int) -> None:
+        for layer in layers:
+            a, b = self._a(layer.path), self._params[b_name(layer.path)]
+            if (part := self.parts.get(layer.path)) is not None:
+                a.copy_(part.a)
+                b.copy_(part.b)
+            else:
+                initialise_adapter(a, b, seed=seed, path=layer.path, how=str(INIT.of(self.hyper)))
 
     def _head_leaves(self, heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Parameters of the heads by their path in the model, as leaves whose gradient is added to the flat one."""
@@ -223,17 +265,18 @@ def _fused_adamw(groups: Mapping[float, Sequence[Sequence[Tensor]]], weight_deca
     return optimizer
 
 
-def _initialise(
-    params: Mapping[str, Tensor],
-    layers: Sequence[LinearShape],
-    heads: Mapping[str, nn.Module],
-    *,
-    seed: int,
-    std: float,
-    how: str,
-) -> None:
-    for layer in layers:
-        initialise_adapter(params[a_name(layer.path)], params[b_name(layer.path)], seed=seed, path=layer.path, how=how)
+def layout_of(hyper: Hyperparameters, layers: Sequence[LinearShape], heads: Mapping[str, nn.Module]) -> VectorLayout:
+    """Where what such a trial trains would lie in vectors of its own."""
+    return adapter_layout(layers, hyper.rank_of, heads, is_a_trained=not FREEZE.of(hyper))
+
+
+def constant_bytes(hyper: Hyperparameters, layers: Sequence[LinearShape]) -> int:
+    """Memory of what such an adapter holds and does not train: a frozen A, and its parts of the weights."""
+    a = sum(hyper.rank_of(layer.path) * layer.in_features for layer in layers) if FREEZE.of(hyper) else 0
+    return 4 * (a + (lora_parameters(layers, hyper.rank_of) if INIT.of(hyper) in PARTS else 0))
+
+
+def _start_heads(params: Mapping[str, Tensor], heads: Mapping[str, nn.Module], *, seed: int, std: float) -> None:
     for path, module in heads.items():
         fresh = copy.deepcopy(module).float()
         initialise_head(fresh, seed=seed, path=path, std=std)

@@ -22,12 +22,12 @@ CONFIG = "adapter_config.json"
 
 def write_adapter(
     folder: Path,
-    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
 ) -> None:
-    """Write what `PeftModel.from_pretrained(backbone, folder)` reads. parameters: by PEFT's names, as in a snapshot."""
-    tensors = {file_name(name): tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    """Write what `PeftModel.from_pretrained(backbone, folder)` reads. tensors: by PEFT's names in files."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 

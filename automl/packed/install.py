@@ -12,7 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import TargetError
-from automl.lora import LinearShape
+from automl.lora import Hyperparameters, LinearShape
+from automl.methods.lora import INIT, PARTS
+from automl.methods.principal import Directions, Part, check_whole, directions
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.models.quantised import is_quantised, weight_norms
 from automl.packed.adapter import Adapter
@@ -60,6 +62,7 @@ class PackedBackbone:
         self._precision = precision
         self._resolved: dict[str, list[LinearShape]] = {}
         self._norms: dict[LinearShape, float] = {}
+        self._directions: dict[tuple[str, str], Directions] = {}
         self.body = Body(model)
         self._layers = _pack_layers(model, self.heads, self.segmentation, kernel)
         self._recomputation = Recomputation(recomputable(self.body.module), self.segmentation) if recompute else None
@@ -77,6 +80,17 @@ class PackedBackbone:
         new = [layer for layer in layers if layer not in self._norms]
         self._norms.update(zip(new, weight_norms(self.model, new), strict=True))
         return [self._norms[layer] for layer in layers]
+
+    def parts(self, hyper: Hyperparameters, layers: Sequence[LinearShape]) -> dict[str, Part]:
+        """Parts of the weights that an adapter of these layers begins as, its own copies; empty for other starts.
+
+        Raises TargetError if weights cannot be taken apart.
+        """
+        if (how := str(INIT.of(hyper))) not in PARTS:
+            return {}
+        check_whole(self.model, [layer.path for layer in layers], how)
+        ranks = {layer.path: hyper.rank_of(layer.path) for layer in layers}
+        return {path: self.first_directions(path, how, rank).part(rank, hyper.scaling) for path, rank in ranks.items()}
 
     def view(self, adapter: Adapter | None) -> View:
         """The model with this adapter's heads; None is the bare backbone."""
@@ -130,6 +144,13 @@ class PackedBackbone:
             del self.model.get_submodule(layer.path).forward
         if self._first_token is not None:
             del self._first_token.forward
+
+    def first_directions(self, path: str, how: str, rank: int) -> Directions:
+        """The weight's first directions, as many as any trial has asked for: taking it apart costs many steps."""
+        known = self._directions.get((path, how))
+        if known is None or len(known.right) < rank:
+            known = self._directions[path, how] = directions(self.model.get_submodule(path), how).first(rank)
+        return known
 
     def _bank(self, size: BankSize) -> Bank | None:
         layers = [layer for target in size.targets for layer in self.layers(target)]

@@ -67,13 +67,19 @@ def head_name(head: str, parameter: str) -> str:
 
 
 def adapter_layout(
-    layers: Sequence[LinearShape], rank: int | Callable[[str], int], heads: Mapping[str, nn.Module]
+    layers: Sequence[LinearShape],
+    rank: int | Callable[[str], int],
+    heads: Mapping[str, nn.Module],
+    *,
+    is_a_trained: bool = True,
 ) -> VectorLayout:
-    """A and B of every layer in module order, then the heads.
+    """What is trained: A and B of every layer in module order, then the heads.
 
     rank: rows of A and columns of B, or a function of the layer's path; one above the adapter's own is padding.
     """
     shapes = dict(_low_rank_shapes(layers, rank if callable(rank) else lambda path: rank))
+    if not is_a_trained:
+        shapes = {b: shapes[b] for b in (b_name(layer.path) for layer in layers)}
     for head, module in heads.items():
         shapes |= {head_name(head, name): tuple(tensor.shape) for name, tensor in module.named_parameters()}
     return VectorLayout(shapes)

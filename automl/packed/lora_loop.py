@@ -19,12 +19,15 @@ from automl.packed.segments import Segment
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs of one slot: its rows, x' (M, I), h (M, R), the mask (M, I) or None."""
+    """What the backward pass needs of one slot: its rows, x' (M, I), h (M, R), the mask (M, I) or None.
+
+    x: None if A is not trained.
+    """
 
     rows: slice
     low_rank: LowRank
     scaling: float
-    x: Tensor
+    x: Tensor | None
     h: Tensor
     mask: Tensor | None
 
@@ -83,17 +86,24 @@ def _forward(path: str, segment: Segment, x: Tensor, y: Tensor, per_row: int, is
         own = own * mask
     h = own @ low_rank.a.t()  # (M, R)
     y[rows].addmm_(h, low_rank.b.t(), alpha=scaling)
-    return Saved(rows, low_rank, scaling, own, h, mask)
+    if (part := low_rank.part) is not None:  # of the weight, which dropout leaves alone
+        y[rows].addmm_(x[rows] @ part.a.t(), part.b.t(), alpha=-part.scaling)
+    return Saved(rows, low_rank, scaling, None if low_rank.a_grad is None else own, h, mask)
 
 
 def _backward(slot: Saved, g: Tensor, dx: Tensor | None) -> None:
-    rows, (a, b, a_grad, b_grad), scaling, x, h, mask = slot
+    rows, (a, b, a_grad, b_grad, part), scaling, x, h, mask = slot
     own = g[rows]  # (M, O)
-    gh = (own @ b).mul_(scaling)  # (M, R)
     b_grad.addmm_(own.t(), h, alpha=scaling)
-    a_grad.addmm_(gh.t(), x)
+    if a_grad is None and dx is None:
+        return
+    gh = (own @ b).mul_(scaling)  # (M, R)
+    if a_grad is not None and x is not None:
+        a_grad.addmm_(gh.t(), x)
     if dx is None:
         return
+    if part is not None:
+        dx[rows].addmm_(own @ part.b, part.a, alpha=-part.scaling)
     if mask is None:
         dx[rows].addmm_(gh, a)
     else:

@@ -74,6 +74,7 @@ class Evaluator:
         adapter, backbone, workload = member.adapter, self._backbone, self._workload
         adapter.settle()
         view = backbone.view(adapter)
+        updates = {} if adapter.parts else adapter.low_rank  # less a part of the weight, it is no product of two
 
         def forward(batch: Batch) -> None:
             with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
@@ -86,9 +87,9 @@ class Evaluator:
         return Subject(
             updates=[
                 LowRank(path, each.a, each.b, adapter.hyper.scaling)  # type: ignore[arg-type]  # no leaf, but a tensor
-                for path, each in adapter.low_rank.items()
+                for path, each in updates.items()
             ],
-            modules=[backbone.model.get_submodule(path) for path in adapter.low_rank],
+            modules=[backbone.model.get_submodule(path) for path in updates],
             train_rows=workload.train_rows,
             rows=workload.evaluation_rows,
             validation_rows=workload.validation_rows,

@@ -40,7 +40,7 @@ class Member:
         self._workload = workload
         self._upcoming: MicroBatch | None = None
         if state is not None:
-            adapter.restore(state.step, state.params, state.moments, state.dropout)
+            adapter.restore(state.step, state.params, state.moments, state.dropout, state.method)
             self.micro_batch, self.evaluation_tokens = state.micro_batch, state.evaluation_tokens
             self.seconds, self.tokens = state.seconds, state.tokens
             if sensitivity is not None:
@@ -137,6 +137,7 @@ class Member:
             seconds=self.seconds,
             tokens=self.tokens,
             importance=self._sensitivity.state() if self._sensitivity else {},
+            method=self.adapter.memory(),
         )
 
     def _begin_step(self) -> None:

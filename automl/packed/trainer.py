@@ -20,17 +20,18 @@ from automl.errors import Diverged, OutOfMemory
 from automl.importance.heldout import HELD_OUT_ROWS
 from automl.importance.sensitivity import Sensitivity
 from automl.lora import LinearShape, check_pattern
-from automl.methods.lora import PLUS
+from automl.methods.lora import FREEZE, INIT, PARTS, PLUS
 from automl.methods.noise import noisy
+from automl.methods.principal import as_plain_lora
 from automl.models.calling import first_line
-from automl.packed.adapter import COUNTED_STATE, Adapter
+from automl.packed.adapter import COUNTED_STATE, Adapter, constant_bytes, layout_of
 from automl.packed.bank import Bank, BankSize, Storage
 from automl.packed.bank_step import bank_class
 from automl.packed.body import Call, Outputs
 from automl.packed.convert import adapter_config, made_anew_parameters, write_adapter
 from automl.packed.install import PackedBackbone
 from automl.packed.kernels import choose_kernel
-from automl.packed.layout import adapter_layout
+from automl.packed.layout import file_name
 from automl.packed.measure import Evaluator
 from automl.packed.member import Member
 from automl.packed.memory import available_bytes, keep_freed_memory
@@ -124,7 +125,8 @@ class PackedTrainer:
         storage = bank.take(rank) if bank and self._is_banked(spec, paths, rank) and is_counted else None
         try:
             adapter = self._adapter(spec, storage, is_counted=is_counted)
-            sensitivity = self._sensitivity(adapter, spec.hyper.target) if self._importance else None
+            is_wanted = self._importance and not adapter.parts  # less a part of the weight, it is no product of two
+            sensitivity = self._sensitivity(adapter, spec.hyper.target) if is_wanted else None
             self.members[spec.number] = Member(spec, adapter, self.workload, state, sensitivity=sensitivity)
         except BaseException:
             if bank is not None and storage is not None:
@@ -146,10 +148,11 @@ class PackedTrainer:
 
         base: folder or hub id of the backbone, for adapter_config.json.
         """
-        spec = self.members[trial].spec
+        spec, adapter = self.members[trial].spec, self.members[trial].adapter
         config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.backbone.heads), base=base)
-        parameters = {**self.members[trial].adapter.parameters(), **made_anew_parameters(self.model)}
-        write_adapter(folder, parameters, config)
+        parameters = {**adapter.parameters(), **adapter.frozen(), **made_anew_parameters(self.model)}
+        saved = {file_name(name): tensor for name, tensor in parameters.items()}
+        write_adapter(folder, *as_plain_lora(adapter.parts, saved, config))
 
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model."""
@@ -355,8 +358,13 @@ class PackedTrainer:
         return self.bank_step.bank if self.bank_step is not None else None
 
     def _is_banked(self, spec: TrialSpec, paths: Sequence[str], rank: int) -> bool:
-        """Whether a trial has room in the bank, whose steps are alike: no noise on embeddings, one rate for all."""
-        is_alike = not spec.hyper.neftune_alpha and PLUS.of(spec.hyper) == PLUS.default
+        """Whether a trial has room in the bank, whose steps are alike.
+
+        No noise on embeddings, A and B trained at one rate, nothing of the weights taken away.
+        """
+        hyper = spec.hyper
+        is_alike = not hyper.neftune_alpha and PLUS.of(hyper) == PLUS.default
+        is_alike = is_alike and not FREEZE.of(hyper) and INIT.of(hyper) not in PARTS
         return is_alike and self._bank is not None and self._bank.holds(paths, rank)
 
     def _check_room(self, spec: TrialSpec) -> None:
@@ -364,8 +372,9 @@ class PackedTrainer:
         paths = self._paths(spec)
         if self._is_banked(spec, paths, max(map(spec.hyper.rank_of, paths))):
             return
-        layout = adapter_layout(self.layers(spec.hyper.target), spec.hyper.rank_of, self.backbone.heads)
-        needed, free = 16 * layout.size, available_bytes(self.device)
+        layers = self.layers(spec.hyper.target)
+        needed = 16 * layout_of(spec.hyper, layers, self.backbone.heads).size + constant_bytes(spec.hyper, layers)
+        free = available_bytes(self.device)
         if needed > free:
             raise OutOfMemory(
                 f"trial {spec.number} needs {needed / 2**20:,.0f} MiB for rank {spec.hyper.rank} on "
@@ -379,15 +388,17 @@ class PackedTrainer:
         return paths
 
     def _adapter(self, spec: TrialSpec, storage: Storage | None, *, is_counted: bool) -> Adapter:
+        layers = self.layers(spec.hyper.target)
         return Adapter(
             spec.hyper,
-            self.layers(spec.hyper.target),
+            layers,
             self.backbone.heads,
             seed=spec.seed,
             device=self.device,
             initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),
             storage=storage,
             is_counted=is_counted,
+            parts=self.backbone.parts(spec.hyper, layers),
         )
 
     def _sensitivity(self, adapter: Adapter, target: str) -> Sensitivity:

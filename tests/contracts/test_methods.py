@@ -70,9 +70,9 @@ CASES = {
     "gaussian": Case({"init": "gaussian"}),
     "orthogonal": Case({"init": "orthogonal"}),
     "dora": Case({"use_dora": True}, peft={"use_dora": True}, is_packed=False),
-    "frozen A": Case({"freeze_a": True}, is_packed=False),
-    "pissa": Case({"init": "pissa"}, peft={"init_lora_weights": "pissa"}, is_packed=False),
-    "olora": Case({"init": "olora"}, peft={"init_lora_weights": "olora"}, is_packed=False),
+    "frozen A": Case({"freeze_a": True}),
+    "pissa": Case({"init": "pissa"}, peft={"init_lora_weights": "pissa"}),
+    "olora": Case({"init": "olora"}, peft={"init_lora_weights": "olora"}),
     "ia3": Case(method="ia3", is_packed=False),
     "bitfit": Case({"bitfit_norms": True}, method="bitfit", is_packed=False),
     "full": Case(method="full", is_packed=False),
@@ -80,7 +80,6 @@ CASES = {
         {"init": "pissa", "freeze_a": True, "lora_plus_ratio": 2.0},
         {"neftune_alpha": 3.0, "use_rslora": True},
         {"init_lora_weights": "pissa", "use_rslora": True},
-        is_packed=False,
     ),
 }
 

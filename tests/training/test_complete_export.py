@@ -20,6 +20,7 @@ from automl.methods.lora import Lora
 from automl.models.backbone import load_backbone, load_tokenizer, reference
 from automl.models.inventory import head_modules, made_anew, resolve_targets
 from automl.packed.convert import adapter_config, made_anew_parameters, write_adapter
+from automl.packed.layout import file_name
 from automl.report.recipe import recipe
 from automl.training.adapter import AdapterMeta
 from automl.training.export import export_adapter
@@ -133,7 +134,8 @@ def test_the_printed_lines_give_the_model_that_was_trained(name: str, tmp_path: 
     assert again.config.id2label == dict(enumerate(LABELS))
 
     (tmp_path / "packed").mkdir()
-    write_adapter(tmp_path / "packed", Lora().state(peft_model) | fixed, config)
+    tensors = {file_name(name): tensor for name, tensor in (Lora().state(peft_model) | fixed).items()}
+    write_adapter(tmp_path / "packed", tensors, config)
     ours, theirs = (load_file(tmp_path / part / "adapter_model.safetensors") for part in ("packed", "adapter"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
