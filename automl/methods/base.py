@@ -38,11 +38,11 @@ class Footprint(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """The update of one layer: scaling * b @ a. a: (rank, in); b: (out, rank), a parameter with its gradient."""
+    """The update of one layer: scaling * b @ a. a: (rank, in); b: (out, rank), of a model in training a parameter."""
 
     path: str
     a: torch.Tensor
-    b: nn.Parameter
+    b: torch.Tensor
     scaling: float
 
 

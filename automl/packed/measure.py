@@ -86,7 +86,7 @@ class Evaluator:
 
         return Subject(
             updates=[
-                LowRank(path, each.a, each.b, adapter.hyper.scaling)  # type: ignore[arg-type]  # no leaf, but a tensor
+                LowRank(path, each.a, each.b, adapter.hyper.scaling)
                 for path, each in updates.items()
             ],
             modules=[backbone.model.get_submodule(path) for path in updates],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,14 +130,7 @@ class TurnedAdapter:
         adapter, or as they were trained at these ranks. about: of the manifest. Raises ResourceError if the disk
         refuses.
         """
-        kept = {path: rank for path, rank in zip(self.paths, ranks, strict=True) if rank}
-        check_anchored(self.model.get_base_model(), list(kept))
-        with durable.sealed_folder(folder, about) as draft:
-            for path in self._folder.iterdir():
-                if path.is_file() and path.suffix not in _LEFT and path.name not in _LEFT_NAMES:
-                    shutil.copyfile(path, draft / path.name)
-            durable.write_file(draft / WEIGHTS, save(self._tensors(kept, trained), metadata={"format": "pt"}))
-            durable.write_file(draft / CONFIG, durable.canonical(_cut_config(self._config, kept)))
+        write_updates(self.model.get_base_model(), self._folder, folder, *self._parts(ranks, trained), about)
 
     def _turn(self, layer: Any, update: LowRank, moments: Tensor | None) -> tuple[float, ...]:
         """Turn one update in place; returns the strengths of its directions."""
@@ -152,20 +145,57 @@ class TurnedAdapter:
         heads = tuple(f"{_PREFIX}{head}{_TRAINED_COPY}" for head in head_modules(self.model.get_base_model()))
         return {name: each for name, each in self.model.named_parameters() if name.startswith(heads)} if heads else {}
 
-    def _tensors(self, ranks: Mapping[str, int], trained: Trained | None) -> dict[str, Tensor]:
-        """Contents of the file: everything that is no low-rank matrix as it was, and the kept directions."""
-        with safe_open(self._folder / WEIGHTS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys() if ".lora_" not in name}  # noqa: SIM118
-        if trained is not None:
-            tensors |= trained.heads
-        scaling = recorded(self._config).scaling
+    def _parts(self, ranks: Sequence[int], trained: Trained | None) -> tuple[list[LowRank], dict[str, Tensor]]:
+        """The kept directions, and everything else that the adapter holds."""
+        others = other_tensors(self._folder) | (dict(trained.heads) if trained is not None else {})
         factors = self._whole if trained is None else trained.factors
-        for path, (a, b), own in zip(self.paths, factors, self._scalings, strict=True):
-            if rank := ranks.get(path):
-                shift = math.sqrt(own / scaling)  # every module gets the scaling of the configuration
-                tensors[f"{_PREFIX}{path}.lora_A.weight"] = (a[:rank] * shift).cpu().contiguous()
-                tensors[f"{_PREFIX}{path}.lora_B.weight"] = (b[:, :rank] * shift).cpu().contiguous()
-        return tensors
+        parts = zip(self.paths, factors, self._scalings, ranks, strict=True)
+        return [LowRank(path, a[:rank], b[:, :rank], own) for path, (a, b), own, rank in parts if rank], others
+
+
+def write_updates(
+    base: nn.Module,
+    source: Path,
+    folder: Path,
+    updates: Sequence[LowRank],
+    others: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+) -> None:
+    """Write low-rank updates as a folder for `PeftModel.from_pretrained`, in float32; all of it or nothing.
+
+    base: the backbone, without an adapter or with one. source: folder of the adapter that they come from; configuration,
+    tokenizer and class names are its. others: all tensors beside A and B, by name in the file. Raises ResourceError if
+    the disk refuses.
+    """
+    config = read_config(source)
+    ranks = {update.path: len(update.a) for update in updates}
+    check_anchored(base, list(ranks))
+    with durable.sealed_folder(folder, about) as draft:
+        _copy_beside(source, draft)
+        tensors = {**others, **dict(_factors_of(updates, recorded(config).scaling))}
+        durable.write_file(draft / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        durable.write_file(draft / CONFIG, durable.canonical(_cut_config(config, ranks)))
+
+
+def other_tensors(folder: Path) -> dict[str, Tensor]:
+    """Everything in the adapter's file that is no part of a low-rank update, by name."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if ".lora_" not in name}  # noqa: SIM118
+
+
+def _factors_of(updates: Sequence[LowRank], scaling: float) -> Iterator[tuple[str, Tensor]]:
+    """A and B by name in the file, of the one scaling that the configuration has."""
+    for path, a, b, own in updates:
+        shift = math.sqrt(own / scaling)
+        yield f"{_PREFIX}{path}.lora_A.weight", (a * shift).float().cpu().contiguous()
+        yield f"{_PREFIX}{path}.lora_B.weight", (b * shift).float().cpu().contiguous()
+
+
+def _copy_beside(source: Path, draft: Path) -> None:
+    """Tokenizer, class names and the like of one adapter for another."""
+    for path in source.iterdir():
+        if path.is_file() and path.suffix not in _LEFT and path.name not in _LEFT_NAMES:
+            shutil.copyfile(path, draft / path.name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -202,7 +232,7 @@ def check_cuttable(folder: Path, model: nn.Module) -> None:
 
     model: the backbone with its head, without an adapter; one on the meta device will do.
     """
-    _check_kind(folder, read_config(folder))
+    check_low_rank(folder, read_config(folder), "cut")
     layers = {layer.path: layer for layer in linear_layers(model)}
     parameters = dict(model.named_parameters())
     for name, shape in _shapes(folder).items():
@@ -229,7 +259,8 @@ def _check_fits(folder: Path, part: str, shape: tuple[int, ...], layer: Any) -> 
         )
 
 
-def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
+def check_low_rank(folder: Path, config: Mapping[str, Any], done: str) -> None:
+    """Raise ModelError, in a line, if the adapter is more than low-rank updates. done: what is to be done to it."""
     kind, start = config["peft_type"], str(config.get("init_lora_weights", "")).lower()
     wrong = [
         *([f"peft_type {kind}"] if kind not in _KINDS else []),
@@ -237,7 +268,7 @@ def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
         *([f"init_lora_weights {start}"] if start.startswith(_CHANGES_BASE) else []),
     ]
     if wrong:
-        raise ModelError(f"{folder}: {wrong[0]} cannot be cut; it can be done for plain LoRA, rsLoRA and AdaLoRA")
+        raise ModelError(f"{folder}: {wrong[0]} cannot be {done}; it can be done for plain LoRA, rsLoRA and AdaLoRA")
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
