@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("squeeze",),
     ("sweep",),
     ("verify",),
+    ("compose",),
     ("schedule", "library", "testing"),
     ("cli",),
 )

@@ -17,6 +17,7 @@ import typer
 import automl
 from automl.cli import (
     best,
+    compose,
     console,
     dashboard,
     db,
@@ -98,7 +99,7 @@ def options(
 
 
 _IN_ORDER = (
-    *(init, presets, validate, plan, search, status, trials, best, verify, suggest, squeeze, report, export),
+    *(init, presets, validate, plan, search, status, trials, best, verify, suggest, squeeze, compose, report, export),
     *(inspect, schedule, scheduler, dashboard, db, doctor, gc, schema),
 )
 for module in _IN_ORDER:

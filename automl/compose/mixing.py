@@ -91,7 +91,7 @@ def _rank(updates: Sequence[LowRank], recipe: Recipe) -> int:
     return recipe.rank or max(len(update.a) for update in updates)
 
 
-_MIXERS: Mapping[str, Callable[[Sequence[LowRank], int, Recipe], LowRank]] = {
+_MIXERS: Mapping[How, Callable[[Sequence[LowRank], int, Recipe], LowRank]] = {
     "soup": _soup,
     "svd": _svd,
     "ties": _vote,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from automl.compose.found import Composed
     from automl.squeeze.found import Squeezed
 
 _SHOWN = 10
@@ -176,6 +177,40 @@ class Study:
         def work() -> Squeezed:
             with self._read() as (database, spec):
                 return squeeze_trial(database, spec, trial, wanted, folder, recover=recover, stop=stop)
+
+        return watched(work, stop, progress.current, show=show_progress)
+
+    def compose(
+        self,
+        of: int | Sequence[int] = 5,
+        *,
+        how: str | Sequence[str] = (),
+        density: float | Sequence[float] | None = None,
+        majority: str = "total",
+        rank: int | None = None,
+        output: str | Path | None = None,
+        show_progress: bool = True,
+    ) -> Composed:
+        """Mix trained adapters into one without training, and hold the best mixture against the best trial;
+        docs/compose.md.
+
+        of: so many of the best, or numbers of trials. how: soup, svd, ties, dare_ties, linear or several of them;
+        default: all that these adapters can be mixed in. density: share, or shares, of entries that ties and dare_ties
+        keep. majority: whose sign counts there, total or frequency. rank: of svd, ties and dare_ties. output: a new
+        folder for the mixture that is best on validation rows. Raises ConfigError for what cannot be asked, SearchError
+        if there are not two adapters, ModelError if they cannot be mixed so, InterruptedSearch after Ctrl-C.
+        """
+        from automl.compose.run import compose_study
+        from automl.compose.wanted import DENSITIES, Wanted
+
+        densities = DENSITIES if density is None else [density] if isinstance(density, float | int) else density
+        hows = [how] if isinstance(how, str) else how
+        wanted = Wanted(of=of, how=hows, densities=densities, majority=majority, rank=rank)
+        stop, folder = StopRequest(), None if output is None else Path(output)
+
+        def work() -> Composed:
+            with self._read() as (database, spec):
+                return compose_study(database, spec, wanted, folder, stop=stop)
 
         return watched(work, stop, progress.current, show=show_progress)
 

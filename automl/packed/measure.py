@@ -85,10 +85,7 @@ class Evaluator:
             return {name: tensor.to(backbone.device) for name, tensor in padded.items()}
 
         return Subject(
-            updates=[
-                LowRank(path, each.a, each.b, adapter.hyper.scaling)
-                for path, each in updates.items()
-            ],
+            updates=[LowRank(path, each.a, each.b, adapter.hyper.scaling) for path, each in updates.items()],
             modules=[backbone.model.get_submodule(path) for path in updates],
             train_rows=workload.train_rows,
             rows=workload.evaluation_rows,

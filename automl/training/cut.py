@@ -163,9 +163,9 @@ def write_updates(
 ) -> None:
     """Write low-rank updates as a folder for `PeftModel.from_pretrained`, in float32; all of it or nothing.
 
-    base: the backbone, without an adapter or with one. source: folder of the adapter that they come from; configuration,
-    tokenizer and class names are its. others: all tensors beside A and B, by name in the file. Raises ResourceError if
-    the disk refuses.
+    base: the backbone, without an adapter or with one. source: folder of the adapter that they come from, which also
+    gives configuration, tokenizer and class names. others: all tensors beside A and B, by name in the file. Raises
+    ResourceError if the disk refuses.
     """
     config = read_config(source)
     ranks = {update.path: len(update.a) for update in updates}

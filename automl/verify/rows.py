@@ -10,13 +10,13 @@ bootstrap, theorem 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from automl.metric import METRICS
 from automl.outcomes import Outcomes, decoded
-from automl.verify.statistics import Estimate, detectable_shift, spread, t_quantile
+from automl.verify.statistics import Estimate, detectable_shift, paired, spread, t_quantile
 
 GROUPS = 50
 """Parts of the rows that are left out in turn where the metric is no mean of rows."""
@@ -53,6 +53,27 @@ def row_error(pairs: Sequence[Pair], metric: str, truth: Sequence[int]) -> float
     score = METRICS[metric].score
     assert score is not None
     return _added([_pseudo_values(pair, score, truth) for pair in pairs])
+
+
+def truth_of(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Classes of tokenised rows in the order of outcomes, the longest first."""
+    return [int(row["labels"]) for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)]
+
+
+def between(ours: Outcomes, theirs: Outcomes, metric: str, truth: Sequence[int]) -> Estimate:
+    """The difference between two trained models, and how far it could move with other rows; seeds are left out of it.
+
+    Arguments as for `row_error`, of one pair, at least two rows.
+    """
+    if ours.kind == "values":
+        return paired(_differences(ours.rows, theirs.rows))
+    score = METRICS[metric].score
+    assert score is not None
+    estimate = paired(_pseudo_values((ours, theirs), score, truth))
+    mean = _difference((ours, theirs), score, truth, range(len(truth)))
+    return estimate._replace(
+        mean=mean, low=estimate.low - estimate.mean + mean, high=estimate.high - estimate.mean + mean
+    )
 
 
 def widened(estimate: Estimate, error: float, rows: int, level: float) -> Estimate:
@@ -93,13 +114,16 @@ def _pseudo_values(
     Source: Kott 2001, The delete-a-group jackknife; Efron and Tibshirani 1993, An Introduction to the Bootstrap, 11.7.
     """
     groups = min(GROUPS, len(truth))
-
-    def difference(kept: Sequence[int]) -> float:
-        right = [truth[place] for place in kept]
-        ours, theirs = (score(right, [int(side.rows[place]) for place in kept]) for side in pair)
-        return ours - theirs
-
     everything = range(len(truth))
-    whole = groups * difference(everything)
-    left_out = (difference([place for place in everything if place % groups != group]) for group in range(groups))
-    return [whole - (groups - 1) * value for value in left_out]
+    whole = groups * _difference(pair, score, truth, everything)
+    kept = ([place for place in everything if place % groups != group] for group in range(groups))
+    return [whole - (groups - 1) * _difference(pair, score, truth, places) for places in kept]
+
+
+def _difference(
+    pair: Pair, score: Callable[[Sequence[int], Sequence[int]], float], truth: Sequence[int], kept: Sequence[int]
+) -> float:
+    """Difference of the metric over some of the rows."""
+    right = [truth[place] for place in kept]
+    ours, theirs = (score(right, [int(side.rows[place]) for place in kept]) for side in pair)
+    return ours - theirs

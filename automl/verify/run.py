@@ -57,6 +57,7 @@ from automl.verify.plan import (
     fresh_seeds,
 )
 from automl.verify.protocol import UNTRAINED, Scores, baseline, next_trainings
+from automl.verify.rows import truth_of
 from automl.verify.trainings import Trainings
 
 logger = logging.getLogger(__name__)
@@ -218,8 +219,7 @@ class _Work:
         """Classes of the test rows in the order of outcomes; empty if there are none."""
         if not self._setup.inputs.prepared.labels:
             return []
-        rows = make_task(self._setup.spec.task).rows(self._setup.inputs.prepared, "test")
-        return [int(row["labels"]) for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)]
+        return truth_of(make_task(self._setup.spec.task).rows(self._setup.inputs.prepared, "test"))
 
     def _plan(self, number: int, options: VerifyOptions, suggested: Mapping[str, int] | None, knee: int | None) -> Plan:
         spec, inputs = self._setup.spec, self._setup.inputs

@@ -15,7 +15,7 @@ from automl.verify.conclude import conclude
 from automl.verify.plan import Plan, Training
 from automl.verify.protocol import Scores, next_trainings
 from automl.verify.recommendation import recommend
-from automl.verify.rows import GROUPS, Pair, row_error, widened
+from automl.verify.rows import GROUPS, Pair, between, row_error, widened
 from automl.verify.statistics import LEVEL, paired, t_quantile
 from tests.verify.verify_cases import arm, make_plan
 
@@ -146,3 +146,20 @@ def test_the_flattery_of_the_search_is_held_against_fresh_seeds_on_the_same_rows
     assert (found["optimism"], found["low"], found["high"]) == pytest.approx(wanted[:3])
     scores.add(replace(one, split="validation"), {})  # it diverged there
     assert "low" not in conclude(plan, scores)["selection_optimism"]
+
+
+def test_two_trained_models_are_told_apart_by_rows_alone(predicted: tuple[list[int], list[Pair]]) -> None:
+    truth, pairs = predicted
+    ours, theirs = pairs[0]
+    right = [Outcomes("values", [float(a == b) for a, b in zip(side.rows, truth, strict=True)]) for side in pairs[0]]
+    plain, jackknife = between(*right, "accuracy", truth), between(ours, theirs, "accuracy", truth)
+    gains = [a - b for a, b in zip(right[0].rows, right[1].rows, strict=True)]
+    error = np.std(gains, ddof=1) / math.sqrt(ROWS)
+    assert plain.mean == pytest.approx(accuracy(truth, list(ours.rows)) - accuracy(truth, list(theirs.rows)))
+    assert plain.high - plain.mean == pytest.approx(t_quantile((1 + LEVEL) / 2, ROWS - 1) * error)
+    assert jackknife.mean == pytest.approx(plain.mean)
+    assert jackknife.high - jackknife.low == pytest.approx(plain.high - plain.low, rel=0.35)
+    f1 = between(ours, theirs, "macro_f1", truth)
+    assert f1.mean == pytest.approx(macro_f1(truth, list(ours.rows)) - macro_f1(truth, list(theirs.rows)))
+    assert f1.low > 0
+    assert between(ours, ours, "macro_f1", truth)[:3] == (0.0, 0.0, 0.0)
