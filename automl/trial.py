@@ -61,13 +61,18 @@ class Examination(NamedTuple):
     """What else is looked at when a trial has made its last step. Nothing of the trial depends on it.
 
     split: that trials are judged on. by_row: what the metrics were made of, row by row. on_validation: the metrics on
-    the validation rows, too.
+    the validation rows, too. memory: PEAK_BYTES, unless the trial was packed.
     """
 
     split: str
     cuts: tuple[Cut, ...] = ()
     by_row: bool = False
     on_validation: bool = False
+    memory: bool = False
+
+
+PEAK_BYTES = "peak_bytes"
+"""Metric under which the memory of a trial's step is told (`automl.training.peak`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

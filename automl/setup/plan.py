@@ -260,12 +260,14 @@ def _most_steps(spec: SweepSpec, space: SearchSpace) -> int:
 def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:
     """Finalists, the default configuration, the smallest within noise and lower ranks, on each seed; 0 if none is.
 
-    Lower ranks may be tuned besides: at three rates on two seeds.
+    Lower ranks may be tuned besides: at three rates on two seeds; several methods are, on one.
     """
     if not spec.verify.automatic or spec.run.shards > 1 or not inputs.prepared.rows.get("test", 0):
         return 0
     lower = {"off": 0, "cuts": 0, "auto": 1, "all": 3}[spec.verify.squeeze]
-    return (spec.verify.finalists + 2 + lower) * spec.verify.most_seeds + 6 * lower
+    methods = len(methods_of(inputs.space)) if len(methods_of(inputs.space)) > 1 else 0
+    arms = max(spec.verify.finalists, methods) + 2 + lower
+    return arms * spec.verify.most_seeds + 6 * lower + 3 * methods
 
 
 def describe(parameter: Parameter) -> str:

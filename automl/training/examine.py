@@ -25,7 +25,7 @@ from automl.tasks.base import Batch, Row
 from automl.tasks.batches import some_of
 from automl.training.memory import is_out_of_memory
 from automl.training.moments import moments_of
-from automl.trial import Cut, Examination, Examined, Measurement, Metrics
+from automl.trial import PEAK_BYTES, Cut, Examination, Examined, Measurement, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class Subject(NamedTuple):
     """A finished trial. updates: its low-rank matrices as they are used, of the modules in the same order.
 
     batch: rows as a batch on the device. forward: a pass of the adapted model. evaluate: all metrics over some rows,
-    and what they are made of. rows: that the trial is judged on; validation_rows: others that it may be.
+    and what they are made of. rows: that the trial is judged on; validation_rows: others that it may be. step_bytes:
+    memory of its last step; None where it is not known of one trial alone.
     """
 
     updates: Sequence[LowRank]
@@ -50,6 +51,7 @@ class Subject(NamedTuple):
     batch: Callable[[Sequence[Row]], Batch]
     forward: Callable[[Batch], object]
     evaluate: Callable[[Sequence[Row]], Evaluated]
+    step_bytes: Callable[[], int] | None = None
 
 
 def own_outcomes(examination: Examination | None, metrics: Metrics, outcomes: Outcomes | None) -> tuple[Examined, ...]:
@@ -74,6 +76,8 @@ def examined(measurement: Measurement, examination: Examination | None, subject:
 
 
 def _examine(examination: Examination, subject: Subject) -> Iterator[Examined]:
+    if examination.memory and subject.step_bytes is not None:
+        yield Examined("", examination.split, {PEAK_BYTES: float(subject.step_bytes())})
     if examination.on_validation:
         yield _examined("", "validation", subject.evaluate(subject.validation_rows), by_row=False)
     if not examination.cuts:

@@ -33,6 +33,7 @@ from automl.training.examine import Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
 from automl.training.memory import is_out_of_memory
 from automl.training.parallel import SINGLE_PROCESS, BatchLoss, ParallelStrategy
+from automl.training.peak import step_bytes
 from automl.training.runtime import Runtime
 from automl.training.state import TrainState
 from automl.trial import Measurement, ModuleImportance, TrialSpec, check_finite
@@ -77,6 +78,7 @@ class SoloTrial:
         self._start = state
         self._layers: list[LinearShape] = []
         self._norms: list[float] = []
+        self._frozen = 0
         self._attached: _Attached | None = None
 
     @property
@@ -197,6 +199,7 @@ class SoloTrial:
         runtime, hyper = self.runtime, self.spec.hyper
         self._layers = resolve_targets(runtime.model, hyper.target, runtime.targets)
         self._norms = weight_norms(runtime.model, self._layers)
+        self._frozen = sum(parameter.nbytes for parameter in runtime.model.parameters())
         paths = [layer.path for layer in self._layers]
         heads = head_modules(runtime.model)
         model = self._method.attach(runtime.model, hyper, paths, heads, self.spec.seed, steps=self.spec.steps)
@@ -269,7 +272,17 @@ class SoloTrial:
             batch=runtime.batch,
             forward=forward,
             evaluate=lambda rows: runtime.evaluate_by_row(model, rows, self.evaluation_tokens),
+            step_bytes=self._step_bytes,
         )
+
+    def _step_bytes(self) -> int:
+        """Memory of a step over as many rows as were worked on at once."""
+        model = self._adapter.model.train()
+        try:
+            rows = self._rows()[: self.micro_batch]
+            return step_bytes(model, lambda: self._forward(rows).total, frozen=self._frozen)
+        finally:
+            model.eval()
 
     def _rows(self) -> list[Row]:
         """The rows of this step: a function of data seed, step and batch size."""

@@ -16,9 +16,10 @@ from automl.metric import METRICS, standard_error
 from automl.results.summary import configuration_text
 from automl.setup.prepare import Derivation
 from automl.space.assemble import assemble
+from automl.space.extremes import methods_of
 from automl.space.spec import SearchSpace
 from automl.storage.trials import TrialRow
-from automl.trial import Cut, Scalar
+from automl.trial import Cut, Scalar, StopReason
 from automl.verify.plan import GRID, Arm, ArmKind, Comparison
 from automl.verify.ranks import cost, even_ranks, random_ranks, spent
 from automl.verify.statistics import LEVEL, joint_level
@@ -59,6 +60,7 @@ class Candidates:
         self._metric = METRICS[metric]
         self._rows = rows
         self._final_ranks = final_ranks
+        self._all = ranking.ranked(trials, self._metric.direction)
         self._ranked = ranking.complete(trials, self._metric.direction)
         if not self._ranked:
             raise SearchError("no trial is complete, so there is nothing to verify")
@@ -76,6 +78,19 @@ class Candidates:
             if len(arms) < count and all(arm.hyper != other.hyper for other in arms):
                 arms.append(arm)
         return arms
+
+    def of_methods(self) -> list[Arm]:
+        """The best trial of each method, best first, each at a choice of learning rates; none if there is one method.
+
+        Of a method of which none was complete, the one that was best when it was stopped.
+        """
+        if len(methods_of(self._space)) < 2:
+            return []
+        found: dict[str, Arm] = {}
+        for trial in filter(_was_measured, self._all):
+            arm = self._arm(trial, "method")
+            found.setdefault(arm.hyper.method, replace(arm, learning_rates=_around(arm.hyper.learning_rate)))
+        return list(found.values()) if len(found) > 1 else []
 
     def default(self) -> Arm:
         """What one would train without any search."""
@@ -131,7 +146,7 @@ class Candidates:
             ("uniform", "even ranks", even),
             ("random", "random ranks", drawn),
         )
-        rates = tuple(factor * winner.hyper.learning_rate for factor in GRID)
+        rates = _around(winner.hyper.learning_rate)
         return [self._patterned(winner, kind, title, pattern, rates) for kind, title, pattern in patterns]
 
     def equal_lora(self, arms: Sequence[Arm]) -> Arm | None:
@@ -145,7 +160,7 @@ class Candidates:
             budget = spent(layers, {layer.path: kept.get(layer.path, 0) for layer in layers})
             if _finds_ranks(arm) and budget >= sum(map(cost, layers)):
                 base = replace(arm, hyper=replace(arm.hyper, method=Hyperparameters().method, own=()))
-                rates = tuple(factor * arm.hyper.learning_rate for factor in GRID)
+                rates = _around(arm.hyper.learning_rate)
                 title = "as LoRA, even ranks, equal parameters"
                 return replace(
                     self._patterned(base, "equal", title, even_ranks(layers, budget), rates),
@@ -194,7 +209,7 @@ class Candidates:
             params={**winner.params, "rank": rank},
             hyper=replace(hyper, learning_rate=base),
             trainable_params=self._parameters(hyper),
-            learning_rates=tuple(factor * base for factor in GRID) if known is None else (base,),
+            learning_rates=_around(base) if known is None else (base,),
         )
 
     def _rate_at(self, rank: int, target: str) -> float | None:
@@ -267,17 +282,20 @@ def choose_arms(
     knee: int | None = None,
     suggested: Mapping[str, int] | None = None,
     seed: int = 0,
+    methods: bool = True,
 ) -> list[Arm]:
     """All arms of a verification; the first is the search's best trial. No configuration is there under two names.
 
-    squeeze: which smaller adapters the winner is held against. knee: parameters of the low-rank matrices that its
-    adapter is cut to; None: it is not cut. suggested: ranks by module for the winner's target set. seed: for the random
-    allocation.
+    finalists: number of the best trials; where several methods were searched the best of each comes first, however many
+    these are. methods: False: as versions had it that did not compare methods. squeeze: which smaller adapters the
+    winner is held against. knee: parameters of the low-rank matrices that its adapter is cut to; None: it is not cut.
+    suggested: ranks by module for the winner's target set. seed: for the random allocation.
     """
-    arms = candidates.finalists(finalists)
-    for other in (candidates.default(), candidates.smallest()):
-        if other is not None and all(other.hyper != arm.hyper for arm in arms):
-            arms.append(other)
+    arms = candidates.of_methods() if methods else []
+    further = [arm for arm in candidates.finalists(finalists) if _is_new(arm, arms)]
+    arms += further[: max(0, finalists - len(arms))]
+    arms += [arm for arm in (candidates.default(),) if _is_new(arm, arms)]
+    arms += [arm for arm in (candidates.smallest(),) if arm is not None and _is_new(arm, arms)]
     cuts = candidates.cuts(knee) if squeeze != "off" and knee is not None else []
     even = next((arm.hyper.rank for arm in cuts), None)
     arms += candidates.lower_ranks(lower_ranks(arms[0].hyper.rank, squeeze, even)) + cuts
@@ -286,6 +304,10 @@ def choose_arms(
     if suggested is not None:
         arms += candidates.pattern_arms(suggested, seed=seed)
     return arms
+
+
+def _is_new(arm: Arm, arms: Sequence[Arm]) -> bool:
+    return all(arm.hyper != other.hyper for other in arms)
 
 
 def lower_ranks(rank: int, squeeze: Squeeze, even: int | None = None) -> list[int]:
@@ -304,9 +326,10 @@ def lower_ranks(rank: int, squeeze: Squeeze, even: int | None = None) -> list[in
 
 
 def choose_comparisons(arms: Sequence[Arm], *, claims: int = 1) -> list[Comparison]:
-    """What is tested, named before any training: five questions, each with a false-alarm rate of 5 %.
+    """What is tested, named before any training: six questions, each with a false-alarm rate of 5 %.
 
     Is the search's best trial better than the default, and than the other finalists? Those comparisons hold jointly.
+    Is each other method better than LoRA (without it, than the winner's)? They hold jointly.
     Is the suggested pattern better than even ranks *and* than random ones? Both must hold, so each is tested in full.
     Is a method that finds its ranks better than LoRA with as many parameters?
     Are lower ranks at rates of their own not worse than the winner? They hold jointly.
@@ -315,7 +338,14 @@ def choose_comparisons(arms: Sequence[Arm], *, claims: int = 1) -> list[Comparis
 
     claims: see `Plan.claims`; each has an equal part of the false alarms (Bonferroni).
     """
-    found = [*_of_winner(arms), *_of_rank(arms), *_of_cut(arms), *_of_method(arms), *_of_pattern(arms)]
+    found = [
+        *_of_winner(arms),
+        *_of_methods(arms),
+        *_of_rank(arms),
+        *_of_cut(arms),
+        *_of_equal(arms),
+        *_of_pattern(arms),
+    ]
     return [replace(each, level=1.0 - (1.0 - each.level) / claims) for each in found] if claims > 1 else found
 
 
@@ -328,6 +358,21 @@ def _of_winner(arms: Sequence[Arm]) -> Iterator[Comparison]:
             yield Comparison(arm=winner, against=arm.name, level=level)
         else:
             yield Comparison(arm=arm.name, against=winner, level=level)
+
+
+def reference_of(arms: Sequence[Arm]) -> Arm | None:
+    """The method that the others are held against: LoRA, or else the winner's; None where there is one method."""
+    methods = [arm for arm in arms if arm.kind == "method"]
+    usual = Hyperparameters().method
+    return next((arm for arm in methods if arm.hyper.method == usual), methods[0] if methods else None)
+
+
+def _of_methods(arms: Sequence[Arm]) -> Iterator[Comparison]:
+    reference = reference_of(arms)
+    others = [arm for arm in arms if arm.kind == "method" and arm is not reference]
+    for arm in others:
+        assert reference is not None
+        yield Comparison(arm=arm.name, against=reference.name, level=joint_level(len(others)))
 
 
 def _of_rank(arms: Sequence[Arm]) -> Iterator[Comparison]:
@@ -346,10 +391,19 @@ def _of_cut(arms: Sequence[Arm]) -> Iterator[Comparison]:
         yield Comparison(arm=cut.name, against=against.name, level=joint_level(1 + len(others)))
 
 
-def _of_method(arms: Sequence[Arm]) -> Iterator[Comparison]:
+def _of_equal(arms: Sequence[Arm]) -> Iterator[Comparison]:
     for equal in (arm for arm in arms if arm.kind == "equal"):
         adaptive = next(arm for arm in arms if arm.trial == equal.trial and _finds_ranks(arm))
         yield Comparison(arm=adaptive.name, against=equal.name, level=LEVEL)
+
+
+def _around(rate: float) -> tuple[float, ...]:
+    return tuple(factor * rate for factor in GRID)
+
+
+def _was_measured(trial: TrialRow) -> bool:
+    """Whether it has a value that is the configuration's own."""
+    return trial.value is not None and trial.stop_reason not in (StopReason.DIVERGED, StopReason.OOM)
 
 
 def _finds_ranks(arm: Arm) -> bool:

@@ -11,6 +11,7 @@ from automl.results.rank_gate import RankGate
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
 from automl.verify.deploy import deployment
 from automl.verify.lower import rank_answer
+from automl.verify.methods import methods_answer
 from automl.verify.plan import Arm, Plan
 from automl.verify.protocol import (
     Compared,
@@ -47,6 +48,7 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
         "selection_optimism": _optimism(plan, scores),
         "recommendation": as_document(plan, scores, recommended),
         "deploy": deployment(plan, scores, recommended),
+        "methods": methods_answer(plan, scores),
         "suggestion": {"status": suggestion},
         "rank": _as_plain(rank_answer(plan, scores)) if above else None,
     }

@@ -15,7 +15,17 @@ from automl.study.seeding import derive_seed
 from automl.trial import Cut, Examination, Scalar, TrialSpec
 
 ArmKind = Literal[
-    "finalist", "default", "smallest", "suggested", "uniform", "random", "equal", "lower", "squeezed", "even-cut"
+    "finalist",
+    "method",
+    "default",
+    "smallest",
+    "suggested",
+    "uniform",
+    "random",
+    "equal",
+    "lower",
+    "squeezed",
+    "even-cut",
 ]
 CUT_KINDS: tuple[ArmKind, ...] = ("squeezed", "even-cut")
 PATTERN_KINDS: tuple[ArmKind, ...] = ("suggested", "uniform", "random")
@@ -40,7 +50,7 @@ GRID = (0.5, 1.0, 2.0)
 """Learning rates tried, as multiples of the base configuration's, where a comparison would be unfair at one rate."""
 
 TUNING_SEEDS = 2
-"""Seeds on which a learning rate is chosen, by validation rows; they are never scored on test rows."""
+"""Most seeds on which a learning rate is chosen, by validation rows; they are never scored on test rows."""
 
 _CHECKPOINTS = 9
 """Times a training is saved and heard of before its end, at most: so much of it is lost with a worker."""
@@ -75,6 +85,8 @@ class Arm:
         """What it is called within a sentence: `trial 3`, `the default configuration`."""
         if self.kind == "lower":
             return f"rank {self.hyper.rank} at its own rate"
+        if self.kind == "method":
+            return f"{self.hyper.method} (trial {self.trial})"
         return _CALLED.get(self.kind, f"trial {self.trial}")
 
 
@@ -139,6 +151,15 @@ class Plan:
         """Step in which scores come."""
         return row_step(self.metric, self.test_rows)
 
+    @property
+    def methods(self) -> list[Arm]:
+        """The best trial of each method, best first; none where the search had one method."""
+        return [arm for arm in self.arms if arm.kind == "method"]
+
+    def tuned_on(self, arm: Arm) -> tuple[int, ...]:
+        """Seeds on which its learning rate is chosen: one for methods, which are many, all for others."""
+        return self.tuning_seeds[:1] if arm.kind == "method" else self.tuning_seeds
+
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -200,7 +221,7 @@ def all_trainings(plan: Plan) -> list[Training]:
         Training(arm=arm.name, seed=seed, learning_rate=rate, split="validation")
         for seed in plan.tuning_seeds
         for arm in plan.arms
-        if arm.is_tuned
+        if arm.is_tuned and seed in plan.tuned_on(arm)
         for rate in arm.learning_rates
     ]
     scored = [
@@ -233,13 +254,14 @@ def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
 
 
 def _examination(plan: Plan, training: Training) -> Examination | None:
-    """What is seen of a training that is scored on test rows: each row, and of the winner its cuts, too."""
+    """What is seen of a training scored on test rows: each row, of the winner its cuts, of a method its memory."""
     if training.split != "test":
         return None
+    memory = plan.arm(training.arm).kind == "method" and training.seed == plan.seeds[0]
     if training.arm != plan.winner.name:
-        return Examination("test", by_row=True)
+        return Examination("test", by_row=True, memory=memory)
     cuts = tuple(arm.cut for arm in plan.arms if arm.cut is not None)
-    return Examination("test", cuts=cuts, by_row=True, on_validation=True)
+    return Examination("test", cuts=cuts, by_row=True, on_validation=True, memory=memory)
 
 
 def row_step(metric: str, rows: int) -> float:

@@ -66,6 +66,14 @@ class Scores:
         """Training time of an arm so far, tuning included."""
         return math.fsum(found.get(SECONDS, 0.0) for (name, *_), found in self._metrics.items() if name == arm)
 
+    def scored(self, arm: str, learning_rate: float, metric: str) -> list[float]:
+        """This metric of all trainings of an arm that were scored on test rows, as far as they have it."""
+        return [
+            found[metric]
+            for (name, _, rate, split), found in self._metrics.items()
+            if (name, rate, split) == (arm, learning_rate, "test") and metric in found
+        ]
+
     def seconds_of(self, seeds: Collection[int]) -> list[float]:
         """Training times of all that was trained with these seeds; 0 where it diverged."""
         trained = {key: found for key, found in self._metrics.items() if SECONDS in found or DIVERGED in found}
@@ -102,15 +110,17 @@ def next_trainings(plan: Plan, scores: Scores) -> list[Training]:
 
 
 def chosen_rate(plan: Plan, scores: Scores, arm: Arm) -> float:
-    """The candidate with the best mean on validation rows over the tuning seeds; the lower one of equals.
+    """The candidate with the best mean on validation rows over the arm's tuning seeds; the lower one of equals.
 
-    A rate with which a training diverged is taken only if all have.
+    A rate with which a training diverged is taken only if all have. Of a cut the winner's.
     """
+    if arm.cut is not None:
+        return chosen_rate(plan, scores, plan.winner)
     if not arm.is_tuned:
         return arm.learning_rates[0]
 
     def cost(rate: float) -> tuple[int, float, float]:
-        found = [scores.metrics(arm.name, seed, rate, "validation") for seed in plan.tuning_seeds]
+        found = [scores.metrics(arm.name, seed, rate, "validation") for seed in plan.tuned_on(arm)]
         sound = [metrics[plan.metric] for metrics in found if plan.metric in metrics]
         loss = as_loss(math.fsum(sound) / len(sound), plan.direction) if sound else 0.0
         return len(found) - len(sound), loss, rate
@@ -139,7 +149,7 @@ def values(plan: Plan, scores: Scores, arm: Arm, metric: str | None = None) -> d
 def validation_values(plan: Plan, scores: Scores) -> list[float]:
     """Values of the winner's fresh seeds on the validation rows; none if a seed has none."""
     seeds = values(plan, scores, plan.winner)
-    rate = plan.winner.learning_rates[0]
+    rate = chosen_rate(plan, scores, plan.winner)
     found = [scores.metrics(plan.winner.name, seed, rate, "validation").get(plan.metric) for seed in seeds]
     told = [value for value in found if value is not None]
     return told if len(told) == len(found) else []

@@ -6,6 +6,7 @@ the study's lease, and it alone in the whole program is given the test rows.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import sys
@@ -76,6 +77,7 @@ class VerifyOptions:
     budget_seconds: training time for which seeds are added until all is decided; None: none are added.
     suggest: asked for a rank pattern to verify too; None asks for none.
     squeeze: smaller adapters that are held against the winner's, as `VerifySettings.squeeze`.
+    methods: whether the best of each method is verified, where several were searched.
     """
 
     seeds: int = 8
@@ -84,6 +86,7 @@ class VerifyOptions:
     budget_seconds: float | None = None
     suggest: Suggest | None = None
     squeeze: Literal["auto", "all", "cuts", "off"] = "off"
+    methods: bool = True
 
 
 def verify_study(
@@ -197,11 +200,12 @@ class _Work:
         suggested, knee = self._suggested(options), self._knee(options)
         if before is not None:
             # What was begun is finished as it was begun, though its adapter was squeezed again since, or an older
-            # version knew of no smaller adapters.
+            # version knew of no smaller adapters, or did not compare methods.
             then = knee if before.is_done else _recorded_knee(before.plan)
             kinds = {options.squeeze, options.squeeze if before.is_done else "off"}
-            for kind in kinds:
-                same = self._plan(before.number, replace(options, squeeze=kind), suggested, then)
+            for kind, methods in itertools.product(kinds, {True, before.is_done}):
+                chosen = replace(options, squeeze=kind, methods=methods)
+                same = self._plan(before.number, chosen, suggested, then)
                 if same.as_dict() == before.plan:
                     return before.number, same, before
         number = before.number + 1 if before is not None else 1
@@ -246,6 +250,7 @@ class _Work:
             knee=knee,
             suggested=suggested,
             seed=derive_seed("random-ranks", spec.search.seed, number),
+            methods=options.methods,
         )
         task = make_task(spec.task)
         test = task.rows(inputs.prepared, "test")
@@ -373,7 +378,9 @@ def _by_key(training: Training, metrics: Metrics, examined: Sequence[Examined]) 
     found = {training: (metrics, own)}
     for each in examined:
         split: ScoredSplit = "validation" if each.split == "validation" else "test"
-        found.setdefault(replace(training, arm=each.name or training.arm, split=split), (each.metrics, each.outcomes))
+        key = replace(training, arm=each.name or training.arm, split=split)
+        known, told = found.get(key, ({}, ""))
+        found[key] = {**each.metrics, **known}, told or each.outcomes
     return found
 
 
