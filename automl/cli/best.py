@@ -34,6 +34,8 @@ def register(app: typer.Typer) -> None:
             ((name, value) for name, value in summary.configuration.items() if value != ()),
         )
         console.result(f"adapter: {summary.best.adapter}")
+        if (methods := (summary.verification or {}).get("methods")) is not None:
+            console.result(f"which method: {methods['text']}")
         if summary.squeeze is not None:
             console.result(f"smaller adapter: {squeeze_headline(summary.squeeze)}")
         if gate is not None and gate.answer != "not known":

@@ -136,6 +136,8 @@ def show_verification(result: Mapping[str, Any]) -> None:
             for arm in result["arms"]
         ),
     )
+    if result.get("methods"):
+        _show_methods(result["methods"], metric)
     optimism = result["selection_optimism"]
     if optimism is not None:
         interval = f" [{optimism['low']:+.4f}, {optimism['high']:+.4f}]" if "low" in optimism else ""
@@ -147,3 +149,38 @@ def show_verification(result: Mapping[str, Any]) -> None:
     console.result(f"recommended: {result['recommendation']['text']}")
     if result.get("deploy"):
         console.result(f"to deploy: {result['deploy']['text']}")
+
+
+def _show_methods(methods: Mapping[str, Any], metric: str) -> None:
+    """Which method, in words and as a table."""
+    from automl.results.summary import memory_text
+
+    console.result(methods["text"])
+    console.table(
+        "",
+        (
+            "method",
+            f">{metric} (test)",
+            f">against {methods['reference']}",
+            ">interval",
+            "verdict",
+            ">parameters",
+            ">peak memory",
+            ">seconds",
+            ">learning rate",
+        ),
+        (
+            (
+                row["method"],
+                f"{row['mean']:.4f}",
+                "–" if row["difference"] is None else f"{row['difference']:+.4f}",
+                "–" if row["low"] is None else f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+                row["verdict"] or "–",
+                f"{row['trainable_params']:,}",
+                memory_text(row["peak_bytes"]),
+                "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
+                f"{row['learning_rate']:.3g}",
+            )
+            for row in methods["rows"]
+        ),
+    )

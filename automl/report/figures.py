@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 import plotly.graph_objects as go
 
 from automl.report.frames import StudyFrame
+from automl.report.methods_chart import metric_by_cost
 from automl.report.module_charts import module_energy, module_shares, suggested_ranks, verified
 from automl.report.space_charts import parallel, parameter_shares, rate_by_rank, slices, targets_by_size
 from automl.report.squeeze_chart import squeeze_curve
 from automl.report.trial_charts import curves, front, history, spent
 
 FIGURES: Mapping[str, Callable[[StudyFrame], go.Figure | None]] = {
+    "methods": metric_by_cost,
     "verified": verified,
     "history": history,
     "curves": curves,

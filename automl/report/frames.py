@@ -40,6 +40,8 @@ class Arm:
         names |= {"squeezed": "the winner cut globally", "even-cut": "the winner cut evenly"}
         if self.kind == "lower":
             return f"rank {self.params['rank']} at its own rate"
+        if self.kind == "method":
+            return f"{self.params['method']} (trial {self.trial})"
         return names.get(self.kind) or (f"trial {self.trial}" if self.trial is not None else self.title)
 
 
@@ -60,6 +62,27 @@ class PairedDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRow:
+    """The best trial of one method, verified. peak_bytes: memory of a step; seconds: of a training; None: not known.
+
+    difference, low, high, level, verdict: how it stands against the reference; None for that itself.
+    """
+
+    method: str
+    mean: float
+    sd: float
+    trainable_params: int
+    peak_bytes: int | None
+    seconds: float | None
+    learning_rate: float
+    difference: float | None
+    low: float | None
+    high: float | None
+    level: float | None
+    verdict: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationFrame:
     """The latest verification that is done, else the latest. done is False while it runs; then only number and
     started_at say something.
@@ -67,7 +90,8 @@ class VerificationFrame:
     seeds, planned_seeds: how many were and would have been spent. optimism: by how much the winner's validation value
     flattered it, optimism_low, optimism_high: its interval, if fresh seeds were scored on those rows. recommendation:
     name of an arm, empty if none is recommended; advice: the same in words. deploy: which adapter to deploy, in words,
-    if any was cut. suggestion_status: not_run, passed, no_gain or worse.
+    if any was cut. suggestion_status: not_run, passed, no_gain or worse. methods: best mean first, none if the search
+    had one; reference: the one that the others are held against; methods_text: what may be said of them.
     """
 
     number: int
@@ -88,6 +112,9 @@ class VerificationFrame:
     advice: str = ""
     deploy: str = ""
     suggestion_status: str = "not_run"
+    methods: tuple[MethodRow, ...] = ()
+    reference: str = ""
+    methods_text: str = ""
 
     def arm(self, name: str) -> Arm | None:
         """The arm of this name."""

@@ -10,6 +10,7 @@ from automl import ranking
 from automl.metric import METRICS
 from automl.report.frames import (
     Arm,
+    MethodRow,
     ModuleShare,
     PairedDifference,
     RankSuggestion,
@@ -121,6 +122,7 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
         return VerificationFrame(number=row.number, done=False, started_at=row.started_at)
     result = row.result
     optimism = result["selection_optimism"] or {}
+    methods = result.get("methods") or {}
     return VerificationFrame(
         number=row.number,
         done=True,
@@ -140,12 +142,19 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
         advice=result["recommendation"]["text"],
         deploy=(result.get("deploy") or {}).get("text", ""),
         suggestion_status=result["suggestion"]["status"],
+        methods=tuple(_method(row) for row in methods.get("rows", ())),
+        reference=methods.get("reference", ""),
+        methods_text=methods.get("text", ""),
     )
 
 
 def _arm(arm: Mapping[str, Any]) -> Arm:
     known = {name: arm[name] for name in Arm.__slots__ if name != "scores"}
     return Arm(**known, scores=tuple(arm["scores"].values()))
+
+
+def _method(row: Mapping[str, Any]) -> MethodRow:
+    return MethodRow(**{name: row[name] for name in MethodRow.__slots__})
 
 
 def _comparison(found: Mapping[str, Any], plan: Mapping[str, Any]) -> PairedDifference:

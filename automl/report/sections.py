@@ -9,6 +9,7 @@ from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank,
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
 from automl.report.findings import Evidence, Findings, pair_text
 from automl.report.frames import StudyFrame, VerificationFrame
+from automl.report.methods_section import methods
 from automl.report.recipe import recipe
 from automl.report.squeeze_section import hypothesis, sizes
 from automl.report.wording import (
@@ -411,6 +412,7 @@ def _range(parameter: Parameter) -> str:
 
 _SECTIONS: tuple[tuple[str, str, Callable[[StudyFrame, Findings], Iterator[Block]]], ...] = (
     ("verification", "Is the winner a winner?", _verification),
+    ("methods", "Which method", methods),
     ("history", "What was tried", _history),
     ("curves", "How the trials learnt", _curves),
     ("importance", "Which parameters mattered", _importance),

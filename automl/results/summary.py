@@ -160,6 +160,13 @@ def size_text(name: str, size: float | None) -> str:
     return f"{size:,.0f}" if name == "trainable_params" else f"{size:.2f}"
 
 
+def memory_text(size: int | None) -> str:
+    """`0.31 GiB`, or `96 MiB` where it is less than a tenth of that."""
+    if size is None:
+        return "–"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
+
+
 def configuration_text(params: Mapping[str, Scalar]) -> str:
     """Parameters on one line, numbers to four digits: `rank 8, learning_rate 0.0031`."""
     return ", ".join(f"{name} {_number(value)}" for name, value in params.items())
@@ -241,6 +248,8 @@ def _belief(summary: Summary) -> Iterator[str]:
             f"Trial {optimism['trial']} had {summary.metric} {optimism['validation']:.4f} in the search and has"
             f" {optimism['verified']:.4f} on the test rows."
         )
+    if found.get("methods"):
+        yield f"Which method: {found['methods']['text']}"
     yield f"**Recommended: {found['recommendation']['text']}**"
     if found.get("deploy"):
         yield f"To deploy: {found['deploy']['text']}."

@@ -304,6 +304,39 @@ def verification_result(*, beats: bool = True, title: str = "trial 3", suggestio
         "selection_optimism": {"trial": 3, "validation": 0.93, "verified": 0.918, "optimism": 0.012},
         "recommendation": {"arm": "smallest", "text": "the smallest within noise of the best: 20,357 parameters"},
         "suggestion": {"status": suggestion},
+        "methods": methods_result(),
+    }
+
+
+def methods_result() -> dict[str, Any]:
+    """What `automl.verify.methods` writes; of one method the memory is not known."""
+
+    def row(method: str, mean: float, params: int, peak: int | None, difference: float | None) -> dict[str, Any]:
+        half = None if difference is None else 0.01
+        return {
+            "method": method,
+            "arm": "trial-3",
+            "trial": 3,
+            "trainable_params": params,
+            "peak_bytes": peak,
+            "seconds": 12.5,
+            "learning_rate": 0.005,
+            "learning_rates": [0.0025, 0.005, 0.01],
+            "mean": mean,
+            "sd": 0.004,
+            "seeds": 5,
+            "difference": difference,
+            "low": None if half is None or difference is None else difference - half,
+            "high": None if half is None or difference is None else difference + half,
+            "level": None if difference is None else 0.98,
+            "verdict": None if difference is None else "worse",
+        }
+
+    rows = [row("lora", 0.918, 333_701, 210 * 2**20, None), row("full", 0.9, 22_000_000, 600 * 2**20, -0.018)]
+    return {
+        "reference": "lora",
+        "text": "lora has the best mean.",
+        "rows": [*rows, row("ia3", 0.8, 30_000, None, -0.1)],
     }
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from automl.report.figures import FIGURES
 from automl.report.frames import StudyFrame
+from automl.report.methods_chart import metric_by_cost
 from automl.report.render import Report, render
 from automl.report.squeeze_chart import squeeze_curve
 from automl.report.write import study_frame
@@ -156,9 +157,8 @@ TRIAL_KEYS = """
 adapter attempts curve error number params seconds state steps stop_reason tokens trainable_params value
 """
 VERIFICATION_KEYS = """
-advice arms beats_majority comparisons deploy done headline majority metric number optimism optimism_high optimism_low
-planned_seeds recommendation seeds
-started_at suggestion_status
+advice arms beats_majority comparisons deploy done headline majority methods methods_text metric number optimism
+optimism_high optimism_low planned_seeds recommendation reference seeds started_at suggestion_status
 """
 
 
@@ -201,6 +201,25 @@ def test_the_smaller_adapter_is_told_with_its_knee_and_its_limit(plain_frame: St
     assert "| 9,000 | 1 | even | 0.700 | 0.710 |  |" in said
     whole = replace(frame, squeeze=squeeze_row(knee=72_000))
     assert "best kept whole" in render(whole, ("markdown",)).texts["markdown"]
+
+
+def test_which_method_is_one_table_and_one_figure(
+    plain_frame: StudyFrame, verified_frame: Callable[[Any], StudyFrame]
+) -> None:
+    frame = verified_frame(verification_result())
+    said = render(frame, ("markdown",)).texts["markdown"]
+    assert "## Which method" in said
+    assert "| lora | 0.918 | 0.004 | – | – | – | 333,701 | 0.21 GiB | 12 s | 0.005 |" in said
+    assert "| ia3 | 0.800 | 0.004 | −0.100 | −0.110 to −0.090 | worse | 30,000 | – | 12 s | 0.005 |" in said
+    assert "Intervals at 98 % hold jointly." in said
+    figure = metric_by_cost(frame)
+    assert figure is not None
+    assert [(trace.name, trace.x[0], trace.y[0]) for trace in figure.data[:2]] == [
+        ("lora", 333_701, 0.918),
+        ("full", 22_000_000, 0.9),
+    ]
+    assert [trace.x[0] for trace in figure.data[3:]] == [210, 600, None]  # of memory
+    assert metric_by_cost(plain_frame) is None
 
 
 def test_the_curve_marks_the_knee_and_shows_what_was_trained_smaller(plain_frame: StudyFrame) -> None:
