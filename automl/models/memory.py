@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from automl.errors import TargetError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_parameters, linear_layers, quantised_layers, resolve_targets
@@ -15,6 +16,9 @@ from automl.models.quantisation import bytes_per_weight
 from automl.space.spec import Quantization
 
 _WIDTHS = {"fp32": 4, "bf16": 2}
+
+ROWS, TOKENS = 8, 128
+"""The batch that methods are compared with: rows and tokens of a row, by default those of a space file."""
 
 _STATE_BYTES = 16
 """Per trained parameter: value, gradient and AdamW's two moments, float32 each (Loshchilov & Hutter 2019)."""
@@ -79,6 +83,33 @@ def backbone_bytes(model: nn.Module, width: int, quantization: Quantization | No
     layers = [layer.in_features * layer.out_features for layer in quantised_layers(model)]
     few = bytes_per_weight(quantization) * sum(layers) + 4 * max(layers, default=0)
     return math.ceil(few) + width * (parameters - sum(layers))
+
+
+class MethodCost(NamedTuple):
+    """What a method costs in a model as it is by default. refused: why it cannot be; the numbers are 0 then.
+
+    trainable_params: with the head. memory: bytes of one training process, as `estimate_bytes` has them.
+    """
+
+    method: str
+    trainable_params: int = 0
+    memory: int = 0
+    refused: str = ""
+
+
+def method_costs(model: nn.Module, targets: Mapping[str, Sequence[str]] | None = None) -> list[MethodCost]:
+    """Each method with its default settings, in float32, for a batch of ROWS rows of TOKENS tokens."""
+    return [_cost(model, name, targets) for name in METHODS.usable()]
+
+
+def _cost(model: nn.Module, name: str, targets: Mapping[str, Sequence[str]] | None) -> MethodCost:
+    hyper = Hyperparameters(method=name)
+    try:
+        trained = METHODS[name].trainable(model, resolve_targets(model, hyper.target, targets), hyper)
+        memory = estimate_bytes(model, hyper, tokens=ROWS * TOKENS, rows=ROWS, targets=targets)
+    except TargetError as error:
+        return MethodCost(name, refused=str(error))
+    return MethodCost(name, trained + head_parameters(model), memory.total)
 
 
 def held_bytes(model: nn.Module) -> dict[str, int]:

@@ -9,12 +9,14 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from torch import nn
+
 from automl.errors import ConfigError, DataError, Problem
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, Kind, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
-from automl.models.memory import held_bytes
+from automl.models.memory import MethodCost, held_bytes, method_costs
 from automl.models.positions import positions
 from automl.results.folders import cache_folder
 from automl.space.advice import coverage_advice
@@ -124,7 +126,19 @@ def starting_advice(text: str) -> list[str]:
 
 
 def inspect_location(model: str, labels: int) -> ModelReport:
-    """Describe a model given as on the command line, with a head for `labels` classes (0: a language model).
+    """Describe a model given as on the command line, with a head for `labels` classes (0: a language model)."""
+    network, targets = _network(model, labels)
+    return replace(inspect_model(network, targets), weights=held_bytes(network))
+
+
+def inspect_methods(model: str, labels: int) -> list[MethodCost]:
+    """What each method would train in the model, and its memory; arguments as of `inspect_location`."""
+    network, targets = _network(model, labels)
+    return method_costs(network, targets)
+
+
+def _network(model: str, labels: int) -> tuple[nn.Module, Mapping[str, Sequence[str]]]:
+    """Shapes of the model, and the target sets that come with it.
 
     `model` may also be a space file: then its model and its own target sets.
     """
@@ -132,8 +146,7 @@ def inspect_location(model: str, labels: int) -> ModelReport:
     spec = load_space(Path(model)) if is_space else _provisional(model, "data.jsonl")
     backbone = resolve_model(spec.model, cache_folder())
     names = tuple(str(number) for number in range(labels))
-    network = skeleton(backbone, "classification" if labels else "causal-lm", names)
-    return replace(inspect_model(network, spec.space.targets), weights=held_bytes(network))
+    return skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets
 
 
 def _max_length(

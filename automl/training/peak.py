@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 _COPIES = 4
-"""Of each trained value: itself, its gradient, and AdamW's two moments, all of one type."""
+"""What there is of each trained value: itself, its gradient, and AdamW's two moments, all of one type."""
 
 
 def step_bytes(model: nn.Module, loss: Callable[[], Tensor], *, frozen: int) -> int:

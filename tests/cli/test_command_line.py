@@ -104,6 +104,25 @@ def test_init_writes_a_space_that_is_valid(
     assert "--force" in err
 
 
+def test_inspect_tells_what_methods_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.architectures import save_tiny
+
+    save_tiny(tmp_path / "model", "bert", kind="classification")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOML_CACHE", str(tmp_path / "cache"))
+    code, out, err = run("inspect", "./model", "--labels", "3", "--methods", "--json", capsys=capsys)
+    assert code == 0, err
+    told = json.loads(out)
+    costs = {each["method"]: each for each in told["methods"]}
+    assert (told["rows"], told["tokens"]) == (8, 128)
+    assert costs["full"]["trainable_params"] > costs["lora"]["trainable_params"] > costs["prompt"]["trainable_params"]
+    code, out, _ = run("inspect", "./model", "--labels", "3", "--methods", capsys=capsys)
+    assert f"{costs['full']['trainable_params']:,}" in out
+    assert "not in this model: llama-pro (method llama-pro: " in out
+
+
 def test_plan_says_what_will_be_searched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets, trainable_parameters
-from automl.models.memory import estimate_bytes
+from automl.models.memory import ROWS, TOKENS, estimate_bytes, method_costs
 from tests.architectures import ARCHITECTURES, VOCABULARY, tiny_model
 
 
@@ -59,3 +59,21 @@ def test_the_parts_scale_as_they_should() -> None:
     assert two.backbone * 2 == one.backbone
     assert two.adapter == 2 * one.adapter
     assert one.total == one.backbone + one.adapter + one.activations
+
+
+def test_every_method_has_its_cost_or_the_reason_why_it_cannot_be() -> None:
+    model = tiny_model("bert", kind="classification")
+    found = {each.method: each for each in method_costs(model)}
+    assert found.keys() == METHODS.keys()
+    head = sum(
+        parameter.numel() for path in head_modules(model) for parameter in model.get_submodule(path).parameters()
+    )
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert found["full"].trainable_params == whole
+    assert found["prompt"].trainable_params == 20 * model.config.hidden_size + head
+    lora = Hyperparameters()
+    layers = resolve_targets(model, lora.target)
+    assert found["lora"].trainable_params == sum(8 * (each.in_features + each.out_features) for each in layers) + head
+    assert found["lora"].memory == estimate_bytes(model, lora, tokens=ROWS * TOKENS, rows=ROWS).total
+    assert "Llama" in found["llama-pro"].refused
+    assert found["llama-pro"].trainable_params == 0
