@@ -1,11 +1,11 @@
 """The whole way of every method on the model and the data of a space file: the table of docs/methods.md.
 
     python -m benchmarks.methods search_spaces/bbc-topics.yaml
-    python -m benchmarks.methods search_spaces/smollm2-instruct.yaml --quantization nf4
+    python -m benchmarks.methods search_spaces/smollm2-instruct.yaml --plain --quantization nf4
 
-A few steps of each method and of each value that it tries of its settings: trained, killed by SIGKILL in the middle,
-resumed in another process, exported, loaded in a fresh one by the lines that a user is told, and merged where that can
-be. Says whether it works, and nothing of how well it learns. The exit status is 1 if anything does not.
+A few steps of each method and, unless --plain, of each value that it tries of its settings: trained, killed by SIGKILL
+in the middle, resumed in another process, exported, loaded in a fresh one by the lines that a user is told, and merged
+where that can be. Says whether it works, and nothing of how well it learns. The exit status is 1 if anything does not.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from automl.training.runtime import HostSettings
 HEAD = "| method | trained | loss | resumes | reloads | merged |\n|---|---|---|---|---|---|"
 
 
-def settings_of(space: Path, quantization: str | None, output: Path) -> HostSettings:
-    """What a worker is told by this space file, for one trial at a time in one thread and fp32."""
+def settings_of(space: Path, quantization: str | None, rows: int, output: Path) -> HostSettings:
+    """What a worker is told by this space file, for one trial at a time in one thread and fp32; rows: of validation."""
     spec = load_space(space)
     held = Quantization(kind=quantization) if quantization else spec.model.quantization  # type: ignore[arg-type]
     model, run = replace(spec.model, quantization=held), replace(spec.run, precision="fp32")
-    setup = set_up(for_one_trial(replace(spec, model=model, run=run)), cache_folder(), is_thorough=False)
+    spec = replace(spec, model=model, run=run, task=replace(spec.task, evaluate_rows=rows))
+    setup = set_up(for_one_trial(spec), cache_folder(), is_thorough=False)
     return replace(setup.worker_settings(), output=str(output), packed=False, capacity=1, threads=1, importance=False)
 
 
@@ -70,14 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=(__doc__ or "").split("\n\n")[0])
     options.add_argument("space", type=Path)
     options.add_argument("--quantization", choices=("int8", "nf4", "fp4"))
+    options.add_argument("--rows", type=int, default=16, help="of validation, on which a trial is measured")
+    options.add_argument("--plain", action="store_true", help="each method as it is, without its settings")
     options.add_argument("--only", default="", metavar="TEXT", help="cases that begin with it, for example lora")
     options.add_argument("--no-merge", action="store_true")
     args = options.parse_args(arguments)
     same, same_merged = (SAME_HELD, 1.0) if args.quantization else (SAME, SAME_MERGED)
     with tempfile.TemporaryDirectory(prefix="automl-methods-") as work:
         try:
-            settings = settings_of(args.space, args.quantization, Path(work))
-            chosen = [case for case in cases() if str(case).startswith(args.only)]
+            settings = settings_of(args.space, args.quantization, args.rows, Path(work))
+            every = [case for case in cases() if str(case).startswith(args.only)]
+            chosen = [case for case in every if not (args.plain and (case.own or case.general))]
             found = walk(settings, chosen, merge=not args.no_merge)
         except AutomlError as error:
             print(error, file=sys.stderr)

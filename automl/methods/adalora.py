@@ -56,6 +56,7 @@ class AdaLora(Method):
         return found._replace(parameters=found.parameters + initial * len(layers))
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
+        """LoRA's; its authors train DeBERTa-v3-base on GLUE at 5e-4 to 2.2e-3 (scripts of QingruZhang/AdaLoRA)."""
         return learning_rates(model_parameters, steps)
 
     def attach(

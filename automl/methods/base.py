@@ -53,8 +53,8 @@ class Method(ABC):
     starts them as `seeding.initialise_adapter` does. shardable: several processes can hold one trial together.
     settings: hyperparameters of its own. takes: those of LOW_RANK that it uses; the others cannot be chosen for it.
     takes_pattern: a rank of its own in each layer can be given. finds_ranks: it changes ranks while it trains, so that
-    a trial ends with others than it was given. quantizable: a backbone in few bits will do. mergeable: what it trains
-    can become part of the model's own weights.
+    a trial ends with others than it was given. quantizable, halvable: a backbone in few bits will do, or one in 16.
+    mergeable: what it trains can become part of the model's own weights.
 
     Methods hold no state; all of it is in the adapted model that `attach` returns. That is PEFT's model around the
     backbone, or the backbone itself, adapted by means of `automl.methods.in_place`; of such a model PEFT knows nothing,
@@ -68,6 +68,7 @@ class Method(ABC):
     takes_pattern: ClassVar[bool] = False
     finds_ranks: ClassVar[bool] = False
     quantizable: ClassVar[bool] = True
+    halvable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
 
     @abstractmethod

@@ -298,6 +298,10 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
         for name, message in not_quantizable(space):
             place = "fixed" if name in space.fixed else "space"
             problems.at_value((place, name), f"{message}{'; remove one of them' * (name == 'method')}")
+    if sections.run is not None and sections.run.precision in ("bf16", "bf16h"):
+        for method in (name for name in sections.known.methods if not METHODS[name].halvable):
+            message = f"{sections.run.precision!r} leaves no whole weights for method {method} to train; use fp32"
+            problems.at_value(("run", "precision"), message)
     if sections.run is None or sections.run.shards == 1:
         return
     shards = f"is not known with shards: {sections.run.shards}"

@@ -165,7 +165,7 @@ def _tried(setting: Setting) -> Sequence[Scalar]:
 def _spec(case: Case, number: int, settings: HostSettings) -> TrialSpec:
     low, high = METHODS[case.method].learning_rates(settings.backbone.parameters, STEPS)
     own = chosen(METHODS[case.method].settings, dict(case.own))
-    usual: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "batch_size": 4, **dict(case.general)}
+    usual: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "batch_size": 2, **dict(case.general)}
     hyper = Hyperparameters(method=case.method, own=own, learning_rate=math.sqrt(low * high), **usual)
     return TrialSpec(
         number=number, params={}, hyper=hyper, seed=11, data_seed=7, steps=STEPS, evaluate_every=STEPS // 2

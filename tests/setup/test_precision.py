@@ -106,3 +106,5 @@ def test_trials_that_are_not_packed_are_trained_in_fp32(spec: SweepSpec, inputs:
 
 def test_a_gpu_means_bf16(spec: SweepSpec, inputs: Inputs) -> None:
     assert settle_precision(spec, inputs, replace(CPU, device="cuda")).run.precision == "bf16"
+    full = replace(spec, space=replace(spec.space, fixed={**spec.space.fixed, "method": "full"}))
+    assert settle_precision(full, inputs, replace(CPU, device="cuda")).run.precision == "fp32"

@@ -51,6 +51,10 @@ BODIES = {
         "fixed: {method: adalora}\nrun: {shards: 4}",
         "5:17: fixed.method: 'adalora' is not known with shards: 4; use lora",
     ),
+    "weights of the model in 16 bits": (
+        "fixed: {method: bitfit}\nrun: {precision: bf16}",
+        "6:18: run.precision: 'bf16' leaves no whole weights for method bitfit to train; use fp32",
+    ),
     "rates of one method where there is one": (
         "space: {learning_rate.lora: auto}",
         "5:9: space.learning_rate.lora: this space has no method to choose but lora; write learning_rate",
