@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from automl.errors import AutomlError
+from automl.methods.registry import METHODS
 from automl.provenance import processor
 from automl.results.folders import cache_folder
 from automl.setup.setup import for_one_trial, set_up
@@ -25,6 +26,7 @@ from automl.space.load import load_space
 from automl.space.spec import Quantization
 from automl.testing.whole_way import SAME, SAME_HELD, SAME_MERGED, STEPS, Walk, cases, walk
 from automl.training.runtime import HostSettings
+from benchmarks.report import names
 
 HEAD = "| method | trained | loss | resumes | reloads | merged |\n|---|---|---|---|---|---|"
 
@@ -73,14 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--quantization", choices=("int8", "nf4", "fp4"))
     options.add_argument("--rows", type=int, default=16, help="of validation, on which a trial is measured")
     options.add_argument("--plain", action="store_true", help="each method as it is, without its settings")
-    options.add_argument("--only", default="", metavar="TEXT", help="cases that begin with it, for example lora")
+    options.add_argument("--only", type=names, default=tuple(METHODS), metavar="METHODS", help="separated by commas")
     options.add_argument("--no-merge", action="store_true")
     args = options.parse_args(arguments)
     same, same_merged = (SAME_HELD, 1.0) if args.quantization else (SAME, SAME_MERGED)
     with tempfile.TemporaryDirectory(prefix="automl-methods-") as work:
         try:
             settings = settings_of(args.space, args.quantization, args.rows, Path(work))
-            every = [case for case in cases() if str(case).startswith(args.only)]
+            every = [case for case in cases() if case.method in args.only]
             chosen = [case for case in every if not (args.plain and (case.own or case.general))]
             found = walk(settings, chosen, merge=not args.no_merge)
         except AutomlError as error:

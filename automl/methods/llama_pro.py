@@ -62,7 +62,9 @@ class LlamaPro(Stateless):
         return Footprint(self.trainable(model, layers, hyper), kept)
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
-        """Around the 2e-4 of the paper for 7B parameters (section 4.1), and as those of full fine-tuning below."""
+        """Around the 2e-4 of the paper for 7B parameters (section 4.1); below, a rule of ours: between those of full
+        fine-tuning and of LoRA.
+        """
         if model_parameters >= _LARGE:
             return 1e-5, 5e-4
         return (2e-5, 1e-3) if model_parameters >= _SMALL else (5e-5, 5e-3)

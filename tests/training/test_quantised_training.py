@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 import torch
 
+from automl.models.inventory import quantised_layers
 from automl.packed.workload import Workload
 from automl.space.spec import Quantization
 from automl.training.checkpoint import slot_files
@@ -82,6 +84,27 @@ def test_adalora_trains_on_it_too(tmp_path: Path) -> None:
     runtime = load_runtime(quantised_settings(tmp_path, "bert", NF4))
     first, *_, last = run(runtime, trial_spec(steps=40, evaluate_every=10, method="adalora", learning_rate=5e-3))
     assert last.metrics["loss"] < first.metrics["loss"]
+
+
+@pytest.mark.parametrize("quantization", [DOUBLE, INT8], ids=str)
+def test_a_dense_weight_is_not_kept_for_the_backward_pass(tmp_path: Path, quantization: Quantization) -> None:
+    """So that beside the weights in few bits one layer's buffer is needed, and not that of every layer."""
+    runtime = load_runtime(quantised_settings(tmp_path, "llama", quantization, kind="causal-lm"))
+    layers = quantised_layers(runtime.model)
+    shapes = {shape for each in layers for shape in permutations((each.out_features, each.in_features))}
+    trial = SoloTrial(trial_spec(rank=3), runtime)
+    trial.attach()
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trial.take_step()
+    trial.detach()
+    assert kept
+    assert not shapes & set(kept)
 
 
 def test_an_unfinished_trial_is_another_one_once_the_backbone_is_quantised(tmp_path: Path) -> None:
