@@ -25,6 +25,17 @@ from benchmarks.shapes import build, frozen_flops, mixed_trials, trial, workload
 
 PEFT = "PEFT"
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "lora+": {"own": (("lora_plus_ratio", 4.0),)},
+    "neftune": {"neftune_alpha": 5.0},
+    "pissa": {"own": (("init", "pissa"),)},
+    "olora": {"own": (("init", "olora"),)},
+    "lora-fa": {"own": (("freeze_a", True),)},
+}
+"""LoRA and what else of it is packed, by hyperparameters."""
+
 
 class Setting(NamedTuple):
     """A model's shape, and the batch of one step of one trial."""
@@ -56,7 +67,8 @@ QUICK = (Setting("tiny-bert", 4, 8), Setting("tiny-llama", 2, 8))
 class Arms:
     """All ways to train in one setting, each ready to run: PEFT, and packs in every precision and size.
 
-    hyper: the same for every trial. seconds: that one measurement should take at least.
+    hyper: the same for every trial. seconds: that one measurement should take at least. variants: of LoRA, each with
+    all ways of its own.
     """
 
     def __init__(
@@ -66,31 +78,38 @@ class Arms:
         precisions: Sequence[str],
         seconds: float,
         hyper: Mapping[str, Any],
+        variants: Sequence[str] = ("lora",),
     ) -> None:
         load = workload(setting.shape, tokens=setting.length)
-        self._hyper = {"batch_size": setting.batch, "schedule": "constant", "warmup": 0.0, **hyper}
+        usual = {"batch_size": setting.batch, "schedule": "constant", "warmup": 0.0, **hyper}
+        self._hypers = {variant: {**usual, **VARIANTS[variant]} for variant in variants}
         self._seconds = seconds
-        self._peft = PlainPeft(build(setting.shape), load, trial(0, **self._hyper))
+        self._peft = {
+            variant: PlainPeft(build(setting.shape), load, trial(0, **own)) for variant, own in self._hypers.items()
+        }
         self._trainers = {
             precision: PackedTrainer(build(setting.shape), load, precision=precision) for precision in precisions
         }
         self.kernels = {precision: trainer.kernel for precision, trainer in self._trainers.items()}
         self._repetitions: dict[str, int] = {}
-        self.runs: dict[str, Callable[[], Timing]] = {PEFT: self._step_alone} | {
-            arm_name(precision, count): partial(self._step_packed, precision, count)
-            for precision in precisions
-            for count in slots
-        }
+        self.runs: dict[str, Callable[[], Timing]] = {}
+        for variant in variants:
+            self.runs[of_variant(variant, PEFT)] = partial(self._step_alone, variant)
+            for precision in precisions:
+                for count in slots:
+                    name = of_variant(variant, arm_name(precision, count))
+                    self.runs[name] = partial(self._step_packed, name, variant, precision, count)
 
-    def _step_alone(self) -> Timing:
-        return self._per_step(PEFT, 1, lambda steps: [self._peft.take_step() for _ in range(steps)])
+    def _step_alone(self, variant: str) -> Timing:
+        peft = self._peft[variant]
+        return self._per_step(of_variant(variant, PEFT), 1, lambda steps: [peft.take_step() for _ in range(steps)])
 
-    def _step_packed(self, precision: str, count: int) -> Timing:
+    def _step_packed(self, name: str, variant: str, precision: str, count: int) -> Timing:
         trainer = self._trainers[precision]
         for number in range(count):
-            trainer.admit(trial(number, **self._hyper))
+            trainer.admit(trial(number, **self._hypers[variant]))
         try:
-            return self._per_step(arm_name(precision, count), count, partial(run_rounds, trainer))
+            return self._per_step(name, count, partial(run_rounds, trainer))
         finally:
             for number in range(count):
                 trainer.evict(number)
@@ -109,6 +128,11 @@ def arm_name(precision: str, count: int) -> str:
     return f"packed {precision} K={count}"
 
 
+def of_variant(variant: str, arm: str) -> str:
+    """`pissa: PEFT`; of plain LoRA the arm's name alone."""
+    return arm if variant == "lora" else f"{variant}: {arm}"
+
+
 def measure(
     setting: Setting,
     proofs: Sequence[Exactness],
@@ -119,6 +143,7 @@ def measure(
     seconds: float,
     hyper: Mapping[str, Any],
     peaks: Mapping[str, float],
+    variants: Sequence[str] = ("lora",),
 ) -> dict[str, Any]:
     """Times of one setting, if its proofs hold. Without exactness there are none: what would they be the times of?"""
     result: dict[str, Any] = {
@@ -130,18 +155,28 @@ def measure(
         print(f"{setting.name}: {proof.text()}")
     if not all(proof.holds for proof in proofs):
         return result | {"arms": {}}
-    arms = Arms(setting, slots, precisions, seconds, hyper)
+    arms = Arms(setting, slots, precisions, seconds, hyper, variants)
     flops = frozen_flops(build(setting.shape), setting.tokens)
     found = interleaved(arms.runs, rounds)
-    base = spread([timing.cpu for timing in found[PEFT]]).median
-    rows = {name: _arm(timings, base, flops, peaks) for name, timings in found.items()}
+    bases = {name: spread([timing.cpu for timing in times]).median for name, times in found.items() if PEFT in name}
+    rows = {name: _arm(times, bases[_own_peft(name)], flops, peaks) for name, times in found.items()}
     return result | {"kernels": arms.kernels, "frozen_gflop_per_step": flops / 1e9, "arms": rows}
 
 
-def prove(setting: Setting, precisions: Sequence[str]) -> list[Exactness]:
+def _own_peft(arm: str) -> str:
+    """The arm that this one is compared with."""
+    variant, _, _ = arm.rpartition(": ")
+    return of_variant(variant or "lora", PEFT)
+
+
+def prove(setting: Setting, precisions: Sequence[str], variants: Sequence[str] = ("lora",)) -> list[Exactness]:
     """The oracle on this model and batch, in each precision."""
     model, load = build(setting.shape), workload(setting.shape, tokens=setting.length)
     trials = mixed_trials(setting.batch)
+    usual: dict[str, Any] = {"steps": 40, "batch_size": setting.batch, "learning_rate": 1e-3, "warmup": 0.0}
+    trials += [
+        trial(number, **usual, **VARIANTS[variant]) for number, variant in enumerate(variants, start=len(trials))
+    ]
     return [exactness(model, load, trials, precision=precision) for precision in precisions]
 
 
@@ -248,8 +283,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--target", default="qv", help="target set of every trial")
     options.add_argument("--rank", type=int, default=8)
     options.add_argument("--dropout", type=float, default=0.0)
+    options.add_argument(
+        "--variants", type=names, default=("lora",), metavar="NAME,…", help=f"some of {', '.join(VARIANTS)}; or all"
+    )
     options.add_argument("--no-memory", action="store_true", help="leave out the peak memory of fresh processes")
     args = options.parse_args(arguments)
+    if args.variants == ("all",):
+        args.variants = tuple(VARIANTS)
+    if unknown := [name for name in args.variants if name not in VARIANTS]:
+        options.error(f"--variants: {unknown[0]!r} is not known; known are {', '.join(VARIANTS)}, all")
     return _run(args)
 
 
@@ -272,13 +314,14 @@ def _run(args: argparse.Namespace) -> int:
     for setting in settings:
         result = measure(
             setting,
-            prove(setting, args.precisions),
+            prove(setting, args.precisions, args.variants),
             slots=args.slots,
             precisions=args.precisions,
             rounds=2 if args.quick else args.rounds,
             seconds=0.02 if args.quick else args.seconds,
             hyper={"target": args.target, "rank": args.rank, "dropout": args.dropout},
             peaks=peaks,
+            variants=args.variants,
         )
         report.append("results", result)
         complete = complete and bool(result["arms"])

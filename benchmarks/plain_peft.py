@@ -20,6 +20,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from automl.methods.noise import NoisyRows, noisy, step_noise
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed import PackedTrainer, Workload
@@ -61,8 +62,14 @@ class PlainPeft:
         self.model: Any = self._method.attach(model, hyper, layers, head_modules(model), trial.seed)
         if not own_masks:
             _with_torch_dropout(self.model, hyper.dropout)
-        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=hyper.learning_rate, weight_decay=hyper.weight_decay)
+        named = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        self._parameters = list(named.values())
+        rates = {name: self._method.rate(name, hyper) for name in named}
+        groups = [
+            {"params": [named[name] for name in named if rates[name] == rate], "lr": rate * hyper.learning_rate}
+            for rate in dict.fromkeys(rates.values())
+        ]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=hyper.weight_decay)
         self._schedule = _schedule(self._optimizer, trial)
         self.model.train()
 
@@ -73,7 +80,9 @@ class PlainPeft:
         batch = self._on_device(
             load.task.collate([load.train_rows[index] for index in chosen], load.tokenizer.pad_token_id)
         )
-        with self._casting():
+        noise = step_noise(hyper.neftune_alpha, self.trial.seed, self.step, self._device)
+        rows = [NoisyRows(noise, 0, batch["attention_mask"])] if noise else []
+        with self._casting(), noisy(self.model.get_base_model(), rows):
             parts = load.task.loss(self.model, batch)
         loss = parts.total / parts.count
         torch.autograd.backward(loss)

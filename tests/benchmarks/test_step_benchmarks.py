@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_packed, packed_qlora, packed_step
-from benchmarks.packed_step import QUICK, measure, rows_of
+from benchmarks.packed_step import PEFT, QUICK, VARIANTS, measure, of_variant, rows_of
 from benchmarks.plain_peft import Exactness, exactness
 from benchmarks.shapes import build, frozen_flops, mixed_trials, workload
 
@@ -33,6 +33,22 @@ def test_packed_step_states_exactness_and_times(document: Document) -> None:
     assert result["arms"]["PEFT"]["ratio_to_peft"] == 1.0
     assert found["gemm_peak_gflops"]
     assert {"steal_seconds", "load"} <= found["disturbance"].keys()
+
+
+def test_every_variant_is_exact_and_held_against_itself_alone(document: Document) -> None:
+    options = ["--quick", "--slots", "2", "--settings", "tiny-bert", "--precisions", "fp32", "--variants", "all"]
+    found = document(packed_step.main, options)
+    (result,) = found["results"]
+    assert [(proof["holds"], proof["trials"]) for proof in result["exactness"]] == [(True, 4 + len(VARIANTS))]
+    peft = {of_variant(variant, PEFT) for variant in VARIANTS}
+    assert set(result["arms"]) == peft | {of_variant(variant, "packed fp32 K=2") for variant in VARIANTS}
+    assert all(result["arms"][name]["ratio_to_peft"] == 1.0 for name in peft)
+
+
+def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        packed_step.main(["--quick", "--variants", "lora,dora"])
+    assert "--variants: 'dora' is not known; known are lora, rslora" in capsys.readouterr().err
 
 
 def test_packed_qlora_states_exactness_memory_and_times(document: Document) -> None:

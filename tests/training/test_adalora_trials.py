@@ -155,9 +155,9 @@ def test_short_trials_have_a_schedule_too(runtime: Runtime, steps: int) -> None:
 def test_it_is_trained_alone_and_finds_its_own_ranks() -> None:
     assert not AdaLora.packable
     assert obstacle(tiny_model("bert"), ["lora", "adalora"]) == "method adalora cannot be packed"
-    values = {"init": ["default", "olora", "pissa"], "use_dora": [False]}
+    values = {"init": ["default", "olora", "pissa"], "use_dora": [False, True]}
     assert obstacle(tiny_model("bert"), ["ia3", "lora", "adalora"], values) == (
-        "methods adalora, ia3 and init olora, pissa cannot be packed"
+        "methods adalora, ia3 and use_dora True cannot be packed"
     )
     with pytest.raises(TargetError, match="adalora finds its own ranks"):
         attached(rank_pattern=(("bert.encoder.layer.0.attention.self.query", 4),))
