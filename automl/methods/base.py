@@ -28,13 +28,15 @@ class Footprint(NamedTuple):
     """What a trial holds at most: trained parameters, the head's aside, and float32 numbers that are kept for the
     backward pass per token and per row, those of the backbone aside.
 
-    virtual_tokens: positions that it puts before the tokens of every row.
+    virtual_tokens: positions that it puts before the tokens of every row. spared: bytes that its optimizer takes less
+    than two moments of float32 for each parameter.
     """
 
     parameters: int
     per_token: int
     per_row: int = 0
     virtual_tokens: int = 0
+    spared: int = 0
 
 
 class LowRank(NamedTuple):

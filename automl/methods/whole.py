@@ -6,6 +6,7 @@ as it is on them; so it trains alone.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +30,19 @@ NORMS = Setting(
     tried=(False, True),
     sized=True,
 )
+
+
+EIGHT_BITS = "adamw_8bit"
+OPTIMIZER = Setting(
+    name="optimizer",
+    default="adamw",
+    meaning="adamw_8bit holds AdamW's moments in 8 bits",
+    choices=("adamw", EIGHT_BITS),
+    tried=("adamw", EIGHT_BITS),
+    sized=True,
+)
+SMALLEST, MOMENT_BLOCK = 4096, 256
+"""Elements of the smallest tensor whose moments are held in 8 bits, and how many share a scale: bitsandbytes' own."""
 
 
 class InPlace(Stateless):
@@ -100,9 +114,17 @@ class Full(InPlace):
     quantizable: ClassVar[bool] = False
     halvable: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
+    settings: ClassVar[tuple[Setting, ...]] = (OPTIMIZER,)
 
     def is_trained(self, name: str, parameter: nn.Parameter, hyper: Hyperparameters) -> bool:
         return True
+
+    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
+        """Every parameter; moments in 8 bits spare six bytes of eight in large tensors, but for the scales."""
+        sizes = [parameter.numel() for parameter in self._chosen(model, hyper).values()]
+        large = [size for size in sizes if size >= SMALLEST] if OPTIMIZER.of(hyper) == EIGHT_BITS else []
+        spared = sum(6 * size - 8 * math.ceil(size / MOMENT_BLOCK) for size in large)
+        return Footprint(self.trainable(model, layers, hyper), 0, spared=spared)
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         """LoRA's over SLOWER: 1e-5 to 2e-3 for BERT in short trials, where 1e-5 to 5e-5 is usual for long ones."""

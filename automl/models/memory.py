@@ -70,7 +70,7 @@ def estimate_bytes(
         per_token = per_token / recomputed_layers + width * _hidden(model) * recomputed_layers
     return MemoryEstimate(
         backbone=backbone_bytes(model, width, quantization),
-        adapter=_STATE_BYTES * (added.parameters + head_parameters(model)),
+        adapter=_STATE_BYTES * (added.parameters + head_parameters(model)) - added.spared,
         activations=round(tokens * (per_token + 8 * vocabulary)) + 4 * rows * added.per_row,
     )
 

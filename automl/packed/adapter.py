@@ -24,10 +24,6 @@ from automl.packed.bank import BETAS, EPSILON, Storage, own_storage
 from automl.packed.layout import VectorLayout, a_name, adapter_layout, b_name, head_name
 from automl.packed.masks import mask_seed
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each parameter, under torch's names."""
-
-
 NO_PARTS: Mapping[str, Part] = MappingProxyType({})
 
 COUNTED_STATE = torch.Size([8])

@@ -194,6 +194,8 @@ def _training(hyper: Mapping[str, Any], steps: int) -> str:
 def _besides(hyper: Mapping[str, Any]) -> Iterator[str]:
     if "lora_plus_ratio" in hyper:
         yield f"; B at {hyper['lora_plus_ratio']:g} times that rate (LoRA+)"
+    if hyper.get("optimizer") == "adamw_8bit":
+        yield "; moments in 8 bits (bitsandbytes)"
     if hyper.get("freeze_a"):
         yield "; A frozen (LoRA-FA)"
     if "neftune_alpha" in hyper:

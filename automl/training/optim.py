@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
+from automl.methods.whole import EIGHT_BITS, OPTIMIZER, SMALLEST
 from automl.training.schedule import lr_multiplier
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each parameter, under torch's names."""
+_TABLES = ("qmap1", "qmap2")  # of bitsandbytes: what its 8 bits mean, the same for all
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -24,11 +25,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def adamw(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.AdamW:
+def adamw(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay on every trainable parameter; moments are allocated at once, as zeros.
 
     Allocating early means that a trial too large for its device fails before its first step and not inside it.
     """
+    if OPTIMIZER.of(hyper) == EIGHT_BITS:
+        return _adamw_8bit(parameters, hyper)
     optimizer = torch.optim.AdamW(
         _groups(parameters, hyper),
         lr=hyper.learning_rate,
@@ -45,6 +48,22 @@ def adamw(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.AdamW:
     return optimizer
 
 
+def _adamw_8bit(parameters: Parameters, hyper: Hyperparameters) -> torch.optim.Optimizer:
+    """bitsandbytes' AdamW: moments of large tensors in 8 bits (Dettmers et al. 2022), on CPUs and GPUs."""
+    optimizer: Any = import_module("bitsandbytes.optim").AdamW8bit(
+        _groups(parameters, hyper),
+        lr=hyper.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=hyper.weight_decay,
+        min_8bit_size=SMALLEST,
+    )
+    for index, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            optimizer.init_state(group, parameter, index, place)
+    return optimizer  # type: ignore[no-any-return]  # bitsandbytes is untyped
+
+
 def _groups(parameters: Parameters, hyper: Hyperparameters) -> list[dict[str, Any]]:
     """One group for each factor of the learning rate that the method gives to its parameters."""
     groups: dict[float, list[nn.Parameter]] = {}
@@ -54,7 +73,7 @@ def _groups(parameters: Parameters, hyper: Hyperparameters) -> list[dict[str, An
 
 
 def take_step(
-    optimizer: torch.optim.AdamW, parameters: Parameters, hyper: Hyperparameters, *, step: int, steps: int
+    optimizer: torch.optim.Optimizer, parameters: Parameters, hyper: Hyperparameters, *, step: int, steps: int
 ) -> None:
     """Clip the gradients that are there and step at the learning rate of step `step` (from 0) of `steps`."""
     if hyper.clip > 0:
@@ -71,27 +90,40 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def moments(
-    optimizer: torch.optim.AdamW, parameters: Parameters, copy: Callable[[Tensor], Tensor] = copied
+    optimizer: torch.optim.Optimizer, parameters: Parameters, copy: Callable[[Tensor], Tensor] = copied
 ) -> dict[str, Tensor]:
-    """Copies of all moments on the CPU, keyed `exp_avg/<parameter name>` and so on. copy: makes them."""
+    """Copies of all moments on the CPU, keyed `exp_avg/<parameter name>` and so on, by the optimizer's own keys.
+
+    copy: makes the copies.
+    """
     return {
-        f"{key}/{name}": copy(optimizer.state[parameter][key])
-        for name, parameter in parameters.items()
-        for key in MOMENTS
+        key: copy(value) if isinstance(value, Tensor) else torch.tensor(float(value))
+        for key, value in _kept(optimizer, parameters).items()
     }
 
 
-def load_moments(optimizer: torch.optim.AdamW, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `moments` took out; raises CheckpointError unless names and shapes are exactly the same."""
-    wanted = {f"{key}/{name}" for name in parameters for key in MOMENTS}
-    if wanted != set(tensors):
-        odd = sorted(wanted.symmetric_difference(tensors))[0]
+    own = _kept(optimizer, parameters)
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[0]
         raise CheckpointError(f"optimizer state: {odd} is missing or unknown; the slot file is of another trial")
-    for name, parameter in parameters.items():
-        for key in MOMENTS:
-            target, source = optimizer.state[parameter][key], tensors[f"{key}/{name}"]
-            if target.shape != source.shape:
-                raise CheckpointError(
-                    f"optimizer state: {key}/{name} has shape {tuple(source.shape)}, not {tuple(target.shape)}"
-                )
+    for name, target in own.items():
+        source = tensors[name]
+        if not isinstance(target, Tensor):  # bitsandbytes counts steps in a number
+            key, _, parameter = name.partition("/")
+            optimizer.state[parameters[parameter]][key] = int(source)
+        elif target.shape != source.shape:
+            raise CheckpointError(f"optimizer state: {name} has shape {tuple(source.shape)}, not {tuple(target.shape)}")
+        else:
             target.copy_(source)
+
+
+def _kept(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor | int]:
+    """What belongs to each parameter, by key and name."""
+    return {
+        f"{key}/{name}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+        if key not in _TABLES
+    }

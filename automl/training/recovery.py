@@ -40,7 +40,7 @@ def recover(
 
 
 def _accumulate(
-    adapter: TurnedAdapter, runtime: Runtime, optimizer: torch.optim.AdamW, rows: Sequence[Row], at_once: int
+    adapter: TurnedAdapter, runtime: Runtime, optimizer: torch.optim.Optimizer, rows: Sequence[Row], at_once: int
 ) -> float:
     """Gradients of the mean loss over `rows`, `at_once` of them at a time; returns that loss."""
     optimizer.zero_grad(set_to_none=True)

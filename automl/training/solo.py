@@ -45,7 +45,7 @@ class _Attached:
 
     model: Any
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     sensitivity: Sensitivity | None
 
 
@@ -207,7 +207,7 @@ class SoloTrial:
         return model
 
     def _put_back(
-        self, start: TrainState, model: Any, parameters: optim.Parameters, optimizer: torch.optim.AdamW
+        self, start: TrainState, model: Any, parameters: optim.Parameters, optimizer: torch.optim.Optimizer
     ) -> None:
         """What `snapshot` took, into a fresh adapter. Raises CheckpointError if it is of another trial."""
         self._method.load_state(model, dict(start.params))
