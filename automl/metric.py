@@ -52,6 +52,9 @@ METRICS: Registry[Metric] = Registry(
         "perplexity": "automl.tasks.metrics:PERPLEXITY",
         "exact_match": "automl.tasks.metrics:EXACT_MATCH",
         "rouge_l": "automl.tasks.metrics:ROUGE_L",
+        "preference_accuracy": "automl.tasks.metrics:PREFERENCE_ACCURACY",
+        "margin": "automl.tasks.metrics:MARGIN",
+        "kl": "automl.tasks.metrics:KL",
     },
     instance_of(Metric),
 )

@@ -1,4 +1,4 @@
-"""A method's own hyperparameters: what a space file may give them, and what they are where it says nothing."""
+"""Hyperparameters that a method or a task brings: what a space file may give them, and what they are otherwise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A hyperparameter that a method brings; the type of its default is its own.
+    """A hyperparameter that a method or a task brings; the type of its default is its own.
 
     name: as in the space file. Other methods may have it too, if they declare it alike.
     meaning: in a few words, as `automl init` and the JSON Schema say it.
@@ -36,6 +36,7 @@ class Setting:
     packable: values with which trials may be packed, the default among them; None: all.
     shardable: several processes may hold a trial together that does not have the default.
     quantizable: values that a trial may have on a quantised model, the default among them; None: all.
+    having: another setting and its values with which this one means something; None: always.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Setting:
     packable: tuple[Scalar, ...] | None = None
     shardable: bool = False
     quantizable: tuple[Scalar, ...] | None = None
+    having: tuple[str, tuple[Scalar, ...]] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a declaration that contradicts itself."""

@@ -23,6 +23,7 @@ from automl.setup.precision import settle_untimed
 from automl.setup.prepare import Inputs
 from automl.space.extremes import corners, extremes, target_names
 from automl.space.spec import SweepSpec
+from automl.tasks import make_task
 from automl.training.runtime import HostSettings, stored_dtype
 
 logger = logging.getLogger(__name__)
@@ -210,4 +211,5 @@ def _largest(inputs: Inputs) -> Hyperparameters:
 
 def _most_tokens(spec: SweepSpec, inputs: Inputs) -> int:
     """Most tokens of one trial's batch, padding included."""
-    return extremes(inputs.space, "batch_size")[-1] * min(spec.task.max_length, inputs.prepared.longest)
+    rows = extremes(inputs.space, "batch_size")[-1] * make_task(spec.task).texts
+    return rows * min(spec.task.max_length, inputs.prepared.longest)

@@ -31,6 +31,7 @@ from automl.space.extremes import corners, extremes, highest, methods_of, target
 from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
 from automl.study.pruning import expected_share
+from automl.tasks import make_task
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement, TrialFailure, TrialSpec
 
@@ -363,7 +364,8 @@ def packing_warnings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: P
     """Reasons why packing gains little in this sweep, each a sentence for a person; none if trials are not packed."""
     if not packing.is_packed:
         return
-    tokens = extremes(inputs.space, "batch_size")[0] * min(spec.task.max_length, inputs.prepared.longest)
+    rows = extremes(inputs.space, "batch_size")[0] * make_task(spec.task).texts
+    tokens = rows * min(spec.task.max_length, inputs.prepared.longest)
     if layout.device == "cuda" and tokens >= GPU_FULL_TOKENS:
         yield (
             f"a step of one trial has up to {tokens:,} tokens, which keep a GPU busy alone: packing saves start-up and"

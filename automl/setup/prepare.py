@@ -17,13 +17,24 @@ from automl.models.inventory import head_parameters, notes, resolvable_sets, res
 from automl.packed.build import obstacle
 from automl.setup.fitness import check_ends, check_length, check_optimizer, check_positions, check_vocabulary
 from automl.space.advice import coverage_advice, search_advice
+from automl.space.assemble import own_of_task
 from automl.space.defaults import advice, resolve
-from automl.space.extremes import corners, extremes, methods_of, not_quantizable, own_values, target_names, variants
+from automl.space.entries import TASKS
+from automl.space.extremes import (
+    corners,
+    extremes,
+    methods_of,
+    not_quantizable,
+    own_values,
+    setting_values,
+    target_names,
+    variants,
+)
 from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.tasks import make_task
-from automl.tasks.base import Prepared
+from automl.tasks.base import Prepared, Task
 
 
 class Derivation:
@@ -105,7 +116,8 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     check_positions(spec, space, model, derive.footprint)
     if not has_trials:
         _check_constraints(spec, space, derive)
-    hindrance = obstacle(model, methods_of(space), own_values(space))
+    _check_task(spec, space, task, prepared)
+    hindrance = _alone(spec) or obstacle(model, methods_of(space), own_values(space))
     if hindrance and spec.run.precision == "bf16h":
         raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
     seen = (*prepared.notes, *_coverage(spec, space, prepared))
@@ -165,6 +177,19 @@ def _target_problems(spec: SweepSpec, space: SearchSpace, derive: Derivation) ->
             return
     for message in dict.fromkeys(_refusals(space, derive)):
         yield Problem(file=spec.source, line=0, column=0, key="method", message=message)
+
+
+def _alone(spec: SweepSpec) -> str:
+    return "" if TASKS[spec.task.type].packable else f"task {spec.task.type} cannot be packed"
+
+
+def _check_task(spec: SweepSpec, space: SearchSpace, task: Task, prepared: Prepared) -> None:
+    """Raise ConfigError if the data cannot be learnt with a value that the space chooses of a setting of the task."""
+    for setting in TASKS[space.task].settings if space.task else ():
+        for value in setting_values(space, setting) if setting.choices else ():
+            own = own_of_task(space, {**space.fixed, setting.name: value})
+            if refusal := task.refusal(prepared, Hyperparameters(own=own)):
+                raise ConfigError([Problem(spec.source, 0, 0, setting.name, refusal)])
 
 
 def _refusals(space: SearchSpace, derive: Derivation) -> Iterator[str]:

@@ -53,6 +53,9 @@ _INSTRUCTION_COLUMNS = (
     {"prompt", "response"},
     {"prompt", "completion"},
 )
+_PAIR_COLUMNS = {"chosen", "rejected"}
+_PREFERENCE_COLUMNS = (_PAIR_COLUMNS, {"prompt", "completion", "label"})
+_SINGLE_LABELS = {"loss": "kto"}
 _MEASURED = 2000
 _SHORTEST = 16
 _ROUND = 8
@@ -92,6 +95,7 @@ def starting_space(
         max_length=longest,
         cut=cut,
         methods=tuple(dict.fromkeys(methods)),
+        fixed=_SINGLE_LABELS if found == "preference" and not set(columns) >= _PAIR_COLUMNS else {},
     )
 
 
@@ -183,6 +187,8 @@ def _columns(data: DataSettings) -> list[str]:
 
 def _guess(columns: list[str], data: str) -> tuple[str, Mapping[str, str]]:
     """Task type and renamed columns that fit these column names."""
+    if any(needed <= set(columns) for needed in _PREFERENCE_COLUMNS):
+        return "preference", {}
     if any(needed <= set(columns) for needed in _INSTRUCTION_COLUMNS):
         return "instruction", {}
     renamed = _renamed(columns)
@@ -193,7 +199,8 @@ def _guess(columns: list[str], data: str) -> tuple[str, Mapping[str, str]]:
     raise DataError(
         f"{data}: the columns {', '.join(columns)} do not tell what the task is; choose one (--task, in Python task=)"
         " (classification needs text and label, instruction needs instruction and output, prompt and response, or"
-        " messages; completion needs text), and name the columns under task.data.columns"
+        " messages; preference needs prompt, chosen and rejected, or prompt, completion and label; completion needs"
+        " text), and name the columns under task.data.columns"
     )
 
 

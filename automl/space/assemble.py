@@ -7,7 +7,8 @@ from dataclasses import fields
 
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
-from automl.methods.settings import chosen
+from automl.methods.settings import Setting, chosen
+from automl.space.entries import TASKS
 from automl.space.extremes import names_of
 from automl.space.limits import NAMES, plain
 from automl.space.spec import Parameter, SearchSpace
@@ -34,7 +35,28 @@ def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameter
         values["alpha"] = float(ratio) * int(values.get("rank", Hyperparameters().rank))
     general = {name: _as_declared(name, value) for name, value in values.items() if name in _FIELDS}
     method = METHODS[str(values.get("method", Hyperparameters().method))]
-    return Hyperparameters(**general, own=chosen(method.settings, values))  # type: ignore[arg-type]
+    own = chosen((*method.settings, *_of_task(space, values)), values)
+    return Hyperparameters(**general, own=own)  # type: ignore[arg-type]
+
+
+def own_of_task(space: SearchSpace, values: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
+    """The part of these values that the task brings, as `Hyperparameters.own` records it."""
+    return chosen(_of_task(space, values), values)
+
+
+def _of_task(space: SearchSpace, values: Mapping[str, Scalar]) -> list[Setting]:
+    """The settings of the task that mean something with these values."""
+    if not space.task:
+        return []
+    settings = {setting.name: setting for setting in TASKS[space.task].settings}
+
+    def counts(setting: Setting) -> bool:
+        if setting.having is None:
+            return True
+        other, wanted = setting.having
+        return values.get(other, settings[other].default) in wanted
+
+    return list(filter(counts, settings.values()))
 
 
 def active_parameters(space: SearchSpace, params: Mapping[str, Scalar]) -> Iterator[Parameter]:

@@ -56,6 +56,7 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
     absent = dict.fromkeys(auto, "has an automatic range") | dict.fromkeys(fixed, "is fixed")
     parameters = build_parameters(sections.ranges, absent, known, problems)
     space = SearchSpace(
+        task=known.task,
         parameters=tuple(parameters),
         fixed=fixed,
         targets={name: tuple(patterns) for name, patterns in (sections.targets or {}).items()},
@@ -70,14 +71,7 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
         _check_grid(space, problems)
     if sections.search and len(sections.enqueue) > (trials := planned_trials(sections.search, space)):
         problems.at_value(("enqueue",), f"has {len(sections.enqueue)} entries, more than trials {trials}")
-    return SearchSpace(
-        parameters=space.parameters,
-        fixed=space.fixed,
-        constraints=constraints,
-        enqueue=enqueue,
-        targets=space.targets,
-        auto=space.auto,
-    )
+    return replace(space, constraints=constraints, enqueue=enqueue)
 
 
 def planned_trials(search: SearchSection, space: SearchSpace) -> int:
@@ -276,6 +270,8 @@ def _check_names(sections: Sections, problems: Problems) -> None:
         if name in hyper.NAMES and not sections.known.methods_with(name):
             methods = " or ".join(sections.known.methods)
             problems.at_key((section, name), f"is not used by method {methods}; remove it")
+        elif idle := sections.known.idle(name):
+            problems.at_key((section, name), f"is not used by {idle}; remove it")
 
 
 def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -> None:
@@ -305,6 +301,8 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
     if sections.run is None or sections.run.shards == 1:
         return
     shards = f"is not known with shards: {sections.run.shards}"
+    if sections.task is not None and not sections.task.shardable:
+        problems.at_value(("task", "type"), f"{sections.task.type!r} {shards}")
     for method in (name for name in sections.known.methods if not METHODS[name].shardable):
         problems.at_value((*names, "method"), f"{method!r} {shards}; use lora")
     if any(choices(space, "neftune_alpha")):

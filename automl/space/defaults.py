@@ -55,10 +55,14 @@ TARGETS = ("all-linear", "qv", "attention", "mlp")
 """Target sets that are tried, where the model has them."""
 
 
+_USUAL = hyper.Names(["lora"])
+
+
 def default_searched(names: hyper.Names) -> list[str]:
     """What is searched with these methods, unless it is said."""
     general = [name for name in DEFAULT_SEARCHED if names.methods_with(name)]
-    return [*general, *(name for name, setting in names.own.items() if setting.searched)]
+    own = (name for name, setting in names.own.items() if setting.searched and not names.idle(name))
+    return [*general, *own]
 
 
 def auto_names(names: hyper.Names) -> list[str]:
@@ -67,12 +71,12 @@ def auto_names(names: hyper.Names) -> list[str]:
 
 
 def suggested_ranges(
-    model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS, methods: Sequence[str] = ("lora",)
+    model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS, names: hyper.Names = _USUAL
 ) -> dict[str, Parameter]:
-    """The ranges above, for every name in AUTO_NAMES, and what the methods try of their own settings.
+    """The ranges above, for every name in AUTO_NAMES, and what methods and task try of their own settings.
 
-    model_parameters: the backbone's; steps: those of a full trial; target_sets: those that the model has. methods: what
-    is trained; each says which learning rates suit it.
+    model_parameters: the backbone's; steps: those of a full trial; target_sets: those that the model has. names: what
+    may be named; each method says which learning rates suit it.
     """
     smallest, largest = (2, 64) if model_parameters < WIDE else (4, 128)
     return {
@@ -80,21 +84,21 @@ def suggested_ranges(
         "alpha_ratio": CategoricalParameter(name="alpha_ratio", choices=(0.5, 1.0, 2.0, 4.0)),
         "dropout": CategoricalParameter(name="dropout", choices=(0.0, 0.05, 0.1)),
         "target": CategoricalParameter(name="target", choices=_targets(target_sets)),
-        "learning_rate": _rate(hyper.RATE, _learning_rates(methods, model_parameters, steps)),
+        "learning_rate": _rate(hyper.RATE, _learning_rates(names.methods, model_parameters, steps)),
         "weight_decay": CategoricalParameter(name="weight_decay", choices=(0.0, 0.01, 0.1)),
         "batch_size": CategoricalParameter(name="batch_size", choices=(8, 16, 32)),
         "warmup": CategoricalParameter(name="warmup", choices=(0.0, 0.03, 0.06, 0.1)),
         "schedule": CategoricalParameter(name="schedule", choices=("constant", "linear", "cosine")),
         "use_rslora": CategoricalParameter(name="use_rslora", choices=(False, True)),
         "neftune_alpha": CategoricalParameter(name="neftune_alpha", choices=(0.0, 5.0, 10.0, 15.0)),
-        **{name: _tried(setting) for name, setting in hyper.Names(methods).own.items() if setting.tried},
+        **{name: _tried(setting) for name, setting in names.own.items() if setting.tried},
     }
 
 
 def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: Sequence[str] = TARGETS) -> SearchSpace:
     """The space with a range for each name in `auto`, widened so that it contains every enqueued value."""
     names = names_of(space)
-    ranges = suggested_ranges(model_parameters, steps, target_sets, names.methods)
+    ranges = suggested_ranges(model_parameters, steps, target_sets, names)
     rates = own_rates(names.methods, model_parameters, steps)
     auto = _with_each_method(space, names, rates)
     given = {*auto, *(parameter.name for parameter in space.parameters)}

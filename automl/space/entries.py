@@ -155,6 +155,7 @@ TASKS: Registry[type[TaskOptions]] = Registry(
         "classification": "automl.space.schema_task:ClassificationTask",
         "completion": "automl.space.schema_task:CompletionTask",
         "instruction": "automl.space.schema_task:InstructionTask",
+        "preference": "automl.space.schema_preference:PreferenceTask",
         "table": "automl.space.schema_task:TableTask",
     },
     _task,

@@ -32,16 +32,16 @@ def methods_of(space: SearchSpace) -> list[str]:
 
 def names_of(space: SearchSpace) -> Names:
     """What a file with this space may name."""
-    return Names(methods_of(space))
+    return Names(methods_of(space), space.task, lambda setting: setting_values(space, setting))
 
 
 def setting_values(space: SearchSpace, setting: Setting) -> list[Any]:
-    """Values to consider for a method's own setting, as `choices` has them."""
+    """Values to consider for a setting of a method or of the task, as `choices` has them."""
     return [setting.default if value is None else value for value in choices(space, setting.name)]
 
 
 def own_values(space: SearchSpace) -> dict[str, list[Any]]:
-    """Values to consider for every setting of the methods that the space can choose."""
+    """Values to consider for every setting of the methods that the space can choose, and of the task."""
     return {name: setting_values(space, setting) for name, setting in names_of(space).own.items()}
 
 

@@ -1,4 +1,4 @@
-"""The names a space file may use, with the type and bounds of their values: everybody's, and those that methods bring.
+"""The names a space file may use, with type and bounds of their values: everybody's, those of methods and of tasks.
 
 Bounds keep numbers sane (a typo such as rank 10,000), they are not advice; advice by model size is in
 `automl.space.defaults`.
@@ -6,7 +6,7 @@ Bounds keep numbers sane (a typo such as rank 10,000), they are not advice; advi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from automl.methods.base import LOW_RANK
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting
 from automl.space.constraints import Kind
+from automl.space.entries import TASKS
 from automl.space.named import NameIn
 from automl.space.spec import When
 from automl.trial import Scalar
@@ -77,21 +78,35 @@ def plain(name: str) -> str:
     return name.partition(".")[0]
 
 
-class Names:
-    """What `space:`, `fixed:` and `enqueue:` may name where trials are trained by one of these methods.
+def _default(setting: Setting) -> Sequence[Scalar]:
+    return (setting.default,)
 
-    own: the methods' settings by name, in their order. clash: what two of them mean differently, in words; or empty.
+
+class Names:
+    """What `space:`, `fixed:` and `enqueue:` may name where trials are trained by one of these methods on this task.
+
+    own: the settings of methods and task by name, in their order. clash: what two of them mean differently, in words;
+    or empty.
     """
 
-    def __init__(self, methods: Iterable[str]) -> None:
+    def __init__(
+        self, methods: Iterable[str], task: str = "", values: Callable[[Setting], Sequence[Scalar]] = _default
+    ) -> None:
+        """task: its type if it brings settings, else empty. values: those that a setting of the task may have."""
         self.methods = tuple(methods)
+        self.task = task
         self.own: dict[str, Setting] = {}
         self.clash = ""
+        self._of_task = {setting.name: setting for setting in TASKS[task].settings} if task else {}
+        self._values = values
         for method in self.methods:
             for setting in METHODS[method].settings:
                 if self.own.setdefault(setting.name, setting) != setting:
                     other = self.methods_with(setting.name)[0]
                     self.clash = f"methods {other} and {method} mean different things by {setting.name!r}"
+        for name, setting in self._of_task.items():
+            if self.own.setdefault(name, setting) is not setting:
+                self.clash = f"the task {task} and a method mean different things by {name!r}"
 
     def __iter__(self) -> Iterator[str]:
         return iter((*NAMES, *self.own))
@@ -101,7 +116,7 @@ class Names:
 
     def methods_with(self, name: str) -> tuple[str, ...]:
         """Those of the methods that a name means something for, as it does for all unless the adapter is made by it."""
-        return tuple(method for method in self.methods if has(method, name))
+        return self.methods if name in self._of_task else tuple(each for each in self.methods if has(each, name))
 
     def owner(self, name: str) -> str:
         """The method whose learning rates these are alone; empty if they are not one's alone."""
@@ -112,20 +127,43 @@ class Names:
         return tuple(method for method in self.methods if own_rate(method) not in given)
 
     def condition(self, name: str, given: Collection[str] = ()) -> When | None:
-        """The condition of a name that only some of the methods have: that one of these was chosen.
+        """The condition of a name that only some methods, or some values of another setting, have: one of these.
 
         given: all names that are searched.
         """
-        having = self.methods_with(name) if name != RATE else self.without_own_rates(given)
+        methods = self.methods_with(name) if name != RATE else self.without_own_rates(given)
         if owner := self.owner(name):
-            having = (owner,)
-        return None if having == self.methods else When(parameter="method", values=having)
+            methods = (owner,)
+        if methods != self.methods:
+            return When(parameter="method", values=methods)
+        having = self._having(name)
+        if having is None or len(having[1]) == len(self._values(having[0])):
+            return None
+        return When(parameter=having[0].name, values=having[1])
+
+    def idle(self, name: str) -> str:
+        """With which values of another setting a name means nothing, if it does with none that can be chosen."""
+        having = self._having(name)
+        if having is None or having[1]:
+            return ""
+        return f"{having[0].name} {' or '.join(map(str, self._values(having[0])))}"
+
+    def _having(self, name: str) -> tuple[Setting, tuple[Scalar, ...]] | None:
+        """The setting on which one of the task depends, and its values that can be chosen and with which it counts."""
+        if name not in self._of_task or (needed := self._of_task[name].having) is None:
+            return None
+        other = self._of_task[needed[0]]
+        return other, tuple(value for value in self._values(other) if value in needed[1])
 
     def ordered(self, names: Collection[str]) -> list[str]:
         """These in the order in which they are sampled."""
         rates = [own_rate(method) for method in self.methods]
         every = (each for name in self for each in (name, *(rates if name == RATE else ())))
         return [name for name in every if name in names]
+
+    def is_of_task(self, name: str) -> bool:
+        """Whether the task brings it."""
+        return name in self._of_task
 
     def is_chosen(self, name: str) -> bool:
         """Whether its values are texts or true and false, which have no range."""
@@ -163,8 +201,14 @@ def bringing(name: str) -> list[str]:
 
 
 def every_setting() -> dict[str, Setting]:
-    """The settings of all methods there are, by name."""
-    return {setting.name: setting for method in METHODS.usable().values() for setting in method.settings}
+    """The settings of all methods and tasks there are, by name."""
+    groups = [each.settings for each in METHODS.usable().values()] + [each.settings for each in TASKS.usable().values()]
+    return {setting.name: setting for group in groups for setting in group}
+
+
+def tasks_bringing(name: str) -> list[str]:
+    """All tasks there are that bring a setting of this name."""
+    return [task for task, entry in TASKS.usable().items() if any(each.name == name for each in entry.settings)]
 
 
 @lru_cache(maxsize=256)

@@ -211,11 +211,12 @@ def _fingerprint(
     space: SearchSpace,
 ) -> str:
     """sha256 over all that gives a study its meaning; paths as written, so that the files may move together."""
+    parts = asdict(replace(space, constraints=()))
     meaning: dict[str, object] = {
         "study": study,
         "model": model.model_dump(exclude_none=True) if model else None,
         "task": task.model_dump(exclude_none=True),
-        "space": {name: value for name, value in asdict(replace(space, constraints=())).items() if name != "columns"},
+        "space": {name: value for name, value in parts.items() if name not in ("columns", "task")},
         "constraints": [constraint.expression for constraint in space.constraints],
         "max_length": fixed.max_length,
         "sampler": {"name": search.sampler.name, **search.sampler.given()},

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from automl.methods.settings import Setting
 from automl.space.schema_base import Section, mistake
 from automl.trial import Scalar
 
@@ -51,7 +52,8 @@ class TaskOptions(Section):
 
     implementation: `module:class` of its `automl.tasks.base.Task`, which is imported when it is used; empty where there
     is nothing to train. default_metric: the objective of a file that names none. like: a task whose metrics it reports
-    too; `loss` is everybody's.
+    too; `loss` is everybody's. settings: hyperparameters of its own, which `space:` and `fixed:` may name. packable:
+    its trials can be trained together. shardable: several processes can hold one trial together.
     """
 
     type: str = ""
@@ -59,6 +61,9 @@ class TaskOptions(Section):
     implementation: ClassVar[str] = ""
     default_metric: ClassVar[str] = "loss"
     like: ClassVar[str] = ""
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    packable: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
 
 
 def merged(defaults: Mapping[str, Scalar | None], given: Mapping[str, Scalar]) -> dict[str, Any]:

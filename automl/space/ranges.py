@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from automl.space.limits import RATE, Names, has, plain
+from automl.space.limits import RATE, Names, plain
 from automl.space.messages import Problems, shown, unknown
 from automl.space.points import contains, is_divided, is_too_fine
 from automl.space.schema_space import ChoiceSection, FloatSection, IntSection
@@ -141,7 +141,7 @@ def _conditional(
     elif other in free:
         values = _wanted(free[other], wanted, path, names, problems)
         if other == "method":
-            _check_brought(parameter.name, values, path, problems)
+            _check_brought(parameter.name, values, path, names, problems)
         return _with_condition(parameter, When(parameter=other, values=values))
     elif problems.is_given(("space", other)):
         pass  # it has a problem of its own
@@ -150,9 +150,9 @@ def _conditional(
     return parameter
 
 
-def _check_brought(name: str, methods: tuple[Scalar, ...], path: KeyPath, problems: Problems) -> None:
+def _check_brought(name: str, methods: tuple[Scalar, ...], path: KeyPath, names: Names, problems: Problems) -> None:
     for method in methods:
-        if not has(str(method), name):
+        if method not in names.methods_with(name):
             problems.at_value(path, f"method {method} does not use {name}")
 
 

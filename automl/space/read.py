@@ -13,7 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from automl.errors import PluginError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
-from automl.space.limits import RATE, Names, adapter_of, bringing, own_rate
+from automl.methods.settings import Setting
+from automl.space.entries import TASKS
+from automl.space.limits import RATE, Names, adapter_of, bringing, own_rate, tasks_bringing
 from automl.space.messages import Problems, nearest, shown
 from automl.space.options import TaskOptions
 from automl.space.ranges import RangeSection
@@ -156,7 +158,7 @@ class _Reader:
         return {index: values for index, (entry, values) in entries.items() if entry is not None}
 
     def _assigned(self, section: type[_Given], value: object, path: KeyPath) -> tuple[_Given | None, dict[str, Scalar]]:
-        """A section of values, and the values: everybody's, and those of settings that the methods bring."""
+        """A section of values, and the values: everybody's, and those of settings that methods and task bring."""
         if not isinstance(value, Mapping):
             return self._valid(TypeAdapter(section), value, path), {}
         fields = section.model_fields
@@ -184,7 +186,9 @@ class _Reader:
         return f"is of no method of this space; {nearest(name, map(own_rate, methods))}"
 
     def _unknown(self, name: str, general: list[str]) -> str:
-        """What to say of a name that no method brings that the file can choose."""
+        """What to say of a name that neither the task nor a method brings that the file can choose."""
+        if tasks := tasks_bringing(name):
+            return f"is of task {' and '.join(tasks)}"
         if others := bringing(name):
             return f"is of method {' and '.join(others)}; this space chooses {' or '.join(self.known.methods)}"
         return unknown_key_message(name, [*general, *self.known.own])
@@ -199,22 +203,46 @@ class _Reader:
 
 def _known(given: Mapping[str, Any], problems: Problems) -> Names:
     """What may be named with the methods that the file can choose; with all there are if one of them has a problem."""
-    methods = _methods(given)
+    methods, task = _methods(given), _task(given)
     if not all(map(_is_usable, methods)):
-        return Names(filter(_is_usable, METHODS))
-    names = Names(methods)
+        return Names(filter(_is_usable, METHODS), task)
+    names = Names(methods, task, lambda setting: _values(given, setting))
     if names.clash:
         problems.at_value(("space", "method"), f"{names.clash}; search them in studies of their own")
     return names
 
 
+def _task(given: Mapping[str, Any]) -> str:
+    """The type of the task if it brings settings."""
+    section = given.get("task")
+    name = section.get("type") if isinstance(section, Mapping) else None
+    try:
+        return name if isinstance(name, str) and TASKS[name].settings else ""
+    except (KeyError, PluginError):
+        return ""
+
+
+def _values(given: Mapping[str, Any], setting: Setting) -> list[Scalar]:
+    """Values of a setting that the file can choose, as it says; what is no value of it is reported elsewhere."""
+    found = [value for value in _written(given, setting.name) or [setting.default] if setting.admits(value)]
+    return found or [setting.default]
+
+
+def _written(given: Mapping[str, Any], name: str) -> list[Any]:
+    """What the file fixes a name at, or lists for it; empty if it does neither."""
+    fixed, space = (given.get(section) for section in ("fixed", "space"))
+    if isinstance(fixed, Mapping) and fixed.get(name) is not None:
+        return [fixed[name]]
+    searched = space.get(name) if isinstance(space, Mapping) else None
+    choices = searched.get("choices") if isinstance(searched, Mapping) else None
+    return choices if isinstance(choices, list) else []
+
+
 def _methods(given: Mapping[str, Any]) -> list[Any]:
-    fixed, space = (given.get(name) for name in ("fixed", "space"))
+    fixed = given.get("fixed")
     if isinstance(fixed, Mapping) and fixed.get("method") is not None:
         return [fixed["method"]]
-    searched = space.get("method") if isinstance(space, Mapping) else None
-    choices = searched.get("choices") if isinstance(searched, Mapping) else None
-    return list(dict.fromkeys(map(str, choices))) if isinstance(choices, list) and choices else [_METHOD]
+    return list(dict.fromkeys(map(str, _written(given, "method")))) or [_METHOD]
 
 
 def _is_usable(name: object) -> bool:

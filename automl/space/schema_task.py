@@ -31,6 +31,8 @@ ColumnName = Literal[
     "label",
     "prompt",
     "response",
+    "chosen",
+    "rejected",
     "instruction",
     "input",
     "output",

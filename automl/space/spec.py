@@ -69,6 +69,7 @@ class SearchSpace:
     `parameters` until `automl.space.defaults.resolve` has been given the model's size.
     targets: target sets of the user, name -> patterns (regular expressions that must match a whole module path).
     columns: names of parameters that are columns of a table of curves, not hyperparameters of a trainer.
+    task: type of the task if it brings hyperparameters of its own, else empty.
     """
 
     parameters: tuple[Parameter, ...]
@@ -78,6 +79,7 @@ class SearchSpace:
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

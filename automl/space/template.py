@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from automl.lora import Hyperparameters
@@ -14,6 +15,7 @@ from automl.space.limits import RATE, Names, own_rate
 from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.space.write import scalar
+from automl.trial import Scalar
 
 STEPS = 120
 DEFAULT_LENGTH = 128
@@ -39,15 +41,19 @@ def commented_space(
     max_length: int = DEFAULT_LENGTH,
     cut: str = "longer ones are cut",
     methods: Sequence[str] = (),
+    fixed: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> str:
     """Text of a space file with a comment on every line that has something to decide.
 
     model, data: as a user would write them (hub id, folder, file). model_parameters: number of parameters of the
     backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
     target_sets: those that the model has. cut: what max_length means for this data, in a few words. methods: the one
-    that is fixed, or those that are searched; empty: the default, unsaid.
+    that is fixed, or those that are searched; empty: the default, unsaid. fixed: what the data wants of the task's own
+    hyperparameters.
     """
-    names = Names(methods or DEFAULT_METHODS)
+    brought = TASKS[task_type].settings
+    values = {setting.name: fixed.get(setting.name, setting.default) for setting in brought}
+    names = Names(methods or DEFAULT_METHODS, task_type if brought else "", lambda setting: [values[setting.name]])
     metric = TASKS[task_type].default_metric
     fitting = ", ".join(name for name in METRICS.usable() if fits(name, task_type))
     return "\n".join(
@@ -70,6 +76,7 @@ def commented_space(
             "",
             "fixed:",
             *(f"  method: {method}" for method in methods if len(methods) == 1),
+            *(f"  {each.name}: {values[each.name]}  # {each.meaning}" for each in brought if each.choices),
             "  batch_size: 8  # rows per optimizer step",
             f"  max_length: {max_length}  # tokens per example; {cut}",
             "",
@@ -112,7 +119,7 @@ def _parameter_lines(
 ) -> list[str]:
     """What is searched, and as comments what else may be; is_said: with the methods' own settings."""
     comments = _COMMENTS | {name: setting.meaning for name, setting in names.own.items()}
-    ranges = {} if model_parameters is None else suggested_ranges(model_parameters, STEPS, target_sets, names.methods)
+    ranges = {} if model_parameters is None else suggested_ranges(model_parameters, STEPS, target_sets, names)
     by_size = "; auto: by the model's size" if model_parameters is None else ""
     rates = {} if model_parameters is None else own_rates(names.methods, model_parameters, STEPS)
     if have_different_rates(rates.values()):
@@ -120,8 +127,9 @@ def _parameter_lines(
         comments |= dict.fromkeys(rates, "of this method alone")
     searched = {name: _range(ranges[name]) if ranges else "auto" for name in _searched(names, ranges)}
     lines = [f"  {name}: {text}  # {comments[name]}{by_size}" for name, text in searched.items()]
-    others = [name for name, setting in names.own.items() if setting.tried and name not in searched]
-    also = [f"  # {name}: auto  # {comments[name]}" for name in others if is_said]
+    tried = (name for name, setting in names.own.items() if setting.tried and not names.idle(name))
+    others = [name for name in tried if name not in searched]
+    also = [f"  # {name}: auto  # {comments[name]}" for name in others if is_said or names.is_of_task(name)]
     several = f"{{type: categorical, choices: [{', '.join(names.methods)}]}}"
     choice = [f"  method: {several}  # what the others are for is left out for a method that has no use for it"]
     return [*(choice if len(names.methods) > 1 else []), *lines, *also]

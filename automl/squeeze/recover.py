@@ -88,6 +88,7 @@ def _hyper(adapter: TurnedAdapter, known: Mapping[str, Any], steps: int) -> Hype
         weight_decay=0.0,
         warmup=_WARMUP,
         schedule="linear",
+        own=Hyperparameters.of(known).own,
     )
 
 

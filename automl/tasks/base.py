@@ -6,11 +6,13 @@ Cheap to import, so that the file of a task may hold its section too, which is r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+from automl.lora import Hyperparameters
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 
@@ -70,8 +72,28 @@ class LossParts(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls here
 
 
+class Untuned(NamedTuple):
+    """The model as it was before any trial, for tasks that compare with it.
+
+    model: gives it, in eval mode, whatever trials do to the other one meanwhile. autocast: for a forward pass. folder:
+    where what is found of it can be kept, named after everything that it depends on but the row.
+    """
+
+    model: Callable[[], torch.nn.Module]
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[object]]
+    pad_id: int
+    folder: Path
+
+
 class Task(ABC):
-    """Data + how a model reads it + loss + metrics. Implementations are final classes without mutable state."""
+    """Data + how a model reads it + loss + metrics. Implementations are final classes without mutable state.
+
+    texts: how many texts of up to `max_length` tokens a row is. refers: it compares trials with the untuned model.
+    """
+
+    texts: ClassVar[int] = 1
+    refers: ClassVar[bool] = False
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
@@ -97,6 +119,26 @@ class Task(ABC):
     @abstractmethod
     def rows(self, prepared: Prepared, split: Literal["train", "validation", "test"]) -> Sequence[Row]:
         """The tokenised rows of one split, memory-mapped. The search must never ask for `test`."""
+
+    def referred(
+        self, rows: Sequence[Row], split: Literal["train", "validation", "test"], untuned: Untuned
+    ) -> Sequence[Row]:
+        """The rows with what the untuned model makes of them; asked of a task that refers to it only.
+
+        It may be found when a row is read.
+        """
+        return rows
+
+    def for_trial(self, hyper: Hyperparameters) -> Task:
+        """The task as a trial of this configuration learns it: a loss may have hyperparameters of its own.
+
+        Data and metrics are the same for all trials.
+        """
+        return self
+
+    def refusal(self, prepared: Prepared, hyper: Hyperparameters) -> str:
+        """Why this configuration cannot learn the data, in a line; empty if it can."""
+        return ""
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], pad_id: int) -> Batch:

@@ -92,14 +92,21 @@ def choose_format(name: str, record: Record, data: DataSettings) -> Format:
 
 def read_conversation(record: Record, data: DataSettings, shape: Format, extras: Extras) -> Conversation:
     """The record's conversation with what stands beside its turns. Raises DataError if it cannot be used."""
-    turns = shape.read(record, data)
+    return completed(record, data, column_name(data, shape.columns[0]), shape.read(record, data), extras)
+
+
+def completed(record: Record, data: DataSettings, column: str, turns: Conversation, extras: Extras) -> Conversation:
+    """The turns with what stands beside them in the record, up to the assistant's last message.
+
+    column: that the turns are from. Raises DataError if they are no conversation.
+    """
     if extras.turns:
         turns = _with_system(record, data, (*_history(record, data), *turns))
     else:
         turns = tuple(map(_said_plainly, turns))
     if extras.tools and (column := _beside(record, data, TOOLS)):
         turns = (Message(TOOLS, json.dumps(_json_list(record, column), ensure_ascii=False)), *turns)
-    return _check_order(record, column_name(data, shape.columns[0]), turns)
+    return _check_order(record, column, turns)
 
 
 def unread(record: Record, data: DataSettings, shape: Format, extras: Extras) -> Iterator[tuple[str, Any]]:
@@ -152,19 +159,20 @@ def _read_alpaca(record: Record, data: DataSettings) -> Conversation:
 def _read_pair(record: Record, data: DataSettings) -> Conversation:
     prompt, response = column_name(data, "prompt"), _column(record, data, "response")
     if isinstance(record.values.get(prompt), list):  # both are messages, as TRL has it
-        return (*_read_list(record, prompt), *_read_list(record, response))
+        return (*read_list(record, prompt), *read_list(record, response))
     return Message("user", take_text(record, prompt)), Message("assistant", take_text(record, response))
 
 
 def _read_messages(record: Record, data: DataSettings) -> Conversation:
-    return _read_list(record, column_name(data, "messages"))
+    return read_list(record, column_name(data, "messages"))
 
 
 def _read_sharegpt(record: Record, data: DataSettings) -> Conversation:
-    return _read_list(record, _column(record, data, "conversations"))
+    return read_list(record, _column(record, data, "conversations"))
 
 
-def _read_list(record: Record, column: str) -> Conversation:
+def read_list(record: Record, column: str) -> Conversation:
+    """The messages in this column, of which there has to be one. Raises DataError."""
     entries = _json_list(record, column, "a list of messages (role, content) or (from, value)")
     if not entries:
         raise fault(record, column, "is an empty list; a list of messages (role, content) or (from, value) is needed")

@@ -9,6 +9,7 @@ import math
 import re
 import string
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -27,6 +28,8 @@ _SPACELESS = re.compile(
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLASSES = ("classification",)
 _TEXTS = ("completion", "instruction")
+_PREFERENCES = ("preference",)
+_ROUNDING = 1e-4
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
@@ -96,6 +99,34 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
+def win(lead: float) -> float:
+    """1 if the chosen answer is ahead, 0 if it is behind, 0.5 if neither is by more than rounding."""
+    return 0.5 + 0.5 * ((lead > _ROUNDING) - (lead < -_ROUNDING))
+
+
+def logistic_loss(lead: float) -> float:
+    """-log sigmoid(lead), without overflow."""
+    return max(-lead, 0.0) + math.log1p(math.exp(-abs(lead)))
+
+
+def label_scores(scores: Sequence[float], desirable: Sequence[bool]) -> dict[str, float]:
+    """preference_accuracy and margin of single labels, over all pairs of a desirable and an undesirable row.
+
+    The first is the area under the ROC curve (Fawcett 2006), equal scores counting half. 0.5 and 0 without any pair.
+    """
+    good, bad = (
+        [score for score, label in zip(scores, desirable, strict=True) if label is kind] for kind in (True, False)
+    )
+    if not good or not bad:
+        return {"preference_accuracy": 0.5, "margin": 0.0}
+    bad.sort()
+    wins = math.fsum((bisect_left(bad, score) + bisect_right(bad, score)) / 2 for score in good)
+    return {"preference_accuracy": wins / (len(good) * len(bad)), "margin": mean(good) - mean(bad)}
+
+
+PREFERENCE_ACCURACY = Metric("maximize", 0.0, 1.0, _PREFERENCES)
+MARGIN = Metric("maximize", -math.inf, math.inf, _PREFERENCES)
+KL = Metric("minimize", 0.0, math.inf, _PREFERENCES)
 LOSS = Metric("minimize", 0.0, math.inf, ())
 PERPLEXITY = Metric("minimize", 1.0, math.inf, _TEXTS)
 

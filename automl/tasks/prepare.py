@@ -213,7 +213,7 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
     with quiet_datasets(), single_threaded_tokenizers():
         for split in SPLITS:
             columns = recipe.columns if split == "train" else {**recipe.columns, **dict.fromkeys(recipe.judging, True)}
-            tables = list(_tables(examples[split], recipe.encode, columns, told))
+            tables = list(_tables(examples[split], recipe.encode, columns, told, settings.max_length))
             counts[split] = sum(len(table) for table, _ in tables)
             longest = max(longest, *(length for _, length in tables)) if tables else longest
             told.end(split, examples[split], counts[split])
@@ -232,9 +232,12 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
 
 
 def _tables(
-    examples: Sequence[Example], encode: Encode, columns: Mapping[str, bool], told: _Told
+    examples: Sequence[Example], encode: Encode, columns: Mapping[str, bool], told: _Told, most: int
 ) -> Iterator[tuple[Any, int]]:
-    """Tables of up to 1,000 rows with their longest row; nothing but the current one is held as Python objects."""
+    """Tables of up to 1,000 rows with the tokens of their longest text, which is cut at `most`.
+
+    Nothing but the current one is held as Python objects.
+    """
     number = datasets.Value("int32")
     features = datasets.Features(
         {name: datasets.List(number) if is_list else number for name, is_list in columns.items()}
@@ -243,8 +246,8 @@ def _tables(
         encoded = encode(examples[start : start + _CHUNK])
         told.add(encoded)
         rows = [each.row for each in encoded if each.row is not None]
+        longest = max((min(each.tokens, most) for each in encoded if each.row is not None), default=0)
         values = {name: [row[name] for row in rows] for name in columns}
-        longest = max((len(row["input_ids"]) for row in rows), default=0)
         yield datasets.Dataset.from_dict(values, features=features), longest
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from transformers import (
 from automl.errors import DataError
 from automl.space.load import parse_space
 from automl.tasks import make_task
-from automl.tasks.base import Batch, Prepared, Row, Task
+from automl.tasks.base import Batch, Prepared, Row, Task, Untuned
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -86,8 +87,10 @@ class TaskContract:
         with pytest.raises(DataError):
             made.rows(prepared.without_test(), "test")
 
-    def test_its_loss_adds_up_over_micro_batches(self, made: Task, prepared: Prepared, model: nn.Module) -> None:
-        rows = made.rows(prepared, "train")
+    def test_its_loss_adds_up_over_micro_batches(
+        self, made: Task, prepared: Prepared, model: nn.Module, tmp_path: Path
+    ) -> None:
+        rows = read(made, prepared, "train", model, tmp_path)
         chosen = [rows[place] for place in range(8)]
         with torch.no_grad():
             whole = made.loss(model, made.collate(chosen, 0))
@@ -97,15 +100,24 @@ class TaskContract:
         assert math.isfinite(float(whole.total))
 
     def test_it_measures_its_objective_and_the_loss(
-        self, made: Task, prepared: Prepared, model: nn.Module, tokenizer: Any
+        self, made: Task, prepared: Prepared, model: nn.Module, tokenizer: Any, tmp_path: Path
     ) -> None:
-        rows = made.rows(prepared, "validation")
+        rows = read(made, prepared, "validation", model, tmp_path)
         with torch.no_grad():
             metrics = made.evaluate(model, _batches(made, rows, 4), tokenizer)
             again = made.evaluate(model, _batches(made, rows, 7), tokenizer)
         assert {"loss", made.settings.metric} <= metrics.keys()
         assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
         assert again == pytest.approx(metrics, rel=1e-5), "metrics do not depend on the size of the batches"
+
+
+def read(
+    task: Task, prepared: Prepared, split: Literal["train", "validation"], model: nn.Module, folder: Path
+) -> Sequence[Row]:
+    """The rows as trials get them; the model is also the one that they are compared with."""
+    rows = task.rows(prepared, split)
+    untuned = Untuned(lambda: model, torch.device("cpu"), nullcontext, 0, folder / "reference")
+    return task.referred(rows, split, untuned) if task.refers else rows
 
 
 def _batches(task: Task, rows: Sequence[Row], size: int) -> Iterator[Batch]:

@@ -29,7 +29,7 @@ from automl.models.calling import quietly
 from automl.models.inventory import head_modules, made_anew, resolve_targets
 from automl.tasks import make_task
 from automl.training.adapter import AdapterMeta, adapter_draft
-from automl.training.runtime import HostSettings, Runtime, Split, load_runtime, stored_dtype
+from automl.training.runtime import HostSettings, Runtime, Split, load_model, load_runtime, stored_dtype
 
 OWN_WEIGHTS = "adapter.safetensors"
 """What was trained in place, by parameter names."""
@@ -146,21 +146,21 @@ def evaluate_export(folder: Path, settings: HostSettings, split: Split = "valida
     CPU); on `test` all rows are used. Raises CheckpointError if the folder is damaged or of another backbone.
     """
     _verified(folder, "adapter", settings)
-    runtime = load_runtime(settings)
-    return _evaluate(with_adapter(runtime.model, folder), runtime, settings, split)
+    runtime = load_runtime(replace(settings, judged_on=split))
+    return _evaluate(with_adapter(runtime.model, folder), runtime)
 
 
 def evaluate_merged(folder: Path, settings: HostSettings, split: Split = "validation") -> dict[str, float]:
     """Evaluate a folder that `merge_adapter` has written; see `evaluate_export`."""
     _verified(folder, "merged", settings)
     backbone = replace(settings.backbone, path=str(folder), quantization=None)
-    runtime = load_runtime(replace(settings, backbone=backbone))
-    return _evaluate(runtime.model, runtime, settings, split)
+    merged = load_model(replace(settings, backbone=backbone))
+    runtime = load_runtime(replace(settings, judged_on=split), merged)
+    return _evaluate(runtime.model, runtime)
 
 
-def _evaluate(model: nn.Module, runtime: Runtime, settings: HostSettings, split: Split) -> dict[str, float]:
-    rows = runtime.evaluation_rows if split == "validation" else runtime.task.rows(settings.prepared, split)
-    return runtime.evaluate(model.to(runtime.device), rows, runtime.evaluation_tokens)
+def _evaluate(model: nn.Module, runtime: Runtime) -> dict[str, float]:
+    return runtime.evaluate(model.to(runtime.device), runtime.evaluation_rows, runtime.evaluation_tokens)
 
 
 def _verified(folder: Path, kind: str, settings: HostSettings) -> dict[str, Any]:

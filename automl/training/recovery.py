@@ -5,13 +5,14 @@ Steps are those of a trial, with AdamW, warm-up and clipping; there is no dropou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from automl.lora import Hyperparameters
-from automl.tasks.base import Row
+from automl.tasks.base import Batch, LossParts, Row
 from automl.tasks.batches import batch_rows
 from automl.training import optim
 from automl.training.cut import Trained, TurnedAdapter
@@ -29,25 +30,32 @@ def recover(
     """
     parameters = adapter.trainable(ranks)
     optimizer = optim.adamw(parameters, hyper)
-    at_once = hyper.batch_size
+    at_once, loss_of = hyper.batch_size, runtime.task.for_trial(hyper).loss
     for step in range(steps):
         numbers = batch_rows(seed, step, hyper.batch_size, len(runtime.train_rows))
         rows = [runtime.train_rows[number] for number in numbers]
-        loss, at_once = halving(at_once, partial(_accumulate, adapter, runtime, optimizer, rows), what="recovery")
+        loss, at_once = halving(
+            at_once, partial(_accumulate, adapter, runtime, optimizer, loss_of, rows), what="recovery"
+        )
         check_finite({"training loss": loss}, step + 1)
         optim.take_step(optimizer, parameters, hyper, step=step, steps=steps)
     return adapter.trained()
 
 
 def _accumulate(
-    adapter: TurnedAdapter, runtime: Runtime, optimizer: torch.optim.Optimizer, rows: Sequence[Row], at_once: int
+    adapter: TurnedAdapter,
+    runtime: Runtime,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[nn.Module, Batch], LossParts],
+    rows: Sequence[Row],
+    at_once: int,
 ) -> float:
     """Gradients of the mean loss over `rows`, `at_once` of them at a time; returns that loss."""
     optimizer.zero_grad(set_to_none=True)
     total, count = 0.0, 0
     for start in range(0, len(rows), at_once):
         with runtime.autocast():
-            parts = runtime.task.loss(adapter.model, runtime.batch(rows[start : start + at_once]))
+            parts = loss_of(adapter.model, runtime.batch(rows[start : start + at_once]))
         torch.autograd.backward(parts.total)
         total, count = total + float(parts.total.detach()), count + parts.count
     for group in optimizer.param_groups:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -68,9 +69,8 @@ def serve(descriptor: int) -> None:
 def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
     model = _model_of(text)
     compute_as_in_training(model, DTYPES[stored_dtype(settings.precision)])
-    runtime = load_runtime(settings, model)
-    rows = runtime.evaluation_rows if split == "validation" else runtime.task.rows(settings.prepared, split)
-    found = runtime.evaluate(runtime.model, rows, runtime.evaluation_tokens)
+    runtime = load_runtime(replace(settings, judged_on=split), model)
+    found = runtime.evaluate(runtime.model, runtime.evaluation_rows, runtime.evaluation_tokens)
     config: Any = runtime.model.config
     names = config.id2label if settings.prepared.labels else {}
     return Reloaded(found, tuple(names[index] for index in sorted(names)))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from automl import durable
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef, Dtype, load_backbone, load_tokenizer
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 from automl.tasks import make_task
-from automl.tasks.base import Batch, Prepared, Row, Task
+from automl.tasks.base import Batch, Prepared, Row, Task, Untuned
 from automl.tasks.batches import evaluation_batches, evaluation_rows
+from automl.tasks.reference import untouched
 
 Split = Literal["validation", "test"]
 
@@ -90,7 +95,7 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast if that is the precision; otherwise it does nothing."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return _autocast(self.device, self.precision)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """The rows padded and on the device."""
@@ -123,19 +128,21 @@ def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runt
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    task = make_task(settings.task)
+    task, tokenizer = make_task(settings.task), load_tokenizer(settings.backbone)
+    frozen = (model or load_model(settings)).to(device)
+    rows = _reader(task, settings, None if model else frozen, device, int(tokenizer.pad_token_id))
     return Runtime(
-        model=(model or load_model(settings)).to(device),
-        tokenizer=load_tokenizer(settings.backbone),
+        model=frozen,
+        tokenizer=tokenizer,
         task=task,
-        train_rows=task.rows(settings.prepared, "train"),
-        evaluation_rows=_evaluation_rows(task, settings),
+        train_rows=rows("train"),
+        evaluation_rows=_evaluation_rows(rows, settings),
         device=device,
         precision=settings.precision,
         targets=settings.targets,
         evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
         importance=settings.importance,
-        validation_rows=_validation_rows(task, settings) if settings.judged_on == "test" else (),
+        validation_rows=_validation_rows(rows, settings) if settings.judged_on == "test" else (),
     )
 
 
@@ -159,13 +166,56 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _evaluation_rows(task: Task, settings: HostSettings) -> list[Row]:
+Rows = Callable[[Literal["train", "validation", "test"]], Sequence[Row]]
+"""Reads the rows of a split as trials get them."""
+
+
+def _reader(task: Task, settings: HostSettings, frozen: nn.Module | None, device: torch.device, pad_id: int) -> Rows:
+    """frozen: the backbone as it was loaded; None: another model is in its place, and it is read if it is needed."""
+    if not task.refers:
+        return lambda split: task.rows(settings.prepared, split)
+    untuned = Untuned(
+        model=_model_of(settings, device) if frozen is None else partial(_same, untouched(frozen)),
+        device=device,
+        autocast=partial(_autocast, device, settings.precision),
+        pad_id=pad_id,
+        folder=_reference_folder(settings, device),
+    )
+    return lambda split: task.referred(task.rows(settings.prepared, split), split, untuned)
+
+
+def _model_of(settings: HostSettings, device: torch.device) -> Callable[[], nn.Module]:
+    return lru_cache(maxsize=1)(lambda: load_model(settings).to(device))
+
+
+def _same(model: nn.Module) -> nn.Module:
+    return model
+
+
+def _reference_folder(settings: HostSettings, device: torch.device) -> Path:
+    """Where what the untuned model makes of the data is kept: beside the data, by model, precision and device."""
+    backbone = settings.backbone
+    about = {
+        "model": backbone.fingerprint,
+        "quantization": str(backbone.quantization),
+        "precision": settings.precision,
+        "device": device.type,
+    }
+    name = hashlib.sha256(durable.canonical(about)).hexdigest()[:16]
+    return settings.prepared.path.parent / f"{settings.prepared.fingerprint}.reference" / name
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _evaluation_rows(rows: Rows, settings: HostSettings) -> list[Row]:
     """The fixed subset of the validation rows, or all test rows, read once: every evaluation goes through all of it."""
     if settings.judged_on == "test":
-        return list(task.rows(settings.prepared, "test"))
-    return _validation_rows(task, settings)
+        return list(rows("test"))
+    return _validation_rows(rows, settings)
 
 
-def _validation_rows(task: Task, settings: HostSettings) -> list[Row]:
-    rows = task.rows(settings.prepared, "validation")
+def _validation_rows(given: Rows, settings: HostSettings) -> list[Row]:
+    rows = given("validation")
     return [rows[index] for index in evaluation_rows(settings.task.seed, len(rows), settings.task.evaluate_rows)]

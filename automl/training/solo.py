@@ -28,6 +28,7 @@ from automl.models.quantised import weight_norms
 from automl.outcomes import Outcomes
 from automl.tasks.base import Batch, Row
 from automl.tasks.batches import batch_rows, some_of
+from automl.tasks.reference import ReferredRows
 from automl.training import optim
 from automl.training.examine import Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
@@ -75,6 +76,7 @@ class SoloTrial:
         self.loss = math.nan
         self._strategy = strategy
         self._method = METHODS[spec.hyper.method]
+        self._task = runtime.task.for_trial(spec.hyper)
         self._start = state
         self._layers: list[LinearShape] = []
         self._norms: list[float] = []
@@ -88,6 +90,7 @@ class SoloTrial:
 
     def attach(self) -> None:
         """Put the adapter on the backbone, as it was initialised or as it was left."""
+        self._read_reference()
         model = self._attach_adapter()
         parameters = optim.trainable(model)
         optimizer = optim.adamw(parameters, self.spec.hyper)
@@ -261,7 +264,7 @@ class SoloTrial:
 
         def forward(batch: Batch) -> None:
             with torch.no_grad(), runtime.autocast():
-                runtime.task.loss(model, batch)
+                self._task.loss(model, batch)
 
         return Subject(
             updates=updates,
@@ -291,6 +294,13 @@ class SoloTrial:
             rows[index] for index in batch_rows(self.spec.data_seed, self.step, self.spec.hyper.batch_size, len(rows))
         ]
 
+    def _read_reference(self) -> None:
+        """Let the untuned model read all rows of the trial before weights of it are trained."""
+        rows, size = self.runtime.train_rows, self.spec.hyper.batch_size
+        if isinstance(rows, ReferredRows):
+            for step in range(self.step, self.spec.steps):
+                rows.fill(batch_rows(self.spec.data_seed, step, size, len(rows)))
+
     def _accumulate(self, rows: Sequence[Row], at_once: int, masks: torch.Tensor | None) -> float:
         """Gradients of the mean loss over `rows`, `at_once` rows at a time; returns that loss.
 
@@ -312,7 +322,7 @@ class SoloTrial:
         batch = self.runtime.batch(rows)
         parts = [NoisyRows(noise, 0, batch["attention_mask"])] if noise else []
         with self.runtime.autocast(), noisy(self.runtime.model, parts):
-            loss = self.runtime.task.loss(self._adapter.model, batch)
+            loss = self._task.loss(self._adapter.model, batch)
         return BatchLoss(loss.total, loss.count, int(batch["attention_mask"].sum()))
 
     @contextmanager

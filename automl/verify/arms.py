@@ -15,7 +15,7 @@ from automl.methods.registry import METHODS
 from automl.metric import METRICS, standard_error
 from automl.results.summary import configuration_text
 from automl.setup.prepare import Derivation
-from automl.space.assemble import assemble
+from automl.space.assemble import assemble, own_of_task
 from automl.space.extremes import methods_of
 from automl.space.spec import SearchSpace
 from automl.storage.trials import TrialRow
@@ -94,7 +94,7 @@ class Candidates:
 
     def default(self) -> Arm:
         """What one would train without any search."""
-        hyper = Hyperparameters()
+        hyper = Hyperparameters(own=own_of_task(self._space, self._space.fixed))
         params: dict[str, Scalar] = {
             name: getattr(hyper, name) for name in ("rank", "alpha", "dropout", "target", "learning_rate")
         }
@@ -159,7 +159,8 @@ class Candidates:
             kept = self._final_ranks.get(arm.trial, {}) if arm.trial is not None else {}
             budget = spent(layers, {layer.path: kept.get(layer.path, 0) for layer in layers})
             if _finds_ranks(arm) and budget >= sum(map(cost, layers)):
-                base = replace(arm, hyper=replace(arm.hyper, method=Hyperparameters().method, own=()))
+                own = own_of_task(self._space, arm.hyper.settings)
+                base = replace(arm, hyper=replace(arm.hyper, method=Hyperparameters().method, own=own))
                 rates = _around(arm.hyper.learning_rate)
                 title = "as LoRA, even ranks, equal parameters"
                 return replace(

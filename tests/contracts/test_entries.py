@@ -36,7 +36,7 @@ heavy = ("optuna", "torch", "peft", "transformers", "datasets", "ray")
 print(len(entries), [name for name in heavy if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout == "39 []\n"
+    assert result.stdout == "43 []\n"
 
 
 class TestLora(MethodContract):
@@ -151,6 +151,22 @@ class TestClassification(TaskContract):
 class TestCompletion(TaskContract):
     task = "{type: completion, data: data.jsonl, metric: perplexity}"
     rows = lines("prompt", "response")
+
+
+class TestPreference(TaskContract):
+    task = "{type: preference, data: data.jsonl}"
+    rows = lines("prompt", "chosen", "rejected")
+
+
+class TestSingleLabels(TaskContract):
+    """The contract's sum over micro-batches does not hold for KTO, whose reference point is the micro-batch's."""
+
+    task = "{type: preference, data: data.jsonl}"
+    rows = "".join(
+        json.dumps({"prompt": f"word{n % 7} and {n}", "completion": f"word{n % 5}", "label": n % 3 > 0}) + "\n"
+        for n in range(80)
+    )
+    test_its_loss_adds_up_over_micro_batches = None  # type: ignore[assignment]
 
 
 class TestInstruction(TaskContract):
