@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,16 +214,22 @@ class Study:
 
         return watched(work, stop, progress.current, show=show_progress)
 
-    def load_model(self, trial: int | None = None) -> tuple[Any, Any]:
+    def load_model(
+        self, trial: int | None = None, *, adapters: Iterable[int | str | Path] | None = None
+    ) -> tuple[Any, Any]:
         """The PEFT model with the adapter of a complete trial (default: the best), and its tokenizer.
 
-        Class names and chat template are in place; it is on the CPU, in eval mode, with all weights frozen. Raises
-        SearchError if the trial has no adapter any more.
+        Class names and chat template are in place; it is on the CPU, in eval mode, with all weights frozen. adapters:
+        numbers of trials, and folders of adapters of the same model, which are all held by one model under the names
+        `trial-3` or the folder's own; the first is on, and `model.set_adapter(name)` puts another one on. Raises
+        SearchError if a trial has no adapter any more, ModelError for adapters that cannot be on one model.
         """
-        from automl.sweep.export import load_trial
+        from automl.sweep.export import load_trial, load_trials
 
+        if adapters is not None and trial is not None:
+            raise ConfigError([Problem("", 0, 0, "adapters", "and trial say both which adapter; give one of them")])
         with self._read() as (database, spec):
-            return load_trial(database, spec, trial)
+            return load_trial(database, spec, trial) if adapters is None else load_trials(database, spec, adapters)
 
     def export(self, output: str | Path, trial: int | None = None, *, merged: bool = False, check: bool = True) -> Path:
         """Write a trial's adapter (default: the best), or the model with it merged in, to a new folder; returns that.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from automl.results.folders import cache_folder
 from automl.space.spec import ModelSettings
 from automl.training.cut import read_config
 from automl.training.runtime import HostSettings
-
-_UNNAMED = "LABEL_"
+from automl.training.stranger import class_names
 
 
 def about_adapter(folder: Path, settings: HostSettings) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def about_adapter(folder: Path, settings: HostSettings) -> dict[str, Any]:
         if trained != backbone.fingerprint:
             raise ModelError(f"{folder}: was trained on model {trained[:12]}, not on {backbone.fingerprint[:12]}")
     else:
-        about, names = _about_stranger(folder, settings), _class_names(folder)
+        about, names = _about_stranger(folder, settings), class_names(folder)
     if labels and names and names != labels:
         raise DataError(f"{folder}: its classes are {', '.join(names)}; those of the data are {', '.join(labels)}")
     return about
@@ -51,13 +49,3 @@ def _about_stranger(folder: Path, settings: HostSettings) -> dict[str, Any]:
         "precision": settings.precision,
         "labels": list(settings.prepared.labels),
     }
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the classes in the order of their ids, if a model's configuration that names them lies beside it."""
-    try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
-        names = tuple(str(named[key]) for key in sorted(named, key=int))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-    return () if all(name.startswith(_UNNAMED) for name in names) else names

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,34 @@ def load_trial(database: Database, spec: SweepSpec, trial: int | None) -> tuple[
     row = complete_trial(database, spec, trial)
     with adapter_of(database, spec, row) as adapter:
         return load_adapter(adapter, resolve_model(spec.model, cache_folder()))
+
+
+def load_trials(database: Database, spec: SweepSpec, adapters: Iterable[int | str | Path]) -> tuple[Any, Any]:
+    """One model with the adapters of complete trials, and of folders, by name: `trial-3`, or the folder's own.
+
+    Raises ConfigError for names, ModelError if they do not go together, SearchError and CheckpointError as
+    `load_trial` does.
+    """
+    from automl.models.backbone import resolve_model
+    from automl.training.export import load_adapters
+
+    named = {}
+    for each in adapters:
+        name = f"trial-{each}" if isinstance(each, int) else Path(each).name
+        if name in named:
+            raise ConfigError([Problem("", 0, 0, "adapters", f"{name!r} is there twice; names must differ")])
+        named[name] = each
+    if not named:
+        raise ConfigError([Problem("", 0, 0, "adapters", "none is given; numbers of trials, or folders")])
+    with ExitStack() as stack:
+        folders = {name: _folder_of(database, spec, each, stack) for name, each in named.items()}
+        return load_adapters(folders, resolve_model(spec.model, cache_folder()))
+
+
+def _folder_of(database: Database, spec: SweepSpec, adapter: int | str | Path, stack: ExitStack) -> Path:
+    if not isinstance(adapter, int):
+        return Path(adapter)
+    return stack.enter_context(adapter_of(database, spec, complete_trial(database, spec, adapter)))
 
 
 def _export(

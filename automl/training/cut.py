@@ -264,7 +264,11 @@ def check_low_rank(folder: Path, config: Mapping[str, Any], done: str) -> None:
     kind, start = config["peft_type"], str(config.get("init_lora_weights", "")).lower()
     wrong = [
         *([f"peft_type {kind}"] if kind not in _KINDS else []),
-        *(name for name in ("use_dora", "lora_bias", "target_parameters", "layer_replication") if config.get(name)),
+        *(
+            name
+            for name in ("use_dora", "lora_bias", "target_parameters", "layer_replication", "megatron_config")
+            if config.get(name)
+        ),
         *([f"init_lora_weights {start}"] if start.startswith(_CHANGES_BASE) else []),
     ]
     if wrong:

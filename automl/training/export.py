@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
 from automl.lora import Hyperparameters
 from automl.methods.attaching import ADAPTER
-from automl.methods.in_place import is_in_place
+from automl.methods.in_place import is_in_place, restored
 from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, dense_backbone, load_backbone, load_tokenizer
 from automl.models.calling import quietly
@@ -132,10 +134,30 @@ def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
         backbone, "classification" if labels else "causal-lm", labels, stored_dtype(str(about["precision"]))
     )
     model = with_adapter(base, folder).requires_grad_(False).eval()
-    return model, load_tokenizer(replace(backbone, path=str(folder)) if _has_tokenizer(folder) else backbone)
+    return model, load_tokenizer(replace(backbone, path=str(folder)) if has_tokenizer(folder) else backbone)
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def load_adapters(folders: Mapping[str, Path], backbone: BackboneRef) -> tuple[Any, Any]:
+    """As `load_adapter`, several adapters on one backbone by these names, the first of which is on.
+
+    `model.set_adapter(name)` switches. Raises ModelError if they do not go together, CheckpointError as it does.
+    """
+    first, *others = [
+        (folder, _same_backbone(folder, verify_manifest(folder), backbone)) for folder in folders.values()
+    ]
+    for folder, about in others:
+        for what in ("labels", "precision"):
+            if about[what] != first[1][what]:
+                raise ModelError(f"{first[0]} and {folder} have different {what}; they cannot be on one model")
+    labels, precision = first[1]["labels"], str(first[1]["precision"])
+    base = load_backbone(backbone, "classification" if labels else "causal-lm", labels, stored_dtype(precision))
+    model = with_adapters(base, folders).requires_grad_(False).eval()
+    given = replace(backbone, path=str(first[0])) if has_tokenizer(first[0]) else backbone
+    return model, load_tokenizer(given)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether an adapter's folder has the tokenizer too."""
     return (folder / "tokenizer_config.json").is_file()
 
 
@@ -183,8 +205,40 @@ def with_adapter(base: nn.Module, folder: Path) -> Any:
 
     Raises ModelError if PEFT refuses it, CheckpointError if it is damaged or does not fit.
     """
-    if (folder / OWN_WEIGHTS).is_file():
-        return _adapted_in_place(base, folder)
+    return with_adapters(base, {ADAPTER: folder})
+
+
+def with_adapters(base: nn.Module, folders: Mapping[str, Path]) -> Any:
+    """The adapted model of a backbone with the adapters in these folders, by name, as `with_adapter`; the first is on.
+
+    `set_adapter(name)` of the model, PEFT's or ours, puts another one on. Raises ModelError if PEFT refuses one, or if
+    some are of methods that it does not have and others are not, CheckpointError if one is damaged or does not fit.
+    """
+    own = [name for name, folder in folders.items() if (folder / OWN_WEIGHTS).is_file()]
+    if len(own) == len(folders):
+        return _adapted_in_place(base, {name: _read_own(folder) for name, folder in folders.items()})
+    if own:
+        raise ModelError(f"{folders[own[0]]}: its method adapts in place, other than PEFT's; load it by itself")
+    for name, folder in folders.items():
+        if "." in name or any(name in prefix for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values()):
+            raise ModelError(f"{folder}: PEFT has no adapters of the name {name!r}; rename the folder")
+    (first, place), *others = folders.items()
+    with _loading(place):
+        model = PeftModel.from_pretrained(base, str(place), adapter_name=first)
+    for name, folder in others:
+        with _loading(folder):
+            model.load_adapter(str(folder), name)
+    return model
+
+
+def saved_names(model: Any) -> set[str]:
+    """Names of the tensors that PEFT would save of its model, as they are in the file."""
+    return set(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """What PEFT raises in the block is a ModelError that names the folder; what it warns of needlessly is not heard."""
     with quietly(f"{folder}: PEFT cannot load the adapter"), warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed; see automl.methods.lora.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -192,16 +246,42 @@ def with_adapter(base: nn.Module, folder: Path) -> Any:
         warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match .*\.lora_E'")
         # A Conv1D is an nn.Linear while it is quantised; its adapter is put on it as it is stored.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
-        return PeftModel.from_pretrained(base, str(folder))
+        yield
 
 
-def _adapted_in_place(base: nn.Module, folder: Path) -> nn.Module:
+class _Own(NamedTuple):
+    """An adapter that adapts in place: what its manifest says, and what was trained, by name."""
+
+    about: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def _read_own(folder: Path) -> _Own:
+    return _Own(verify_manifest(folder), load_file(folder / OWN_WEIGHTS))
+
+
+def _adapted_in_place(base: nn.Module, adapters: Mapping[str, _Own]) -> nn.Module:
+    """The backbone with the first of these adapters; its `set_adapter` takes that off and puts another one on."""
+
+    def set_adapter(name: str, inference_mode: bool = True) -> None:
+        if name not in adapters:
+            raise ModelError(f"no adapter {name!r} on this model; it has {', '.join(adapters)}")
+        model = _put_on(restored(base), adapters[name]).eval()
+        if inference_mode:
+            model.requires_grad_(False)
+
+    model = _put_on(base, next(iter(adapters.values())))
+    if len(adapters) > 1:
+        vars(model)["set_adapter"] = set_adapter  # in the place of transformers' own, which is for PEFT's adapters
+    return model
+
+
+def _put_on(base: nn.Module, own: _Own) -> nn.Module:
     """The backbone as the method adapts it, with what was trained."""
-    about = verify_manifest(folder)
-    hyper, tensors = Hyperparameters.of(about["hyperparameters"]), load_file(folder / OWN_WEIGHTS)
-    method, layers = METHODS[hyper.method], resolve_targets(base, hyper.target, about.get("targets"))
+    hyper, tensors = Hyperparameters.of(own.about["hyperparameters"]), dict(own.tensors)
+    method, layers = METHODS[hyper.method], resolve_targets(base, hyper.target, own.about.get("targets"))
     paths = [layer.path for layer in layers]
-    model = method.attach(base, hyper, paths, head_modules(base), 0, steps=about["step"])
+    model = method.attach(base, hyper, paths, head_modules(base), 0, steps=own.about["step"])
     with torch.no_grad():
         for name in _made_anew(model):
             model.get_parameter(name).copy_(tensors.pop(name))
