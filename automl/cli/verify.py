@@ -152,10 +152,9 @@ def show_verification(result: Mapping[str, Any]) -> None:
 
 
 def _show_methods(methods: Mapping[str, Any], metric: str) -> None:
-    """Which method, in words and as a table."""
+    """Which method, as a table; the headline says it in words."""
     from automl.results.summary import memory_text
 
-    console.result(methods["text"])
     console.table(
         "",
         (

@@ -248,8 +248,6 @@ def _belief(summary: Summary) -> Iterator[str]:
             f"Trial {optimism['trial']} had {summary.metric} {optimism['validation']:.4f} in the search and has"
             f" {optimism['verified']:.4f} on the test rows."
         )
-    if found.get("methods"):
-        yield f"Which method: {found['methods']['text']}"
     yield f"**Recommended: {found['recommendation']['text']}**"
     if found.get("deploy"):
         yield f"To deploy: {found['deploy']['text']}."

@@ -34,13 +34,14 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
     """The result of a verification whose trainings are all made; keys as in docs/verification.md."""
     found = [each for comparison in plan.comparisons if (each := compare(plan, scores, comparison)) is not None]
     above = beats_baseline(plan, scores)
+    methods = methods_answer(plan, scores)
     suggestion = _suggestion(found)
     recommended = recommend(plan, scores, with_suggested=suggestion == PASSED) if above else None
     return {
         "metric": {"name": plan.metric, "direction": plan.direction},
         "majority": plan.majority.get(plan.metric),
         "beats_majority": above,
-        "headline": _headline(plan, scores, found, above=above),
+        "headline": _headline(plan, scores, found, above=above, methods=methods["text"] if methods else ""),
         "seeds": [seed for seed in plan.seeds if any(seed in values(plan, scores, arm) for arm in plan.arms)],
         "planned_seeds": len(plan.seeds),
         "arms": [_arm(plan, scores, arm) for arm in plan.arms if values(plan, scores, arm)],
@@ -48,7 +49,7 @@ def conclude(plan: Plan, scores: Scores) -> dict[str, Any]:
         "selection_optimism": _optimism(plan, scores),
         "recommendation": as_document(plan, scores, recommended),
         "deploy": deployment(plan, scores, recommended),
-        "methods": methods_answer(plan, scores),
+        "methods": methods,
         "suggestion": {"status": suggestion},
         "rank": _as_plain(rank_answer(plan, scores)) if above else None,
     }
@@ -124,12 +125,12 @@ def _suggestion(found: list[Compared]) -> str:
     return PASSED if verdicts[UNIFORM] == verdicts.get(RANDOM) == "better" else NO_GAIN
 
 
-def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool) -> str:
+def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool, methods: str) -> str:
     if not above:
         return _nothing_learnt(plan, scores)
     gate = rank_answer(plan, scores)
     said = [f"{_capital(gate.headline)}."] if gate is not None and gate.answer != "not known" else []
-    return " ".join([*_findings(plan, found), *said]) or _alone(plan, scores)
+    return " ".join([*_findings(plan, found), *filter(None, [methods]), *said]) or _alone(plan, scores)
 
 
 def _nothing_learnt(plan: Plan, scores: Scores) -> str:
@@ -143,10 +144,15 @@ def _nothing_learnt(plan: Plan, scores: Scores) -> str:
 
 
 def _findings(plan: Plan, found: list[Compared]) -> Iterator[str]:
-    """A sentence for each comparison, the one with the default first."""
-    for each in sorted(found, key=lambda each: plan.arm(each.comparison.against).kind != "default"):
+    """A sentence for each comparison, the one with the default first; those of methods are told together."""
+    of_others = [each for each in found if not _is_of_methods(plan, each)]
+    for each in sorted(of_others, key=lambda each: plan.arm(each.comparison.against).kind != "default"):
         arm, against = (plan.arm(name) for name in (each.comparison.arm, each.comparison.against))
         yield f"{_capital(arm.called)} against {against.called}: {in_words(plan, each)}."
+
+
+def _is_of_methods(plan: Plan, found: Compared) -> bool:
+    return all(plan.arm(name).kind == "method" for name in (found.comparison.arm, found.comparison.against))
 
 
 def in_words(plan: Plan, found: Compared) -> str:

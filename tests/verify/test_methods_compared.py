@@ -20,6 +20,7 @@ from automl.verify.conclude import conclude
 from automl.verify.plan import GRID, Arm, all_trainings, trial_spec
 from automl.verify.statistics import LEVEL, joint_level
 from tests.sweep.tiny_world import make_world
+from tests.verify.acting import On, acting
 from tests.verify.test_arms import DERIVE, SPACE, trial
 from tests.verify.test_verified_search import World
 from tests.verify.verify_cases import arm, make_plan, noisy, run
@@ -97,9 +98,14 @@ def method(name: str, trial_number: int, *, params: int) -> Arm:
 ARMS = [method("full", 1, params=9000), method("lora", 2, params=400), method("ia3", 3, params=90)]
 
 
+def concluded(effects: Mapping[str, float]) -> dict[str, Any]:
+    plan = make_plan([*ARMS, arm("default", "default")], seeds=6, rows=4000)
+    return conclude(plan, run(plan, noisy(dict(effects), sd=0.002, study=5))[0])
+
+
 def answer(effects: Mapping[str, float]) -> dict[str, Any]:
-    plan = make_plan(ARMS, seeds=6, rows=4000)
-    return conclude(plan, run(plan, noisy(dict(effects), sd=0.002, study=5))[0])["methods"]
+    found: dict[str, Any] = concluded(effects)["methods"]
+    return found
 
 
 def test_the_answer_names_what_is_better_what_is_worse_and_what_is_open() -> None:
@@ -114,6 +120,14 @@ def test_the_answer_names_what_is_better_what_is_worse_and_what_is_open() -> Non
     assert "better is full (+0.0" in found["text"]
     assert "worse is ia3 (-0.0" in found["text"]
     assert "no clear difference: full (" in answer({"trial-3": -0.05})["text"]
+
+
+def test_the_headline_says_it_once() -> None:
+    found = concluded({"trial-1": 0.05, "trial-3": -0.05})
+    assert found["headline"].startswith("Full (trial 1) against the default configuration: better")
+    assert found["headline"].count("full") == 2  # the best mean, and better
+    assert found["headline"].endswith(found["methods"]["text"])
+    assert found["recommendation"]["best"] == "trial-1"
 
 
 def test_each_method_is_tuned_on_one_seed_that_no_arm_is_scored_on() -> None:
@@ -138,7 +152,7 @@ def test_the_memory_of_a_method_is_asked_for_once() -> None:
 
 
 @pytest.fixture(scope="module")
-def verified(tmp_path_factory: pytest.TempPathFactory) -> Verification:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("methods")
     trials = [
         {"method": "lora", "rank": 8, "learning_rate": 0.01},
@@ -156,7 +170,35 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Verification:
     path.write_text(text, encoding="utf-8")
     spec = load_space(path)
     run_sweep(spec, folder / "cache")
-    return World(spec, folder / "cache").verify(seeds=3, finalists=1)
+    return World(spec, folder / "cache")
+
+
+class Stopped(Exception):
+    """As if the process were killed."""
+
+
+def kill() -> None:
+    raise Stopped
+
+
+@pytest.fixture(scope="module")
+def begun_before(world: World) -> Verification:
+    """One that a version began that did not compare methods, killed after its first score, and gone on with."""
+    with pytest.raises(Stopped), acting(On("1 of ", kill)):
+        world.verify(seeds=3, finalists=1, methods=False)
+    return world.verify(seeds=3, finalists=1)
+
+
+@pytest.fixture(scope="module")
+def verified(world: World, begun_before: Verification) -> Verification:
+    return world.verify(seeds=3, finalists=1)
+
+
+def test_what_was_begun_without_methods_is_finished_so(begun_before: Verification, verified: Verification) -> None:
+    assert begun_before.result is not None
+    assert begun_before.result["methods"] is None
+    assert "method" not in {each["kind"] for each in begun_before.plan["arms"]}
+    assert (begun_before.number, verified.number) == (1, 2)
 
 
 def test_a_search_over_methods_ends_in_one_table(verified: Verification) -> None:
