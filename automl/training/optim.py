@@ -102,6 +102,12 @@ def moments(
     }
 
 
+def held_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of its moments."""
+    states = (value for state in optimizer.state.values() for value in state.values())
+    return sum(value.nbytes for value in states if isinstance(value, Tensor))
+
+
 def load_moments(optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `moments` took out; raises CheckpointError unless names and shapes are exactly the same."""
     own = _kept(optimizer, parameters)

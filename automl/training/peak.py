@@ -1,8 +1,8 @@
 """Memory of one step of a trial: what a GPU's allocator has seen at most, or what is counted on a CPU.
 
 A process on a CPU keeps memory that earlier trials have freed, so its resident size says nothing of one trial. Counted
-there are the frozen weights, what is trained with gradients and the optimizer's two moments, and everything that the
-step keeps for its backward pass: all that is there at once, but for scratch space of single operations.
+there are the frozen weights, what is trained with its gradients, the optimizer's state, and all that the step
+keeps for its backward pass: all that is there at once, but for scratch space of single operations.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-_COPIES = 4
-"""What there is of each trained value: itself, its gradient, and AdamW's two moments, all of one type."""
 
+def step_bytes(model: nn.Module, loss: Callable[[], Tensor], *, held: int) -> int:
+    """Bytes at the peak of a step. loss: of the step's rows, (), with its graph.
 
-def step_bytes(model: nn.Module, loss: Callable[[], Tensor], *, frozen: int) -> int:
-    """Bytes at the peak of a step. loss: of the step's rows, (), with its graph. frozen: bytes of the backbone.
-
-    Gradients are gone afterwards.
+    held: bytes of the backbone and of the optimizer's state. Gradients are gone afterwards.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if trained[0].is_cuda:
         return _allocated(trained, loss)
-    return frozen + _COPIES * sum(parameter.nbytes for parameter in trained) + _kept(model, loss)
+    return held + 2 * sum(parameter.nbytes for parameter in trained) + _kept(model, loss)  # values and gradients
 
 
 def _allocated(trained: list[nn.Parameter], loss: Callable[[], Tensor]) -> int:

@@ -283,7 +283,8 @@ class SoloTrial:
         model = self._adapter.model.train()
         try:
             rows = self._rows()[: self.micro_batch]
-            return step_bytes(model, lambda: self._forward(rows).total, frozen=self._frozen)
+            held = self._frozen + optim.held_bytes(self._adapter.optimizer)
+            return step_bytes(model, lambda: self._forward(rows).total, held=held)
         finally:
             model.eval()
 

@@ -159,7 +159,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         {"method": "full", "learning_rate": 0.002},
         {"method": "ia3", "learning_rate": 0.02},
     ]
-    path = make_world(folder, trials=3, steps=60)
+    path = make_world(folder, trials=3, steps=15)
     text = path.read_text(encoding="utf-8").replace(
         "space:\n",
         "space:\n  method: {type: categorical, choices: [lora, full, ia3]}\n"
