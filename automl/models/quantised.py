@@ -53,11 +53,14 @@ def is_quantised(module: nn.Module) -> bool:
     return type(getattr(module, "weight", None)).__name__ in (_FOUR_BITS, _EIGHT_BITS)
 
 
-def dense_weight(module: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight as it enters products of this type, newly made if it is quantised: (out, in) for an nn.Linear."""
+def dense_weight(module: nn.Module, dtype: torch.dtype = torch.float32, *, scales: Tensor | None = None) -> Tensor:
+    """The weight as it enters products of this type, newly made if it is quantised: (out, in) for an nn.Linear.
+
+    scales: the layer's `dense_scales`, where they are kept.
+    """
     weight: Any = module.weight
     if type(weight).__name__ == _FOUR_BITS:
-        return _from_four_bits(weight, dtype)
+        return _from_four_bits(weight, dtype, dense_scales(module) if scales is None else scales)
     if type(weight).__name__ == _EIGHT_BITS:
         return _from_eight_bits(module, dtype)
     return weight.detach().to(dtype)  # type: ignore[no-any-return]
@@ -81,16 +84,26 @@ def _as_in_training(module: nn.Module, inputs: object) -> None:
     module.training = True
 
 
-def _from_four_bits(weight: Any, dtype: torch.dtype) -> Tensor:
+def dense_scales(module: nn.Module) -> Tensor | None:
+    """Scales of a weight in 4 bits as float32, newly made if they are quantised themselves; None for other layers."""
+    weight: Any = module.weight
+    if type(weight).__name__ != _FOUR_BITS:
+        return None
+    state = weight.quant_state
+    scales: Tensor = state.absmax
+    if not state.nested:
+        return scales
+    outer = state.state2
+    inner = torch.ops.bitsandbytes.dequantize_blockwise(
+        scales, outer.absmax, outer.code, outer.blocksize, torch.float32
+    )
+    found: Tensor = inner + state.offset
+    return found
+
+
+def _from_four_bits(weight: Any, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
     """The dense weight that bitsandbytes' MatMul4Bit multiplies with (0.50, backends/default/ops.py)."""
     state = weight.quant_state
-    scales = state.absmax
-    if state.nested:
-        outer = state.state2
-        scales = torch.ops.bitsandbytes.dequantize_blockwise(
-            scales, outer.absmax, outer.code, outer.blocksize, torch.float32
-        )
-        scales = scales + state.offset
     found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
         weight.data, scales, state.blocksize, state.quant_type, state.shape, dtype
     )

@@ -23,7 +23,7 @@ from automl.packed.bank_step import BankStep, row_losses
 from automl.packed.body import Body, View
 from automl.packed.first_token import narrow, narrow_module, narrowed_layers
 from automl.packed.heads import PackedHeads, can_batch
-from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, Kernel
+from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, Kernel, Rounded
 from automl.packed.linear import PackedLinear
 from automl.packed.quantised import Dequantised
 from automl.packed.recompute import Recomputation, recomputable
@@ -170,6 +170,7 @@ def _pack_layers(
     beyond = tuple(f"{name}." for name in heads)
     inside = f"{model.base_model_prefix}."
     packed = []
+    is_held = any(map(is_quantised, model.modules()))
     for layer in linear_layers(model):
         if f"{layer.path}.".startswith(beyond):
             continue
@@ -178,7 +179,7 @@ def _pack_layers(
         packed.append(
             PackedLinear(
                 layer.path,
-                _kernel(module, kernel, is_inner=is_inner),
+                _kernel(module, kernel, is_inner=is_inner, is_held=is_held),
                 segmentation if is_inner else None,
                 dtype=_type(module, kernel),
                 device=next(module.parameters()).device,
@@ -190,13 +191,17 @@ def _pack_layers(
     return packed
 
 
-def _kernel(module: nn.Module, name: str, *, is_inner: bool) -> Kernel:
-    """What computes the products of a linear layer. is_inner: it is no lm_head."""
+def _kernel(module: nn.Module, name: str, *, is_inner: bool, is_held: bool) -> Kernel:
+    """What computes the products of a linear layer. is_inner: it is no lm_head. is_held: the model's layers are
+    quantised, so that its user wants no copies of the lm_head, and is used to products in bfloat16.
+    """
     assert isinstance(module, nn.Linear | Conv1D)
     if isinstance(module, nn.Linear) and is_quantised(module):
         return Dequantised(module, torch.bfloat16 if "bf16" in name else torch.float32)
     weight = module.weight.detach()
     factory = (KERNELS if is_inner else OUTPUT_KERNELS)[name]
+    if is_held and not is_inner and name.endswith("bf16h"):
+        factory = Rounded
     return factory(weight.t() if isinstance(module, Conv1D) else weight, module.bias)
 
 

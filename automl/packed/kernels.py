@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -120,6 +121,25 @@ class PrepackedMixed:
         return _prepacked_linear(g.to(torch.bfloat16), self.transposed, None).float()
 
 
+class Rounded:
+    """torch's product of float32 matrices, which oneDNN rounds to bfloat16 on CPUs that know it; sums are float32.
+
+    Keeps no copy of the weight. Elsewhere it is `Plain`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _rounding():
+            return functional.linear(x, self.weight, self.bias)
+
+    def backward(self, g: Tensor) -> Tensor:
+        with _rounding():
+            return g @ self.weight
+
+
 KERNELS: dict[str, KernelFactory] = {
     "torch-fp32": Plain,
     "torch-bf16h": PlainHalf,
@@ -195,6 +215,17 @@ def works(name: str) -> bool:
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         logger.debug("kernel %s cannot be used here", name, exc_info=True)
         return False
+
+
+@contextmanager
+def _rounding() -> Iterator[None]:
+    """Inside the block oneDNN may round the factors of products of float32 matrices to bfloat16."""
+    backend: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
+    before, backend.fp32_precision = backend.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
 
 
 def _drawn(rows: int, columns: int) -> Tensor:

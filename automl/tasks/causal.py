@@ -209,7 +209,9 @@ def target_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     places = columns - batch["labels"].shape[1] if has_virtual_tokens(model) else columns
     logits = _logits_at(model, batch, places)  # (N, C, V)
     is_target, targets = is_target[:, columns], targets[:, columns]
-    return functional.cross_entropy(logits[is_target].float(), targets[is_target], reduction="none")
+    # logits are the largest tensor of a step: nothing is copied where every row has a target in every column
+    chosen = logits.flatten(0, 1) if bool(is_target.all()) else logits[is_target]
+    return functional.cross_entropy(chosen.float(), targets[is_target], reduction="none")
 
 
 def target_columns(labels: torch.Tensor) -> torch.Tensor:

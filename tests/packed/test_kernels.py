@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, choose_kernel, choose_precision, works
+from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, Rounded, choose_kernel, choose_precision, works
 
 CPU = torch.device("cpu")
 # bfloat16 keeps 8 bits of each factor and of the result.
@@ -55,6 +55,23 @@ def test_the_lm_head_is_not_rounded_on_the_way_forward() -> None:
     weight, x = drawn(40, 24), drawn(16, 24)
     for name in names():
         torch.testing.assert_close(OUTPUT_KERNELS[name](weight, None).forward(x), x @ weight.t(), atol=1e-4, rtol=1e-5)
+
+
+def test_rounded_factors_leave_sums_in_float32_and_torch_as_it_was() -> None:
+    weight, x, g = drawn(512, 256), drawn(64, 256), drawn(64, 512)
+    backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
+    before, kernel = backend.fp32_precision, Rounded(weight, None)
+    y, dx = kernel.forward(x), kernel.backward(g)
+    assert backend.fp32_precision == before
+    assert (y.dtype, dx.dtype) == (torch.float32, torch.float32)
+    if torch.equal(y, x @ weight.t()):
+        pytest.skip("this CPU does not know bfloat16")
+    halves = x.bfloat16().float(), weight.bfloat16().float(), g.bfloat16().float()
+    torch.testing.assert_close(y, halves[0] @ halves[1].t(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(dx, halves[2] @ halves[1], atol=1e-4, rtol=1e-5)
+    with pytest.raises(RuntimeError, match=r"shape|size"):
+        kernel.forward(drawn(64, 255))
+    assert backend.fp32_precision == before
 
 
 def test_precision_auto_is_one_of_the_two_and_leaves_torch_as_it_was() -> None:

@@ -98,7 +98,8 @@ def test_weights_are_made_dense_once_in_each_direction_whatever_the_number_of_tr
 
 
 def held_tensors(layer: Any) -> Iterator[torch.Tensor]:
-    state = layer.weight.quant_state
+    state, kernel = layer.weight.quant_state, layer.forward.kernel
+    yield from (each for each in vars(kernel).values() if isinstance(each, torch.Tensor))
     yield layer.weight.data
     yield state.absmax
     if state.nested:
@@ -111,8 +112,8 @@ def test_resident_weights_take_little_more_than_half_a_byte(tmp_path: Path, quan
     trainer = PackedTrainer(model, workload("causal-lm"))
     layers = [module for module in model.modules() if is_quantised(module)]
     weights = sum(layer.in_features * layer.out_features for layer in layers)  # type: ignore[operator]
-    held = sum(tensor.nbytes for layer in layers for tensor in held_tensors(layer))
-    assert held <= 0.60 * weights
+    held = {tensor.data_ptr(): tensor.nbytes for layer in layers for tensor in held_tensors(layer)}
+    assert sum(held.values()) <= 0.60 * weights
     trainer.close()
 
 
@@ -164,3 +165,15 @@ def test_half_precision_stays_near(tmp_path: Path) -> None:
     fp32, half = (packed(model, "classification", trials, kernel=f"torch-{kind}") for kind in ("fp32", "bf16h"))
     assert fp32[0].losses != half[0].losses
     assert half[0].losses == pytest.approx(fp32[0].losses, rel=0.05)
+
+
+def test_the_output_over_the_vocabulary_is_rounded_like_the_layers_and_not_copied(tmp_path: Path) -> None:
+    model = loaded(tmp_path, "llama", "causal-lm", NF4)
+    trials = mixed_trials(3e-3)[:1]
+    fp32, half = (packed(model, "causal-lm", trials, kernel=f"torch-{kind}") for kind in ("fp32", "bf16h"))
+    assert fp32[0].losses != half[0].losses
+    assert half[0].losses == pytest.approx(fp32[0].losses, rel=0.05)
+    trainer = PackedTrainer(model, workload("causal-lm"), precision="bf16h")
+    kernel: Any = model.lm_head.forward.kernel  # type: ignore[union-attr]
+    assert kernel.weight.data_ptr() == model.lm_head.weight.data_ptr()  # type: ignore[union-attr, operator]
+    trainer.close()

@@ -321,6 +321,25 @@ def test_the_loss_does_not_depend_on_which_logits_are_computed(
     torch.testing.assert_close(target_losses(tiny_llama, batch), plain, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("targets", ["all", "some"])
+def test_losses_and_gradients_are_those_of_the_targets(tiny_llama: torch.nn.Module, targets: str) -> None:
+    """Whether the logits are copied to leave out tokens without loss, or taken as they are since none is."""
+    model = copy.deepcopy(tiny_llama).requires_grad_(True)
+    ids = torch.randint(3, 20, (3, 6), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    if targets == "some":
+        labels[0, :3] = IGNORED
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    found = target_losses(model, batch)
+    kept = labels[:, 1:] != IGNORED
+    logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, :-1]
+    wanted = torch.nn.functional.cross_entropy(logits[kept].float(), labels[:, 1:][kept], reduction="none")
+    assert torch.equal(found, wanted)
+    parameters = list(model.parameters())
+    for one, other in zip(*(torch.autograd.grad(each.sum(), parameters) for each in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-6)
+
+
 def test_gradients_equal_the_models_own(task_rows: Callable[..., Any], tiny_llama: torch.nn.Module) -> None:
     model = copy.deepcopy(tiny_llama).requires_grad_(True)
     task, rows = task_rows()
