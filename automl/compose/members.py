@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from automl import durable, ranking
 from automl.compose.mixing import HOWS, How
 from automl.compose.wanted import Wanted
-from automl.errors import CheckpointError, ModelError, SearchError
+from automl.errors import ModelError, SearchError
 from automl.lora import Hyperparameters
 from automl.methods.base import LowRank
 from automl.methods.registry import METHODS
@@ -25,7 +24,7 @@ from automl.results.artifacts import adapter_of, complete_trial
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
-from automl.training.cut import WEIGHTS, check_low_rank, other_tensors, read_config
+from automl.training.cut import WEIGHTS, check_low_rank, other_tensors, read_config, tensor_shapes
 from automl.training.export import OWN_WEIGHTS
 
 
@@ -166,7 +165,7 @@ def _check_averaged(found: Sequence[Found], wanted: Wanted) -> None:
         raise ModelError(f"--how {other}: is for low-rank updates; adapters of method {method} are mixed by soup alone")
     for each in found[1:]:
         settings = [{**one.hyper.settings, "target": one.hyper.target} for one in (found[0], each)]
-        differing = _differing(*settings) or _differing(*(_shapes_in(one.weights) for one in (found[0], each)))
+        differing = _differing(*settings) or _differing(*(tensor_shapes(one.weights) for one in (found[0], each)))
         if differing is not None:
             raise ModelError(
                 f"trials {found[0].number} and {each.number} of method {method} differ in '{differing}'; their mean"
@@ -176,7 +175,7 @@ def _check_averaged(found: Sequence[Found], wanted: Wanted) -> None:
 
 def _no_factors(found: Sequence[Found]) -> str | None:
     """Why A and B of these adapters cannot be added up, None if they can."""
-    shapes = [{name: shape for name, shape in _shapes_in(each.weights).items() if ".lora_" in name} for each in found]
+    shapes = [_factor_shapes(each.weights) for each in found]
     if found[0].hyper.method != "lora":
         return f"method {found[0].hyper.method} has more than A and B"
     for each, theirs in zip(found[1:], shapes[1:], strict=True):
@@ -185,6 +184,11 @@ def _no_factors(found: Sequence[Found]) -> str | None:
             what = "ranks" if differing in theirs and differing in shapes[0] else "layers"
             return f"trials {found[0].number} and {each.number} have different {what}"
     return None
+
+
+def _factor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of A and B alone."""
+    return {name: shape for name, shape in tensor_shapes(file).items() if ".lora_" in name}
 
 
 def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
@@ -198,12 +202,4 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def numbers_in(file: Path) -> int:
     """How many numbers a file of tensors holds."""
-    return sum(map(math.prod, _shapes_in(file).values()))
-
-
-def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    return sum(map(math.prod, tensor_shapes(file).values()))

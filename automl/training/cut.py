@@ -235,7 +235,7 @@ def check_cuttable(folder: Path, model: nn.Module) -> None:
     check_low_rank(folder, read_config(folder), "cut")
     layers = {layer.path: layer for layer in linear_layers(model)}
     parameters = dict(model.named_parameters())
-    for name, shape in _shapes(folder).items():
+    for name, shape in tensor_shapes(folder / WEIGHTS).items():
         path, is_update, part = name.removeprefix(_PREFIX).partition(".lora_")
         if not is_update:
             known = parameters.get(path)
@@ -275,12 +275,13 @@ def check_low_rank(folder: Path, config: Mapping[str, Any], done: str) -> None:
         raise ModelError(f"{folder}: {wrong[0]} cannot be {done}; it can be done for plain LoRA, rsLoRA and AdaLoRA")
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a safetensors file. Raises CheckpointError if it is none."""
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {WEIGHTS} cannot be read: {error}") from None
+        raise CheckpointError(f"{file.parent}: {file.name} cannot be read: {error}") from None
 
 
 def input_moments(

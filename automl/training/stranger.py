@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from automl.errors import CheckpointError, ModelError
+from automl.errors import ModelError
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer, model_files, skeleton
 from automl.models.inventory import head_modules, made_anew
-from automl.training.cut import CONFIG, WEIGHTS, read_config
+from automl.training.cut import CONFIG, WEIGHTS, read_config, tensor_shapes
 from automl.training.export import has_tokenizer, saved_names, with_adapter
 
 _UNNAMED = "LABEL_"
@@ -54,7 +53,7 @@ def load_stranger(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
     tensors cannot be read.
     """
     config = _checked(folder)
-    kind, names = _KINDS[config.get("task_type")], _names(folder)
+    kind, names = _KINDS[config.get("task_type")], tensor_shapes(folder / WEIGHTS)
     labels = _labels(folder, backbone, names) if kind == "classification" else ()
     base = load_backbone(backbone, "classification" if labels else "causal-lm", labels)
     if lost := [path for path in made_anew(base) if not any(_of_model(name).startswith(f"{path}.") for name in names)]:
@@ -95,27 +94,11 @@ def _checked(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _names(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the adapter's tensors."""
-    return _shapes_in([folder / WEIGHTS])
-
-
-def _shapes_in(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: cannot be read: {error}") from None
-    return found
-
-
 def _labels(folder: Path, backbone: BackboneRef, names: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """Names of as many classes as the trained head has, wherever they are said; `LABEL_0` … if nowhere."""
     output = _output(skeleton(backbone, "classification"))
     own = next((shape for name, shape in names.items() if _of_model(name) == output), None)
-    shape = own or _shapes_in(_weights_of(backbone)).get(output)
+    shape = own or _shape_in(backbone, output)
     if shape is None:
         raise ModelError(f"{folder}: neither the adapter nor {backbone.path} has a trained head ({output})")
     known = [class_names(folder), class_names(Path(backbone.folder))]
@@ -141,8 +124,10 @@ def _output(model: nn.Module) -> str:
     return next(parts, "")
 
 
-def _weights_of(backbone: BackboneRef) -> list[Path]:
-    return [file for file in model_files(Path(backbone.folder)) if file.suffix == ".safetensors"]
+def _shape_in(backbone: BackboneRef, name: str) -> tuple[int, ...] | None:
+    """Shape of a tensor in the model's files, None if it is in none of them."""
+    files = (file for file in model_files(Path(backbone.folder)) if file.suffix == ".safetensors")
+    return next((shapes[name] for shapes in map(tensor_shapes, files) if name in shapes), None)
 
 
 def _check_complete(folder: Path, model: Any, names: Mapping[str, tuple[int, ...]]) -> None:

@@ -191,7 +191,7 @@ def test_what_is_not_loaded_is_said_in_a_line(writer: Path, bert: Path) -> None:
     with pytest.raises(ModelError, match=r"1 tensors have no place in this model, base_model.model.more"):
         automl.load_adapter(writer, model=llama)
     (writer / "adapter_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors cannot be read"):
         automl.load_adapter(writer, model=llama)
     (writer / "adapter_model.safetensors").rename(writer / "adapter_model.bin")
     with pytest.raises(
