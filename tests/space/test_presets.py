@@ -27,7 +27,13 @@ PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 
 def test_there_are_presets() -> None:
-    assert {path.stem for path in PRESETS} >= {"bbc-topics", "smollm2-instruct", "gpu-7b-instruct", "nightly"}
+    assert {path.stem for path in PRESETS} >= {
+        "bbc-topics",
+        "smollm2-instruct",
+        "smollm2-dpo",
+        "gpu-7b-instruct",
+        "nightly",
+    }
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -103,3 +109,11 @@ def test_the_instructions_are_what_their_script_writes() -> None:
     assert [row._asdict() for row in script["rows"]()] == rows
     assert len({(row["instruction"], row["input"]) for row in rows}) >= 195
     assert all(row["output"] for row in rows)
+
+
+def test_preferences_are_what_their_script_writes() -> None:
+    script = runpy.run_path(str(FOLDER / "data" / "make_preferences.py"))
+    written = (FOLDER / "data" / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in written]
+    assert script["rows"]() == rows
+    assert all(row["chosen"] in row["rejected"] != row["chosen"] for row in rows)
