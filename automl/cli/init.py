@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(
                 "--task",
                 "-t",
-                help="classification, completion, instruction or a package's. Default: read off the data.",
+                help="classification, completion, instruction, preference or a package's. Default: read off the data.",
             ),
         ] = None,
         study: Annotated[

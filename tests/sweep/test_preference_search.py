@@ -28,7 +28,7 @@ def made(folder: Path, rows: list[dict[str, Any]], cache: Path, changes: dict[st
 
 
 SMALL = {
-    "  trials: 24": "  squeeze: off\n  trials: 3",
+    "  trials: 24": "  squeeze: false\n  trials: 3",
     "  steps: 120": "  steps: 10\n  evaluate_every: 5",
     "executor: ray": "executor: inline",
     "low: 0.0001": "low: 0.002",
@@ -52,8 +52,9 @@ def test_pairs_are_searched_verified_and_reported(tmp_path: Path, shared_cache: 
     assert {"loss", "learning_rate"} <= searched
     report = next(tmp_path.glob("automl-output/*/report.html")).read_text(encoding="utf-8")
     assert "preference_accuracy" in report
-    verified = answer(automl(tmp_path, "status", "--json", cache=shared_cache))
-    assert verified
+    verified = query(tmp_path, "SELECT arm, COUNT(*) FROM automl_verification_scores GROUP BY arm")
+    assert {"default", f"trial-{outcome['best']['number']}"} <= dict(verified).keys()
+    assert all(count >= 3 for _, count in verified)
     exported = answer(automl(tmp_path, "export", "-o", "adapter", "--json", cache=shared_cache))
     assert exported["measured"] == pytest.approx(outcome["best"]["value"], abs=1e-6)
 
