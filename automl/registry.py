@@ -11,7 +11,8 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Generic, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from automl.errors import PluginError
 from automl.nearest import did_you_mean
@@ -31,16 +32,26 @@ class Registry(MutableMapping[str, T], Generic[T]):
     all values passes over such a package, with one line in the log. An entry that is set counts for this process only.
     """
 
-    def __init__(self, kind: str, lines: Mapping[str, str], admit: Callable[[object], T]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        lines: Mapping[str, str],
+        admit: Callable[[object], T],
+        families: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """kind: what an entry is, a word; its entry points are in the group `automl.<kind>s`. lines: name -> place.
 
         admit: the entry that a loaded object stands for; raises TypeError, saying what is missing, if there is none.
+        families: word -> place of a function, for names `word:rest`: it makes of the rest what would be loaded, or
+        raises PluginError. Such names are not listed.
         """
         self.kind = kind
         self.group = f"automl.{kind}s"
         self.built_in = tuple(lines)
         self._lines = dict(lines)
         self._admit = admit
+        self.families = tuple(families)
+        self._families = dict(families)
         self._loaded: dict[str, T] = {}
 
     def __getitem__(self, name: str) -> T:
@@ -55,10 +66,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
         del self._loaded[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._lines or name in self._loaded or name in self._brought()
+        return name in self._lines or name in self._loaded or self._family(name) is not None or name in self._brought()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._lines, *self._loaded, *sorted(self._brought())]))
+        loaded = (name for name in self._loaded if self._family(name) is None)
+        return iter(dict.fromkeys([*self._lines, *loaded, *sorted(self._brought())]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -75,12 +87,18 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def unknown(self, name: str) -> str:
         """What to say of a name that nobody has: the known ones, and the nearest."""
-        return f"unknown {self.kind} {name!r}; known: {', '.join(self)}{did_you_mean(name, self)}"
+        known = self.known()
+        return f"unknown {self.kind} {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
+
+    def known(self) -> list[str]:
+        """The names as a message lists them, a family as `word:…`."""
+        return [*self, *(f"{family}:…" for family in self.families)]
 
     def _load(self, name: str) -> T:
         if name in self._lines:
-            module, _, attribute = self._lines[name].partition(":")
-            return self._admit(getattr(importlib.import_module(module), attribute))
+            return self._admit(_at(self._lines[name]))
+        if family := self._family(name):
+            return self._admit(_at(family)(name.partition(":")[2]))
         points = self._brought().get(name)
         if points is None:
             raise KeyError(name)
@@ -92,6 +110,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
         except Exception as error:  # whatever a package does that is not ours
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise PluginError(f"{self.kind} {name!r} of {_package(points[0])} cannot be used: {reason}") from error
+
+    def _family(self, name: object) -> str | None:
+        """Place of the function that makes entries of this name's family, if it is of one."""
+        word, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
+        return self._families.get(word) if colon else None
 
     def _brought(self) -> Mapping[str, Sequence[EntryPoint]]:
         return _entry_points(self.group, tuple(sys.path))
@@ -106,6 +129,12 @@ def instance_of(wanted: type[T]) -> Callable[[object], T]:
         raise TypeError(f"{found!r} is not an {wanted.__module__}.{wanted.__qualname__}")
 
     return admit
+
+
+def _at(place: str) -> Any:
+    """What is at `module:attribute`."""
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @lru_cache(maxsize=64)

@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from automl.errors import CheckpointError
+from automl.errors import CheckpointError, TargetError
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.settings import Setting
+from automl.methods.settings import Exclusion, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ LOW_RANK = frozenset({"rank", "alpha", "alpha_ratio", "dropout", "target", "use_
 
 class Footprint(NamedTuple):
     """What a trial holds at most: trained parameters, the head's aside, and float32 numbers that are kept for the
-    backward pass per token and per row, those of the backbone aside.
+    backward pass per token, per row and however many there are, those of the backbone aside.
 
     virtual_tokens: positions that it puts before the tokens of every row. spared: bytes that its optimizer takes less
     than two moments of float32 for each parameter.
@@ -37,6 +37,17 @@ class Footprint(NamedTuple):
     per_row: int = 0
     virtual_tokens: int = 0
     spared: int = 0
+    per_pass: int = 0
+
+
+def check_exclusions(method: Method, hyper: Hyperparameters) -> None:
+    """Raise TargetError if the method's settings exclude each other."""
+    for exclusion in method.exclusions:
+        if exclusion.excludes(method.settings, hyper):
+            given = " and ".join(
+                f"{setting.name} {setting.of(hyper)}" for setting in method.settings if setting.name in exclusion.values
+            )
+            raise TargetError(f"{given}: {exclusion.reason}; leave one of them out")
 
 
 class LowRank(NamedTuple):
@@ -53,10 +64,11 @@ class Method(ABC):
 
     packable: several adapters of it can be trained together on one backbone, where a pack trains B and A of LoRA and
     starts them as `seeding.initialise_adapter` does. shardable: several processes can hold one trial together.
-    settings: hyperparameters of its own. takes: those of LOW_RANK that it uses; the others cannot be chosen for it.
-    takes_pattern: a rank of its own in each layer can be given. finds_ranks: it changes ranks while it trains, so that
-    a trial ends with others than it was given. quantizable, halvable: a backbone in few bits will do, or one in 16.
-    mergeable: what it trains can become part of the model's own weights.
+    settings: hyperparameters of its own. exclusions: values of them that do not go together. takes: those of LOW_RANK
+    that it uses; the others cannot be chosen for it. takes_pattern: a rank of its own in each layer can be given.
+    finds_ranks: it changes ranks while it trains, so that a trial ends with others than it was given. quantizable,
+    halvable: a backbone in few bits will do, or one in 16. mergeable: what it trains can become part of the model's own
+    weights.
 
     Methods hold no state; all of it is in the adapted model that `attach` returns. That is PEFT's model around the
     backbone, or the backbone itself, adapted by means of `automl.methods.in_place`; of such a model PEFT knows nothing,
@@ -66,6 +78,7 @@ class Method(ABC):
     packable: ClassVar[bool]
     shardable: ClassVar[bool]
     settings: ClassVar[tuple[Setting, ...]] = ()
+    exclusions: ClassVar[tuple[Exclusion, ...]] = ()
     takes: ClassVar[frozenset[str]] = LOW_RANK
     takes_pattern: ClassVar[bool] = False
     finds_ranks: ClassVar[bool] = False
@@ -171,18 +184,22 @@ class Method(ABC):
 
 
 def _unloaded(peft_model: PeftModel) -> nn.Module:
-    """The backbone that PEFT's model is around, alone again."""
+    """The backbone that PEFT's model is around, alone again.
+
+    PEFT's own unload refuses for some tuners on quantised layers, and leaves the trained copy of the head in place
+    (peft 0.21, tuners/ia3/model.py and utils/other.py).
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
     from torch import nn
 
-    # PEFT's unload leaves the trained copy of the head in place (peft 0.21, utils/other.py, ModulesToSaveWrapper).
-    wrapped = peft_model.get_base_model().named_modules()
-    heads = {path: module.original_module for path, module in wrapped if isinstance(module, ModulesToSaveWrapper)}
-    has_virtual_tokens = peft_model.active_peft_config.is_prompt_learning  # then no layer is replaced
-    backbone = peft_model.get_base_model() if has_virtual_tokens else peft_model.unload()
+    backbone = peft_model.get_base_model()
+    for path, module in list(backbone.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            backbone.set_submodule(path, module.original_module)
+        elif isinstance(module, BaseTunerLayer):
+            backbone.set_submodule(path, module.get_base_layer())
     assert isinstance(backbone, nn.Module)
-    for path, original in heads.items():
-        backbone.set_submodule(path, original)
     return backbone.eval()
 
 

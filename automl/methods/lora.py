@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape, check_pattern, lora_parameters, peft_patterns
-from automl.methods.base import Footprint, LowRank, Method
-from automl.methods.settings import Setting, Span
+from automl.methods.base import Footprint, LowRank, Method, check_exclusions
+from automl.methods.settings import Exclusion, Setting, Span
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -82,6 +81,9 @@ class Lora(Method):
     shardable: ClassVar[bool] = True
     takes_pattern: ClassVar[bool] = True
     settings: ClassVar[tuple[Setting, ...]] = (PLUS, DORA, FREEZE, INIT)
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
+        Exclusion({DORA.name: (True,), INIT.name: PARTS}, "DoRA scales the whole weight, of which init takes a part"),
+    )
 
     def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         frozen = sum(hyper.rank_of(layer.path) * layer.in_features for layer in layers) if FREEZE.of(hyper) else 0
@@ -120,10 +122,7 @@ class Lora(Method):
         from automl.methods.principal import check_whole
 
         how = str(INIT.of(hyper))
-        if how in PARTS and DORA.of(hyper):
-            raise TargetError(
-                f"use_dora scales the whole weight, of which init {how} takes a part; leave one of them out"
-            )
+        check_exclusions(self, hyper)
         check_anchored(model, modules)
         check_pattern(hyper, modules)
         if how in PARTS:

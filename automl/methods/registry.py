@@ -35,5 +35,6 @@ METHODS: Registry[Method] = Registry(
         "full": "automl.methods.whole:Full",
     },
     _method,
+    families={"peft": "automl.methods.gateway:method_of"},
 )
-"""Every method `method` may name."""
+"""Every method `method` may name; `peft:vera` and its like are the tuners that only PEFT has."""

@@ -55,7 +55,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a declaration that contradicts itself."""
-        if not self.name.isidentifier():
+        if not all(part.isidentifier() for part in self.name.split(".")):
             raise ValueError(f"{self.name!r} is no name of a setting")
         tried = (self.tried.low, self.tried.high) if isinstance(self.tried, Span) else self.tried
         wrong = [value for value in (self.default, *tried) if not self.admits(value)]
@@ -94,6 +94,21 @@ class Setting:
     def on_whole_weights(self, values: Iterable[Scalar]) -> list[Scalar]:
         """Those of the values that a trial cannot have on a quantised model."""
         return [] if self.quantizable is None else [value for value in values if value not in self.quantizable]
+
+
+class Exclusion(NamedTuple):
+    """Values of a method's settings that do not go together, and why, in words that follow a dash or a comma.
+
+    values: by name of the setting; those of at least two.
+    """
+
+    values: Mapping[str, tuple[Scalar, ...]]
+    reason: str
+
+    def excludes(self, settings: Iterable[Setting], hyper: Hyperparameters) -> bool:
+        """Whether the configuration is one of these. settings: the method's."""
+        own = {setting.name: setting.of(hyper) for setting in settings}
+        return all(own.get(name) in values for name, values in self.values.items())
 
 
 def chosen(settings: Iterable[Setting], values: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:

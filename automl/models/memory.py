@@ -71,7 +71,7 @@ def estimate_bytes(
     return MemoryEstimate(
         backbone=backbone_bytes(model, width, quantization),
         adapter=_STATE_BYTES * (added.parameters + head_parameters(model)) - added.spared,
-        activations=round(tokens * (per_token + 8 * vocabulary)) + 4 * rows * added.per_row,
+        activations=round(tokens * (per_token + 8 * vocabulary)) + 4 * (rows * added.per_row + added.per_pass),
     )
 
 

@@ -16,6 +16,7 @@ from automl.space import limits as hyper
 from automl.space.constraints import Constraint, parse_constraint
 from automl.space.defaults import auto_names, default_searched, resolve, with_own_rates
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, fits, for_objectives
+from automl.space.exclusions import objections
 from automl.space.extremes import choices, names_of, not_quantizable, setting_values
 from automl.space.messages import Problems, nearest, shown, unknown
 from automl.space.points import (
@@ -78,7 +79,7 @@ def planned_trials(search: SearchSection, space: SearchSpace) -> int:
     """`trials`; where it is left out, 24, or all configurations of a grid, constraints aside."""
     if "trials" in search.model_fields_set or search.sampler.name != "grid" or not space.parameters + space.auto:
         return search.trials
-    return count_configurations(_without_auto(space), grid_values) or search.trials
+    return count_configurations(without_auto(space), grid_values) or search.trials
 
 
 def check_settings(sections: Sections, problems: Problems) -> None:
@@ -288,7 +289,9 @@ def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -
 
 
 def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -> None:
-    """Methods and settings that are not known with several processes for a trial, or with a quantised model."""
+    """Methods and settings that exclude each other, a quantised model, a precision, or several processes per trial."""
+    for name, message in objections(without_auto(space)):
+        problems.at_value(("fixed" if name in space.fixed else "space", name), message)
     names: KeyPath = ("space",) if sections.ranges.get("method") else ("fixed",)
     if sections.model is not None and sections.model.quantization is not None:
         for name, message in not_quantizable(space):
@@ -391,13 +394,13 @@ def _check_grid(space: SearchSpace, problems: Problems) -> None:
     for parameter in space.parameters:
         if isinstance(parameter, FloatParameter) and parameter.step is None:
             problems.at_value(("space", parameter.name), f"is a continuous range, {hint}")
-    count = count_configurations(_without_auto(space), grid_values)
+    count = count_configurations(without_auto(space), grid_values)
     if count is not None and count > MOST_CONFIGURATIONS:
         message = f"grid has {count:,} configurations, more than {MOST_CONFIGURATIONS:,}; use fewer values, or another"
         problems.at_value(("search", "sampler"), f"{message} sampler")
 
 
-def _without_auto(space: SearchSpace) -> SearchSpace:
+def without_auto(space: SearchSpace) -> SearchSpace:
     """The space with automatic ranges; how many values they have does not depend on the model's size."""
     automatic = auto_names(names_of(space))
     known = tuple(name for name in space.auto if name in automatic)

@@ -99,11 +99,19 @@ def _tree(text: str) -> ast.expr:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as SyntaxWarning for '1or x', which is legal
-            tree = ast.parse(text.strip(), mode="eval").body
+            tree: ast.expr = _Dotted().visit(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"{text!r} is not a condition; write one such as 'trainable_params <= 500_000'") from None
     _check_grammar(tree, text)
     return tree
+
+
+class _Dotted(ast.NodeTransformer):
+    """Makes one name of `vera.r`, a field of a tuner of PEFT."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        is_field = isinstance(node.value, ast.Name)
+        return ast.Name(ast.unparse(node), node.ctx) if is_field else self.generic_visit(node)
 
 
 def _check_grammar(tree: ast.expr, text: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from automl.lora import ScheduleName
 from automl.methods.base import LOW_RANK
+from automl.methods.peft_tuners import tuners_with
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting
 from automl.space.constraints import Kind
@@ -75,7 +76,7 @@ def own_rate(method: str) -> str:
 
 def plain(name: str) -> str:
     """The hyperparameter that a parameter of this name is a range of: `learning_rate` of `learning_rate.full`."""
-    return name.partition(".")[0]
+    return RATE if name.startswith(own_rate("")) else name
 
 
 def _default(setting: Setting) -> Sequence[Scalar]:
@@ -197,7 +198,8 @@ def has(method: str, name: str) -> bool:
 
 def bringing(name: str) -> list[str]:
     """All methods there are that bring a setting of this name."""
-    return [method for method in METHODS.usable() if name not in NAMES and has(method, name)]
+    methods = [*METHODS.usable(), *tuners_with(name)]
+    return [method for method in methods if name not in NAMES and has(method, name)]
 
 
 def every_setting() -> dict[str, Setting]:
@@ -209,6 +211,10 @@ def every_setting() -> dict[str, Setting]:
 def tasks_bringing(name: str) -> list[str]:
     """All tasks there are that bring a setting of this name."""
     return [task for task, entry in TASKS.usable().items() if any(each.name == name for each in entry.settings)]
+
+
+FIELDS = r"^[a-z0-9_]+\.[A-Za-z0-9_:-]+$"
+"""What names of the fields of a tuner of PEFT look like, which are not listed: `vera.r`."""
 
 
 @lru_cache(maxsize=256)

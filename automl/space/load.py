@@ -9,7 +9,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from automl.errors import ConfigError, Problem
-from automl.space.checks import build_space, check_settings, planned_trials
+from automl.space.checks import build_space, check_settings, planned_trials, without_auto
+from automl.space.exclusions import implied_constraints
 from automl.space.messages import Problems, shown
 from automl.space.options import TaskOptions
 from automl.space.read import Sections, read_sections
@@ -87,7 +88,7 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
         study=study,
         model=_model(model, folder),
         task=_task(task, folder, max_length=fixed.max_length),
-        space=space,
+        space=replace(space, constraints=(*space.constraints, *implied_constraints(without_auto(space)))),
         search=_search(search, space, is_table=isinstance(task, TableTask)),
         run=_run(run),
         verify=VerifySettings(**verify.model_dump()),

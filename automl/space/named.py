@@ -29,7 +29,9 @@ class NameIn:
         return core_schema.no_info_plain_validator_function(self._checked)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "enum": list(self.registry)}
+        names: JsonSchemaValue = {"type": "string", "enum": list(self.registry)}
+        families = [{"type": "string", "pattern": f"^{family}:"} for family in self.registry.families]
+        return {"anyOf": [names, *families]} if families else names
 
     def _checked(self, value: object) -> object:
         check_name(self.registry, value)
@@ -90,7 +92,7 @@ class SectionOf:
 def check_name(registry: Registry[Any], name: object) -> None:
     """Raise a mistake unless there is an entry of that name that can be used."""
     if not isinstance(name, str) or name not in registry:
-        raise mistake("section", not_known(name, registry))
+        raise mistake("section", not_known(name, registry.known()))
     try:
         registry[name]
     except PluginError as error:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from automl.errors import PluginError
 from automl.lora import Hyperparameters
+from automl.methods.peft_tuners import objection
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting
 from automl.space.entries import TASKS
@@ -189,8 +190,10 @@ class _Reader:
         """What to say of a name that neither the task nor a method brings that the file can choose."""
         if tasks := tasks_bringing(name):
             return f"is of task {' and '.join(tasks)}"
-        if others := bringing(name):
+        if others := bringing(str(name)):
             return f"is of method {' and '.join(others)}; this space chooses {' or '.join(self.known.methods)}"
+        if reason := objection(str(name)):
+            return reason
         return unknown_key_message(name, [*general, *self.known.own])
 
     def _valid(self, adapter: TypeAdapter[Any], value: object, path: KeyPath) -> Any:

@@ -14,18 +14,25 @@ from automl.space import limits as hyper
 from automl.space.schema_base import AnyScalar, Section, mistake
 from automl.trial import Scalar
 
+_SCALAR = ["number", "string", "boolean"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _OneName:
     """Annotates a mapping from one of the names to values of it."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        scalar = {"type": ["number", "string", "boolean"]}
+        scalar = {"type": _SCALAR}
         return {
             "type": "object",
             "minProperties": 1,
             "maxProperties": 1,
-            "propertyNames": {"enum": list(dict.fromkeys([*hyper.NAMES, *hyper.every_setting()]))},
+            "propertyNames": {
+                "anyOf": [
+                    {"enum": list(dict.fromkeys([*hyper.NAMES, *hyper.every_setting()]))},
+                    {"pattern": hyper.FIELDS},
+                ]
+            },
             "additionalProperties": {"anyOf": [scalar, {"type": "array", "minItems": 1, "items": scalar}]},
         }
 
@@ -108,6 +115,7 @@ class SpaceSection(Section):
         for method in METHODS.usable():
             name = hyper.own_rate(method)
             properties[name] = {**properties[hyper.RATE], "title": name, "description": f"of method {method} alone"}
+        handler.resolve_ref_schema(form)["patternProperties"] = {hyper.FIELDS: properties["rank"]}
         return form
 
     method: ParameterSection | None = None
@@ -134,6 +142,7 @@ class Assignment(Section):
         form = handler(schema)
         properties = handler.resolve_ref_schema(form)["properties"]
         properties |= {name: hyper.adapter_of(each).json_schema() for name, each in hyper.every_setting().items()}
+        handler.resolve_ref_schema(form)["patternProperties"] = {hyper.FIELDS: {"type": _SCALAR}}
         return form
 
     method: hyper.Method | None = None

@@ -72,9 +72,14 @@ def travelling(model: Any) -> dict[str, Tensor]:
     parameters = {
         name: each
         for name, each in model.named_parameters()
-        if each.requires_grad or ".lora_A." in name or name in anew
+        if each.requires_grad or _is_adapters(name) or name in anew
     }
-    return parameters | {name: each for name, each in model.named_buffers() if f".modules_to_save.{ADAPTER}." in name}
+    return parameters | {name: each for name, each in model.named_buffers() if _is_adapters(name)}
+
+
+def _is_adapters(name: str) -> bool:
+    """Whether a tensor of PEFT's model is of the adapter, by whose name it is kept there."""
+    return ADAPTER in name.split(".")
 
 
 def _made_anew(model: Any) -> list[str]:
@@ -104,7 +109,8 @@ def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
     head = make_task(settings.task).head(settings.prepared)
     base = dense_backbone(settings.backbone, head.kind, head.labels)
     adapted = with_adapter(base, adapter)
-    merged = adapted if is_in_place(adapted) else adapted.merge_and_unload(safe_merge=True)
+    with quietly(f"{adapter}: PEFT cannot merge an adapter of method {about['hyperparameters'].get('method')}"):
+        merged = adapted if is_in_place(adapted) else adapted.merge_and_unload(safe_merge=True)
     if settings.backbone.quantization is not None:
         merged = merged.to(torch.bfloat16)
     try:

@@ -104,9 +104,13 @@ def rough(model: nn.Module) -> None:
 
 @pytest.fixture(scope="module", params=WAYS)
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HostSettings:
-    folder = tmp_path_factory.mktemp(request.param)
-    found = host_settings(folder, architecture=request.param, kind=WAYS[request.param])
-    auto: Any = AutoModelForSequenceClassification if request.param == "bert" else AutoModelForCausalLM
+    return rough_settings(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def rough_settings(architecture: str, folder: Path) -> HostSettings:
+    """Settings of a tiny model of this architecture with rough weights, written into the folder."""
+    found = host_settings(folder, architecture=architecture, kind=WAYS[architecture])
+    auto: Any = AutoModelForSequenceClassification if architecture == "bert" else AutoModelForCausalLM
     model = auto.from_pretrained(folder / "model")
     rough(model)
     model.save_pretrained(folder / "model")
@@ -357,7 +361,7 @@ def test_a_packed_trial_goes_on_to_the_bit(runtime: Runtime) -> None:
 
 def test_settings_that_exclude_each_other_are_one_line(runtime: Runtime) -> None:
     trial = SoloTrial(spec_of(Case({"use_dora": True, "init": "pissa"})), runtime)
-    with pytest.raises(TargetError, match="use_dora scales the whole weight, of which init pissa takes a part"):
+    with pytest.raises(TargetError, match="use_dora True and init pissa: DoRA scales"):
         trial.attach()
 
 
