@@ -199,6 +199,7 @@ def _unloaded(peft_model: PeftModel) -> nn.Module:
             backbone.set_submodule(path, module.original_module)
         elif isinstance(module, BaseTunerLayer):
             backbone.set_submodule(path, module.get_base_layer())
+    vars(backbone).pop("peft_config", None)
     assert isinstance(backbone, nn.Module)
     return backbone.eval()
 
