@@ -49,7 +49,7 @@ def not_quantizable(space: SearchSpace) -> Iterator[tuple[str, str]]:
     """The keys that ask for what cannot be on a quantised model, and why, on one line each."""
     for name in methods_of(space):
         if not METHODS[name].quantizable:
-            yield "method", f"{name!r} trains weights of the model, which quantization leaves in few bits"
+            yield "method", f"{name!r} needs whole weights of the model, which quantization leaves in few bits"
     for name, setting in names_of(space).own.items():
         if refused := setting.on_whole_weights(setting_values(space, setting)):
             known = ", ".join(map(str, setting.quantizable or ()))

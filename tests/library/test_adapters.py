@@ -150,6 +150,6 @@ def test_a_quantised_model_has_no_blocks_to_train(home: Path) -> None:
         encoding="utf-8",
     )
     with pytest.raises(
-        ConfigError, match=r"5:17: fixed.method: 'llama-pro' trains weights of the model, which quantiz"
+        ConfigError, match=r"5:17: fixed.method: 'llama-pro' needs whole weights of the model, which quantiz"
     ):
         automl.load_space("space.yaml")

@@ -124,7 +124,7 @@ class TestQuantised:
     @pytest.mark.parametrize(
         ("own", "message"),
         [
-            ("method: full", "method: 'full' trains weights of the model, which quantization leaves in few bits"),
+            ("method: full", "method: 'full' needs whole weights of the model, which quantization leaves in few bits"),
             (
                 "init: olora",
                 "init: 'olora' needs the whole weights, which quantization leaves in few bits; use default",

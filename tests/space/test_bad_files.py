@@ -526,8 +526,8 @@ def test_mistakes_in_the_required_sections(text: str, expected: str) -> None:
     [
         (
             "fixed: {method: llama-pro}",
-            "5:17: fixed.method: 'llama-pro' trains weights of the model, which quantization leaves in few bits; remove"
-            " one of them",
+            "5:17: fixed.method: 'llama-pro' needs whole weights of the model, which quantization leaves in few bits;"
+            " remove one of them",
         ),
         (
             "space: {init: {type: categorical, choices: [default, pissa]}}",
