@@ -147,7 +147,7 @@ def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
 
 
 def load_adapters(folders: Mapping[str, Path], backbone: BackboneRef) -> tuple[Any, Any]:
-    """As `load_adapter`, several adapters on one backbone by these names, the first of which is on.
+    """The frozen model of several exported adapters on one backbone, by these names, and its tokenizer; the first is on.
 
     `model.set_adapter(name)` switches. Raises ModelError if they do not go together, CheckpointError as it does.
     """
