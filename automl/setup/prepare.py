@@ -162,7 +162,7 @@ def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> N
 
 
 def _check_quantizable(spec: SweepSpec, space: SearchSpace) -> None:
-    """Of models that come quantised, of which the space file does not speak."""
+    """Check models that come quantised, of which the space file does not speak."""
     problems = [Problem(spec.source, 0, 0, name, message) for name, message in not_quantizable(space)]
     if problems:
         raise ConfigError(problems)

@@ -34,7 +34,7 @@ from automl.trial import Measurement, Metrics, Scalar, TrialSpec
 from automl.trial_folders import adapter_folder
 
 STEPS = 6
-"""Of a trial, which is measured in the middle and at the end, and killed in between."""
+"""Length of a trial, which is measured in the middle and at the end, and killed in between."""
 
 SAME, SAME_HELD, SAME_MERGED = 1e-6, 1e-5, 1e-4
 """Relative differences that are none: of what is loaded again, on a quantised backbone, and merged."""

@@ -147,7 +147,7 @@ def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
 
 
 def load_adapters(folders: Mapping[str, Path], backbone: BackboneRef) -> tuple[Any, Any]:
-    """The frozen model of several exported adapters on one backbone, by these names, and its tokenizer; the first is on.
+    """The frozen model with several exported adapters, by these names, the first of them on, and its tokenizer.
 
     `model.set_adapter(name)` switches. Raises ModelError if they do not go together, CheckpointError as it does.
     """
