@@ -61,8 +61,6 @@ METRICS: Registry[Metric] = Registry(
 """Every metric the objective may be. `loss` is the mean per row (classification) or target token (text), in nats."""
 
 
-_MARGIN_BOUNDED = 0.01
-_MARGIN_RELATIVE = 0.02
 _NOISE_RELATIVE = 0.05
 """Noise of one value of a metric without an upper end, as a share of it: seeds differ by 3 to 10 % of a loss."""
 

@@ -61,9 +61,6 @@ class InPlace(Stateless):
             )
         return sum(parameter.numel() for parameter in chosen.values())
 
-    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
-        return Footprint(self.trainable(model, layers, hyper), 0)
-
     def attach(
         self,
         model: nn.Module,
@@ -144,6 +141,9 @@ class BitFit(InPlace):
 
     def is_trained(self, name: str, parameter: nn.Parameter, hyper: Hyperparameters) -> bool:
         return name.endswith("bias") or (bool(NORMS.of(hyper)) and parameter.dim() == 1)
+
+    def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
+        return Footprint(self.trainable(model, layers, hyper), 0)
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         """LoRA's; its authors' program has 1e-3 for BERT (AdamW), T-Few 3e-4 for T0-3B (Adafactor)."""

@@ -15,7 +15,6 @@ from automl.errors import DataError
 from automl.lora import Hyperparameters
 from automl.outcomes import Outcomes
 from automl.space.schema_preference import LOSS
-from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task, Untuned
 from automl.tasks.collate import pad_rows
@@ -43,13 +42,13 @@ class Preference(Task):
     texts = 2
     refers = True
 
-    def __init__(self, settings: TaskSettings, hyper: Hyperparameters | None = None) -> None:
-        """hyper: of the trial that learns it; None: DPO, or KTO of single labels, with their defaults."""
-        super().__init__(settings)
-        self._hyper = hyper
+    _hyper = Hyperparameters()
+    """Of the trial that learns it; else DPO, or KTO of single labels, with their defaults."""
 
     def for_trial(self, hyper: Hyperparameters) -> Task:
-        return Preference(self.settings, hyper)
+        task = Preference(self.settings)
+        task._hyper = hyper
+        return task
 
     def refusal(self, prepared: Prepared, hyper: Hyperparameters) -> str:
         loss = LOSS.of(hyper)
@@ -98,7 +97,7 @@ class Preference(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossParts:
         first, second = _said(model, batch).halves()
-        hyper = self._hyper or Hyperparameters()
+        hyper = self._hyper
         if "desirable" in batch:
             losses = single_loss(first, second, batch["desirable"], hyper)
         else:
