@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAST = frozenset({"vera", "pvera", "fourierft", "waveft", "vblora", "road", "c3a", "beft", "tinylora", "unilora"})
+FAST = frozenset({"vera", "pvera", "fourierft", "road", "c3a", "beft", "unilora"})
 """Tuners that train scales, or coefficients of directions which are fixed.
 
 VeRA's authors (Kopiczko et al. 2023, section 4) train at ten times LoRA's rates; for the others that is a rule of ours.
@@ -41,8 +41,10 @@ VeRA's authors (Kopiczko et al. 2023, section 4) train at ten times LoRA's rates
 FASTER = 10.0
 
 _BY_WEIGHTS = "is made of the model's weights, without which a plan cannot count it; use another method"
+_BY_NUMBERS = "chooses among numbers in every pass, so that a plan cannot count it without them; use another method"
 UNFIT: Mapping[str, str] = {
-    **dict.fromkeys(("adamss", "frod", "shira"), _BY_WEIGHTS),
+    **dict.fromkeys(("adamss", "frod", "shira", "tinylora"), _BY_WEIGHTS),
+    **dict.fromkeys(("vblora", "waveft"), _BY_NUMBERS),
     "pvera": "draws random numbers in every pass, so that a trial could not go on as it was; use peft:vera",
     "shadow": "is a second network with a loss of its own; use method adapter",
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +51,6 @@ TUNERS: Mapping[str, Mapping[str, Any]] = {
     "c3a": {"block_size": 16},
     "road": {"group_size": 4},
     "randlora": {"r": 4, "randlora_alpha": 20},
-    "vblora": {"vector_length": 4, "num_vectors": 16},
-    "waveft": {"n_frequency": 30},
     "delora": {"r": 4},
     "lily": {"r": 4},
     "glora": {"r": 4},
@@ -61,13 +60,12 @@ TUNERS: Mapping[str, Mapping[str, Any]] = {
     "peanut": {"r": 4},
     "psoft": {"r": 4, "psoft_alpha": 8},
     "supertuning": {"sparsity": 0.9},
-    "tinylora": {"u": 4},
     "unilora": {"theta_d_length": 64},
 }
 """Tuners with fields that suit layers of 32 features."""
 
 QUICK = [("bert", "vera"), ("llama", "loha"), ("bert", "miss")]
-CONV1D = ("vera", "fourierft", "gralora", "hira", "randlora", "vblora", "waveft", "deft", "tinylora", "unilora")
+CONV1D = ("vera", "fourierft", "gralora", "hira", "randlora", "deft", "unilora")
 """Tuners that PEFT has for GPT-2's kind of layers."""
 
 OTHERS = [(way, name) for way in ("bert", "llama") for name in TUNERS if (way, name) not in QUICK]
@@ -87,7 +85,7 @@ def runtime(settings: HostSettings) -> Runtime:
 
 def case_of(name: str) -> Case:
     own = {f"{name}.{field}": value for field, value in TUNERS[name].items() if field in fields_of(name)}
-    rate = 2e-3 if name == "randlora" else 2e-2  # above, rounding differences of its training grow
+    rate = 2e-3 if name in ("randlora", "delora") else 2e-2  # above, rounding differences of training grow
     return Case(own, {"learning_rate": rate}, method=f"peft:{name}")
 
 
@@ -99,7 +97,10 @@ def plain_losses(runtime: Runtime, name: str, start: Mapping[str, torch.Tensor])
     has_fan = any(field.name == "fan_in_fan_out" for field in dataclasses.fields(kind))
     turned = {"fan_in_fan_out": isinstance(model.get_submodule(paths[0]), Conv1D)} if has_fan else {}
     task = TaskType.SEQ_CLS if head_modules(model) else TaskType.CAUSAL_LM
-    adapted = quietly(get_peft_model, model, kind(target_modules=paths, task_type=task, **turned, **TUNERS[name]))
+    config = kind(target_modules=paths, task_type=task, **turned, **TUNERS[name])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension|Setting boft_n_butterfly_factor")
+        adapted = quietly(get_peft_model, model, config)
     masks = stream(spec.seed, "dropout")
     for path, module in list(adapted.named_modules()):
         if isinstance(module, nn.Dropout) and module.p > 0:
@@ -122,7 +123,8 @@ def test_it_trains_as_a_plain_loop_does_and_goes_on_to_the_bit(runtime: Runtime,
     after = runtime.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
-    assert found == pytest.approx(list(plain_losses(runtime, name, start)), abs=1e-6, rel=1e-6)
+    exact = 1e-5 if name == "delora" else 1e-6  # it divides by the norm of its matrices, which are small at first
+    assert found == pytest.approx(list(plain_losses(runtime, name, start)), abs=exact, rel=exact)
     assert min(found[-5:]) < found[0]
     layers = resolve_targets(runtime.model, spec.hyper.target)
     counted = METHODS[spec.hyper.method].trainable(runtime.model, layers, spec.hyper)
