@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,10 @@ RATES_AROUND = (0.5, 1.0, 2.0)
 """A grid of learning rates, as factors of its centre; extended while the best one lies at an edge."""
 
 MOST_RATES = 6
+FAILED = 1.25
+"""A training has failed if its validation loss is so many times the best of its pilots, which trained half as long."""
+
+MOST_HALVINGS = 3
 RECOVERY_SHARE = 0.15
 """Steps of a recovery, of those of a training."""
 
@@ -44,7 +49,7 @@ class Record:
     def __init__(self, path: Path, text_set: TextSet, settings: Mapping[str, Any]) -> None:
         self._path = path
         plan = asdict(text_set) | dict(settings)
-        fresh = {"plan": plan, "runs": [], "results": {}}
+        fresh = {"plan": plan, "runs": [], "results": {}, "halvings": {}, "dropped": {}}
         self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
         if self.document["plan"] != plan:
             raise ValueError(f"{path}: was measured with another plan; name another folder with --record")
@@ -59,16 +64,33 @@ class Record:
         """Note where and with what this run measures."""
         self.document["runs"].append(machine())
 
+    def halvings(self, name: str) -> int:
+        """How often the chosen rate of these arms was halved."""
+        return int(self.document.get("halvings", {}).get(name, 0))
+
+    def halve(self, name: str, keys: Iterable[str]) -> None:
+        """Put these results aside and have the arms trained again at half their rate."""
+        for key in keys:
+            result = self.results.pop(key)
+            self.document.setdefault("dropped", {})[f"{key} at {result['rate']:.4g}"] = result
+        self.document.setdefault("halvings", {})[name] = self.halvings(name) + 1
+        self._write()
+        print(f"{self._path.stem}: {name} at half the rate", flush=True)
+
     def add(self, key: str, value: Mapping[str, Any]) -> None:
-        """Store a result durably enough: another file takes the place of the old one."""
+        """Store a result."""
         self.results[key] = dict(value)
+        self._write()
+        print(f"{self._path.stem}: {key}", flush=True)
+
+    def _write(self) -> None:
+        """Write durably enough: another file takes the place of the old one."""
         draft = self._path.with_suffix(".draft")
         draft.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(
             json.dumps(self.document, indent=None, sort_keys=True).replace("},", "},\n") + "\n", encoding="utf-8"
         )
         os.replace(draft, self._path)
-        print(f"{self._path.stem}: {key}", flush=True)
 
 
 @dataclass(slots=True)
@@ -85,8 +107,9 @@ class Arms:
 
     def cuts(self) -> None:
         """Full adapters and what is left of them at smaller sizes."""
+        name = f"rank{self.text_set.rank}"
         wanting = [seed for seed in self.seeds if not self._is_cut(seed)]
-        self._full(wanting)
+        self._settle(name, [f"{name}/{seed}" for seed in wanting], lambda: self._full(wanting))
         for seed in wanting:
             self._cuts(seed)
 
@@ -96,7 +119,7 @@ class Arms:
         self._trained(f"rank{rank}+", rank, self.seeds, steps + self.recovery)
         for kind in ("global", "even"):
             self._recovered(kind)
-        self._trained(f"long/{longer}", self.text_set.rank, self.seeds[:LONGER_SEEDS], longer)
+        self._trained(f"long/{longer}", self.text_set.rank, self.seeds[:LONGER_SEEDS], longer, is_settled=True)
 
     def gate(self) -> None:
         """Other even ranks, each at its own rate, with the steps of the full one."""
@@ -107,12 +130,7 @@ class Arms:
     def ranks_to_train(self) -> None:
         """An eighth of the rank on average: by the squeeze of another seed, and at random."""
         for kind, make in (("squeezed", self._squeezed_ranks), ("random", self._random_ranks)):
-            of_seed = {seed: make(seed) for seed in self.seeds}
-            rate = self._tuned(f"as-{kind}", self.rate(self.eighth), make(self.seeds[0]), self.text_set.steps // 2)
-            self._train(
-                Training(key=f"as-{kind}/{seed}", ranks=ranks, rate=rate, steps=self.text_set.steps, seed=seed)
-                for seed, ranks in of_seed.items()
-            )
+            self._as(f"as-{kind}", {f"as-{kind}/{seed}": (seed, make(seed)) for seed in self.seeds})
 
     # Sizes and rates
 
@@ -135,7 +153,10 @@ class Arms:
         """The learning rate of an even rank, chosen on validation rows; others are looked for by rate ~ rank^-1/2."""
         full = self.text_set.rank
         centre = 2e-3 if rank == full else self.rate(full) * (full / rank) ** 0.5
-        return self._tuned(f"rank{rank}", centre, self.lab.even(rank), self.text_set.steps // 2)
+        return self._chosen(f"rank{rank}", centre, self.lab.even(rank))
+
+    def _chosen(self, name: str, centre: float, ranks: Mapping[str, int]) -> float:
+        return self._tuned(name, centre, ranks, self.text_set.steps // 2) / 2 ** self.record.halvings(name)
 
     def _tuned(
         self, name: str, centre: float, ranks: Mapping[str, int], steps: int, start: Params | None = None
@@ -168,14 +189,49 @@ class Arms:
 
     # Trainings
 
-    def _trained(self, name: str, rank: int, seeds: Sequence[int], steps: int) -> None:
+    def _trained(self, name: str, rank: int, seeds: Sequence[int], steps: int, *, is_settled: bool = False) -> None:
+        """Train an even rank at its own rate. is_settled: that rate is one at which nothing more is changed."""
         keys = [f"{name}/{seed}" for seed in seeds]
-        if any(key not in self.record.results for key in keys):
+
+        def train() -> None:
             rate, ranks = self.rate(rank), self.lab.even(rank)
             self._train(
                 Training(key=key, ranks=ranks, rate=rate, steps=steps, seed=seed)
                 for key, seed in zip(keys, seeds, strict=True)
             )
+
+        if is_settled:
+            train()
+        elif any(key not in self.record.results for key in keys):
+            self._settle(f"rank{rank}", keys, train)
+
+    def _as(self, name: str, arms: Mapping[str, tuple[int, Mapping[str, int]]]) -> None:
+        """Train with given ranks. arms: seed and ranks by key."""
+        first = next(iter(arms.values()))[1]
+
+        def train() -> None:
+            rate = self._chosen(name, self.rate(self.eighth), first)
+            self._train(
+                Training(key=key, ranks=ranks, rate=rate, steps=self.text_set.steps, seed=seed)
+                for key, (seed, ranks) in arms.items()
+            )
+
+        self._settle(name, list(arms), train)
+
+    def _settle(self, name: str, keys: Sequence[str], train: Callable[[], None]) -> None:
+        """Train these arms; all of them again, at half the rate, as long as one of them has failed."""
+        train()
+        while self.record.halvings(name) < MOST_HALVINGS and any(self._has_failed(name, key) for key in keys):
+            self.record.halve(name, keys)
+            if name == f"rank{self.text_set.rank}":
+                shutil.rmtree(self.lab.work / "full", ignore_errors=True)
+                self.turned.clear()
+            train()
+
+    def _has_failed(self, name: str, key: str) -> bool:
+        pilots = [each for at, each in self.record.results.items() if at.startswith(f"pilot/{name}/")]
+        best = min(each["validation"]["loss"] for each in pilots)
+        return bool(self.record.results[key]["validation"]["loss"] > FAILED * best)
 
     def _full(self, seeds: Iterable[int]) -> None:
         """Full adapters, whose folders stay; those whose folder is gone are trained again."""
