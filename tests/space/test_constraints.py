@@ -116,7 +116,8 @@ def test_kinds_that_do_not_fit_are_refused(expression: str, message: str) -> Non
     "expression",
     [
         "__import__('os').system('ls')",
-        "rank.real > 1",
+        "(rank + 1).real > 1",
+        "rank.real.imag > 1",
         "[r for r in (rank,)]",
         "(lambda: rank)() > 1",
         "rank if rank else 2",

@@ -120,7 +120,7 @@ def test_the_result_has_the_keys_that_others_read(verified: Verification, world:
     assert result is not None
     assert set(result) == {
         *("metric", "majority", "beats_majority", "headline", "seeds", "planned_seeds", "arms", "comparisons"),
-        *("selection_optimism", "recommendation", "deploy", "suggestion", "rank"),
+        *("selection_optimism", "recommendation", "deploy", "methods", "suggestion", "rank"),
     }
     assert result["metric"] == {"name": "accuracy", "direction": "maximize"}
     assert result["beats_majority"] is True
