@@ -138,8 +138,8 @@ class Names:
         if methods != self.methods:
             return When(parameter="method", values=methods)
         having = self._having(name)
-        if having is None or len(having[1]) == len(self._values(having[0])):
-            return None
+        if having is None or len(having[1]) in (0, len(self._values(having[0]))):
+            return None  # none: refused for what `idle` says
         return When(parameter=having[0].name, values=having[1])
 
     def idle(self, name: str) -> str:

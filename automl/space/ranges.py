@@ -186,12 +186,15 @@ def _with_condition(parameter: Parameter, when: When) -> Parameter:
 
 
 def _ordered(parameters: Mapping[str, Parameter], names: Names, problems: Problems) -> list[Parameter]:
-    """In the order of the names, but every parameter after the one it depends on."""
+    """In the order of the names, but every parameter after the one it depends on.
+
+    One that depends on what is left out, for a problem of its own, waits for nothing.
+    """
     waiting = [parameters[name] for name in names.ordered(parameters)]
     ordered: list[Parameter] = []
     while waiting:
-        done = {parameter.name for parameter in ordered}
-        ready = [item for item in waiting if item.when is None or item.when.parameter in done]
+        later = {parameter.name for parameter in waiting}
+        ready = [item for item in waiting if item.when is None or item.when.parameter not in later]
         if not ready:
             _report_cycle(waiting, problems)
             return ordered

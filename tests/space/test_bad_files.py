@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -587,3 +588,17 @@ def test_a_missing_optional_package_is_named() -> None:
     assert message == "'gp' needs the package scipy; pip install 'automl-lora[samplers]'"
     assert missing_package("tpe", lambda package: False) == ""
     assert missing_package("cmaes", lambda package: True) == ""
+
+
+PRESETS = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_that_lacks_a_line_or_has_one_key_too_many_is_read_or_refused(path: Path) -> None:
+    """Whatever else depends on the parameter of that line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        for changed in ([], [line.replace("}", ", strange: 1}", 1)]):
+            text = "\n".join([*lines[:number], *changed, *lines[number + 1 :]])
+            with suppress(ConfigError):
+                parse_space(text, path.name, path.parent)
