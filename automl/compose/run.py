@@ -28,6 +28,8 @@ from automl.training.runtime import load_runtime
 from automl.verify.rows import between, truth_of
 from automl.verify.statistics import Verdict, verdict
 
+_UNDECIDED: Verdict = "no clear difference"
+
 
 def compose_study(
     database: Database, spec: SweepSpec, wanted: Wanted, output: Path | None, *, stop: StopRequest
@@ -115,15 +117,12 @@ def _name(recipe: Recipe) -> str:
 def _compared(bench: Bench, chosen: Mixture, winner: Mixture, rows: Sequence[Row], metric: str) -> Comparison:
     """Both on the test rows, which nothing was chosen by."""
     (ours, our_rows), (theirs, their_rows) = bench.score(chosen, rows), bench.score(winner, rows)
-    difference, said = None, _undecided
+    difference, said = None, _UNDECIDED
     if our_rows is not None and their_rows is not None and len(our_rows.rows) > 1:
         truth = truth_of(rows) if our_rows.kind == "classes" else ()
         difference = between(our_rows, their_rows, metric, truth)
         said = verdict(difference, METRICS[metric].direction)
     return Comparison(rows=len(rows), mixture=ours, winner=theirs, difference=difference, verdict=said)
-
-
-_undecided: Verdict = "no clear difference"
 
 
 def _check_same(found: Sequence[Found], setup: Setup) -> None:

@@ -26,7 +26,7 @@ LOW_RANK = frozenset({"rank", "alpha", "alpha_ratio", "dropout", "target", "use_
 
 class Footprint(NamedTuple):
     """What a trial holds at most: trained parameters, the head's aside, and float32 numbers that are kept for the
-    backward pass per token, per row and however many there are, those of the backbone aside.
+    backward pass, those of the backbone aside: per_token and per_row for each of them, per_pass once for all.
 
     virtual_tokens: positions that it puts before the tokens of every row. spared: bytes that its optimizer takes less
     than two moments of float32 for each parameter.

@@ -36,6 +36,7 @@ class Setting:
     packable: values with which trials may be packed, the default among them; None: all.
     shardable: several processes may hold a trial together that does not have the default.
     quantizable: values that a trial may have on a quantised model, the default among them; None: all.
+    quant: values that need the extra `quant`.
     having: another setting and its values with which this one means something; None: always.
     """
 
@@ -51,6 +52,7 @@ class Setting:
     packable: tuple[Scalar, ...] | None = None
     shardable: bool = False
     quantizable: tuple[Scalar, ...] | None = None
+    quant: tuple[Scalar, ...] = ()
     having: tuple[str, tuple[Scalar, ...]] | None = None
 
     def __post_init__(self) -> None:

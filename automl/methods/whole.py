@@ -39,6 +39,7 @@ OPTIMIZER = Setting(
     meaning="adamw_8bit holds AdamW's moments in 8 bits",
     choices=("adamw", EIGHT_BITS),
     tried=("adamw", EIGHT_BITS),
+    quant=(EIGHT_BITS,),
     sized=True,
 )
 SMALLEST, MOMENT_BLOCK = 4096, 256

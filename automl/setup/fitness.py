@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from automl.errors import ConfigError, MissingExtraError, ModelError, Problem
 from automl.lora import Hyperparameters
 from automl.methods.base import Footprint
-from automl.methods.whole import EIGHT_BITS, OPTIMIZER
 from automl.models.folder import folder_at_hand, read_config, stored_quantization
 from automl.models.positions import positions
 from automl.models.quantisation import check_installed
-from automl.space.extremes import corners, own_values
+from automl.space.extremes import corners, names_of, setting_values
 from automl.space.messages import shown
 from automl.space.spec import SearchSpace, SweepSpec
 
@@ -49,7 +48,7 @@ def model_remarks(spec: SweepSpec) -> list[str]:
     Raises ConfigError for what a search would refuse.
     """
     folder = folder_at_hand(spec.model)
-    check_optimizer(spec)
+    check_extras(spec)
     try:
         held = spec.model.quantization or (stored_quantization(read_config(folder)) if folder is not None else None)
         if held is not None:
@@ -59,13 +58,15 @@ def model_remarks(spec: SweepSpec) -> list[str]:
         raise ConfigError([Problem(spec.source, 0, 0, "model", str(error))]) from error
 
 
-def check_optimizer(spec: SweepSpec) -> None:
-    """Raise ConfigError if trials may have an optimizer of a package that is not installed."""
-    if EIGHT_BITS in own_values(spec.space).get(OPTIMIZER.name, ()):
-        try:
-            check_installed(f"optimizer {EIGHT_BITS}")
-        except MissingExtraError as error:
-            raise ConfigError([Problem(spec.source, 0, 0, OPTIMIZER.name, str(error))]) from error
+def check_extras(spec: SweepSpec) -> None:
+    """Raise ConfigError if a setting may have a value that needs a package which is not installed."""
+    own = names_of(spec.space).own
+    for name, value in ((name, value) for name, setting in own.items() for value in setting.quant):
+        if value in setting_values(spec.space, own[name]):
+            try:
+                check_installed(f"{name} {value}")
+            except MissingExtraError as error:
+                raise ConfigError([Problem(spec.source, 0, 0, name, str(error))]) from error
 
 
 def check_positions(

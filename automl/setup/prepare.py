@@ -15,7 +15,7 @@ from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
-from automl.setup.fitness import check_ends, check_length, check_optimizer, check_positions, check_vocabulary
+from automl.setup.fitness import check_ends, check_extras, check_length, check_positions, check_vocabulary
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.assemble import own_of_task
 from automl.space.defaults import advice, resolve
@@ -98,7 +98,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     is known is reported at once. has_trials: the study has begun, so its max_length was accepted; with short texts it
     may be above the model's positions.
     """
-    check_optimizer(spec)
+    check_extras(spec)
     backbone = resolve_model(spec.model, cache)
     too_long = () if has_trials else tuple(check_length(spec, Path(backbone.path)))
     task, tokenizer = make_task(spec.task), load_tokenizer(backbone)

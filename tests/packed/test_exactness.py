@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from automl.packed.bank import BankSize
 from automl.packed.kernels import choose_kernel, works
 from automl.packed.trainer import PackedTrainer
 from automl.trial import TrialSpec
@@ -41,9 +42,14 @@ class Curve(NamedTuple):
 
 
 def packed(
-    model: torch.nn.Module, kind: str, trials: list[TrialSpec], *, kernel: str | None = None
+    model: torch.nn.Module,
+    kind: str,
+    trials: list[TrialSpec],
+    *,
+    kernel: str | None = None,
+    bank: BankSize | None = None,
 ) -> dict[int, Curve]:
-    trainer = PackedTrainer(model, workload(kind), kernel=kernel)
+    trainer = PackedTrainer(model, workload(kind), kernel=kernel, bank=bank)
     for trial in trials:
         trainer.admit(trial)
     members = list(trainer.members.values())

@@ -140,22 +140,11 @@ def bytes_alive() -> int:
 
 
 def test_a_bank_follows_the_loop(tmp_path: Path) -> None:
-    model = loaded(tmp_path, "bert", "classification", NF4)
+    model, room = loaded(tmp_path, "bert", "classification", NF4), BankSize(3, 4, ("all-linear",))
     trials = [spec(number, rank=4, batch_size=4, learning_rate=3e-3, steps=10) for number in range(3)]
-    losses: list[dict[int, list[float]]] = []
-    for bank in (None, BankSize(3, 4, ("all-linear",))):
-        trainer = PackedTrainer(model, workload("classification"), bank=bank)
-        for trial in trials:
-            trainer.admit(trial)
-        found: dict[int, list[float]] = {trial.number: [] for trial in trials}
-        for _ in range(10):
-            assert trainer.round([*trainer.members.values()]) == []
-            for member in trainer.members.values():
-                found[member.number].append(member.loss)
-        losses.append(found)
-        trainer.close()
-    for number, curve in losses[0].items():
-        assert losses[1][number] == pytest.approx(curve, rel=1e-5)
+    looped, banked = (packed(model, "classification", trials, bank=bank) for bank in (None, room))
+    for number, curve in looped.items():
+        assert banked[number].losses == pytest.approx(curve.losses, rel=1e-5)
 
 
 def test_half_precision_stays_near(tmp_path: Path) -> None:

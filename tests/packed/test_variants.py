@@ -75,22 +75,11 @@ def test_gradient_checkpointing_changes_no_bit() -> None:
 
 
 def test_a_bank_trains_them_beside_itself() -> None:
-    model, load = lively_model("bert"), workload()
+    model, room = lively_model("bert"), BankSize(slots=5, rank=5, targets=("all-linear",))
     trials = [replace(trial, hyper=replace(trial.hyper, dropout=0.0), steps=10) for trial in variants()]
-    losses: list[dict[int, list[float]]] = []
-    for bank in (None, BankSize(slots=5, rank=5, targets=("all-linear",))):
-        trainer = PackedTrainer(model, load, bank=bank)
-        for trial in trials:
-            trainer.admit(trial)
-        found: dict[int, list[float]] = {trial.number: [] for trial in trials}
-        for _ in range(10):
-            assert trainer.round([*trainer.members.values()]) == []
-            for member in trainer.members.values():
-                found[member.number].append(member.loss)
-        losses.append(found)
-        trainer.close()
-    for number, curve in losses[0].items():
-        assert losses[1][number] == pytest.approx(curve, rel=1e-5), number
+    looped, banked = (packed(model, "classification", trials, bank=bank) for bank in (None, room))
+    for number, curve in looped.items():
+        assert banked[number].losses == pytest.approx(curve.losses, rel=1e-5), number
 
 
 def test_they_go_on_to_the_bit_in_another_pack() -> None:
