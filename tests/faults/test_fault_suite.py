@@ -27,9 +27,9 @@ def test_the_bound_is_three_over_the_number_of_injections() -> None:
         return Findings(count=trial.size)
 
     outcome = run_scenario(scenario(inject), "full", seed=1)
-    (row,) = summary([outcome], "full", 1)["scenarios"]
+    (row,) = summary([outcome.as_dict()], "full", 1)["scenarios"]
     assert (row["n"], row["violations"], row["bound_95"]) == (50, 0, 0.06)
-    total = summary([outcome, outcome], "full", 1)
+    total = summary([outcome.as_dict()] * 2, "full", 1)
     assert (total["kills"], total["kills_bound_95"]) == (100, 0.03)
 
 
@@ -81,10 +81,11 @@ def test_an_unknown_name_lists_those_there_are() -> None:
         main(["--ci", "--only", "R-99"])
 
 
-def test_one_small_scenario_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--ci", "--only", "R-16", "--seed", "3", "--json", str(tmp_path / "out.json")]) == 0
+def test_two_small_scenarios_at_the_same_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--ci", "--only", "R-16,control: checker", "--seed", "3", "--json", str(tmp_path / "out.json")]
+    assert main([*chosen, "--jobs", "2"]) == 0
     report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert (report["violations"], report["scenarios"][0]["n"]) == (0, 300)
+    assert (report["violations"], [each["n"] for each in report["scenarios"]]) == (0, [300, 7])
     assert json.loads(capsys.readouterr().out)["seed"] == 3
 
 
