@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
     def init(
         model: Annotated[str, typer.Argument(help="Hub id, folder or .gguf file of the base model.", metavar="MODEL")],
         data: Annotated[
-            str, typer.Argument(help="JSON, JSONL, CSV, TSV or Parquet file, text folder, or hub id.", metavar="DATA")
+            str,
+            typer.Argument(help="JSON, JSONL, CSV, TSV, Parquet or text file, text folder, or hub id.", metavar="DATA"),
         ],
         task: Annotated[
             str | None,

@@ -58,6 +58,8 @@ _PREFERENCE_COLUMNS = (_PAIR_COLUMNS, {"prompt", "completion", "label"})
 _SINGLE_LABELS = {"loss": "kto"}
 _MEASURED = 2000
 _SHORTEST = 16
+_LONGEST_PIECE = 512
+"""Tokens of a piece of a long text, to begin with: attention over more costs more than it teaches."""
 _ROUND = 8
 
 
@@ -75,7 +77,7 @@ def starting_space(
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError([Problem("", 0, 0, "--method", METHODS.unknown(unknown[0]))])
     spec = _provisional(model, data)
-    columns = _columns(spec.task.data)
+    columns = _columns(spec.task.data, has_classes=task_type != "completion")
     found, renamed = _guess(columns, data) if task_type is None else (task_type, _renamed(columns))
     if found != "classification":
         renamed = {}
@@ -113,7 +115,7 @@ def guess_task(data: DataSettings, name: str) -> tuple[str, Mapping[str, str]]:
 def starting_advice(text: str) -> list[str]:
     """What a trial by this space file would see too little of, told from the training data; it is read for that."""
     spec = parse_space(text, "command line", Path.cwd())
-    splits = read_splits(spec.task.data)
+    splits = read_splits(spec.task.data, has_classes=spec.task.type == "classification")
     label = spec.task.data.columns.get("label", "label")
     rows, classes = 0, set[str]()
     for record in islice(splits["train"], _COUNTED):
@@ -162,12 +164,16 @@ def _max_length(
     """
     text = commented_space("start", model, data, task_type, columns=columns)
     settings = parse_space(text, "command line", Path.cwd()).task
-    found = make_task(replace(settings, bad_rows="skip")).lengths(load_tokenizer(backbone), _MEASURED)
+    cut = replace(settings, bad_rows="skip", long_texts="cut")
+    found = make_task(cut).lengths(load_tokenizer(backbone), _MEASURED)
     if not found:
         return DEFAULT_LENGTH, "longer ones are cut"
     most = share_length(found)
     wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
     limit = positions(json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")))
+    if task_type == "completion" and data.endswith(".txt"):
+        longest = min(wanted, _LONGEST_PIECE, limit.tokens if limit is not None else wanted)
+        return longest, "the text is cut into pieces of so many, and nothing is left out"
     covered = f"{SHARE:.0%} of the rows have at most {most:,}"
     if limit is not None and limit.tokens < wanted:
         return limit.tokens, f"{covered}, the model reads {limit.tokens:,}; longer ones are cut"
@@ -179,9 +185,9 @@ def _provisional(model: str, data: str) -> SweepSpec:
     return parse_space(commented_space("start", model, data, "classification"), "command line", Path.cwd())
 
 
-def _columns(data: DataSettings) -> list[str]:
+def _columns(data: DataSettings, *, has_classes: bool = True) -> list[str]:
     """Names of the columns in the first rows of the training data."""
-    records = islice(read_splits(data)["train"], _LOOKED_AT)
+    records = islice(read_splits(data, has_classes=has_classes)["train"], _LOOKED_AT)
     return list(dict.fromkeys(name for record in records for name in record.values))
 
 

@@ -23,7 +23,7 @@ from automl.space.named import SectionOf
 from automl.space.options import TaskOptions
 from automl.space.schema_base import Section, Seed, Text, mistake
 
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 ColumnName = Literal[
     "text",
@@ -144,7 +144,7 @@ Model = Annotated[ModelSection, BeforeValidator(_widen_model, json_schema_input_
 
 
 class FilesSection(Section):
-    """Data files by split: JSON, JSONL, CSV, TSV or Parquet, relative to this file."""
+    """Data files by split: JSON, JSONL, CSV, TSV, Parquet, or plain text, relative to this file."""
 
     train: Text
     validation: Text | None = None
@@ -165,7 +165,7 @@ class DataSection(Section):
     file: Text | None = None
     """One data file, split into train, validation and test; inside the package if one is given."""
     folder: Text | None = None
-    """Folder with one sub-folder of text files per label; inside the package if one is given."""
+    """Folder with one sub-folder of text files per label (completion: any text files); inside the package if given."""
     package: PackageName | None = None
     """Import name of an installed Python package that contains the data."""
     hub: HubId | None = None
@@ -267,6 +267,8 @@ class CompletionTask(_TextTask):
     """Continue a text."""
 
     type: Literal["completion"]
+    long_texts: Literal["cut", "chunk"] | None = None
+    """Plain texts above max_length: cut off the rest, or make it further rows; left out: chunk for .txt, else cut."""
 
     implementation: ClassVar[str] = "automl.tasks.completion:Completion"
 

@@ -115,10 +115,10 @@ class ModelSettings:
 class DataSettings:
     """Where the examples come from.
 
-    kind files: `files` maps split names (train, validation, test) to absolute paths (JSONL, CSV, Parquet).
-    kind folder: `location` is a folder with one sub-folder of text files per label. kind package: the same inside an
-    installed package, `path` in it (or a data file there). kind hub: `location` is a data set id, `path` its
-    configuration's name.
+    kind files: `files` maps split names (train, validation, test) to absolute paths (JSONL, CSV, Parquet, text).
+    kind folder: `location` is a folder with one sub-folder of text files per label, or of any text files. kind
+    package: the same inside an installed package, `path` in it (or a data file there). kind hub: `location` is a data
+    set id, `path` its configuration's name.
     columns: our column name (text, label, prompt, response, messages ...) -> theirs. ignore: columns of theirs that are
     left out on purpose.
     """
@@ -148,6 +148,7 @@ class TaskSettings:
     bad_rows: what becomes of rows that cannot be used.
     normalize: how answers are compared by exact_match ("" = as they are).
     thinking (instruction tasks): what becomes of thoughts that the chat template removes.
+    long_texts (completion): what becomes of plain texts above max_length; "" = chunk for .txt files, else cut.
     own: what the section of a task from another package holds beside all these.
     log (tables of curves): columns on a log scale, None = all; `data.columns` renames the arrays of the file.
     rules: a study keeps the `DATA_RULES` that it began with, so that its rows and scores do not change under it.
@@ -167,6 +168,7 @@ class TaskSettings:
     bad_rows: Literal["refuse", "skip"] = "refuse"
     normalize: Literal["", "squad"] = ""
     thinking: Literal["refuse", "keep", "template"] = "refuse"
+    long_texts: Literal["", "cut", "chunk"] = ""
     log: tuple[str, ...] | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
     rules: int = DATA_RULES

@@ -41,11 +41,15 @@ class TextPart(NamedTuple):
 
 
 class MaskedText(NamedTuple):
-    """One example as text. is_closed: an end-of-text token with loss follows. Templates bring their own."""
+    """One example as text. is_closed: an end-of-text token with loss follows. Templates bring their own.
+
+    is_chunked: what `max_length` cuts off becomes further rows.
+    """
 
     parts: tuple[TextPart, ...]
     is_closed: bool
     is_opened: bool = True  # the tokens that the tokenizer puts before a text come first
+    is_chunked: bool = False
 
 
 def make_recipe(
@@ -72,12 +76,13 @@ def _encoder(as_text: Callable[[Example], MaskedText], tokenizer: Any, settings:
     def encode(chunk: Sequence[Example]) -> list[Encoded]:
         texts = [_text_of(as_text, example) for example in chunk]
         tokens = tokenise([text.parts for text in texts if isinstance(text, MaskedText)], tokenizer)
-        return [
-            Encoded(None, 0, error=text)
-            if isinstance(text, DataError)
-            else _encoded(text, next(tokens), opening, closing, settings.max_length)
-            for text in texts
-        ]
+        return [row for text in texts for row in rows_of(text, tokens)]
+
+    def rows_of(text: MaskedText | DataError, tokens: Iterator[list[list[int]]]) -> list[Encoded]:
+        if isinstance(text, DataError):
+            return [Encoded(None, 0, error=text)]
+        encoded = _chunked if text.is_chunked else _encoded
+        return encoded(text, next(tokens), opening, closing, settings.max_length)
 
     return encode
 
@@ -142,7 +147,7 @@ def _marks_first_word(tokenizer: Any) -> bool:
 
 def _encoded(
     text: MaskedText, pieces: Sequence[list[int]], opening: list[int], closing: list[int], max_length: int
-) -> Encoded:
+) -> list[Encoded]:
     """One example from the tokens of its parts; without a row if `max_length` leaves no target."""
     ids = list(opening) if text.is_opened else []
     labels = [IGNORED] * len(ids)
@@ -159,7 +164,27 @@ def _encoded(
     reference = labels[start:end] if end > max_length else []
     row = {"input_ids": ids[:max_length], "labels": kept, "reference": reference}
     is_unfinished = bool(lost) and lost[0] != IGNORED  # not at the end of a turn
-    return Encoded(row if has_target else None, len(ids), is_unfinished)
+    return [Encoded(row if has_target else None, len(ids), is_unfinished)]
+
+
+def _chunked(
+    text: MaskedText, pieces: Sequence[list[int]], opening: list[int], closing: list[int], max_length: int
+) -> list[Encoded]:
+    """Rows of at most `max_length` tokens in which every token but the first is predicted once.
+
+    A row begins as a text does; if the tokenizer puts nothing before a text, with the last token of the row before it.
+    """
+    ids = [*itertools.chain.from_iterable(pieces), *(closing if text.is_closed else [])]
+    fresh = max_length - max(1, len(opening))
+    if fresh < 1:
+        return [Encoded(None, len(opening) + len(ids))]
+    rows = []
+    for start in range(0 if opening else 1, len(ids), fresh):
+        lead = opening or ids[start - 1 : start]
+        part = ids[start : start + fresh]
+        row = {"input_ids": [*lead, *part], "labels": [IGNORED] * len(lead) + part, "reference": []}
+        rows.append(Encoded(row, len(lead) + len(part)))
+    return rows or [Encoded(None, len(ids))]
 
 
 def first_response(labels: Sequence[int]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import MaskedText, TextPart, evaluate_text, generation_notes, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
+from automl.tasks.passages import is_passage
 from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
 from automl.tasks.read import Split, read_splits, source_name
 from automl.tasks.reading import Reading
@@ -35,7 +37,7 @@ class Completion(Task):
 
     def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
         given, notes = self._examples()
-        self._check_metric(given["train"])
+        self._check_plain(given["train"])
         examples = split_examples(given, self.settings)
         notes += split_notes(examples, self.settings)
         recipe = self._recipe(tokenizer)
@@ -67,19 +69,23 @@ class Completion(Task):
         return evaluate_text(model, batches, tokenizer, self.settings)
 
     def _recipe(self, tokenizer: Any) -> Recipe:
-        return make_recipe(_as_text, tokenizer, self.settings, version=VERSION)
+        as_text = partial(_as_text, long_texts=self.settings.long_texts)
+        return make_recipe(as_text, tokenizer, self.settings, version=VERSION)
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
         reading = Reading(self.settings)
         given = {
             split: list(reading.examples(split, islice(records, rows), self._reader(reading)))
-            for split, records in read_splits(self.settings.data, self.settings.rules).items()
+            for split, records in read_splits(self.settings.data, self.settings.rules, has_classes=False).items()
         }
         return given, reading.notes
 
     def _reader(self, reading: Reading) -> Callable[[Record], Example]:
-        """Checked examples of one file; content is (text,) or (prompt, response), as its first record has it."""
+        """Checked examples of one file, as its first record has it: content is (text,) or (prompt, response).
+
+        A passage of a text that goes on is (text, None).
+        """
         data = self.settings.data
         columns: tuple[str, ...] = ()
 
@@ -90,14 +96,19 @@ class Completion(Task):
             columns = names
             if record.row:  # otherwise the file is one example, and its columns are ours
                 reading.unused((name, value) for name, value in record.values.items() if name not in names)
-            return Example(record.file, record.row, content[0], content)
+            return Example(record.file, record.row, content[0], (*content, None) if is_passage(record) else content)
 
         return read
 
-    def _check_metric(self, rows: Sequence[Example]) -> None:
-        if METRICS[self.settings.metric].generates and len(rows[0].content) == 1:
+    def _check_plain(self, rows: Sequence[Example]) -> None:
+        """Raise DataError for what does not go with rows that are plain texts, or that are not."""
+        source, is_plain = source_name(self.settings.data), _is_plain(rows[0])
+        if METRICS[self.settings.metric].generates and is_plain:
             message = f"metric {self.settings.metric!r} compares responses, but the data is plain text"
-            raise DataError(f"{source_name(self.settings.data)}: {message}; use loss, or prompt and response columns")
+            raise DataError(f"{source}: {message}; use loss, or prompt and response columns")
+        if self.settings.long_texts == "chunk" and not is_plain:
+            message = "long_texts: chunk is for plain texts, but the data is prompts and responses"
+            raise DataError(f"{source}: {message}; leave it out")
 
 
 def _columns(record: Record, data: DataSettings) -> tuple[str, ...]:
@@ -113,9 +124,16 @@ def _columns(record: Record, data: DataSettings) -> tuple[str, ...]:
     raise missing_column(record.file, record.row, wanted, record.values)
 
 
-def _as_text(example: Example) -> MaskedText:
-    if len(example.content) == 1:
-        return MaskedText((TextPart(example.content[0], has_loss=True),), is_closed=True)
+def _is_plain(example: Example) -> bool:
+    return example.content[1:] in ((), (None,))
+
+
+def _as_text(example: Example, *, long_texts: Literal["", "cut", "chunk"]) -> MaskedText:
+    if _is_plain(example):
+        is_whole = len(example.content) == 1
+        is_chunked = long_texts == "chunk" or (not long_texts and not is_whole)
+        part = TextPart(example.content[0], has_loss=True)
+        return MaskedText((part,), is_closed=is_whole, is_chunked=is_chunked)
     prompt, response = example.content
     start = prompt if prompt[-1].isspace() else prompt + "\n"
     return MaskedText((TextPart(start, has_loss=False), TextPart(response, has_loss=True)), is_closed=True)

@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa  # type: ignore[import-untyped]  # comes with datasets, without type hints
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -23,6 +23,7 @@ from automl.errors import DataError
 from automl.nearest import did_you_mean
 from automl.tasks.fields import Record, fault, place, shown
 from automl.tasks.json_document import LIST_KEYS, DocumentError, items
+from automl.tasks.passages import Line, passages
 
 LONGEST_LINE = 10_000_000
 """Bytes a line, a CSV row or a text file may have. Far above any example; a longer one is another kind of file."""
@@ -41,12 +42,6 @@ _COMPRESSED = {
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _PARQUET_BATCH = 1000
-
-
-class _Line(NamedTuple):
-    number: int  # from 1
-    text: str
-    error: DataError | None = None  # why it is no text; then it is empty
 
 
 def read_file(path: Path, *, class_names: bool = True) -> Iterator[Record]:
@@ -104,19 +99,30 @@ def read_text_folder(folder: Path, *, lenient: bool = False) -> Iterator[Record]
     return itertools.chain.from_iterable(_label_folder(label, lenient=lenient) for label in labels)
 
 
+def read_texts(folder: Path, *, lenient: bool = False) -> Iterator[Record]:
+    """Records as of `read_text_folder`, or of the text files of a folder that has no sub-folder."""
+    if any(entry.is_dir() for entry in _entries_of(folder, "a folder of text files is needed")):
+        return read_text_folder(folder, lenient=lenient)
+    return _label_folder(folder, lenient=lenient)
+
+
 def _sub_folders(folder: Path) -> list[Path]:
     needed = "a folder with one sub-folder of text files per class is needed"
+    found = [entry for entry in _entries_of(folder, needed) if entry.is_dir()]
+    if not found:
+        raise DataError(f"{folder}: has no sub-folder; {needed} (completion reads the files of the folder itself)")
+    return found
+
+
+def _entries_of(folder: Path, needed: str) -> list[Path]:
     try:
-        found = [entry for entry in _entries(folder) if entry.is_dir()]
+        return _entries(folder)
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder{did_you_mean(folder.name, _neighbours(folder))}; {needed}") from None
     except NotADirectoryError:
         raise DataError(f"{folder}: is not a folder; {needed}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{_clipped(folder)}: cannot be read: {_reason(error)}") from None
-    if not found:
-        raise DataError(f"{folder}: has no sub-folder; {needed}")
-    return found
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -130,14 +136,18 @@ def _label_folder(folder: Path, *, lenient: bool) -> Iterator[Record]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {_reason(error)}") from None
     if not files:
-        raise DataError(f"{folder}: holds no text file; every class needs some")
+        raise DataError(f"{folder}: holds no text file")
     for file in files:
         if file.is_dir():
             raise DataError(f"{file}: is a folder inside the folder of class {folder.name!r}; text files are needed")
-        try:
-            yield _text_record(file, lenient=lenient)
-        except DataError as error:
-            yield Record(str(file), 0, {}, error)
+        yield _text_or_error(file, lenient=lenient)
+
+
+def _text_or_error(file: Path, *, lenient: bool) -> Record:
+    try:
+        return _text_record(file, lenient=lenient)
+    except DataError as error:
+        return Record(str(file), 0, {}, error)
 
 
 def _text_record(file: Path, *, lenient: bool) -> Record:
@@ -175,7 +185,7 @@ def _read_json(path: Path) -> Iterator[Record]:
             yield _json_record(path, line)
 
 
-def _is_document(path: Path, first: _Line) -> bool:
+def _is_document(path: Path, first: Line) -> bool:
     """Whether the file is one JSON document: its first line opens a list, is cut short, or holds the list of rows."""
     text = first.text.strip()
     if text.startswith("["):
@@ -208,7 +218,7 @@ def _read_document(path: Path) -> Iterator[Record]:
         raise DataError(f"{place(str(path), error.line)}: {error}") from None
 
 
-def _json_record(path: Path, line: _Line) -> Record:
+def _json_record(path: Path, line: Line) -> Record:
     where = place(str(path), line.number)
     try:
         value = json.loads(line.text)
@@ -346,6 +356,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_csv,
+    ".txt": lambda path: passages(path, _lines(path)),
 }
 
 
@@ -358,7 +369,7 @@ def _not_empty(path: Path, records: Iterator[Record]) -> Iterator[Record]:
     yield from records
 
 
-def _lines(path: Path) -> Iterator[_Line]:
+def _lines(path: Path) -> Iterator[Line]:
     """Lines with their endings, decoded; a line that is no UTF-8 holds an error that names the byte."""
     offset = 0
     with _open(path) as stream:
@@ -371,9 +382,9 @@ def _lines(path: Path) -> Iterator[_Line]:
                 raise DataError(f"{where}: line longer than {LONGEST_LINE:,} bytes; one example per line is needed")
             start = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
             try:
-                yield _Line(number, _decode(raw[start:], where, offset=offset + start))
+                yield Line(number, _decode(raw[start:], where, offset=offset + start))
             except DataError as error:
-                yield _Line(number, "", error)
+                yield Line(number, "", error)
             offset += len(raw)
 
 

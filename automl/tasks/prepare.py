@@ -58,7 +58,7 @@ class Encoded(NamedTuple):
 
 
 Encode = Callable[[Sequence[Example]], Sequence[Encoded]]
-"""Tokenises examples in order."""
+"""Tokenises examples in order; one of them may become several rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,8 @@ def prepared_key(examples: Examples, settings: TaskSettings, recipe: Recipe, tok
     }
     if settings.rules > 1:
         parts |= {"rules": settings.rules, "bad_rows": settings.bad_rows, "thinking": settings.thinking}
+    if settings.long_texts:
+        parts |= {"long_texts": settings.long_texts}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

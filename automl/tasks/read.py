@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from automl.errors import DataError
 from automl.nearest import did_you_mean
 from automl.space.spec import DATA_RULES, DataSettings
 from automl.tasks.fields import Record, shown
-from automl.tasks.formats import named_classes, read_file, read_text_folder
+from automl.tasks.formats import named_classes, read_file, read_text_folder, read_texts
 from automl.tasks.quiet import quiet_datasets
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,26 @@ _HUB_SPLITS: dict[str, Split] = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def read_splits(data: DataSettings, rules: int = DATA_RULES) -> dict[Split, Iterator[Record]]:
+def read_splits(
+    data: DataSettings, rules: int = DATA_RULES, *, has_classes: bool = True
+) -> dict[Split, Iterator[Record]]:
     """One stream of records per split the data brings; `train` is always among them.
 
     Raises DataError here for what can be seen without reading, and while streaming for the rest. A record that cannot
-    be read, where the next ones can, holds its error. rules: see `TaskSettings`.
+    be read, where the next ones can, holds its error. rules: see `TaskSettings`. has_classes: a
+    folder has one of its own for every class; otherwise all texts in it are read.
     """
-    return _SOURCES[data.kind](data, rules)
+    if data.kind == "files":
+        return _from_files(data, rules)
+    if data.kind == "hub":
+        return _from_hub(data)
+    read_folder = read_text_folder if has_classes else read_texts
+    if data.kind == "folder":
+        return {"train": read_folder(Path(data.location))}
+    path = package_path(data.location, data.path)
+    if path.is_dir():
+        return {"train": _log_repairs(read_folder(path, lenient=True))}
+    return {"train": read_file(path, class_names=rules > 1)}
 
 
 def source_name(data: DataSettings) -> str:
@@ -67,17 +80,6 @@ def _from_files(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]
         raise DataError(f"data.files: no train file; given: {', '.join(data.files) or 'none'}")
     given = [split for split in SPLITS if split in data.files]
     return {split: read_file(Path(data.files[split]), class_names=rules > 1) for split in given}
-
-
-def _from_folder(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
-    return {"train": read_text_folder(Path(data.location))}
-
-
-def _from_package(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
-    path = package_path(data.location, data.path)
-    if path.is_dir():
-        return {"train": _log_repairs(read_text_folder(path, lenient=True))}
-    return {"train": read_file(path, class_names=rules > 1)}
 
 
 def package_path(package: str, path: str) -> Path:
@@ -110,7 +112,7 @@ def _log_repairs(records: Iterator[Record]) -> Iterator[Record]:
         logger.warning("not valid UTF-8 and mended: %d of the files, the first is %s", len(repaired), repaired[0])
 
 
-def _from_hub(data: DataSettings, rules: int) -> dict[Split, Iterator[Record]]:
+def _from_hub(data: DataSettings) -> dict[Split, Iterator[Record]]:
     """Splits of a hub data set; validation may be called valid, val or dev there."""
     if not _HUB_ID.fullmatch(data.location):
         raise DataError(f"data.hub: {shown(data.location)} is not a data set id such as 'stanfordnlp/sst2'")
@@ -154,11 +156,3 @@ def table_records(name: str, table: Any) -> Iterator[Record]:
     classes = {column: kind.names for column, kind in _class_columns(table).items()}
     for number, values in enumerate(table, start=1):
         yield named_classes(Record(name, number, values), classes)
-
-
-_SOURCES: dict[str, Callable[[DataSettings, int], dict[Split, Iterator[Record]]]] = {
-    "files": _from_files,
-    "folder": _from_folder,
-    "package": _from_package,
-    "hub": _from_hub,
-}

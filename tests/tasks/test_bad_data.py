@@ -184,7 +184,7 @@ def _folder(where: Path) -> None:
 
 # case -> (path in the folder, its bytes or a function that makes it, what the message says after that path)
 FOLDERS: dict[str, tuple[str, bytes | Callable[[Path], Any], str]] = {
-    "class without files": ("c", Path.mkdir, ": holds no text file; every class needs some"),
+    "class without files": ("c", Path.mkdir, ": holds no text file"),
     "empty file": ("b/z.txt", b"", ": is empty (0 bytes)"),
     "blank file": ("b/z.txt", b" \n", ", column 'text': text is empty"),
     "invalid UTF-8": ("b/z.txt", b"ab\xa3", ": invalid UTF-8: 0xa3 at byte 2"),
@@ -261,7 +261,10 @@ def test_bad_path(make: Callable[[Path], Any], expected: str, tmp_path: Path) ->
 
 
 FILES = {
-    "suffix": ({"train": "a.txt"}, "a.txt: unknown suffix '.txt'; known: .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
+    "suffix": (
+        {"train": "a.doc"},
+        "a.doc: unknown suffix '.doc'; known: .jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet",
+    ),
     "no train": ({"test": "a.csv"}, "data.files: no train file; given: test"),
     "split": ({"train": "a.csv", "dev": "b.csv"}, "data.files: unknown split 'dev'; known: train, validation, test"),
 }
