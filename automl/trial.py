@@ -39,7 +39,7 @@ class StopReason(StrEnum):
     DIVERGED = "diverged"  # PRUNED, infeasible: loss or metric not finite
     OOM = "oom"  # PRUNED, infeasible: does not fit into memory
     BUDGET = "budget"  # PRUNED: the sweep's step budget was spent (FAIL if it had not reported yet)
-    INFEASIBLE = "infeasible"  # FAIL: violates a constraint that could be decided before training
+    INFEASIBLE = "infeasible"  # violates a constraint; FAIL: decided before training, PRUNED: by its last measurement
     ERROR = "error"  # FAIL: an exception in training or data; never retried
     HOST_CRASH = "host_crash"  # FAIL: killed its worker repeatedly while training alone
     LOST = "lost"  # FAIL: the driver died inside `ask`, before parameters were stored
@@ -70,6 +70,13 @@ class Examination(NamedTuple):
     on_validation: bool = False
     memory: bool = False
 
+
+FORGETTING = "forgetting"
+"""Metric under which is told, with the last measurement, by how much a trial is worse on the rows of `keep:` than the
+untuned model; and the name by which constraints and `also_minimize` read it."""
+
+KEPT = "kept"
+"""Metric under which the value itself is told."""
 
 PEAK_BYTES = "peak_bytes"
 """Metric under which the memory of a trial's step is told (`automl.training.peak`)."""

@@ -65,7 +65,10 @@ class StudyAnswer(_Answer):
 
 
 class TrialAnswer(_Answer):
-    """A trial. state: as in Optuna, or PARKED. value: of a trial in progress, its latest measurement; step: where."""
+    """A trial. state: as in Optuna, or PARKED. value: of a trial in progress, its latest measurement; step: where.
+
+    forgetting: by how much it is worse on other text than the untuned model; null if that was not measured.
+    """
 
     number: int
     state: str
@@ -76,6 +79,7 @@ class TrialAnswer(_Answer):
     error: str
     started_at: datetime | None
     ended_at: datetime | None
+    forgetting: float | None
 
 
 class Improvement(_Answer):

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         from automl.metric import METRICS
         from automl.results.summary import configuration_text, size_text
         from automl.storage.trials import best_trials
+        from automl.trial import FORGETTING
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             console.result_json([row.as_dict() for row in rows])
             return
+        is_kept = any(row.forgetting is not None for row in rows) and spec.search.also_minimize != FORGETTING
         second = [spec.search.also_minimize] if spec.search.also_minimize else []
         console.table(
             "",
@@ -39,6 +41,7 @@ def register(app: typer.Typer) -> None:
                 "state",
                 f">{spec.task.metric}",
                 *(f">{name}" for name in second),
+                *([f">{FORGETTING}"] if is_kept else []),
                 ">steps",
                 "reason",
                 "configuration",
@@ -49,6 +52,7 @@ def register(app: typer.Typer) -> None:
                     row.shown_state,
                     "" if row.value is None else f"{row.value:.4f}",
                     *(size_text(name, row.size) for name in second),
+                    *([size_text(FORGETTING, row.forgetting)] if is_kept else []),
                     row.steps,
                     row.stop_reason or "",
                     configuration_text(row.params),

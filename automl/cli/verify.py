@@ -121,9 +121,11 @@ def show_verification(result: Mapping[str, Any]) -> None:
     """The headline, a line for each arm, the recommendation."""
     metric = result["metric"]["name"]
     console.result(result["headline"])
+    is_kept = any(arm.get("forgetting") for arm in result["arms"])
+    columns = ("configuration", f">{metric} (test)", ">± sd", ">seeds", ">parameters", ">learning rate")
     console.table(
         "",
-        ("configuration", f">{metric} (test)", ">± sd", ">seeds", ">parameters", ">learning rate"),
+        (*columns, *([">forgetting"] if is_kept else [])),
         (
             (
                 arm["title"],
@@ -132,6 +134,7 @@ def show_verification(result: Mapping[str, Any]) -> None:
                 len(arm["scores"]),
                 f"{arm['trainable_params']:,}",
                 f"{arm['learning_rate']:.3g}",
+                *([_forgetting(arm.get("forgetting"))] if is_kept else []),
             )
             for arm in result["arms"]
         ),
@@ -149,6 +152,10 @@ def show_verification(result: Mapping[str, Any]) -> None:
     console.result(f"recommended: {result['recommendation']['text']}")
     if result.get("deploy"):
         console.result(f"to deploy: {result['deploy']['text']}")
+
+
+def _forgetting(found: Mapping[str, Any] | None) -> str:
+    return "–" if found is None else f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 def _show_methods(methods: Mapping[str, Any], metric: str) -> None:

@@ -41,6 +41,7 @@ def document_of(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         given["space"] = {name: _choices(parameter) for name, parameter in space.items()}
     sections: dict[str, Any] = {name: given[name] for name in _WHOLE if name in given} | {
         "task": task,
+        "keep": given.get("keep_data", {}),
         "search": {name: given[name] for name in SEARCH if name in given},
         "verify": {"automatic": verify} if isinstance(verify, bool) else _mapping(verify, "automatic"),
         "run": run,
@@ -125,10 +126,14 @@ def with_columns(data: Any, columns: Any, folder: Path) -> Any:
     return {**source, "columns": columns} if isinstance(source, Mapping) else source
 
 
+_ARGUMENTS = {"keep": "keep_data", "search.": "", "task.data.columns": "columns", "task.data": "data"}
+"""What a key begins with in a file -> and as an argument."""
+
+
 def _by_argument(problem: Problem) -> Problem:
     """The problem at the argument that holds the key: `search.trials` is `trials=`, `task.data` is `data=`."""
     key = problem.key
-    for prefix, ours in (("search.", ""), ("task.data.columns", "columns"), ("task.data", "data")):
+    for prefix, ours in _ARGUMENTS.items():
         if key.startswith(prefix):
             key = ours + key.removeprefix(prefix)
             break

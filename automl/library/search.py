@@ -57,7 +57,8 @@ def search(
     squeeze: bool | None = None,
     warm_start: str | None = None,
     patience: int | None = None,
-    also_minimize: Literal["trainable_params", "seconds"] | None = None,
+    also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None,
+    keep_data: str | Options | None = None,
     verify: bool | Options | None = None,
     run: str | Options | None = None,
     storage: str | Options | None = None,
@@ -67,9 +68,10 @@ def search(
     """Run a search to its end, or to Ctrl-C, and return its study; the same call again continues what was interrupted.
 
     Arguments are the sections of a space file and the entries of its `search:` (docs/python.md, docs/reference). model:
-    also a loaded model, with `tokenizer`. data: also rows in memory. space: also a whole file, from `load_space`.
-    task, run, storage: the section, or its type, executor, URL. What is left out is as in a file; but the task follows
-    from the columns, the study's name from data and meaning, and nothing is verified unless `verify` says so.
+    also a loaded model, with `tokenizer`. data: also rows in memory. keep_data: the section `keep:`. space: also a
+    whole file, from `load_space`. task, run, storage: the section, or its type, executor, URL. What is left out is as
+    in a file; but the task follows from the columns, the study's name from data and meaning, and nothing is verified
+    unless `verify` says so.
 
     Raises ConfigError with all problems, DataError, ModelError before any trial starts; errors of `run_sweep`.
     """

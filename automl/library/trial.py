@@ -20,6 +20,7 @@ class Trial:
     steps, seconds: trained so far.
     trainable_params: in adapter and head.
     size: the second objective of a complete trial, if there are two.
+    forgetting: by how much it is worse on the rows of `keep_data` than the untuned model; None if not measured.
     adapter: its folder, while it is kept.
     error: what a failed trial said last.
     """
@@ -32,6 +33,7 @@ class Trial:
     seconds: float
     trainable_params: int | None
     size: float | None
+    forgetting: float | None
     stop_reason: str | None
     adapter: Path | None
     error: str
@@ -48,6 +50,7 @@ class Trial:
             seconds=row.seconds,
             trainable_params=row.trainable_params,
             size=row.size,
+            forgetting=row.forgetting,
             stop_reason=row.stop_reason,
             adapter=None if row.adapter is None else Path(row.adapter),
             error=row.error,
@@ -55,6 +58,8 @@ class Trial:
 
     def _repr_html_(self) -> str:
         shown = {"trial": self.number, "state": self.state, "value": self.value, **self.params}
+        if self.forgetting is not None:
+            shown["forgetting"] = self.forgetting
         shown |= {"steps": self.steps, "seconds": self.seconds, "trainable_params": self.trainable_params}
         return table(("", ""), ((name, cell(value)) for name, value in shown.items()))
 
@@ -76,6 +81,7 @@ class Trials(tuple[Trial, ...]):
                 "steps": trial.steps,
                 "seconds": trial.seconds,
                 "trainable_params": trial.trainable_params,
+                "forgetting": trial.forgetting,
                 "stop_reason": trial.stop_reason,
                 "adapter": None if trial.adapter is None else str(trial.adapter),
             }

@@ -102,6 +102,7 @@ def packed_host(settings: HostSettings, runtime: Runtime) -> PackedHost:
         tokenizer=runtime.tokenizer,
         evaluation_tokens=runtime.evaluation_tokens,
         validation_rows=runtime.validation_rows,
+        kept=runtime.kept,
     )
     way = choose_way(settings, runtime.model, runtime.device, available=_available(settings, runtime.device))
     logger.info("%d slots, %s", way.slots, "together" if way.bank else "one by one")

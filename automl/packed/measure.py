@@ -12,10 +12,11 @@ from automl.packed.adapter import Adapter
 from automl.packed.install import PackedBackbone
 from automl.packed.member import Member, factors
 from automl.packed.workload import Workload
-from automl.tasks.base import Batch, Row
+from automl.tasks.base import Batch, Row, Task
 from automl.tasks.batches import some_of
 from automl.training.examine import Evaluated, Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
+from automl.training.kept import KeptRows
 from automl.training.memory import halving
 from automl.trial import Measurement, check_finite
 
@@ -46,12 +47,29 @@ class Evaluator:
         return Measurement(
             trial=member.number,
             step=member.step,
-            metrics=found[0],
+            metrics={**found[0], **self._kept(member)},
             seconds=member.seconds,
             tokens=member.tokens,
             importances=member.importances(),
             examined=own_outcomes(member.spec.examination, *found) if member.is_finished else (),
         )
+
+    def _kept(self, member: Member) -> dict[str, float]:
+        """What is known at the last step of what the trial has forgotten."""
+        kept = self._workload.kept
+        if kept is None or not member.is_finished:
+            return {}
+        untuned = kept.untuned(lambda: self._on(kept, None, member)[0])
+        return kept.told(self._on(kept, member.adapter, member)[0], untuned, trial=member.number)
+
+    def _on(self, kept: KeptRows, adapter: Adapter | None, member: Member) -> Evaluated:
+        """Metrics of the trial, or of the bare backbone, on these rows; in memory that suffices for the trial."""
+        found, member.evaluation_tokens = halving(
+            member.evaluation_tokens,
+            lambda tokens: self._evaluated(adapter, kept.rows, tokens, task=kept.task),
+            what=f"the evaluation of trial {member.number} on keep",
+        )
+        return found
 
     def examine(self, member: Member, measurement: Measurement) -> Measurement:
         """The last measurement with what the trial's examination finds; the trial is as before."""
@@ -62,13 +80,15 @@ class Evaluator:
             return {}, None
         return self._evaluated(adapter, some_of(self._workload.evaluation_rows, rows), max_tokens)
 
-    def _evaluated(self, adapter: Adapter | None, rows: Sequence[Row], max_tokens: int) -> Evaluated:
+    def _evaluated(
+        self, adapter: Adapter | None, rows: Sequence[Row], max_tokens: int, *, task: Task | None = None
+    ) -> Evaluated:
         if adapter is not None:
             adapter.settle()
         view, backbone, workload = self._backbone.view(adapter), self._backbone, self._workload
-        batches = workload.evaluation_batches(rows, max_tokens, backbone.device)
+        batches = workload.evaluation_batches(rows, max_tokens, backbone.device, task=task)
         with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
-            return workload.task.evaluate_by_row(view, batches, workload.tokenizer)  # type: ignore[arg-type]
+            return (task or workload.task).evaluate_by_row(view, batches, workload.tokenizer)  # type: ignore[arg-type]
 
     def _subject(self, member: Member) -> Subject:
         adapter, backbone, workload = member.adapter, self._backbone, self._workload

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from automl.tasks.base import IGNORED, Batch, Row, Task
 from automl.tasks.batches import evaluation_batches
+from automl.training.kept import KeptRows
 
 
 class MicroBatch(NamedTuple):
@@ -37,7 +38,7 @@ class MicroBatch(NamedTuple):
 class Workload:
     """Task and rows of a pack. pad_id: token that fills rows up. tokenizer: for tasks that generate text.
 
-    evaluation_tokens: in one forward pass of an evaluation, padding included. validation_rows: as in `Runtime`.
+    evaluation_tokens: in one forward pass of an evaluation, padding included. validation_rows, kept: as in `Runtime`.
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Workload:
     tokenizer: Any
     evaluation_tokens: int = 2048
     validation_rows: Sequence[Row] = ()
+    kept: KeptRows | None = None
 
     @property
     def longest_row(self) -> int:
@@ -63,10 +65,16 @@ class Workload:
         padded = {name: _widen(name, tensor, width, pad_id).to(device) for name, tensor in batch.items()}
         return MicroBatch(padded, len(rows), width, longest, tokens, tokens == len(rows) * width)
 
-    def evaluation_batches(self, rows: Sequence[Row], max_tokens: int, device: torch.device) -> Iterator[Batch]:
-        """These rows in padded batches of at most `max_tokens` tokens, the longest first."""
+    def evaluation_batches(
+        self, rows: Sequence[Row], max_tokens: int, device: torch.device, *, task: Task | None = None
+    ) -> Iterator[Batch]:
+        """These rows in padded batches of at most `max_tokens` tokens, the longest first.
+
+        task: whose rows they are, if not that of the pack.
+        """
         pad_id = self.tokenizer.pad_token_id
-        for batch in evaluation_batches(self.task, rows, range(len(rows)), pad_id=pad_id, max_tokens=max_tokens):
+        whose = task or self.task
+        for batch in evaluation_batches(whose, rows, range(len(rows)), pad_id=pad_id, max_tokens=max_tokens):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 

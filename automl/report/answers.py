@@ -122,6 +122,16 @@ def pareto(frame: StudyFrame) -> tuple[TrialRow, ...]:
     return tuple(sized[point.trial][0] for point in pareto_front(points))
 
 
+def forgetting_front(frame: StudyFrame) -> tuple[TrialRow, ...]:
+    """Complete trials that no other beats and that forgot as little, those that forgot least first."""
+    known = {trial.number: trial for trial in frame.complete if trial.forgetting is not None}
+    points = (
+        Point(as_loss(trial.value or 0.0, frame.direction), trial.forgetting or 0.0, trial.number)
+        for trial in known.values()
+    )
+    return tuple(known[point.trial] for point in pareto_front(points))
+
+
 def failures(frame: StudyFrame) -> Mapping[str, tuple[TrialRow, ...]]:
     """Trials that went wrong (failed, diverged, out of memory), by reason, most frequent first."""
     wrong = [t for t in frame.trials if t.state == TrialState.FAIL or t.stop_reason in ("diverged", "oom")]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import automl
-from automl.report.answers import Group, failures, pareto, rates_by_rank, sizes_by_target, spending
+from automl.report.answers import Group, failures, forgetting_front, pareto, rates_by_rank, sizes_by_target, spending
 from automl.report.findings import Findings
 from automl.report.frames import StudyFrame
 from automl.report.recipe import recipe
@@ -46,6 +46,7 @@ def document(frame: StudyFrame, found: Findings) -> dict[str, Any]:
             for size in sizes_by_target(frame)
         ],
         "pareto": [trial.number for trial in pareto(frame)],
+        "forgetting": _forgetting(frame),
         "squeeze": squeeze_document(frame.squeeze) if frame.squeeze else None,
         "rank_gate": frame.gate.as_dict() if frame.gate else None,
         "modules": [asdict(module) for module in frame.module_importance],
@@ -80,6 +81,13 @@ def _search(frame: StudyFrame) -> dict[str, Any]:
         "started_at": frame.started_at,
         "ended_at": frame.ended_at,
     }
+
+
+def _forgetting(frame: StudyFrame) -> dict[str, Any] | None:
+    if not frame.keep:
+        return None
+    front = [trial.number for trial in forgetting_front(frame)]
+    return {"metric": frame.keep, "limit": frame.forgetting_limit, "front": front}
 
 
 def _trial(trial: TrialRow) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import plotly.graph_objects as go
 
+from automl.report.forgetting_chart import quality_by_forgetting
 from automl.report.frames import StudyFrame
 from automl.report.methods_chart import metric_by_cost
 from automl.report.module_charts import module_energy, module_shares, suggested_ranks, verified
@@ -24,6 +25,7 @@ FIGURES: Mapping[str, Callable[[StudyFrame], go.Figure | None]] = {
     "rate-by-rank": rate_by_rank,
     "targets-by-size": targets_by_size,
     "pareto": front,
+    "forgetting": quality_by_forgetting,
     "squeeze": squeeze_curve,
     "module-energy": module_energy,
     "module-importance": module_shares,

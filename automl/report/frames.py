@@ -18,7 +18,10 @@ from automl.storage.trials import TrialRow, counts_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One configuration of a verification, with its score in each seed on the test rows."""
+    """One configuration of a verification, with its score in each seed on the test rows.
+
+    forgetting: mean, low and high of its interval over seeds; None if that was not measured.
+    """
 
     name: str
     title: str
@@ -31,6 +34,7 @@ class Arm:
     scores: tuple[float, ...]
     mean: float | None
     sd: float | None
+    forgetting: tuple[float, float, float] | None = None
 
     @property
     def called(self) -> str:
@@ -168,7 +172,8 @@ class StudyFrame:
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
     squeeze: what was found of smaller sizes of the winner's adapter, None if nobody has looked.
     gate: whether the rank binds; None for a table of curves. also_minimize: the second objective, trainable_params or
-    seconds, empty if there is one only.
+    seconds or forgetting, empty if there is one only. keep: the metric whose loss on other text is forgetting, empty if
+    that is not measured. forgetting_limit: what a constraint allows, None if none says just that.
     """
 
     study: str
@@ -199,6 +204,8 @@ class StudyFrame:
     squeeze: SqueezeRow | None = None
     gate: RankGate | None = None
     also_minimize: str = ""
+    keep: str = ""
+    forgetting_limit: float | None = None
 
     @property
     def counts(self) -> dict[str, int]:

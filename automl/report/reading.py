@@ -23,12 +23,13 @@ from automl.results.parameter_importance import parameter_importance
 from automl.results.rank_gate import rank_gate
 from automl.results.recorded import GROUND, recorded_baseline
 from automl.results.squeezed import squeeze_of
+from automl.space.constraints import upper_limit
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.runs import last_run
 from automl.storage.sql import Database
 from automl.storage.trials import list_trials
 from automl.storage.verification import latest
-from automl.trial import ModuleImportance
+from automl.trial import FORGETTING, ModuleImportance
 
 
 def read_frame(
@@ -73,7 +74,15 @@ def read_frame(
         squeeze=squeeze_of(database, spec.study, winner.number) if winner else None,
         gate=rank_gate(database, spec),
         also_minimize=spec.search.also_minimize or "",
+        keep=spec.keep.metric if spec.keep is not None else "",
+        forgetting_limit=_limit(space),
     )
+
+
+def _limit(space: SearchSpace) -> float | None:
+    """The smallest forgetting that a constraint says must not be exceeded; None if none says just that."""
+    found = [upper_limit(constraint, FORGETTING) for constraint in space.measured]
+    return min((limit for limit in found if limit is not None), default=None)
 
 
 def shares_of_modules(trials: Mapping[int, Sequence[ModuleImportance]]) -> tuple[ModuleShare, ...]:
@@ -149,8 +158,10 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
 
 
 def _arm(arm: Mapping[str, Any]) -> Arm:
-    known = {name: arm[name] for name in Arm.__slots__ if name != "scores"}
-    return Arm(**known, scores=tuple(arm["scores"].values()))
+    known = {name: arm[name] for name in Arm.__slots__ if name not in ("scores", "forgetting")}
+    found = arm.get("forgetting")
+    forgotten = None if found is None else (found["mean"], found["low"], found["high"])
+    return Arm(**known, scores=tuple(arm["scores"].values()), forgetting=forgotten)
 
 
 def _method(row: Mapping[str, Any]) -> MethodRow:

@@ -8,6 +8,7 @@ from automl import ranking
 from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
 from automl.report.findings import Evidence, Findings, pair_text
+from automl.report.forgetting_section import forgetting
 from automl.report.frames import StudyFrame, VerificationFrame
 from automl.report.methods_section import methods
 from automl.report.recipe import recipe
@@ -260,7 +261,7 @@ def _pareto(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         return
     is_time = frame.also_minimize == "seconds"
     against, text = ("training time", "quicker trial") if is_time else ("size", "smaller adapter")
-    if frame.also_minimize:
+    if frame.also_minimize in ("trainable_params", "seconds"):
         yield Text(f"The search had two objectives: {frame.metric}, and as little {against} as possible.")
     yield Chart("pareto", f"Complete trials: {frame.metric} against {against}. On the line, no {text} is as good.")
     yield Table(
@@ -420,6 +421,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[StudyFrame, Findings], Iterator[Block
     ("rates", "Which learning rate for which rank", _rates),
     ("targets", "Target modules at equal size", _targets),
     ("pareto", "Quality against size", _pareto),
+    ("forgetting", "What trials forgot", forgetting),
     ("squeeze", "How small the winner's adapter can be", sizes),
     ("rank", "Does rank bind here", _gate),
     ("modules", "Which modules mattered", _modules),

@@ -22,7 +22,7 @@ from automl.storage.squeezes import SqueezeRow
 from automl.storage.trials import TrialRow, counts_of, list_trials
 from automl.storage.verification import latest
 from automl.study.outcome import EXHAUSTED, STALLED, exhausted_text
-from automl.trial import Scalar, TrialState
+from automl.trial import FORGETTING, Scalar, TrialState
 
 SUMMARY_JSON = "summary.json"
 SUMMARY_MARKDOWN = "summary.md"
@@ -154,10 +154,10 @@ def _configuration(space: SearchSpace, params: Mapping[str, Scalar]) -> dict[str
 
 
 def size_text(name: str, size: float | None) -> str:
-    """The second objective as it is shown: `12,288` parameters, `3.42` seconds; empty without one."""
+    """The second objective as it is shown: `12,288` parameters, `3.42` seconds, forgetting `0.0312`; empty without."""
     if size is None:
         return ""
-    return f"{size:,.0f}" if name == "trainable_params" else f"{size:.2f}"
+    return {"trainable_params": f"{size:,.0f}", FORGETTING: f"{size:.4f}"}.get(name, f"{size:.2f}")
 
 
 def memory_text(size: int | None) -> str:
@@ -184,6 +184,8 @@ def headline(summary: Summary) -> str:
     text = f"Trial {best.number} is the best: {summary.metric} {best.value:.4f} on validation rows"
     if summary.baseline is not None:
         text += f" ({summary.baseline:.4f} without training)"
+    if best.forgetting is not None:
+        text += f"; on other text it forgets {size_text(FORGETTING, best.forgetting)}"
     if summary.at_baseline:
         text += ". No trial is better than the untrained model: widen the learning-rate range or train longer"
     if summary.also_minimize is not None:

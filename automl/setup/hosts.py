@@ -23,6 +23,7 @@ from automl.storage.artifacts import files_below
 from automl.storage.depot import Depot
 from automl.tasks.base import Prepared
 from automl.tasks.prepare import load_prepared
+from automl.training.kept import Keep
 from automl.training.runtime import HostSettings
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ def publish(settings: HostSettings, artifacts: str) -> None:
     backbone, prepared = settings.backbone, settings.prepared
     files = model_files(Path(backbone.path))
     depot.put_folder(_model_name(backbone), {file.name: file for file in files})
-    withheld = () if _has_test(prepared) else ("test/",)
-    rows = files_below(prepared.path)
-    depot.put_folder(_data_name(prepared), {name: file for name, file in rows.items() if not name.startswith(withheld)})
+    for each in (prepared, *([settings.keep.prepared] if settings.keep is not None else [])):
+        withheld = () if _has_test(each) else ("test/",)
+        rows = files_below(each.path)
+        depot.put_folder(_data_name(each), {name: file for name, file in rows.items() if not name.startswith(withheld)})
 
 
 def at_hand(settings: HostSettings, artifacts: str | None, cache: Path) -> HostSettings:
@@ -91,6 +93,7 @@ def at_hand(settings: HostSettings, artifacts: str | None, cache: Path) -> HostS
             settings,
             backbone=_backbone_at_hand(settings.backbone, artifacts, cache),
             prepared=_prepared_at_hand(settings.prepared, artifacts, cache),
+            keep=_keep_at_hand(settings.keep, artifacts, cache),
             proofs=str(proofs_folder(cache)),
         )
     except AutomlError as error:
@@ -104,6 +107,12 @@ def _backbone_at_hand(wanted: BackboneRef, artifacts: str | None, cache: Path) -
     if not _is_model(copy, wanted, cache):
         _fetch(f"the model {wanted.path}", _model_name(wanted), copy, artifacts)
     return replace(wanted, copy=str(copy))
+
+
+def _keep_at_hand(wanted: Keep | None, artifacts: str | None, cache: Path) -> Keep | None:
+    if wanted is None:
+        return None
+    return replace(wanted, prepared=_prepared_at_hand(wanted.prepared, artifacts, cache))
 
 
 def _prepared_at_hand(wanted: Prepared, artifacts: str | None, cache: Path) -> Prepared:

@@ -108,6 +108,7 @@ def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Pack
         workers=layout.workers,
         shards=layout.shards,
         proofs=str(proofs_folder(inputs.cache)),
+        keep=inputs.keep,
     )
 
 

@@ -16,6 +16,7 @@ from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, s
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
 from automl.setup.fitness import check_ends, check_extras, check_length, check_positions, check_vocabulary
+from automl.setup.keeping import prepare_keep
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.assemble import own_of_task
 from automl.space.defaults import advice, resolve
@@ -35,6 +36,7 @@ from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.tasks import make_task
 from automl.tasks.base import Prepared, Task
+from automl.training.kept import Keep
 
 
 class Derivation:
@@ -71,7 +73,7 @@ class Inputs:
     """Backbone and data of a sweep, ready; `space` has every automatic range filled in.
 
     target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can. notes: the
-    part of the advice, what the summary and the report repeat.
+    part of the advice, what the summary and the report repeat. keep: the data of `keep:`, if there is any.
     """
 
     backbone: BackboneRef
@@ -84,6 +86,7 @@ class Inputs:
     notes: tuple[str, ...]
     obstacle: str
     cache: Path
+    keep: Keep | None = None
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -104,6 +107,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     task, tokenizer = make_task(spec.task), load_tokenizer(backbone)
     prepared = task.prepare(tokenizer, cache)
     head = task.head(prepared)
+    keep, told_of_keep = prepare_keep(spec, task, prepared, tokenizer, cache)
     model = skeleton(backbone, head.kind, head.labels)
     unknown = tuple(check_vocabulary(tokenizer, model, task, prepared))
     check_ends(tokenizer, model, task, prepared)
@@ -120,7 +124,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     hindrance = _alone(spec) or obstacle(model, methods_of(space), own_values(space))
     if hindrance and spec.run.precision == "bf16h":
         raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
-    seen = (*prepared.notes, *_coverage(spec, space, prepared))
+    seen = (*prepared.notes, *told_of_keep, *_coverage(spec, space, prepared))
     return Inputs(
         backbone=backbone,
         model=model,
@@ -139,6 +143,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
         notes=seen,
         obstacle=hindrance,
         cache=cache,
+        keep=keep,
     )
 
 

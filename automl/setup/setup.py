@@ -53,6 +53,7 @@ class Setup:
             "precision": self.spec.run.precision,
             "model_parameters": self.inputs.backbone.parameters,
             **self._quantised(),
+            **({"keep": self.inputs.keep.record()} if self.inputs.keep is not None else {}),
             "target_sets": list(self.inputs.target_sets),
             "rows": dict(self.inputs.prepared.rows),
             "rules": self.spec.task.rules,

@@ -13,7 +13,7 @@ from automl.lora import TARGET_SETS
 from automl.methods.registry import METHODS
 from automl.metric import METRICS, margin_mistake
 from automl.space import limits as hyper
-from automl.space.constraints import Constraint, parse_constraint
+from automl.space.constraints import Constraint, Kind, parse_constraint
 from automl.space.defaults import auto_names, default_searched, resolve, with_own_rates
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, fits, for_objectives
 from automl.space.exclusions import objections
@@ -32,15 +32,16 @@ from automl.space.read import Sections
 from automl.space.satisfiable import is_hopeless
 from automl.space.schema import RunSection
 from automl.space.schema_search import SearchSection
-from automl.space.schema_task import TableTask, TaskSection
+from automl.space.schema_task import KeepSection, TableTask, TaskSection
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
 from automl.space.yaml_nodes import KeyPath
-from automl.trial import Scalar
+from automl.trial import FORGETTING, Scalar
 
 MAX_PATTERN_LENGTH = 200
 MAX_REPEATS = 3
 _SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _PLACES = ("s3", "gs", "az", "file", "memory")
+_NO_KEEP = "'forgetting' is measured on the data of keep:, which is missing; write keep: {data: general.jsonl}"
 _SECRET_KEYS = {"password", "sslpassword", "token", "key", "passfile"}
 
 
@@ -67,12 +68,14 @@ def build_space(sections: Sections, problems: Problems) -> SearchSpace:
     _check_methods(sections, space, problems)
     enqueue = tuple(_entry(index, entry, space, problems) for index, entry in sections.enqueue.items())
     is_grid = sections.search is not None and sections.search.sampler.name == "grid"
-    constraints = tuple(_constraints(sections.constraints or [], space, grid_values if is_grid else values, problems))
+    found = tuple(_constraints(sections.constraints or [], space, grid_values if is_grid else values, problems))
     if is_grid:
         _check_grid(space, problems)
     if sections.search and len(sections.enqueue) > (trials := planned_trials(sections.search, space)):
         problems.at_value(("enqueue",), f"has {len(sections.enqueue)} entries, more than trials {trials}")
-    return replace(space, constraints=constraints, enqueue=enqueue)
+    measured = tuple(each for each in found if FORGETTING in each.names)
+    constraints = tuple(each for each in found if each not in measured)
+    return replace(space, constraints=constraints, measured=measured, enqueue=enqueue)
 
 
 def planned_trials(search: SearchSection, space: SearchSpace) -> int:
@@ -90,7 +93,7 @@ def check_settings(sections: Sections, problems: Problems) -> None:
     elif isinstance(value := problems.document.value, Mapping) and value.get("model") is None:
         problems.at_value(("model",), "is missing; write a hub id, a folder or a .gguf file")
     if isinstance(task, TaskSection) and task.metric is not None:
-        _check_metric(task.metric, task.type, problems)
+        _check_metric(task.metric, task.type, problems, ("task", "metric"))
     if isinstance(task, TaskSection) and sections.verify is not None and sections.verify.margin is not None:
         _check_margin(sections.verify.margin, task, problems)
     for name, patterns in (sections.targets or {}).items():
@@ -116,9 +119,13 @@ def check_settings(sections: Sections, problems: Problems) -> None:
             problems.at_value(("search", "warm_start"), f"{search.warm_start!r} is this study; name an earlier one")
         if search.also_minimize is not None:
             _check_two_objectives(search, problems, is_table=isinstance(task, TableTask))
+        if search.also_minimize == FORGETTING and not _is_kept(problems):
+            problems.at_value(("search", "also_minimize"), _NO_KEEP)
         missing = missing_package(search.sampler.name, lambda package: find_spec(package) is not None)
         if missing:
             problems.at_value(("search", "sampler"), missing)
+    if sections.keep is not None:
+        _check_keep(sections.keep, sections, problems)
     if sections.run and sections.run.shards > 1:
         _check_shards(sections.run, sections, problems)
     if sections.storage and sections.storage.url is not None:
@@ -129,6 +136,20 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         mistake = place_mistake(sections.storage.artifacts)
         if mistake:
             problems.at_value(("storage", "artifacts"), mistake)
+
+
+def _is_kept(problems: Problems) -> bool:
+    """Whether the file has a section `keep:`, valid or not."""
+    value = problems.document.value
+    return isinstance(value, Mapping) and value.get("keep") is not None
+
+
+def _check_keep(keep: KeepSection, sections: Sections, problems: Problems) -> None:
+    _check_metric(keep.metric, keep.type, problems, ("keep", "metric"))
+    if isinstance(sections.task, TableTask):
+        problems.at_key(("keep",), "is not used by a task of type table, which trains nothing; remove it")
+    if sections.run is not None and sections.run.shards > 1:
+        problems.at_key(("keep",), f"is not known with shards: {sections.run.shards}; remove it")
 
 
 def _check_shards(run: RunSection, sections: Sections, problems: Problems) -> None:
@@ -226,14 +247,14 @@ def place_mistake(url: str) -> str:
     return ""
 
 
-def _check_metric(metric: str, task: str, problems: Problems) -> None:
+def _check_metric(metric: str, task: str, problems: Problems, place: KeyPath) -> None:
     if metric in METRICS and fits(metric, task):
         return
     fitting = [name for name in METRICS.usable() if fits(name, task)]
     if metric not in METRICS:
-        problems.at_value(("task", "metric"), unknown("metric", metric, fitting))
+        problems.at_value(place, unknown("metric", metric, fitting))
     else:
-        problems.at_value(("task", "metric"), f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}")
+        problems.at_value(place, f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}")
 
 
 def _check_margin(margin: float, task: TaskSection, problems: Problems) -> None:
@@ -360,13 +381,16 @@ def _constraints(texts: list[str], space: SearchSpace, of: Values, problems: Pro
     of: the values of each parameter that the sampler chooses from.
     """
     sound: list[Constraint] = []
-    kinds = names_of(space).kinds
+    kinds: dict[str, Kind] = {**names_of(space).kinds, FORGETTING: "number"}
     for index, text in enumerate(texts):
         path: KeyPath = ("constraints", index)
         try:
             constraint = parse_constraint(text)
         except ValueError as error:
             problems.at_value(path, str(error))
+            continue
+        if FORGETTING in constraint.names and not _is_kept(problems):
+            problems.at_value(path, _NO_KEEP)
             continue
         strange = sorted(constraint.names - kinds.keys())
         if strange:
@@ -376,6 +400,9 @@ def _constraints(texts: list[str], space: SearchSpace, of: Values, problems: Pro
             constraint.check_kinds(kinds)
         except ValueError as error:
             problems.at_value(path, str(error))
+            continue
+        if FORGETTING in constraint.names:
+            yield constraint
             continue
         if is_hopeless([constraint], space, of):
             problems.at_value(path, f"{text!r} is never satisfied, whatever is sampled")

@@ -92,6 +92,21 @@ def parse_constraint(text: str) -> Constraint:
     return Constraint(text, frozenset(names))
 
 
+def upper_limit(constraint: Constraint, name: str) -> float | None:
+    """What `name` must not exceed, if that is all the constraint says, as `forgetting <= 0.05` does."""
+    match _tree(constraint.expression):
+        case ast.Compare(left=ast.Name(id=found), ops=[ast.Lt() | ast.LtE()], comparators=[bound]) if found == name:
+            return _constant(bound)
+        case ast.Compare(left=bound, ops=[ast.Gt() | ast.GtE()], comparators=[ast.Name(id=found)]) if found == name:
+            return _constant(bound)
+    return None
+
+
+def _constant(node: ast.expr) -> float | None:
+    is_constant = not any(isinstance(child, ast.Name) for child in ast.walk(node))
+    return _number(_value(node, {})) if is_constant else None
+
+
 @lru_cache(maxsize=256)
 def _tree(text: str) -> ast.expr:
     if len(text) > MAX_LENGTH:

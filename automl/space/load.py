@@ -17,7 +17,7 @@ from automl.space.read import Sections, read_sections
 from automl.space.schema import RunSection, SpaceFile
 from automl.space.schema_search import SearchSection, parse_seconds
 from automl.space.schema_space import FixedSection
-from automl.space.schema_task import DataSection, ModelSection, TableTask, TaskSection
+from automl.space.schema_task import DataSection, KeepSection, ModelSection, TableTask, TaskSection
 from automl.space.spec import (
     EVALUATE_EVERY,
     DataSettings,
@@ -92,6 +92,7 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
         search=_search(search, space, is_table=isinstance(task, TableTask)),
         run=_run(run),
         verify=VerifySettings(**verify.model_dump()),
+        keep=_keep(sections.keep, task, folder, max_length=fixed.max_length),
         storage_url=storage.url or os.environ.get(DATABASE_VARIABLE) or DEFAULT_STORAGE_URL,
         storage_grace_seconds=storage.grace,
         artifacts=storage.artifacts,
@@ -165,6 +166,22 @@ def _task(section: TaskOptions, folder: Path, *, max_length: int) -> TaskSetting
     )
 
 
+def _keep(section: KeepSection | None, task: TaskOptions, folder: Path, *, max_length: int) -> TaskSettings | None:
+    """All rows judge, in the order and up to the length that the task's have."""
+    if section is None or not isinstance(task, TaskSection):
+        return None
+    return TaskSettings(
+        type=section.type,
+        data=_data(section.data, folder),
+        metric=section.metric,
+        validation_share=1.0,
+        seed=task.seed,
+        max_length=max_length,
+        evaluate_rows=section.rows,
+        bad_rows=section.bad_rows,
+    )
+
+
 def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> SearchSettings:
     return SearchSettings(
         sampler=section.sampler.name,
@@ -212,13 +229,13 @@ def _fingerprint(
     space: SearchSpace,
 ) -> str:
     """sha256 over all that gives a study its meaning; paths as written, so that the files may move together."""
-    parts = asdict(replace(space, constraints=()))
+    parts = asdict(replace(space, constraints=(), measured=()))
     meaning: dict[str, object] = {
         "study": study,
         "model": model.model_dump(exclude_none=True) if model else None,
         "task": task.model_dump(exclude_none=True),
-        "space": {name: value for name, value in parts.items() if name not in ("columns", "task")},
-        "constraints": [constraint.expression for constraint in space.constraints],
+        "space": {name: value for name, value in parts.items() if name not in ("columns", "measured", "task")},
+        "constraints": [constraint.expression for constraint in (*space.constraints, *space.measured)],
         "max_length": fixed.max_length,
         "sampler": {"name": search.sampler.name, **search.sampler.given()},
         "pruner": {"name": search.pruner.name, **search.pruner.given()},

@@ -24,7 +24,7 @@ from automl.space.schema import RunSection, SpaceFile, StorageSection, VerifySec
 from automl.space.schema_base import unknown_key_message
 from automl.space.schema_search import SearchSection
 from automl.space.schema_space import Assignment, AutoSection, FixedSection, ParameterSection, SpaceSection
-from automl.space.schema_task import ModelSection
+from automl.space.schema_task import KeepSection, ModelSection
 from automl.space.yaml_nodes import AlreadyReported, KeyPath
 from automl.trial import Scalar
 
@@ -54,6 +54,7 @@ class Sections:
     study: str | None = None
     model: ModelSection | None = None
     task: TaskOptions | None = None
+    keep: KeepSection | None = None
     targets: Mapping[str, list[str]] | None = None
     ranges: dict[str, RangeSection] = field(default_factory=dict)
     auto: list[str] = field(default_factory=list)
@@ -88,6 +89,7 @@ def read_sections(value: object, folder: Path, problems: Problems) -> Sections:
         study=reader.section("study"),
         model=reader.section("model"),
         task=reader.section("task"),
+        keep=reader.section("keep"),
         targets=reader.section("targets"),
         names={name: _keys(given.get(name)) for name in ("space", "fixed")},
         is_auto=given.get("space", "auto") == "auto",

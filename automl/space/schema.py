@@ -15,7 +15,7 @@ from automl.space.named import NameIn
 from automl.space.schema_base import Section, Text, mistake
 from automl.space.schema_search import SearchSection, Seconds
 from automl.space.schema_space import Assignment, FixedSection, SpaceSection
-from automl.space.schema_task import AnyTask, Model
+from automl.space.schema_task import AnyTask, Keep, Model
 
 
 class RunSection(Section):
@@ -108,6 +108,8 @@ class SpaceFile(Section):
     """The backbone: a hub id, a folder, a .gguf file, or a mapping. Needed unless the task is a table."""
     task: AnyTask
     """What is learnt, from which data, and how it is judged."""
+    keep: Keep | None = None
+    """Other data on which is measured what trials forget."""
     targets: Annotated[dict[TargetName, OneOrMorePatterns], Field(default_factory=dict, max_length=50)]
     """Own target sets: name -> regular expressions that match whole module paths."""
     space: SpaceSection | Literal["auto"] = "auto"

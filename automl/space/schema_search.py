@@ -84,7 +84,7 @@ class SearchSection(Section):
     """Another study of the database, whose best configurations are tried first; its values are not used."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Trials in a row without a better value after which no new one starts."""
-    also_minimize: Literal["trainable_params", "seconds"] | None = None
+    also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None
     """A second objective beside the metric: the search looks for the Pareto front of both, without pruning."""
 
     @model_validator(mode="before")

@@ -285,6 +285,28 @@ class InstructionTask(_TextTask):
     implementation: ClassVar[str] = "automl.tasks.instruction:Instruction"
 
 
+class KeepSection(Section):
+    """Other data, which no trial learns: how much worse a trial is on it than the untuned model is what it forgets."""
+
+    data: Data
+    """Where the texts come from: columns prompt and response, text alone, or what type says."""
+    metric: MetricName = "loss"
+    """Measured for the untuned model once, and for every trial at its last step."""
+    type: Literal["completion", "instruction"] = "completion"
+    """How rows are read: as of a task of this type."""
+    rows: Annotated[int, Field(ge=0, le=10_000_000)] = 256
+    """Rows that are measured on, always the same; 0 = all."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """Rows that cannot be used: refuse the data, or skip them; either way they are counted and named."""
+
+
+def _widen_keep(value: object) -> object:
+    return {"data": value} if isinstance(value, str) else value
+
+
+Keep = Annotated[KeepSection, BeforeValidator(_widen_keep, json_schema_input_type=Text | KeepSection)]
+
+
 class TableArrays(Section):
     """Our array name -> the name in the file, where it differs."""
 

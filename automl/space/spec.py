@@ -68,6 +68,7 @@ class SearchSpace:
     auto: names whose range was left to the defaults by model size (`learning_rate: auto`); they have no entry in
     `parameters` until `automl.space.defaults.resolve` has been given the model's size.
     targets: target sets of the user, name -> patterns (regular expressions that must match a whole module path).
+    measured: constraints that are decided by the last measurement of a trial; `constraints` are before it is trained.
     columns: names of parameters that are columns of a table of curves, not hyperparameters of a trainer.
     task: type of the task if it brings hyperparameters of its own, else empty.
     """
@@ -75,6 +76,7 @@ class SearchSpace:
     parameters: tuple[Parameter, ...]
     fixed: Mapping[str, Scalar] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
+    measured: tuple[Constraint, ...] = ()
     enqueue: tuple[Mapping[str, Scalar], ...] = ()
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto: tuple[str, ...] = ()
@@ -140,7 +142,8 @@ class TaskSettings:
     """What is learnt, from which data, and how it is judged.
 
     format (instruction tasks): alpaca, messages, sharegpt or prompt_response; "auto" reads it off the columns.
-    test_share, validation_share: shares of all rows in (0, 1), used where the data brings no such split itself.
+    test_share, validation_share: shares of all rows in (0, 1), used where the data brings no such split itself; a
+    validation_share of 1 means that all rows judge, and none is trained on.
     seed: fixes the split and the order of the batches.
     max_length: tokens per example, longer ones are cut.
     evaluate_rows: a fixed subset of the validation split that every evaluation uses (0 = all of it).
@@ -209,7 +212,7 @@ class SearchSettings:
     squeeze: Literal["auto", "off"] = "auto"
     warm_start: str | None = None
     patience: int | None = None
-    also_minimize: Literal["trainable_params", "seconds"] | None = None
+    also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,10 +269,11 @@ class VerifySettings:
 class SweepSpec:
     """A whole space file. `text` is the file verbatim; `sha256` covers what changes a study's meaning.
 
-    storage_grace_seconds: longest outage of the database that is waited out. artifacts: URL to which kept adapters
-    and reports are copied, None = nowhere.
+    keep: the data on which is measured what trials forget, None = it is not. storage_grace_seconds: longest outage of
+    the database that is waited out. artifacts: URL to which kept adapters and reports are copied, None = nowhere.
 
-    Budgets, storage and `run:` are left out of `sha256`: a study may be continued with more trials or other workers.
+    Budgets, storage, `keep:` and `run:` are left out of `sha256`: a study may be continued with more trials or other
+    workers, and be measured on more.
     """
 
     study: str
@@ -279,6 +283,7 @@ class SweepSpec:
     search: SearchSettings
     run: RunSettings
     verify: VerifySettings = VerifySettings()
+    keep: TaskSettings | None = None
     storage_url: str
     source: str
     text: str

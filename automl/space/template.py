@@ -10,7 +10,7 @@ from automl.lora import Hyperparameters
 from automl.metric import METRICS
 from automl.registry import Registry
 from automl.space.defaults import TARGETS, default_searched, have_different_rates, own_rates, suggested_ranges
-from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits
+from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits, is_like
 from automl.space.limits import RATE, Names, own_rate
 from automl.space.schema_task import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, Parameter
@@ -19,6 +19,11 @@ from automl.trial import Scalar
 
 STEPS = 120
 DEFAULT_LENGTH = 128
+_OF_LANGUAGE = ("completion", "instruction", "preference")
+_KEEP = (
+    "# keep: {data: {package: automl, file: tasks/texts/general.jsonl}}"
+    "  # measure what trials forget of plain English; or a file of your own"
+)
 DEFAULT_METHODS = (Hyperparameters().method,)
 
 _COMMENTS = {
@@ -70,6 +75,7 @@ def commented_space(
             f"  metric: {metric}  # or one of: {fitting}",
             "  split: {test: 0.2, validation: 0.2}  # shares of the rows; the search never reads the test rows",
             "  seed: 7  # fixes the split and the order of the batches",
+            *([_KEEP] if any(is_like(each, task_type) for each in _OF_LANGUAGE) else []),
             "",
             "space:  # what may vary; what is not mentioned keeps its default",
             *_parameter_lines(model_parameters, target_sets, names, is_said=bool(methods)),

@@ -20,7 +20,7 @@ from automl.storage.ranking import filled
 from automl.storage.sql import Database
 from automl.storage.tables import Now, measurements
 from automl.storage.trials import STATE, CurvePoint, decoded
-from automl.trial import Scalar
+from automl.trial import FORGETTING, Scalar
 
 _PLACES = 500
 
@@ -44,6 +44,7 @@ class TrialLine:
     started_at: datetime | None
     ended_at: datetime | None
     worker: int | None = None
+    forgetting: float | None = None
 
 
 class TrialValue(NamedTuple):
@@ -126,7 +127,8 @@ WHERE trial_id IN :trials ORDER BY param_id""").bindparams(bindparam("trials", e
 
 _ATTRIBUTES = text("""
 SELECT trial_id, key, value_json FROM trial_user_attributes
-WHERE trial_id IN :trials AND key IN ('stop_reason', 'error')""").bindparams(bindparam("trials", expanding=True))
+WHERE trial_id IN :trials
+  AND key IN ('stop_reason', 'error', 'forgetting')""").bindparams(bindparam("trials", expanding=True))
 
 _WORKERS = text("""
 SELECT trial, worker FROM automl_attempts WHERE study_name = :study AND state = 'RUNNING' AND trial IN :numbers
@@ -242,6 +244,7 @@ def _lines(connection: Connection, study: str, rows: Sequence[Row[Any]]) -> list
             params=params[row.trial_id],
             stop_reason=told.get((row.trial_id, "stop_reason"), ""),
             error=told.get((row.trial_id, "error"), ""),
+            forgetting=float(told[row.trial_id, FORGETTING]) if (row.trial_id, FORGETTING) in told else None,
             started_at=instant(row.started),
             ended_at=instant(row.ended),
             worker=workers.get(row.number),

@@ -38,6 +38,7 @@ class TrialRow:
     steps, seconds, tokens: trained so far, up to the last measurement.
     adapter: folder of its adapter, if that is still kept.
     trainable_params: LoRA and head, None if unknown.
+    forgetting: by how much it is worse on the rows of `keep:` than the untuned model; None if that was not measured.
     error: what a failed trial said last, empty otherwise.
     is_parked: it is RUNNING, but paused.
     attempts: how often it was handed to a worker.
@@ -53,6 +54,7 @@ class TrialRow:
     stop_reason: str | None = None
     adapter: str | None = None
     trainable_params: int | None = None
+    forgetting: float | None = None
     error: str = ""
     size: float | None = None
     is_parked: bool = False
@@ -106,7 +108,7 @@ WHERE {chosen} ORDER BY p.param_id"""
 
 _ATTRIBUTES = """
 SELECT p.trial_id, p.key, p.value_json FROM trial_user_attributes p
-WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'stop_reason', 'trainable_params', 'error')"""
+WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'stop_reason', 'trainable_params', 'forgetting', 'error')"""
 
 # Seconds and tokens grow with the step, so the row of a trial's last step holds what it has cost.
 _SPENT = """
@@ -199,6 +201,7 @@ def _completed(connection: Connection, study: str, rows: _Outlines, *, all_of: i
             adapter=adapters.get(row.number),
             attempts=attempts.get(row.number, 0),
             trainable_params=_whole(known[trial_id].get("trainable_params")),
+            forgetting=known[trial_id].get("forgetting"),
             error=str(known[trial_id].get("error", "")),
         )
         for trial_id, row in rows.items()

@@ -58,13 +58,15 @@ SELECT
   handed.attempts,
   REPLACE(r.value_json, '"', '') AS stop_reason,
   chosen.params,
-  a.path AS adapter
+  a.path AS adapter,
+  CAST(f.value_json AS DOUBLE PRECISION) AS forgetting
 FROM trials t
 JOIN studies s ON s.study_id = t.study_id
 JOIN study_directions d ON d.study_id = t.study_id AND d.objective = 0
 LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
 LEFT JOIN trial_values w ON w.trial_id = t.trial_id AND w.objective = 1
 LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = 'stop_reason'
+LEFT JOIN trial_user_attributes f ON f.trial_id = t.trial_id AND f.key = 'forgetting'
 LEFT JOIN curve ON curve.trial_id = t.trial_id
 LEFT JOIN cost ON cost.study_name = s.study_name AND cost.trial = t.number
 LEFT JOIN handed ON handed.study_name = s.study_name AND handed.trial = t.number

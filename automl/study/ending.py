@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSettings
+from automl.study.feasibility import NOT_MEASURED, Feasibility
 from automl.study.open_trials import OpenTrial
-from automl.study.outcome import STATE_OF, STOP_REASON
+from automl.study.outcome import CONSTRAINT_OF, MEASURED, STATE_OF, STOP_REASON
 from automl.study.retention import ADAPTER
-from automl.trial import LONGEST_TRACEBACK, Measurement, StopReason, TrialState
+from automl.trial import FORGETTING, LONGEST_TRACEBACK, Measurement, StopReason, TrialState
+
+
+class Missed(NamedTuple):
+    """What the last measurement of a trial misses, in words, and by how much."""
+
+    text: str
+    by: float
+
+
+def missed_at_end(
+    opened: OpenTrial, reason: StopReason, settings: SearchSettings, feasibility: Feasibility
+) -> Missed | None:
+    """Why a trial that was trained to its end does not count after all; None if it does, or ends for another reason."""
+    last = opened.last
+    if last is None or opened.reached < settings.steps or reason not in (StopReason.FINISHED, StopReason.INFEASIBLE):
+        return None
+    if settings.also_minimize == FORGETTING and FORGETTING not in last.metrics:
+        return Missed(f"{FORGETTING} could not be measured", NOT_MEASURED)
+    found = feasibility.missed(opened.params, last.metrics)
+    if found is None:
+        return None
+    value = last.metrics.get(FORGETTING)
+    told = "could not be measured" if value is None else f"is {value:.4g}"
+    return Missed(f"violates {found[0].expression!r}: {FORGETTING} {told}", found[1])
+
+
+def violations_of(reason: StopReason, missed: Missed | None) -> dict[str, float]:
+    """Optuna's constraints that a trial with this end violates, and by how much."""
+    if missed is not None:
+        return {MEASURED: missed.by}
+    return {CONSTRAINT_OF[reason]: 1.0} if reason in CONSTRAINT_OF else {}
 
 
 def state_of(opened: OpenTrial, reason: StopReason, settings: SearchSettings, *, is_wanted: bool) -> TrialState:
@@ -18,6 +50,8 @@ def state_of(opened: OpenTrial, reason: StopReason, settings: SearchSettings, *,
         return TrialState.FAIL
     if reason is StopReason.BUDGET and settings.also_minimize is not None:
         return TrialState.FAIL  # TPE (Optuna 5.0) cannot rank a PRUNED trial that is feasible among two objectives
+    if reason is StopReason.INFEASIBLE and opened.reached >= settings.steps:
+        return TrialState.PRUNED  # it was trained, and samplers learn from what it violates
     return STATE_OF[reason]
 
 
@@ -28,6 +62,8 @@ def objectives_of(opened: OpenTrial, last: Measurement, metric: str, second: str
             return [last.metrics[metric]]
         case "seconds":
             return [last.metrics[metric], last.seconds]
+        case "forgetting":
+            return [last.metrics[metric], last.metrics[FORGETTING]]
         case name:
             return [last.metrics[metric], float(derive(opened.hyper)[name])]
 
@@ -39,6 +75,8 @@ def attributes_of(opened: OpenTrial, reason: StopReason, error: str, derive: Der
         attributes.update(derive(opened.hyper))
     if opened.last is not None:
         attributes |= {"seconds": opened.last.seconds, "tokens": opened.last.tokens}
+        if FORGETTING in opened.last.metrics:
+            attributes[FORGETTING] = opened.last.metrics[FORGETTING]
         if opened.last.adapter is not None:
             attributes[ADAPTER] = opened.last.adapter
     if opened.worker is not None:

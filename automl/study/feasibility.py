@@ -1,14 +1,17 @@
-"""Constraints that can be decided before training: which one a configuration violates, if any."""
+"""Which constraints a configuration violates: those decided before training, and those on its last measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint
 from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSpace
-from automl.trial import Scalar
+from automl.trial import FORGETTING, Scalar
+
+NOT_MEASURED = 1.0
+"""Violation of a constraint on something that could not be measured."""
 
 
 class Feasibility:
@@ -23,8 +26,24 @@ class Feasibility:
 
         A constraint sees the whole configuration (fixed values and defaults too) and derived quantities.
         """
-        if not self._space.constraints:
-            return None
+        return next((each for each, by in self._violations(self._space.constraints, params, {}) if by > 0), None)
+
+    def missed(self, params: Mapping[str, Scalar], metrics: Mapping[str, float]) -> tuple[Constraint, float] | None:
+        """The constraint that a trial with these last metrics misses most, and by how much; None if it satisfies all.
+
+        What could not be measured satisfies nothing.
+        """
+        measured = self._space.measured
+        if measured and FORGETTING not in metrics:
+            return measured[0], NOT_MEASURED
+        found = self._violations(measured, params, {FORGETTING: metrics.get(FORGETTING, 0.0)})
+        return max((each for each in found if each[1] > 0), key=lambda each: each[1], default=None)
+
+    def _violations(
+        self, constraints: Sequence[Constraint], params: Mapping[str, Scalar], measured: Mapping[str, float]
+    ) -> list[tuple[Constraint, float]]:
+        if not constraints:
+            return []
         hyper = assemble(self._space, params)
-        values = constraint_values(self._space, params, hyper, self._derive(hyper))
-        return next((constraint for constraint in self._space.constraints if constraint.violation(values) > 0), None)
+        values = {**constraint_values(self._space, params, hyper, self._derive(hyper)), **measured}
+        return [(constraint, constraint.violation(values)) for constraint in constraints]

@@ -35,6 +35,14 @@ class OpenTrial:
         """The trial's number, as Optuna counts it."""
         return self.trial.number
 
+    @property
+    def in_words(self) -> str:
+        """Its parameters on a line, numbers to four digits."""
+        return ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.params.items()
+        )
+
     def take(self, measurement: Measurement) -> None:
         """Note a measurement whose value is stored."""
         self.seen.add(measurement.step)

@@ -17,7 +17,7 @@ STATE_OF: dict[StopReason, TrialState] = {
     StopReason.DIVERGED: TrialState.PRUNED,
     StopReason.OOM: TrialState.PRUNED,
     StopReason.BUDGET: TrialState.PRUNED,  # FAIL if it has not reported, or would exceed the number of trials
-    StopReason.INFEASIBLE: TrialState.FAIL,
+    StopReason.INFEASIBLE: TrialState.FAIL,  # PRUNED if it was trained to its end
     StopReason.ERROR: TrialState.FAIL,
     StopReason.HOST_CRASH: TrialState.FAIL,
     StopReason.LOST: TrialState.FAIL,
@@ -26,6 +26,9 @@ STATE_OF: dict[StopReason, TrialState] = {
 
 CONSTRAINT_OF: dict[StopReason, str] = {StopReason.DIVERGED: "finite", StopReason.OOM: "memory"}
 """Optuna constraint that a trial violates by ending so: it is infeasible, not unlucky, and the sampler steers away."""
+
+MEASURED = "measured"
+"""Optuna constraint that a trial violates, by how much, if its last measurement misses a constraint of the space."""
 
 STALLED = "stalled"
 """Event: `search.patience` was exhausted."""

@@ -28,11 +28,11 @@ from automl.study.adoption import describe, ending_of, enqueue, left_running, re
 from automl.study.budget import Budget, last_line
 from automl.study.continuing import OURS, refuse_unfit
 from automl.study.distributions import suggest
-from automl.study.ending import attributes_of, objectives_of, state_of
+from automl.study.ending import attributes_of, missed_at_end, objectives_of, state_of, violations_of
 from automl.study.feasibility import Feasibility
 from automl.study.judging import Judge
 from automl.study.open_trials import OpenTrial, OpenTrials
-from automl.study.outcome import CONSTRAINT_OF, STOP_REASON, BestTrial, StudyEvent
+from automl.study.outcome import STOP_REASON, BestTrial, StudyEvent
 from automl.study.outlook import Outlook, outlook
 from automl.study.parking import ParkingPruner
 from automl.study.pruning import make_pruner
@@ -287,7 +287,7 @@ class Study:
         self._open.hand_out(opened)
         kind = "started" if attempt.number == 1 else "continued"
         progress = f" after step {opened.reached}" if opened.reached else ""
-        self._tell_observers(kind, number, f"trial {number} {kind}{progress}: {_in_words(opened.params)}")
+        self._tell_observers(kind, number, f"trial {number} {kind}{progress}: {opened.in_words}")
         return opened.spec
 
     def _ask(self) -> OpenTrial:
@@ -396,17 +396,20 @@ class Study:
     def _end(self, opened: OpenTrial, reason: StopReason, *, detail: str = "", error: str = "") -> None:
         """Everything about a trial's end, `tell` last. Can be repeated by another driver from any point."""
         number, last = opened.number, opened.last
+        missed = missed_at_end(opened, reason, self._settings, self._feasibility)
+        if missed is not None:
+            reason, detail = StopReason.INFEASIBLE, missed.text
         state = state_of(opened, reason, self._settings, is_wanted=self._budget.trials_left(0) > 0)
         for key, value in attributes_of(opened, reason, error, self._derive).items():
             opened.trial.set_user_attr(key, value)
-        constraint = CONSTRAINT_OF.get(reason)
-        if constraint is not None and constraint not in opened.trial.constraints:
-            opened.trial.set_constraint(constraint, 1.0)
+        for constraint, by in violations_of(reason, missed).items():
+            if constraint not in opened.trial.constraints:
+                opened.trial.set_constraint(constraint, by)
         final = None
         if state is TrialState.COMPLETE and last is not None:
             final = objectives_of(opened, last, self.metric, self._settings.also_minimize, self._derive)
-        if final is not None and last is not None and last.adapter is not None:
-            self._retention.record(number, last.adapter, final[0])
+        if last is not None and last.adapter is not None and (final or missed):
+            self._retention.record(number, last.adapter, last.metrics[self.metric])
         attempt = AttemptState.FAILED if state is TrialState.FAIL else AttemptState.SUCCEEDED
         self._store.end_attempt(number, attempt, reason)
         with warnings.catch_warnings():  # CMA-ES warns that it does not steer away from what diverged
@@ -417,6 +420,8 @@ class Study:
         if final is not None:
             for dropped in self._rank(number, final, opened.params):
                 self._retention.give_up(dropped)
+        elif missed is not None:
+            self._retention.give_up(number)
         text = f"trial {number} {reason} {self._position(opened)}".rstrip()
         self._tell_observers(reason, number, ": ".join(part for part in (text, detail, last_line(error)) if part))
 
@@ -489,9 +494,3 @@ class Study:
             self._open.park(opened)
         else:
             self._carry_out(opened, decision)
-
-
-def _in_words(params: Mapping[str, Scalar]) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
-    )

@@ -203,7 +203,22 @@ class _Sweep:
                 f"study {self._spec.study!r} was started with another {' and '.join(changed)}; its trials would not be"
                 " comparable. Choose another study name, or add --allow-space-change"
             )
-        return now
+        return self._with_keep(now, recorded or {})
+
+    def _with_keep(self, now: Mapping[str, Any], recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is to be remembered with what trials so far were measured on besides; refuses to mix it with other data.
+
+        A study may begin or cease to be measured on more: trials without a value are without it.
+        """
+        before = recorded.get("keep")
+        if before is not None and now.get("keep", before) != before and not self._allow_change:
+            raise SpaceChangedError(
+                f"study {self._spec.study!r} measures forgetting on other data, or by another metric, than keep: says"
+                " now; its trials would not be comparable. Choose another study name, or add --allow-space-change"
+            )
+        if recorded and before is None and "keep" in now:
+            self._stage("keep: trials that have ended were not measured on it, and have no forgetting")
+        return now if before is None else {"keep": before, **now}
 
     def _open_study(self, database: Database, store: ResultStore, setup: Setup, run: int) -> Study:
         return Study(

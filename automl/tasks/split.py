@@ -40,9 +40,11 @@ Examples = dict[Split, list[Example]]
 def split_examples(given: Mapping[Split, Sequence[Example]], settings: TaskSettings) -> Examples:
     """All three splits. A split the data brings is kept as it is; a missing one is cut from train by its share.
 
-    A share of 0 cuts nothing. Every class has a training row, and, as far as its texts suffice, one in validation and
-    one in test. Raises DataError if train or validation would be empty.
+    A share of 0 cuts nothing; if that of validation is 1, all rows are there. Every class has a training row, and, as
+    far as its texts suffice, one in validation and one in test. Raises DataError if train or validation would be empty.
     """
+    if settings.validation_share == 1:
+        return {"train": [], "validation": _all_rows(given, settings), "test": []}
     shares: dict[Split, float] = {"test": settings.test_share, "validation": settings.validation_share}
     shares = {split: share for split, share in shares.items() if split not in given and share > 0}
     result: Examples = {split: list(given.get(split, ())) for split in SPLITS}
@@ -56,10 +58,17 @@ def split_examples(given: Mapping[Split, Sequence[Example]], settings: TaskSetti
     return result
 
 
+def _all_rows(given: Mapping[Split, Sequence[Example]], settings: TaskSettings) -> list[Example]:
+    found = [row for split in SPLITS for row in given.get(split, ())]
+    if not found:
+        raise DataError(f"{source_name(settings.data)}: no row that can be used")
+    return found
+
+
 def split_notes(examples: Examples, settings: TaskSettings) -> list[str]:
     """What a person should know of these splits: no test rows, copies of training rows, classes that are missing."""
     notes = []
-    if not examples["test"]:
+    if not examples["test"] and settings.validation_share < 1:
         source = source_name(settings.data)
         notes.append(f"{source}: no test rows; nothing can be verified on data the search has not seen")
     return [*notes, *_copies(examples), *_missing_classes(examples, settings)]

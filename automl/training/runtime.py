@@ -22,6 +22,7 @@ from automl.tasks import make_task
 from automl.tasks.base import Batch, Prepared, Row, Task, Untuned
 from automl.tasks.batches import evaluation_batches, evaluation_rows
 from automl.tasks.reference import untouched
+from automl.training.kept import Keep, KeptRows
 
 Split = Literal["validation", "test"]
 
@@ -47,6 +48,7 @@ class HostSettings:
     importance: measure on the way how much the loss depends on each module's update.
     shards: processes that hold one trial together.
     proofs: folder in which is remembered what can be packed; empty: it is found out anew.
+    keep: what trials are measured on at their last step besides.
 
     From largest, tokens, choices and workers a packed worker finds out how it trains, and whether it has the
     memory for `capacity` trials.
@@ -70,6 +72,7 @@ class HostSettings:
     importance: bool = True
     shards: int = 1
     proofs: str = ""
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,8 @@ class Runtime:
 
     evaluation_rows: the fixed part of the validation split that every evaluation uses, or in a verification all test
     rows. evaluation_tokens: in one forward pass, padding included. importance: as in the settings. validation_rows: in
-    a verification, what a search is judged on. The model carries at most one adapter at a time.
+    a verification, what a search is judged on. kept: other rows, on which forgetting is measured. The model carries at
+    most one adapter at a time.
     """
 
     model: nn.Module
@@ -92,6 +96,7 @@ class Runtime:
     evaluation_tokens: int = EVALUATION_TOKENS["cpu"]
     importance: bool = False
     validation_rows: Sequence[Row] = ()
+    kept: KeptRows | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast if that is the precision; otherwise it does nothing."""
@@ -106,15 +111,18 @@ class Runtime:
         return self.evaluate_by_row(model, rows, max_tokens)[0]
 
     def evaluate_by_row(
-        self, model: nn.Module, rows: Sequence[Row], max_tokens: int
+        self, model: nn.Module, rows: Sequence[Row], max_tokens: int, *, task: Task | None = None
     ) -> tuple[dict[str, float], Outcomes | None]:
-        """All metrics, as `evaluate`, and what the objective is made of, row by row, the longest rows first."""
-        batches = evaluation_batches(
-            self.task, rows, range(len(rows)), pad_id=self.tokenizer.pad_token_id, max_tokens=max_tokens
-        )
+        """All metrics, as `evaluate`, and what the objective is made of, row by row, the longest rows first.
+
+        task: whose rows they are, if not the study's.
+        """
+        task = task or self.task
+        pad_id = self.tokenizer.pad_token_id
+        batches = evaluation_batches(task, rows, range(len(rows)), pad_id=pad_id, max_tokens=max_tokens)
         model.eval()
         with torch.no_grad(), self.autocast():
-            return self.task.evaluate_by_row(model, map(self._on_device, batches), self.tokenizer)
+            return task.evaluate_by_row(model, map(self._on_device, batches), self.tokenizer)
 
     def _on_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -143,7 +151,16 @@ def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runt
         evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
         importance=settings.importance,
         validation_rows=_validation_rows(rows, settings) if settings.judged_on == "test" else (),
+        kept=_kept(settings.keep, settings, device) if settings.keep is not None else None,
     )
+
+
+def _kept(keep: Keep, settings: HostSettings, device: torch.device) -> KeptRows:
+    task = make_task(keep.task)
+    every = task.rows(keep.prepared, "validation")
+    rows = [every[index] for index in evaluation_rows(keep.task.seed, len(every), keep.task.evaluate_rows)]
+    folder = _reference_folder(settings, device, keep.prepared)
+    return KeptRows(task=task, rows=rows, file=folder / f"{keep.task.metric}-{len(rows)}.json")
 
 
 def load_model(settings: HostSettings) -> nn.Module:
@@ -179,7 +196,7 @@ def _reader(task: Task, settings: HostSettings, frozen: nn.Module | None, device
         device=device,
         autocast=partial(_autocast, device, settings.precision),
         pad_id=pad_id,
-        folder=_reference_folder(settings, device),
+        folder=_reference_folder(settings, device, settings.prepared),
     )
     return lambda split: task.referred(task.rows(settings.prepared, split), split, untuned)
 
@@ -192,8 +209,8 @@ def _same(model: nn.Module) -> nn.Module:
     return model
 
 
-def _reference_folder(settings: HostSettings, device: torch.device) -> Path:
-    """Where what the untuned model makes of the data is kept: beside the data, by model, precision and device."""
+def _reference_folder(settings: HostSettings, device: torch.device, prepared: Prepared) -> Path:
+    """Where what the untuned model makes of data is kept: beside the data, by model, precision and device."""
     backbone = settings.backbone
     about = {
         "model": backbone.fingerprint,
@@ -202,7 +219,7 @@ def _reference_folder(settings: HostSettings, device: torch.device) -> Path:
         "device": device.type,
     }
     name = hashlib.sha256(durable.canonical(about)).hexdigest()[:16]
-    return settings.prepared.path.parent / f"{settings.prepared.fingerprint}.reference" / name
+    return prepared.path.parent / f"{prepared.fingerprint}.reference" / name
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -82,6 +82,7 @@ class SoloTrial:
         self._norms: list[float] = []
         self._frozen = 0
         self._attached: _Attached | None = None
+        self._untuned = math.nan
 
     @property
     def model(self) -> Any:
@@ -91,6 +92,7 @@ class SoloTrial:
     def attach(self) -> None:
         """Put the adapter on the backbone, as it was initialised or as it was left."""
         self._read_reference()
+        self._untuned = self._measure_untuned()
         model = self._attach_adapter()
         parameters = optim.trainable(model)
         optimizer = optim.adamw(parameters, self.spec.hyper)
@@ -159,12 +161,24 @@ class SoloTrial:
         return Measurement(
             trial=self.spec.number,
             step=self.step,
-            metrics=found[0],
+            metrics={**found[0], **self._kept()},
             seconds=self.seconds,
             tokens=self.tokens,
             importances=self._importances(),
             examined=own_outcomes(self.spec.examination, *found) if self.step >= self.spec.steps else (),
         )
+
+    def _kept(self) -> dict[str, float]:
+        """What is known at the last step of what the trial has forgotten."""
+        kept = self.runtime.kept
+        if kept is None or self.step < self.spec.steps:
+            return {}
+        found, self.evaluation_tokens = self._strategy.within_memory(
+            self.evaluation_tokens,
+            lambda at_once: self.runtime.evaluate_by_row(self._adapter.model, kept.rows, at_once, task=kept.task),
+            what=f"the evaluation of trial {self.spec.number} on keep",
+        )
+        return kept.told(found[0], self._untuned, trial=self.spec.number)
 
     def examine(self, measurement: Measurement) -> Measurement:
         """The last measurement with what the trial's examination finds; the trial is as before."""
@@ -301,6 +315,19 @@ class SoloTrial:
         if isinstance(rows, ReferredRows):
             for step in range(self.step, self.spec.steps):
                 rows.fill(batch_rows(self.spec.data_seed, step, size, len(rows)))
+
+    def _measure_untuned(self) -> float:
+        """The metric of the rows of `keep:` before there is an adapter; NaN if there are none."""
+        kept, model = self.runtime.kept, self.runtime.model
+        if kept is None:
+            return math.nan
+        return kept.untuned(
+            lambda: self._strategy.within_memory(
+                self.evaluation_tokens,
+                lambda at_once: self.runtime.evaluate_by_row(model, kept.rows, at_once, task=kept.task),
+                what="the evaluation of keep",
+            )[0][0]
+        )
 
     def _accumulate(self, rows: Sequence[Row], at_once: int, masks: torch.Tensor | None) -> float:
         """Gradients of the mean loss over `rows`, `at_once` rows at a time; returns that loss.

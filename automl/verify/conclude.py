@@ -8,6 +8,7 @@ from typing import Any
 
 from automl.metric import METRICS
 from automl.results.rank_gate import RankGate
+from automl.trial import FORGETTING
 from automl.verify.arms import RANDOM, SUGGESTED, UNIFORM
 from automl.verify.deploy import deployment
 from automl.verify.lower import rank_answer
@@ -75,7 +76,19 @@ def _arm(plan: Plan, scores: Scores, arm: Arm) -> dict[str, Any]:
         "mean": mean_score(plan, scores, arm),
         "sd": spread(list(found.values())),
         "seconds": scores.seconds(arm.name),
+        "forgetting": _forgetting(plan, scores, arm),
     }
+
+
+def _forgetting(plan: Plan, scores: Scores, arm: Arm) -> dict[str, Any] | None:
+    """What the arm has forgotten, with an interval over seeds; None if fewer than two of its trainings know."""
+    rate = chosen_rate(plan, scores, arm)
+    told = [scores.metrics(arm.name, seed, rate, "test").get(FORGETTING) for seed in plan.seeds]
+    known = [value for value in told if value is not None]
+    if len(known) < 2:
+        return None
+    estimate = paired(known)
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "level": LEVEL, "seeds": len(known)}
 
 
 def _comparison(found: Compared) -> dict[str, Any]:
@@ -130,7 +143,17 @@ def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool,
         return _nothing_learnt(plan, scores)
     gate = rank_answer(plan, scores)
     said = [f"{_capital(gate.headline)}."] if gate is not None and gate.answer != "not known" else []
+    said += filter(None, [_forgotten(plan, scores)])
     return " ".join([*_findings(plan, found), *filter(None, [methods]), *said]) or _alone(plan, scores)
+
+
+def _forgotten(plan: Plan, scores: Scores) -> str:
+    """What the winner has forgotten, as a sentence; empty if that is not known."""
+    found = _forgetting(plan, scores, plan.winner)
+    if found is None:
+        return ""
+    interval = f"[{found['low']:+.4f}, {found['high']:+.4f}] at {in_percent(LEVEL)}"
+    return f"{_capital(plan.winner.called)} forgets {found['mean']:+.4f} {interval} over {found['seeds']} seeds."
 
 
 def _nothing_learnt(plan: Plan, scores: Scores) -> str:

@@ -352,6 +352,7 @@ class _Work:
             output=str(folder),
             largest=max(plan.arms, key=lambda arm: arm.trainable_params).hyper,
             importance=False,
+            keep=settings.keep if split == "test" else None,
         )
 
     def _keep(
