@@ -42,6 +42,7 @@ MAX_REPEATS = 3
 _SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _PLACES = ("s3", "gs", "az", "file", "memory")
 _NO_KEEP = "'forgetting' is measured on the data of keep:, which is missing; write keep: {data: general.jsonl}"
+_NUMBER: Kind = "number"
 _SECRET_KEYS = {"password", "sslpassword", "token", "key", "passfile"}
 
 
@@ -381,7 +382,7 @@ def _constraints(texts: list[str], space: SearchSpace, of: Values, problems: Pro
     of: the values of each parameter that the sampler chooses from.
     """
     sound: list[Constraint] = []
-    kinds: dict[str, Kind] = {**names_of(space).kinds, FORGETTING: "number"}
+    kinds = names_of(space).kinds | ({FORGETTING: _NUMBER} if _is_kept(problems) else {})
     for index, text in enumerate(texts):
         path: KeyPath = ("constraints", index)
         try:

@@ -35,6 +35,54 @@ def with_line(number: int, line: str) -> str:
 
 # What follows the head stands in line 5 and below.
 BODIES = {
+    "a constraint on forgetting without keep": (
+        'constraints: ["forgetting <= 0.05"]',
+        "5:15: constraints[0]: 'forgetting' is measured on the data of keep:, which is missing; write keep: {data:",
+    ),
+    "a constraint on forgetting with an empty keep": (
+        'keep:\nconstraints: ["rank <= 4 or forgetting < 1"]',
+        "6:15: constraints[0]: 'forgetting' is measured on the data of keep:, which is missing; write keep: {data:",
+    ),
+    "forgetting to minimise without keep": (
+        "search: {also_minimize: forgetting}",
+        "5:25: search.also_minimize: 'forgetting' is measured on the data of keep:, which is missing; write keep: {",
+    ),
+    "forgetting misspelt": (
+        'keep: general.jsonl\nconstraints: ["forgeting <= 0.05"]',
+        "6:15: constraints[0]: unknown name 'forgeting'; known: ",
+    ),
+    "forgetting as a text": (
+        "keep: general.jsonl\nconstraints: [\"forgetting == 'little'\"]",
+        "6:15: constraints[0]: 'little' is a text where a number is needed",
+    ),
+    "keep of shards": (
+        "keep: general.jsonl\nrun: {shards: 2}",
+        "5:1: keep: is not known with shards: 2; remove it",
+    ),
+    "keep by a metric of classes": (
+        "keep: {data: general.jsonl, metric: accuracy}",
+        "5:37: keep.metric: 'accuracy' does not fit a completion task; known: ",
+    ),
+    "keep by no metric": (
+        "keep: {data: general.jsonl, metric: los}",
+        "5:37: keep.metric: unknown metric 'los'; known: ",
+    ),
+    "keep read as classes": (
+        "keep: {data: general.jsonl, type: classification}",
+        "5:35: keep.type: 'classification' ",
+    ),
+    "keep without data": ("keep: {metric: loss}", "5:7: keep.data: is missing"),
+    "keep as a list": ("keep: [general.jsonl]", "5:7: keep: "),
+    "keep with another key": ("keep: {data: general.jsonl, raws: 4}", "5:29: keep.raws: unknown key; "),
+    "keep of a negative number of rows": ("keep: {data: general.jsonl, rows: -1}", "5:35: keep.rows: -1 "),
+    "keep from two places": (
+        "keep: {data: {file: a.jsonl, hub: org/set}}",
+        "5:14: keep.data: needs exactly one of files, file, folder, hub; file and hub are given",
+    ),
+    "keep out of its package": (
+        "keep: {data: {package: automl, file: ../general.jsonl}}",
+        "5:14: keep.data: '../general.jsonl' must be a relative path inside the package, without '..'",
+    ),
     "shards in one process": (
         "run: {executor: inline, shards: 2}",
         "5:17: run.executor: 'inline' is one process; with shards: 2 it must be ray",
