@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(
                 "--how",
-                help="Ways of mixing: soup, svd, ties, dare_ties, linear, or several of them. Default: all that fit.",
+                help="Ways of mixing: soup, svd, ties, dare_ties, linear, or several of them; fusion trains. "
+                "Default: all that fit but fusion.",
                 metavar="WAY,…",
             ),
         ] = None,
@@ -54,14 +55,18 @@ def register(app: typer.Typer) -> None:
             int | None,
             typer.Option("--rank", help="Rank of svd, ties and dare_ties. Default: the adapters' highest, by layer."),
         ] = None,
+        steps: Annotated[
+            int | None, typer.Option("--steps", help="Steps that fusion trains. Default: those of a trial.")
+        ] = None,
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="Write the chosen mixture to this folder; must not exist.")
         ] = None,
         as_json: JsonOption = False,
     ) -> None:
-        """Mix adapters of a study without training, choose a mixture by validation, compare it on test rows.
+        """Mix adapters of a study, choose a mixture by validation, compare it on test rows.
 
-        It is held against the best trial alone. The heads of the adapters are averaged in every way of mixing.
+        It is held against the best trial alone. Nothing is trained but by fusion, which joins bottleneck adapters
+        (method adapter) by learned attention. In every other way the heads of the adapters are averaged.
         """
         from automl.cli.signals import signals_as_interruption
         from automl.compose.run import compose_study
@@ -75,6 +80,7 @@ def register(app: typer.Typer) -> None:
             densities=DENSITIES if density is None else [_share(each) for each in _listed(density)],
             majority=majority,
             rank=rank,
+            steps=steps,
         )
         with signals_as_interruption("anything was written") as stop, opened(study, url) as (database, name):
             found = compose_study(database, recorded_spec(database, name), wanted, output, stop=stop)

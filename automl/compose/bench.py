@@ -14,8 +14,9 @@ from torch import Tensor
 
 from automl import durable, progress
 from automl.compose.found import Mixture
+from automl.compose.fusing import Fused, fuse
 from automl.compose.members import Found, Member, averaged, numbers_in, read_member
-from automl.compose.mixing import Recipe, mixed
+from automl.compose.mixing import FUSION, Recipe, mixed
 from automl.errors import InterruptedSearch
 from automl.execution.stop import StopRequest
 from automl.lora import Hyperparameters
@@ -42,6 +43,7 @@ class Bench:
         self._stop = stop
         self._members: dict[int, Member] = {}
         self._known: dict[tuple[Recipe, tuple[int, ...]], Mixture] = {}
+        self._fused: dict[tuple[Recipe, tuple[int, ...]], Fused] = {}
 
     def measure(self, number: int) -> Mixture:
         """A trial's own adapter, which is remembered for mixtures."""
@@ -81,6 +83,9 @@ class Bench:
         return Mixture(name=name, trials=trials, recipe=recipe, parameters=parameters, metrics=metrics)
 
     def _write(self, recipe: Recipe, trials: Sequence[int], folder: Path, mixture: Mixture | None = None) -> None:
+        if recipe.how == FUSION:
+            self._write_fused(recipe, trials, folder, mixture)
+            return
         members, source = [self._members[number] for number in trials], self._found[trials[0]]
         others = averaged(members)
         updates = _updates(members, recipe)
@@ -89,6 +94,15 @@ class Bench:
             write_updates(self._runtime.model, source.folder, folder, updates, others, about)
         else:
             _write_averaged(source, folder, others, about)
+
+    def _write_fused(self, recipe: Recipe, trials: Sequence[int], folder: Path, mixture: Mixture | None) -> None:
+        """Train what is not trained yet, and write it."""
+        found, key = [self._found[number] for number in trials], (recipe, tuple(trials))
+        if key not in self._fused:
+            self._fused[key] = fuse(self._runtime, found, recipe, self._metric, self._check_running)
+        fused, about = self._fused[key], self._described(found[0], [], recipe, trials, mixture)
+        about["composed"].update(fused.about)
+        _write_averaged(found[0], folder, fused.tensors, about)
 
     def _described(
         self,
@@ -128,12 +142,15 @@ class Bench:
 
     @contextmanager
     def _telling(self, what: str) -> Iterator[None]:
+        self._check_running()
+        with progress.telling(lambda: f"measuring {what}"):
+            yield
+
+    def _check_running(self) -> None:
         if self._stop.reason:
             raise InterruptedSearch(
                 f"stopped ({self._stop.reason}); nothing was written, the same command starts again"
             )
-        with progress.telling(lambda: f"measuring {what}"):
-            yield
 
 
 def _updates(members: Sequence[Member], recipe: Recipe) -> list[LowRank]:

@@ -27,12 +27,17 @@ class Mixture:
 
     def place(self, metric: str) -> tuple[float, float]:
         """Where it stands among others, the best first: by the metric, of equals by the loss."""
-        values = METRICS[metric].loss(self.metrics[metric]), self.metrics["loss"]
-        return values if all(map(math.isfinite, values)) else (math.inf, math.inf)
+        return place_of(self.metrics, metric)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def place_of(metrics: Mapping[str, float], metric: str) -> tuple[float, float]:
+    """Where these metrics stand among others, the best first: by this one, of equals by the loss."""
+    values = METRICS[metric].loss(metrics[metric]), metrics["loss"]
+    return values if all(map(math.isfinite, values)) else (math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from automl import durable, ranking
-from automl.compose.mixing import HOWS, How
+from automl.compose.mixing import FUSION, MIXED, How
 from automl.compose.wanted import Wanted
-from automl.errors import ModelError, SearchError
+from automl.errors import CheckpointError, ModelError, SearchError
 from automl.lora import Hyperparameters
 from automl.methods.base import LowRank
 from automl.methods.registry import METHODS
@@ -26,6 +26,9 @@ from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.training.cut import WEIGHTS, check_low_rank, other_tensors, read_config, tensor_shapes
 from automl.training.export import OWN_WEIGHTS
+
+FUSED_METHOD = "adapter"
+"""The method of adapters that a fusion joins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +101,14 @@ def ways(found: Sequence[Found], wanted: Wanted) -> tuple[list[How], list[str]]:
     Raises ModelError if there are none, or if one that was asked for is not possible.
     """
     _check_alike(found)
+    if FUSION in wanted.how:
+        return _fused_ways(found, wanted), []
     if not found[0].is_low_rank:
         _check_averaged(found, wanted)
         return ["soup"], []
     for each in found:
         check_low_rank(each.folder, read_config(each.folder), "mixed")
-    asked = [how for how in HOWS if how in wanted.how or not wanted.how]
+    asked = [how for how in MIXED if how in wanted.how or not wanted.how]
     if "linear" not in asked or (hindrance := _no_factors(found)) is None:
         return asked, []
     if wanted.how:
@@ -158,18 +163,45 @@ def _check_alike(found: Sequence[Found]) -> None:
                 )
 
 
+def _fused_ways(found: Sequence[Found], wanted: Wanted) -> list[How]:
+    """Fusion, and whatever else was asked for. Raises ModelError or CheckpointError if adapters cannot be joined so."""
+    first = found[0]
+    if first.hyper.method != FUSED_METHOD:
+        raise ModelError(
+            f"--how {FUSION}: joins adapters of method {FUSED_METHOD}; trial {first.number} is of method"
+            f" {first.hyper.method}"
+        )
+    for each in found:
+        _check_finite(each)
+    others = [how for how in wanted.how if how != FUSION]
+    if not others:
+        return [FUSION]
+    _check_averaged(found, replace(wanted, how=others))
+    return ["soup", FUSION]
+
+
+def _check_finite(found: Found) -> None:
+    """Raise CheckpointError if a number of the adapter is none."""
+    tensors = load_file(found.weights)
+    if (strange := next((name for name, each in tensors.items() if not each.isfinite().all()), None)) is not None:
+        raise CheckpointError(f"trial {found.number}: '{strange}' of its adapter is not finite; it cannot be joined")
+
+
 def _check_averaged(found: Sequence[Found], wanted: Wanted) -> None:
     """Raise ModelError unless all tensors of these adapters mean the same, so that their mean means something."""
     method = found[0].hyper.method
+    instead = f"; --how {FUSION} joins them by training" if method == FUSED_METHOD else ""
     if other := next((how for how in wanted.how if how != "soup"), None):
-        raise ModelError(f"--how {other}: is for low-rank updates; adapters of method {method} are mixed by soup alone")
+        raise ModelError(
+            f"--how {other}: is for low-rank updates; adapters of method {method} are mixed by soup alone{instead}"
+        )
     for each in found[1:]:
         settings = [{**one.hyper.settings, "target": one.hyper.target} for one in (found[0], each)]
         differing = _differing(*settings) or _differing(*(tensor_shapes(one.weights) for one in (found[0], each)))
         if differing is not None:
             raise ModelError(
                 f"trials {found[0].number} and {each.number} of method {method} differ in '{differing}'; their mean"
-                " would mean nothing"
+                f" would mean nothing{instead}"
             )
 
 

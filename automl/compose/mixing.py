@@ -19,7 +19,10 @@ from automl.importance.squeeze import directions
 from automl.methods.base import LowRank
 from automl.methods.merging import Majority, dropped_and_elected, elected
 
-How = Literal["soup", "svd", "ties", "dare_ties", "linear"]
+How = Literal["soup", "svd", "ties", "dare_ties", "linear", "fusion"]
+
+FUSION: How = "fusion"
+"""The way that trains, which is no mixing of tensors: `automl.compose.fusing`."""
 
 _NOTHING = 1e-6
 """Singular values below this share of the largest are rounding."""
@@ -29,13 +32,15 @@ TAKES_RANK = ("svd", "ties", "dare_ties")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How updates are mixed. density: share of entries that are kept, with a vote alone. rank: of what is cut to one;
-    None: the highest of the updates."""
+    """How adapters are mixed. density: share of entries that are kept, with a vote alone. rank: of what is cut to one;
+    None: the highest of the updates. steps: of a fusion's training; None: those of its first member.
+    """
 
     how: How
     density: float | None = None
     rank: int | None = None
     majority: Majority = "total"
+    steps: int | None = None
 
 
 def mixed(updates: Sequence[LowRank], of: int, recipe: Recipe) -> LowRank:
@@ -98,4 +103,5 @@ _MIXERS: Mapping[How, Callable[[Sequence[LowRank], int, Recipe], LowRank]] = {
     "dare_ties": _vote,
     "linear": _linear,
 }
-HOWS = tuple(_MIXERS)
+MIXED = tuple(_MIXERS)
+HOWS = (*MIXED, FUSION)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from automl.compose.mixing import HOWS, TAKES_DENSITY, TAKES_RANK, How, Recipe
+from automl.compose.mixing import FUSION, HOWS, TAKES_DENSITY, TAKES_RANK, How, Recipe
 from automl.errors import ConfigError, Problem
 from automl.methods.merging import Majority
 from automl.nearest import did_you_mean
@@ -19,7 +19,8 @@ DENSITIES = (0.2, 0.5)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """of: so many of the best trials, or their numbers. how: ways of mixing; empty: all that these adapters can be
-    mixed in. densities, majority: of a vote. rank: of what is cut to one; None: the highest of the adapters.
+    mixed in without training. densities, majority: of a vote. rank: of what is cut to one; None: the highest of the
+    adapters. steps: of a fusion; None: those of a trial.
     """
 
     of: int | Sequence[int] = BEST
@@ -27,6 +28,7 @@ class Wanted:
     densities: Sequence[float] = DENSITIES
     majority: str = "total"
     rank: int | None = None
+    steps: int | None = None
 
     def check(self) -> None:
         """Raise ConfigError, all problems at once, for what cannot be done with any adapters."""
@@ -36,9 +38,9 @@ class Wanted:
     def recipes(self, how: How) -> list[Recipe]:
         """The mixtures of one way, one for each density where it takes one."""
         densities = dict.fromkeys(self.densities) if how in TAKES_DENSITY else (None,)
-        rank = self.rank if how in TAKES_RANK else None
+        rank, steps = self.rank if how in TAKES_RANK else None, self.steps if how == FUSION else None
         majority: Majority = "frequency" if self.majority == "frequency" else "total"
-        return [Recipe(how=how, density=density, rank=rank, majority=majority) for density in densities]
+        return [Recipe(how=how, density=density, rank=rank, majority=majority, steps=steps) for density in densities]
 
     def _problems(self) -> Iterator[Problem]:
         if isinstance(self.of, int):
@@ -58,6 +60,10 @@ class Wanted:
             yield _wrong("majority", f"{self.majority!r} is not known; known: {', '.join(get_args(Majority))}")
         if self.rank is not None and self.rank < 1:
             yield _wrong("rank", f"rank {self.rank} keeps nothing; 1 is the least")
+        if self.steps is not None and self.steps < 1:
+            yield _wrong("steps", f"{self.steps} steps train nothing; 1 is the least")
+        elif self.steps is not None and FUSION not in self.how:
+            yield _wrong("steps", f"only {FUSION} trains; add --how {FUSION}")
 
 
 def _wrong(option: str, message: str) -> Problem:

@@ -188,24 +188,26 @@ class Study:
         density: float | Sequence[float] | None = None,
         majority: str = "total",
         rank: int | None = None,
+        steps: int | None = None,
         output: str | Path | None = None,
         show_progress: bool = True,
     ) -> Composed:
-        """Mix trained adapters into one without training, and hold the best mixture against the best trial;
-        docs/compose.md.
+        """Mix trained adapters into one, and hold the best mixture against the best trial; docs/compose.md.
 
-        of: so many of the best, or numbers of trials. how: soup, svd, ties, dare_ties, linear or several of them;
-        default: all that these adapters can be mixed in. density: share, or shares, of entries that ties and dare_ties
-        keep. majority: whose sign counts there, total or frequency. rank: of svd, ties and dare_ties. output: a new
-        folder for the mixture that is best on validation rows. Raises ConfigError for what cannot be asked, SearchError
-        if there are not two adapters, ModelError if they cannot be mixed so, InterruptedSearch after Ctrl-C.
+        of: so many of the best, or numbers of trials. how: soup, svd, ties, dare_ties, linear, fusion or several of
+        them; default: all that these adapters can be mixed in without training. density: share, or shares, of entries
+        that ties and dare_ties keep. majority: whose sign counts there, total or frequency. rank: of svd, ties and
+        dare_ties. steps: of fusion, which joins bottleneck adapters by attention that it trains; default: those of a
+        trial. output: a new folder for the mixture that is best on validation rows. Raises ConfigError for what cannot
+        be asked, SearchError if there are not two adapters, ModelError if they cannot be mixed so, Diverged if a fusion
+        comes to no end, InterruptedSearch after Ctrl-C.
         """
         from automl.compose.run import compose_study
         from automl.compose.wanted import DENSITIES, Wanted
 
         densities = DENSITIES if density is None else [density] if isinstance(density, float | int) else density
         hows = [how] if isinstance(how, str) else how
-        wanted = Wanted(of=of, how=hows, densities=densities, majority=majority, rank=rank)
+        wanted = Wanted(of=of, how=hows, densities=densities, majority=majority, rank=rank, steps=steps)
         stop, folder = StopRequest(), None if output is None else Path(output)
 
         def work() -> Composed:

@@ -21,6 +21,8 @@ from automl.methods.settings import Setting, Span
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from automl.methods.bottleneck_layers import Bottleneck
+
 SIZE = Setting(
     name="adapter_size",
     default=64,
@@ -116,14 +118,12 @@ class Bottlenecks(Stateless):
         steps: int | None = None,
     ) -> nn.Module:
         """Attach as the seam says. modules: all linear layers, of which it takes those of its places."""
-        from automl.methods.bottleneck_layers import Bottleneck, insert, shape_of, started
+        from automl.methods.bottleneck_layers import insert, shape_of, started
         from automl.methods.in_place import fresh_heads
 
         layers = [shape_of(model, path) for path in modules]
-        size, function, scale = int(SIZE.of(hyper)), str(ACTIVATION.of(hyper)), float(SCALE.of(hyper))
         for place in places(layers, str(PLACE.of(hyper)), type(model).__name__):
-            made = Bottleneck(place.features, size, function, scale)
-            insert(model, started(made, seed, place.path), place.path, place.source)
+            insert(model, started(bottleneck_of(hyper, place), seed, place.path), place.path, place.source)
         fresh_heads(model, head, seed)
         return model
 
@@ -131,6 +131,13 @@ class Bottlenecks(Stateless):
         self, peft_model: nn.Module, saved: Mapping[str, Tensor], config: Mapping[str, Any]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         return saved, config
+
+
+def bottleneck_of(hyper: Hyperparameters, place: Place) -> Bottleneck:
+    """The network of such an adapter for a place, without numbers."""
+    from automl.methods.bottleneck_layers import Bottleneck
+
+    return Bottleneck(place.features, int(SIZE.of(hyper)), str(ACTIVATION.of(hyper)), float(SCALE.of(hyper)))
 
 
 def places(layers: Iterable[LinearShape], kind: str, architecture: str) -> list[Place]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,14 @@ from automl.lora import LinearShape
 from automl.methods.in_place import on_restore
 from automl.methods.seeding import initialise_adapter
 
-_NAME = "bottleneck"
+NAME = "bottleneck"
+"""Name of a bottleneck in its layer, and so in the names of its tensors."""
 
 
 class Bottleneck(nn.Module):
     """scale · (W_up f(W_down x + b_down) + b_up), computed in float32 outside autocast, in the type of x.
 
-    Without numbers until it is `started`. seen: an input that was read elsewhere, on its way here.
+    Without numbers until it is `started`. is_beside: it reads the input of another layer, which is `seen` on its way.
     """
 
     def __init__(self, features: int, size: int, function: str, scale: float) -> None:
@@ -28,6 +30,7 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(size, features, device="meta")
         self.function = function
         self.scale = scale
+        self.is_beside = False
         self.seen: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,11 +38,19 @@ class Bottleneck(nn.Module):
         added: Tensor = self.scale * self.up(inside)
         return added.to(x.dtype)
 
+    def added(self, output: Tensor) -> Tensor:
+        """What it adds to this output of its layer."""
+        if not self.is_beside:
+            return self(output)  # type: ignore[no-any-return]  # torch's call is untyped
+        assert self.seen is not None
+        seen, self.seen = self.seen, None
+        return self(seen)  # type: ignore[no-any-return]
+
 
 def started(bottleneck: Bottleneck, seed: int, path: str) -> Bottleneck:
     """Return the bottleneck with W_down uniform in ±1/√in, from a stream of its own, and all else zero."""
     bottleneck.to_empty(device="cpu")
-    initialise_adapter(bottleneck.down.weight, bottleneck.up.weight, seed=seed, path=f"{path}.{_NAME}")
+    initialise_adapter(bottleneck.down.weight, bottleneck.up.weight, seed=seed, path=f"{path}.{NAME}")
     nn.init.zeros_(bottleneck.down.bias)
     nn.init.zeros_(bottleneck.up.bias)
     return bottleneck
@@ -50,16 +61,23 @@ def insert(model: nn.Module, bottleneck: Bottleneck, path: str, source: str | No
 
     source: path of the layer whose input it reads; None: the layer's own output.
     """
+    add_to(model, path, NAME, bottleneck, bottleneck.added)
+    read_from(model, bottleneck, source)
+
+
+def add_to(model: nn.Module, path: str, name: str, part: nn.Module, added: Callable[[Tensor], Tensor]) -> None:
+    """Make the part a child of the layer at this path, and let what `added` makes of the layer's output be added."""
     layer = model.get_submodule(path)
-    layer.add_module(_NAME, bottleneck.to(next(layer.parameters()).device))
-    on_restore(model, partial(delattr, layer, _NAME))
-    if source is None:
-        hooks = [layer.register_forward_hook(partial(_behind, bottleneck))]
-    else:
-        reads = model.get_submodule(source).register_forward_pre_hook(partial(_read, bottleneck))
-        hooks = [reads, layer.register_forward_hook(partial(_beside, bottleneck))]
-    for hook in hooks:
-        on_restore(model, hook.remove)
+    layer.add_module(name, part.to(next(layer.parameters()).device))
+    on_restore(model, partial(delattr, layer, name))
+    on_restore(model, layer.register_forward_hook(partial(_add, added)).remove)
+
+
+def read_from(model: nn.Module, bottleneck: Bottleneck, source: str | None) -> None:
+    """Let the bottleneck read the input of the layer at this path; None: the output of its own layer."""
+    if source is not None:
+        bottleneck.is_beside = True
+        on_restore(model, model.get_submodule(source).register_forward_pre_hook(partial(_read, bottleneck)).remove)
 
 
 def shape_of(model: nn.Module, path: str) -> LinearShape:
@@ -70,16 +88,8 @@ def shape_of(model: nn.Module, path: str) -> LinearShape:
     return LinearShape(path, layer.in_features, layer.out_features)
 
 
-def _behind(bottleneck: Bottleneck, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    added: Tensor = output + bottleneck(output)
-    return added
-
-
-def _beside(bottleneck: Bottleneck, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    assert bottleneck.seen is not None
-    seen, bottleneck.seen = bottleneck.seen, None
-    added: Tensor = output + bottleneck(seen)
-    return added
+def _add(added: Callable[[Tensor], Tensor], layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output + added(output)
 
 
 def _read(bottleneck: Bottleneck, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

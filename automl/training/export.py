@@ -24,6 +24,7 @@ from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
 from automl.lora import Hyperparameters
 from automl.methods.attaching import ADAPTER
+from automl.methods.fusion import attach_fused
 from automl.methods.in_place import is_in_place, restored
 from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, dense_backbone, load_backbone, load_tokenizer
@@ -287,15 +288,22 @@ def _adapted_in_place(base: nn.Module, adapters: Mapping[str, _Own]) -> nn.Modul
 
 def _put_on(base: nn.Module, own: _Own) -> nn.Module:
     """The backbone as the method adapts it, with what was trained."""
-    hyper, tensors = Hyperparameters.of(own.about["hyperparameters"]), dict(own.tensors)
-    method, layers = METHODS[hyper.method], resolve_targets(base, hyper.target, own.about.get("targets"))
-    paths = [layer.path for layer in layers]
-    model = method.attach(base, hyper, paths, head_modules(base), 0, steps=own.about["step"])
+    tensors, model = dict(own.tensors), _attached(base, own.about)
     with torch.no_grad():
         for name in _made_anew(model):
             model.get_parameter(name).copy_(tensors.pop(name))
-    method.load_state(model, tensors)
+    METHODS[own.about["hyperparameters"]["method"]].load_state(model, tensors)
     return model
+
+
+def _attached(base: nn.Module, about: Mapping[str, Any]) -> nn.Module:
+    """The backbone with an adapter as a manifest describes it, a fusion of several among them, that has no numbers."""
+    hyper, members = Hyperparameters.of(about["hyperparameters"]), about.get("composed", {}).get("members")
+    layers = resolve_targets(base, hyper.target, about.get("targets"))
+    paths, head = [layer.path for layer in layers], head_modules(base)
+    if members is not None:
+        return attach_fused(base, [Hyperparameters.of(each) for each in members], paths, head, 0)
+    return METHODS[hyper.method].attach(base, hyper, paths, head, 0, steps=about["step"])
 
 
 def _adapter_config(model: Any, backbone: BackboneRef, draft: Path) -> dict[str, Any]:
