@@ -8,6 +8,7 @@ disk and renamed. Directories are 0700, files 0600.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -73,6 +74,14 @@ def verify_folder(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder}: {name} is damaged: sha256 {found[:12]}, manifest {entry['sha256'][:12]}")
     about: dict[str, Any] = document["about"]
     return about
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Inside the block no other process is in one of this target, whose folder exists; a lock file stays beside it."""
+    with (target.parent / f"{target.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def write_file(path: Path, data: bytes) -> None:

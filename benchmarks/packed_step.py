@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from automl.methods.eva import know_inputs
+from automl.models.inventory import resolve_targets
 from automl.packed import PackedTrainer, Workload
+from automl.training.inputs import directions_of_inputs
 from benchmarks.measure import Timing, gemm_peak, interleaved, peak_of, repetitions, spread, timed
 from benchmarks.plain_peft import Exactness, PlainPeft, exactness, run_rounds
 from benchmarks.report import Report, names, numbers, parser, table
@@ -32,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "neftune": {"neftune_alpha": 5.0},
     "pissa": {"own": (("init", "pissa"),)},
     "olora": {"own": (("init", "olora"),)},
+    "eva": {"own": (("init", "eva"),)},
     "lora-fa": {"own": (("freeze_a", True),)},
 }
 """LoRA and what else of it is packed, by hyperparameters."""
@@ -85,10 +89,12 @@ class Arms:
         self._hypers = {variant: {**usual, **VARIANTS[variant]} for variant in variants}
         self._seconds = seconds
         self._peft = {
-            variant: PlainPeft(build(setting.shape), load, trial(0, **own)) for variant, own in self._hypers.items()
+            variant: PlainPeft(_model(setting, load, variants), load, trial(0, **own))
+            for variant, own in self._hypers.items()
         }
         self._trainers = {
-            precision: PackedTrainer(build(setting.shape), load, precision=precision) for precision in precisions
+            precision: PackedTrainer(_model(setting, load, variants), load, precision=precision)
+            for precision in precisions
         }
         self.kernels = {precision: trainer.kernel for precision, trainer in self._trainers.items()}
         self._repetitions: dict[str, int] = {}
@@ -163,6 +169,17 @@ def measure(
     return result | {"kernels": arms.kernels, "frozen_gflop_per_step": flops / 1e9, "arms": rows}
 
 
+def _model(setting: Setting, load: Workload, variants: Sequence[str]) -> torch.nn.Module:
+    """The model, which knows its layers' inputs if a variant starts from them."""
+    model = build(setting.shape)
+    if "eva" in variants:
+        layers = [layer.path for layer in resolve_targets(model, "all-linear")]
+        batches = load.evaluation_batches(load.train_rows[:32], 1024, torch.device("cpu"))
+        found = directions_of_inputs(model, layers, batches, partial(load.task.loss, model), trial(0).hyper.rank)
+        know_inputs(model, lambda count: found)
+    return model
+
+
 def _own_peft(arm: str) -> str:
     """The arm that this one is compared with."""
     variant, _, _ = arm.rpartition(": ")
@@ -171,7 +188,8 @@ def _own_peft(arm: str) -> str:
 
 def prove(setting: Setting, precisions: Sequence[str], variants: Sequence[str] = ("lora",)) -> list[Exactness]:
     """The oracle on this model and batch, in each precision."""
-    model, load = build(setting.shape), workload(setting.shape, tokens=setting.length)
+    load = workload(setting.shape, tokens=setting.length)
+    model = _model(setting, load, variants)
     trials = mixed_trials(setting.batch)
     usual: dict[str, Any] = {"steps": 40, "batch_size": setting.batch, "learning_rate": 1e-3, "warmup": 0.0}
     trials += [

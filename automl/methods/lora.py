@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021) through PEFT, with its variants as settings that are off unless asked for.
 
 Rank-stabilised scaling (Kalajdzievski 2023), LoRA+ (Hayou et al. 2024), DoRA (Liu et al. 2024), LoRA-FA (Zhang et al.
-2023), and other starts: orthogonal, OLoRA (Büyükakyüz 2024), PiSSA (Meng et al. 2024).
+2023), and other starts: orthogonal, OLoRA (Büyükakyüz 2024), PiSSA (Meng et al. 2024), EVA (Paischer et al. 2024).
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ FREEZE = Setting(
 _DRAWN = ("default", "gaussian", "orthogonal")
 PARTS = ("olora", "pissa")
 """Starts that are a part of the weight, which is taken away from what the layer returns."""
+EVA = "eva"
+"""The start that needs to know the inputs of the layers."""
 INIT = Setting(
     name="init",
     default="default",
-    meaning="where A and B start; olora and pissa: as a part of the weight",
-    choices=(*_DRAWN, *PARTS),
-    tried=(*_DRAWN, *PARTS),
-    quantizable=_DRAWN,
+    meaning="where A and B start; olora and pissa: as a part of the weight; eva: from inputs of the layer",
+    choices=(*_DRAWN, *PARTS, EVA),
+    tried=(*_DRAWN, *PARTS),  # studies that search `auto` go on with what they began with
+    quantizable=(*_DRAWN, EVA),
 )
 
 
@@ -119,6 +121,7 @@ class Lora(Method):
             renew_head,
             seed_dropout,
         )
+        from automl.methods.eva import starting_matrices
         from automl.methods.principal import check_whole
 
         how = str(INIT.of(hyper))
@@ -127,11 +130,12 @@ class Lora(Method):
         check_pattern(hyper, modules)
         if how in PARTS:
             check_whole(model, modules, how)
+        starts = starting_matrices(model, hyper, modules) if how == EVA else {}
         peft_model = adapted_model(model, _config(model, hyper, modules, head))
         adapted = adapted_layers(model)
         check_adapted(peft_model, modules)
         for path, layer in adapted.items():
-            _start(layer, path, seed=seed, how=how)
+            _start(layer, path, starts.get(path), seed=seed, how=how)
             layer.lora_A[ADAPTER].weight.requires_grad_(not FREEZE.of(hyper))
         renew_head(model, head, seed)
         seed_dropout(adapted.values(), hyper, seed, next(model.parameters()).device)
@@ -161,11 +165,10 @@ class Lora(Method):
         """Nothing is left to do."""
 
     def memory(self, peft_model: PeftModel) -> dict[str, Tensor]:
-        """What was taken away from the weights at the start, if anything."""
-        from automl.methods.attaching import adapted_layers
-        from automl.methods.principal import memory_of, parts_of
+        """What was taken away from the weights at the start, or an A that is not trained and began from inputs."""
+        from automl.methods.principal import memory_of
 
-        return memory_of(parts_of(adapted_layers(peft_model.get_base_model())))
+        return memory_of(_remembered(peft_model))
 
     def load_memory(self, peft_model: PeftModel, memory: Mapping[str, Tensor]) -> None:
         """Put back what was taken away, and with it an A that is never trained."""
@@ -173,9 +176,8 @@ class Lora(Method):
         from automl.methods.principal import parts_of, put_back
 
         layers = adapted_layers(peft_model.get_base_model())
-        parts = parts_of(layers)
-        put_back(parts, memory)
-        for path, part in parts.items():
+        put_back(_remembered(peft_model), memory)
+        for path, part in parts_of(layers).items():
             if not (a := layers[path].lora_A[ADAPTER].weight).requires_grad:
                 a.copy_(part.a)
 
@@ -194,12 +196,26 @@ def _norms(layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
     return sum(layer.out_features for layer in layers) if DORA.of(hyper) else 0
 
 
-def _start(layer: Any, path: str, *, seed: int, how: str) -> None:
+def _remembered(peft_model: PeftModel) -> dict[str, Tensor]:
+    """What follows from the weights or the data and is not trained, by the name it is kept under."""
+    from automl.methods.attaching import adapted_layers
+    from automl.methods.eva import frozen_starts
+    from automl.methods.principal import kept_names, parts_of
+
+    layers = adapted_layers(peft_model.get_base_model())
+    return kept_names(parts_of(layers), frozen_starts(layers))
+
+
+def _start(layer: Any, path: str, start: Tensor | None, *, seed: int, how: str) -> None:
+    """start: A as it begins, if that follows from inputs."""
     from automl.methods.attaching import ADAPTER
+    from automl.methods.eva import start_from_inputs
     from automl.methods.principal import start_from_weight
     from automl.methods.seeding import initialise_adapter
 
-    if how in PARTS:
+    if start is not None:
+        start_from_inputs(layer, start)
+    elif how in PARTS:
         start_from_weight(layer, how)
     else:
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight

@@ -87,14 +87,22 @@ def parts_of(layers: Mapping[str, Any]) -> dict[str, Part]:
     return {path: getattr(layer, _PART) for path, layer in layers.items() if hasattr(layer, _PART)}
 
 
-def memory_of(parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """The parts as copies on the CPU: made anew elsewhere, they could differ in the last bit."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in _tensors(parts).items()}
+def kept_names(parts: Mapping[str, Part], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of these parts, and an A by path that is constant too, by the names under which they are kept."""
+    return (
+        {f"a/{path}": part.a for path, part in parts.items()}
+        | {f"b/{path}": part.b for path, part in parts.items()}
+        | {f"a/{path}": a for path, a in frozen.items()}
+    )
 
 
-def put_back(parts: Mapping[str, Part], memory: Mapping[str, Tensor]) -> None:
+def memory_of(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU of what `kept_names` returned: made anew elsewhere, it could differ in the last bit."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in own.items()}
+
+
+def put_back(own: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> None:
     """What `memory_of` returned. Raises CheckpointError if it is not of this adapter."""
-    own = _tensors(parts)
     odd = sorted(own.keys() ^ memory.keys()) or [name for name in own if own[name].shape != memory[name].shape]
     if odd:
         raise CheckpointError(f"{odd[0]} is not of this adapter; the slot file is of another trial")
@@ -123,11 +131,6 @@ def as_plain_lora(
     }
     whole = {"r": 2 * config["r"], "lora_alpha": more * config["lora_alpha"], "init_lora_weights": True}
     return tensors, {**config, **whole, **patterns}
-
-
-def _tensors(parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    named = parts.items()
-    return {f"a/{path}": part.a for path, part in named} | {f"b/{path}": part.b for path, part in named}
 
 
 def _take_away(layer: nn.Module, part: Part) -> None:

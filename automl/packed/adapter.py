@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from automl.errors import CheckpointError
 from automl.lora import Hyperparameters, LinearShape, lora_parameters
 from automl.methods.lora import FREEZE, INIT, PARTS
-from automl.methods.principal import Part, memory_of, put_back
+from automl.methods.principal import Part, kept_names, memory_of, put_back
 from automl.methods.registry import METHODS
 from automl.methods.seeding import initialise_adapter, initialise_head, stream
 from automl.packed.bank import BETAS, EPSILON, Storage, own_storage
@@ -25,6 +25,7 @@ from automl.packed.layout import VectorLayout, a_name, adapter_layout, b_name, h
 from automl.packed.masks import mask_seed
 
 NO_PARTS: Mapping[str, Part] = MappingProxyType({})
+NO_STARTS: Mapping[str, Tensor] = MappingProxyType({})
 
 COUNTED_STATE = torch.Size([8])
 """Shape of the state of counted dropout masks; a generator's is larger."""
@@ -49,7 +50,8 @@ class Adapter:
     layers: the linear layers it adapts. heads: modules trained in full, by path; they are copied, not touched.
     initializer_range: standard deviation of a new head's weights. storage: zeros to live in; None = vectors of its own.
     is_counted: dropout masks are those of `automl.packed.masks` and not drawn from a generator; without effect if there
-    is no dropout. parts: of the weights, by path, that it begins as; constant, and its own from now on.
+    is no dropout. parts: of the weights, by path, that it begins as; constant, and its own from now on. starts: where A
+    begins, by path, if that does not follow from the seed; they are copied.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Adapter:
         storage: Storage | None = None,
         is_counted: bool = False,
         parts: Mapping[str, Part] = NO_PARTS,
+        starts: Mapping[str, Tensor] = NO_STARTS,
     ) -> None:
         self.hyper = hyper
         self.step = 0
@@ -81,7 +84,9 @@ class Adapter:
             for layer in layers
             if a_name(layer.path) not in self._shapes
         }
-        self._start(layers, seed=seed)
+        self._start(layers, starts, seed=seed)
+        frozen = {path: self._a(path) for path in starts if a_name(path) in self._frozen}
+        self._remembered = kept_names(parts, frozen)
         _start_heads(self._params, heads, seed=seed, std=initializer_range)
         self.low_rank = {layer.path: self._low_rank(layer.path) for layer in layers}
         self.head = self._head_leaves(heads)
@@ -163,8 +168,8 @@ class Adapter:
             self.generator.set_state(state.cpu())
 
     def memory(self) -> dict[str, Tensor]:
-        """Copies of its parts of the weights on the CPU."""
-        return memory_of(self.parts)
+        """Copies on the CPU of what follows from the weights or the data and is not trained."""
+        return memory_of(self._remembered)
 
     def restore(
         self,
@@ -176,7 +181,7 @@ class Adapter:
     ) -> None:
         """Put back what the methods above took out; raises CheckpointError if names or shapes are not the same."""
         _copy_all(self._params, parameters)
-        put_back(self.parts, memory)
+        put_back(self._remembered, memory)
         for path, part in self.parts.items():
             if (a := a_name(path)) in self._frozen:
                 self._frozen[a].copy_(part.a)
@@ -223,12 +228,15 @@ class Adapter:
         name = a_name(path)
         return self._frozen[name] if name in self._frozen else self._params[name]
 
-    def _start(self, layers: Sequence[LinearShape], *, seed: int) -> None:
+    def _start(self, layers: Sequence[LinearShape], starts: Mapping[str, Tensor], *, seed: int) -> None:
         for layer in layers:
             a, b = self._a(layer.path), self._params[b_name(layer.path)]
             if (part := self.parts.get(layer.path)) is not None:
                 a.copy_(part.a)
                 b.copy_(part.b)
+            elif (start := starts.get(layer.path)) is not None:
+                a.copy_(start)
+                b.zero_()
             else:
                 initialise_adapter(a, b, seed=seed, path=layer.path, how=str(INIT.of(self.hyper)))
 

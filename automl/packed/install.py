@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import TargetError
 from automl.lora import Hyperparameters, LinearShape
-from automl.methods.lora import INIT, PARTS
+from automl.methods.eva import starting_matrices
+from automl.methods.lora import EVA, INIT, PARTS
 from automl.methods.principal import Directions, Part, check_whole, directions
 from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.models.quantised import is_quantised, weight_norms
@@ -91,6 +92,15 @@ class PackedBackbone:
         check_whole(self.model, [layer.path for layer in layers], how)
         ranks = {layer.path: hyper.rank_of(layer.path) for layer in layers}
         return {path: self.first_directions(path, how, rank).part(rank, hyper.scaling) for path, rank in ranks.items()}
+
+    def starts(self, hyper: Hyperparameters, layers: Sequence[LinearShape]) -> dict[str, Tensor]:
+        """Where A of an adapter of these layers begins, by path, if its layers' inputs say; empty for other starts.
+
+        Raises TargetError if they do not.
+        """
+        if INIT.of(hyper) != EVA:
+            return {}
+        return starting_matrices(self.model, hyper, [layer.path for layer in layers])
 
     def view(self, adapter: Adapter | None) -> View:
         """The model with this adapter's heads; None is the bare backbone."""

@@ -399,6 +399,7 @@ class PackedTrainer:
             storage=storage,
             is_counted=is_counted,
             parts=self.backbone.parts(spec.hyper, layers),
+            starts=self.backbone.starts(spec.hyper, layers),
         )
 
     def _sensitivity(self, adapter: Adapter, target: str) -> Sensitivity:

@@ -136,15 +136,17 @@ def _as_begun(config: Mapping[str, Any], hyper: Mapping[str, Any]) -> dict[str, 
 
 def _train(base: _Base, config: Mapping[str, Any]) -> str:
     arguments = "\n".join(f"    {line}," for line in _arguments(config))
+    is_eva = config.get("init_lora_weights") == "eva"
+    begun = "  # then initialize_lora_eva_weights(model, batches of training rows)" if is_eva else ""
     return f"""\
-from peft import LoraConfig, get_peft_model
+from peft import {"EvaConfig, " if is_eva else ""}LoraConfig, get_peft_model
 from transformers import {base.names}
 
 {base.lines}
 config = LoraConfig(
 {arguments}
 )
-model = get_peft_model(base, config)"""
+model = get_peft_model(base, config){begun}"""
 
 
 def _train_as(base: _Base, folder: str) -> str:
@@ -171,6 +173,8 @@ def _arguments(config: Mapping[str, Any]) -> list[str]:
         lines.append("use_dora=True")
     if isinstance(config.get("init_lora_weights"), str):
         lines.append(f"init_lora_weights={config['init_lora_weights']!r}")
+    if config.get("init_lora_weights") == "eva":
+        lines.append("eva_config=EvaConfig(rho=1.0)")
     return lines
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl.errors import ConfigError, MissingExtraError, ModelError, Problem
-from automl.lora import Hyperparameters
+from automl.lora import Hyperparameters, LinearShape
 from automl.methods.base import Footprint
 from automl.models.folder import folder_at_hand, read_config, stored_quantization
 from automl.models.positions import positions
 from automl.models.quantisation import check_installed
-from automl.space.extremes import corners, names_of, setting_values
+from automl.space.extremes import corners, extremes, names_of, setting_values, starts_from_inputs
 from automl.space.messages import shown
 from automl.space.spec import SearchSpace, SweepSpec
+from automl.tasks.base import IGNORED, Row
 
 if TYPE_CHECKING:  # `automl validate` does without torch
     from torch import nn
@@ -124,6 +126,30 @@ def check_ends(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared)
                 f" equally often; {shown(text)} has {found}"
                 + (f", others {usual}; take it out of the text" if found > usual else "; its tokenizer should add one")
             )
+
+
+def check_inputs(spec: SweepSpec, space: SearchSpace, layers: Iterable[LinearShape], rows: Iterable[Row]) -> None:
+    """Raise ConfigError if trials are to start from more directions of layers' inputs than there are.
+
+    layers: all that trials may adapt. rows: those that are trained on.
+    """
+    if not starts_from_inputs(space):
+        return
+    rank = extremes(space, "rank")[-1]
+    narrow = min(layers, key=lambda layer: layer.in_features)
+    there = f"the {narrow.in_features} inputs of {narrow.path}"
+    if rank <= narrow.in_features:
+        tokens = accumulate(map(_learnt_tokens, rows))
+        there = next(("" for seen in tokens if seen > rank), "the tokens of the training rows, less one")
+    if there:
+        message = f"{rank} is above {there}, and init eva needs a direction of the inputs for each; lower it"
+        raise ConfigError([Problem(spec.source, 0, 0, "rank", message)])
+
+
+def _learnt_tokens(row: Row) -> int:
+    """Tokens of a row whose inputs are read: those to learn, or all if they are not what is learnt."""
+    labels = row["labels"]
+    return sum(label != IGNORED for label in labels) if isinstance(labels, Sequence) else len(row["input_ids"])
 
 
 def _highest_id(task: Task, prepared: Prepared) -> int:

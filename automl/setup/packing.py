@@ -21,7 +21,7 @@ from automl.results.folders import proofs_folder, study_folder
 from automl.setup.machine import Layout
 from automl.setup.precision import settle_untimed
 from automl.setup.prepare import Inputs
-from automl.space.extremes import corners, extremes, target_names
+from automl.space.extremes import corners, extremes, starts_from_inputs, target_names
 from automl.space.spec import SweepSpec
 from automl.tasks import make_task
 from automl.training.runtime import HostSettings, stored_dtype
@@ -109,6 +109,7 @@ def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Pack
         shards=layout.shards,
         proofs=str(proofs_folder(inputs.cache)),
         keep=inputs.keep,
+        input_rank=extremes(inputs.space, "rank")[-1] if starts_from_inputs(inputs.space) else 0,
     )
 
 

@@ -15,7 +15,7 @@ from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
-from automl.setup.fitness import check_ends, check_extras, check_length, check_positions, check_vocabulary
+from automl.setup.fitness import check_ends, check_extras, check_inputs, check_length, check_positions, check_vocabulary
 from automl.setup.keeping import prepare_keep
 from automl.space.advice import coverage_advice, search_advice
 from automl.space.assemble import own_of_task
@@ -118,6 +118,8 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     if backbone.quantization is not None:
         _check_quantizable(spec, space)
     check_positions(spec, space, model, derive.footprint)
+    adaptable = (layer for name in target_names(space) for layer in derive.layers(name))
+    check_inputs(spec, space, adaptable, task.rows(prepared, "train"))
     if not has_trials:
         _check_constraints(spec, space, derive)
     _check_task(spec, space, task, prepared)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from automl.lora import Hyperparameters
+from automl.methods.lora import EVA, INIT
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting, chosen
 from automl.space.limits import Names
@@ -43,6 +44,11 @@ def setting_values(space: SearchSpace, setting: Setting) -> list[Any]:
 def own_values(space: SearchSpace) -> dict[str, list[Any]]:
     """Values to consider for every setting of the methods that the space can choose, and of the task."""
     return {name: setting_values(space, setting) for name, setting in names_of(space).own.items()}
+
+
+def starts_from_inputs(space: SearchSpace) -> bool:
+    """Whether trials may need to know the inputs of the model's layers before they begin."""
+    return EVA in own_values(space).get(INIT.name, ())
 
 
 def not_quantizable(space: SearchSpace) -> Iterator[tuple[str, str]]:

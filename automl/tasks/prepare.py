@@ -8,7 +8,6 @@ with its holder, however that ends.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -18,7 +17,6 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +94,7 @@ def prepare(
     target = cache.absolute() / "data" / key
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+        with durable.locked(target):
             found = load_prepared(target) or _build(examples, settings, recipe, target)
             return replace(found, notes=(*notes, *found.notes))
     except OSError as error:
@@ -318,13 +316,6 @@ SHARE = 0.95
 def share_length(tokens: Sequence[int]) -> int:
     """The number of tokens that this share of the rows does not exceed."""
     return sorted(tokens)[max(0, math.ceil(SHARE * len(tokens)) - 1)]
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    with (target.parent / f"{target.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _sync(folder: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +16,19 @@ from torch import nn
 
 from automl import durable
 from automl.lora import Hyperparameters
+from automl.methods.eva import Directions, know_inputs
 from automl.models.backbone import BackboneRef, Dtype, load_backbone, load_tokenizer
+from automl.models.inventory import resolve_targets
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Batch, Prepared, Row, Task, Untuned
 from automl.tasks.batches import evaluation_batches, evaluation_rows
 from automl.tasks.reference import untouched
+from automl.training.inputs import directions_of_inputs, file_name, kept_directions, rows_to_read
 from automl.training.kept import Keep, KeptRows
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["validation", "test"]
 
@@ -47,6 +53,7 @@ class HostSettings:
     workers: how many there are.
     importance: measure on the way how much the loss depends on each module's update.
     shards: processes that hold one trial together.
+    input_rank: the largest rank of trials that start from inputs of the layers; 0: there are none.
     proofs: folder in which is remembered what can be packed; empty: it is found out anew.
     keep: what trials are measured on at their last step besides.
 
@@ -73,6 +80,7 @@ class HostSettings:
     shards: int = 1
     proofs: str = ""
     keep: Keep | None = None
+    input_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +126,22 @@ class Runtime:
         task: whose rows they are, if not the study's.
         """
         task = task or self.task
-        pad_id = self.tokenizer.pad_token_id
-        batches = evaluation_batches(task, rows, range(len(rows)), pad_id=pad_id, max_tokens=max_tokens)
+        batches = self.batches(rows, max_tokens, task=task)
         model.eval()
         with torch.no_grad(), self.autocast():
-            return task.evaluate_by_row(model, map(self._on_device, batches), self.tokenizer)
+            return task.evaluate_by_row(model, batches, self.tokenizer)
+
+    def batches(
+        self, rows: Sequence[Row], max_tokens: int | None = None, *, task: Task | None = None
+    ) -> Iterator[Batch]:
+        """The rows in padded batches on the device, the longest first. max_tokens: of one, None: as in evaluations.
+
+        task: as for `evaluate_by_row`.
+        """
+        most = max_tokens or self.evaluation_tokens
+        pad_id = self.tokenizer.pad_token_id
+        found = evaluation_batches(task or self.task, rows, range(len(rows)), pad_id=pad_id, max_tokens=most)
+        return map(self._on_device, found)
 
     def _on_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -139,7 +158,7 @@ def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runt
     task, tokenizer = make_task(settings.task), load_tokenizer(settings.backbone)
     frozen = (model or load_model(settings)).to(device)
     rows = _reader(task, settings, None if model else frozen, device, int(tokenizer.pad_token_id))
-    return Runtime(
+    runtime = Runtime(
         model=frozen,
         tokenizer=tokenizer,
         task=task,
@@ -153,6 +172,9 @@ def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runt
         validation_rows=_validation_rows(rows, settings) if settings.judged_on == "test" else (),
         kept=_kept(settings.keep, settings, device) if settings.keep is not None else None,
     )
+    if settings.input_rank and model is None:
+        know_inputs(frozen, _input_directions(settings, runtime))
+    return runtime
 
 
 def _kept(keep: Keep, settings: HostSettings, device: torch.device) -> KeptRows:
@@ -181,6 +203,30 @@ def choose_device(name: str) -> torch.device:
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
     return device
+
+
+def _input_directions(settings: HostSettings, runtime: Runtime) -> Callable[[int], Directions]:
+    """Finds directions of the layers that trials may adapt, for the largest of their ranks or a larger one."""
+    model, seed = untouched(runtime.model), settings.task.seed
+    targets = settings.choices or ("all-linear",)
+    found = (layer.path for name in targets for layer in resolve_targets(model, name, settings.targets))
+    layers = sorted(set(found))
+
+    def make(count: int) -> Directions:
+        rows = list(rows_to_read(runtime.train_rows, seed))
+        logger.info("init eva: the inputs of %d layers are read from %d rows, once", len(layers), len(rows))
+        with runtime.autocast():
+            return directions_of_inputs(
+                model, layers, runtime.batches(rows), lambda batch: runtime.task.loss(model, batch), count
+            )
+
+    @cache
+    def find(rank: int) -> Directions:
+        count = max(rank, settings.input_rank)
+        file = _reference_folder(settings, runtime.device, settings.prepared) / file_name(layers, count, seed)
+        return kept_directions(file, lambda: make(count))
+
+    return find
 
 
 Rows = Callable[[Literal["train", "validation", "test"]], Sequence[Row]]

@@ -73,6 +73,8 @@ CASES = {
     "frozen A": Case({"freeze_a": True}),
     "pissa": Case({"init": "pissa"}, peft={"init_lora_weights": "pissa"}),
     "olora": Case({"init": "olora"}, peft={"init_lora_weights": "olora"}),
+    "eva": Case({"init": "eva"}),
+    "frozen eva": Case({"init": "eva", "freeze_a": True, "use_dora": True}, peft={"use_dora": True}, is_packed=False),
     "ia3": Case(method="ia3", is_packed=False),
     "bitfit": Case({"bitfit_norms": True}, method="bitfit", is_packed=False),
     "full": Case(method="full", is_packed=False),
@@ -115,7 +117,7 @@ def rough_settings(architecture: str, folder: Path) -> HostSettings:
     rough(model)
     model.save_pretrained(folder / "model")
     place = ModelSettings(kind="folder", location=str(folder / "model"))
-    return replace(found, backbone=resolve_model(place, folder / "cache"))
+    return replace(found, backbone=resolve_model(place, folder / "cache"), input_rank=4)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +253,7 @@ def usual(runtime: Runtime) -> float:
     return sixth
 
 
-SOME = [*(("bert", name) for name in CASES), ("llama", "many"), ("gpt2", "many")]
+SOME = [*(("bert", name) for name in CASES), ("llama", "many"), ("gpt2", "many"), ("llama", "eva")]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,10 +14,11 @@ from torch import nn
 
 from automl.errors import ConfigError, TargetError
 from automl.lora import Hyperparameters
+from automl.methods.eva import know_inputs
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting, Span, chosen
 from automl.models.backbone import Kind, load_backbone, resolve_model
-from automl.models.inventory import head_modules, resolve_targets
+from automl.models.inventory import head_modules, linear_layers, resolve_targets
 from automl.space.load import parse_space
 from automl.space.spec import ModelSettings, Quantization, SweepSpec
 from automl.space.write import scalar
@@ -98,6 +99,9 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], n
         place = ModelSettings(kind="folder", location=str(folder / "model"), quantization=held)
         labels = LABELS if KINDS[architecture] == "classification" else ()
         model = load_backbone(resolve_model(place, folder / "cache"), KINDS[architecture], labels)
+        know_inputs(
+            model, lambda count: {each.path: torch.eye(count, each.in_features) for each in linear_layers(model)}
+        )
         return model.requires_grad_(False).eval()
 
     return load

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from automl.errors import CheckpointError, TargetError
+from automl.methods.eva import know_inputs
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_parameters, resolve_targets
 from automl.packed.bank import BankSize
 from automl.packed.trainer import PackedTrainer
 from automl.space.spec import Quantization
+from automl.training.inputs import directions_of_inputs
 from automl.trial import TrialSpec
 from tests.methods.lively import lively_model
 from tests.packed.packed_oracle import PeftRun, spec, workload
@@ -40,12 +44,24 @@ def variants() -> list[TrialSpec]:
         variant(2, {"init": "olora"}, target="attention", batch_size=2, use_rslora=True),
         variant(3, {"freeze_a": True}, dropout=0.2, weight_decay=0.1),
         variant(4, {"freeze_a": True, "init": "pissa"}, target="qv", batch_size=8, clip=0.1),
+        variant(5, {"init": "eva"}, rank=7, dropout=0.1),
+        variant(6, {"init": "eva", "freeze_a": True}, target="attention", batch_size=2, use_rslora=True),
     ]
+
+
+def knowing(name: str, kind: str = "classification", *, error: float = 0.0) -> nn.Module:
+    """A lively model that knows directions of its layers' inputs. error: relative, as of another machine."""
+    model = lively_model(name, kind=kind)
+    load, paths = workload(kind), [layer.path for layer in resolve_targets(model, "all-linear")]
+    batches = load.evaluation_batches(load.train_rows, 64, torch.device("cpu"))
+    found = directions_of_inputs(model, paths, batches, partial(load.task.loss, model), 7)
+    know_inputs(model, lambda count: {path: tensor * (1.0 + error) for path, tensor in found.items()})
+    return model
 
 
 @pytest.mark.parametrize(("name", "kind"), WAYS)
 def test_forty_steps_follow_peft_and_leave_the_shared_weights(name: str, kind: str) -> None:
-    model = lively_model(name, kind=kind)
+    model = knowing(name, kind)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     curves = packed(model, kind, variants())
     after = model.state_dict()
@@ -60,7 +76,7 @@ def test_forty_steps_follow_peft_and_leave_the_shared_weights(name: str, kind: s
 
 
 def test_gradient_checkpointing_changes_no_bit() -> None:
-    model = lively_model("llama", kind="causal-lm")
+    model = knowing("llama", "causal-lm")
     found = []
     for recompute in (False, True):
         trainer = PackedTrainer(model, workload("causal-lm"), recompute=recompute)
@@ -75,7 +91,7 @@ def test_gradient_checkpointing_changes_no_bit() -> None:
 
 
 def test_a_bank_trains_them_beside_itself() -> None:
-    model, room = lively_model("bert"), BankSize(slots=5, rank=5, targets=("all-linear",))
+    model, room = knowing("bert"), BankSize(slots=7, rank=7, targets=("all-linear",))
     trials = [replace(trial, hyper=replace(trial.hyper, dropout=0.0), steps=10) for trial in variants()]
     looped, banked = (packed(model, "classification", trials, bank=bank) for bank in (None, room))
     for number, curve in looped.items():
@@ -84,7 +100,7 @@ def test_a_bank_trains_them_beside_itself() -> None:
 
 def test_they_go_on_to_the_bit_in_another_pack() -> None:
     """Also where weights are taken apart otherwise in the last bit: the slot file says what was taken away."""
-    model, load = lively_model("bert"), workload()
+    model, load = knowing("bert"), workload()
     trials = [replace(trial, steps=10) for trial in variants()]
     whole = packed(model, "classification", trials)
     trainer = PackedTrainer(model, load)
@@ -94,11 +110,12 @@ def test_they_go_on_to_the_bit_in_another_pack() -> None:
         assert trainer.round([*trainer.members.values()]) == []
     states = {number: trainer.snapshot(number) for number in trainer.members}
     trainer.close()
-    assert [bool(state.method) for state in states.values()] == [False, True, True, False, True]
+    assert [bool(state.method) for state in states.values()] == [False, True, True, False, True, False, True]
 
+    model = knowing("bert", error=1e-6)  # another machine
     trainer = PackedTrainer(model, load)
     seen = [layer.path for layer in resolve_targets(model, "all-linear")]
-    for how in ("pissa", "olora"):  # another machine
+    for how in ("pissa", "olora"):
         for path in seen:
             known = trainer.backbone.first_directions(path, how, 5)
             known.left.mul_(1.0 + 1e-6)
@@ -166,7 +183,7 @@ def test_each_weight_is_taken_apart_once_for_all_trials_of_no_higher_rank() -> N
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # asked for by peft 0.21
 @pytest.mark.parametrize(("name", "kind"), WAYS)
 def test_exported_they_are_plain_lora_on_the_unchanged_weights(name: str, kind: str, tmp_path: Path) -> None:
-    model, load = lively_model(name, kind=kind), workload(kind)
+    model, load = knowing(name, kind), workload(kind)
     trainer = PackedTrainer(model, load)
     for trial in variants():
         trainer.admit(trial)
@@ -180,6 +197,7 @@ def test_exported_they_are_plain_lora_on_the_unchanged_weights(name: str, kind: 
     for number, metrics in expected.items():
         folder = tmp_path / str(number)
         config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["init_lora_weights"] is True
         assert config["r"] == variants()[number].hyper.rank * (2 if number in (1, 2, 4) else 1)
         peft_model = PeftModel.from_pretrained(lively_model(name, kind=kind), str(folder)).eval()
         with torch.no_grad():

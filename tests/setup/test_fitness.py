@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from automl.errors import AutomlError, ConfigError, ModelError
 from automl.models.folder import read_config
-from automl.setup.fitness import model_remarks
+from automl.setup.fitness import check_inputs, model_remarks
 from automl.setup.prepare import Inputs, prepare
 from automl.setup.starter import starting_space
 from automl.space.load import load_space
@@ -144,6 +144,31 @@ class TestQuantised:
         with pytest.raises(ConfigError, match=message) as found:
             prepared(spec, tmp_path)
         one_line(found.value)
+
+
+class TestInputs:
+    """Trials that start from directions of their layers' inputs, 32 wide."""
+
+    def spec(self, world: Path, high: int) -> SweepSpec:
+        return changed(
+            world, ("low: 1, high: 8, log", f"low: 1, high: {high}, log"), ("target: qv", "target: qv, init: eva")
+        )
+
+    def test_more_than_features(self, world: Path, tmp_path: Path) -> None:
+        said = r"rank: 33 is above the 32 inputs of bert\.encoder\.layer\.0\.attention\.self\.query, and init eva needs"
+        with pytest.raises(ConfigError, match=said) as found:
+            prepared(self.spec(world, 33), tmp_path)
+        one_line(found.value)
+
+    def test_more_than_tokens(self, world: Path, tmp_path: Path) -> None:
+        spec = self.spec(world, 32)
+        inputs = prepared(spec, tmp_path)
+        layers = inputs.derive.layers("qv")
+        for labels, few in ((0, 4), ([-100] * 6 + [1] * 2, 16)):
+            row = {"input_ids": [1] * 8, "labels": labels}
+            check_inputs(spec, inputs.space, layers, [row] * (few + 1))
+            with pytest.raises(ConfigError, match="rank: 32 is above the tokens of the training rows, less one"):
+                check_inputs(spec, inputs.space, layers, [row] * few)
 
 
 class TestVocabulary:
