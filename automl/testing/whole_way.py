@@ -35,6 +35,8 @@ from automl.trial_folders import adapter_folder
 
 STEPS = 6
 """Length of a trial, which is measured in the middle and at the end, and killed in between."""
+RANK = 4
+"""Rank of the trials that have one."""
 
 SAME, SAME_HELD, SAME_MERGED = 1e-6, 1e-5, 1e-4
 """Relative differences that are none: of what is loaded again, on a quantised backbone, and merged."""
@@ -82,7 +84,7 @@ class _Trained:
 
 
 def cases() -> list[Case]:
-    """Every method of the registry, alone and with every value that it tries of each setting."""
+    """Every method of the registry, alone and with every value that it tries or names of each setting."""
     found = [case for method in METHODS for case in (Case(method=method), *_with_settings(method))]
     general: Mapping[str, Scalar] = {"use_rslora": True, "neftune_alpha": 5.0}
     return [*found, *(Case(method="lora", general=(each,)) for each in general.items())]
@@ -94,6 +96,7 @@ def walk(settings: HostSettings, walkers: Sequence[Case], *, merge: bool = False
     Three processes: this one trains undisturbed; one kills and goes on; one loads what came of it, by the lines that a
     user is told. merge: also fold into the model what can be.
     """
+    settings = replace(settings, input_rank=max(settings.input_rank, RANK))
     calm, hard = (replace(settings, output=str(Path(settings.output) / name)) for name in ("undisturbed", "killed"))
     runtime = load_runtime(calm)
     specs = [_spec(case, number, settings) for number, case in enumerate(walkers)]
@@ -155,9 +158,9 @@ def _with_settings(method: str) -> Iterator[Case]:
 
 
 def _tried(setting: Setting) -> Sequence[Scalar]:
-    """What `auto` tries; of a span the smallest, or the largest where that is the default."""
+    """All choices, or what `auto` tries; of a span the smallest, or the largest where that is the default."""
     if not isinstance(setting.tried, Span):
-        return setting.tried
+        return list(dict.fromkeys((*setting.tried, *setting.choices)))
     low, high = (setting.typed(int(end) if setting.kind == "whole" else end) for end in setting.tried[:2])
     return [high if low == setting.default else low]
 
@@ -165,7 +168,7 @@ def _tried(setting: Setting) -> Sequence[Scalar]:
 def _spec(case: Case, number: int, settings: HostSettings) -> TrialSpec:
     low, high = METHODS[case.method].learning_rates(settings.backbone.parameters, STEPS)
     own = chosen(METHODS[case.method].settings, dict(case.own))
-    usual: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "batch_size": 2, **dict(case.general)}
+    usual: dict[str, Any] = {"rank": RANK, "alpha": 2.0 * RANK, "dropout": 0.1, "batch_size": 2, **dict(case.general)}
     hyper = Hyperparameters(method=case.method, own=own, learning_rate=math.sqrt(low * high), **usual)
     return TrialSpec(
         number=number, params={}, hyper=hyper, seed=11, data_seed=7, steps=STEPS, evaluate_every=STEPS // 2

@@ -89,4 +89,10 @@ def test_so_it_does_with_every_setting(walks: Mapping[Case, Walk], case: Case, r
 
 def test_it_is_walked_with_what_is_registered() -> None:
     named = {str(case) for case in CASES}
-    assert {*METHODS, "lora init=pissa", "prefix prefix_projection=True", "prompt virtual_tokens=4"} <= named
+    assert {
+        *METHODS,
+        "lora init=pissa",
+        "lora init=eva",
+        "prefix prefix_projection=True",
+        "prompt virtual_tokens=4",
+    } <= named

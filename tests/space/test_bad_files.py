@@ -581,7 +581,7 @@ def test_mistakes_in_the_required_sections(text: str, expected: str) -> None:
         (
             "space: {init: {type: categorical, choices: [default, pissa]}}",
             "5:15: space.init: 'pissa' needs the whole weights, which quantization leaves in few bits; use default,"
-            " gaussian, orthogonal",
+            " gaussian, orthogonal, eva",
         ),
     ],
     ids=["a method", "a setting"],
