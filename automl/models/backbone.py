@@ -8,6 +8,7 @@ Only safetensors are read (pickled weights can run code), and no code that comes
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ from automl.models.gguf import converted_gguf
 from automl.models.inventory import head_modules, mark_made_anew
 from automl.models.quantisation import check_installed
 from automl.models.quantised import compute_as_in_training, give_weights, loading_options
+from automl.models.quantised_copy import Loaded, copy_folder, read_or_make
 from automl.space.spec import ModelSettings, Quantization
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,9 @@ TOKENIZER_FILES = (
 )
 """Files that decide how text becomes ids; they count for the fingerprint, README and the like do not."""
 
+_CONFIGURATIONS = ("config.json", "generation_config.json")
+"""Files that transformers reads where the weights are."""
+
 _AUTO_CLASSES: dict[str, Any] = {
     "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
     "causal-lm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
@@ -85,7 +90,7 @@ class BackboneRef:
     same wherever the folder lies. architecture: transformers' model_type. parameters, bytes: number and size of the
     floating-point tensors in the files (tied weights count once). copy: where another machine has the same files, empty
     if they are at `path` there too. quantization: how linear layers are held once they are loaded. is_stored_so: the
-    files hold them so already.
+    files hold them so already. cache: folder in which quantised weights are kept; empty: they are made at each loading.
     """
 
     path: str
@@ -96,6 +101,7 @@ class BackboneRef:
     copy: str = ""
     quantization: Quantization | None = None
     is_stored_so: bool = False
+    cache: str = ""
 
     @property
     def folder(self) -> str:
@@ -123,6 +129,7 @@ def resolve_model(settings: ModelSettings, cache: Path) -> BackboneRef:
     ref = replace(ref, quantization=settings.quantization or ref.quantization)
     if ref.quantization is not None:
         check_installed(f"quantization {ref.quantization.kind}")
+        ref = replace(ref, cache=str(cache.absolute()))
     return ref
 
 
@@ -141,23 +148,9 @@ def load_backbone(
     generators stay as they are. Raises ModelError if the architecture has no such head or the checkpoint lacks other
     weights.
     """
-    auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
     config.pad_token_id = _pad_id(ref, config)
-    options = _quantised(ref, kind, labels, DTYPES[dtype])
-    with quietly(f"{ref.path}: cannot load the weights"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, info = auto.from_pretrained(
-            ref.folder,
-            config=config,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+    model, info = _loaded(ref, kind, config, DTYPES[dtype], seed)
     mark_made_anew(model, _check_loaded(ref, model, info))
     model.requires_grad_(False)
     model.eval()
@@ -193,10 +186,14 @@ def load_tokenizer(ref: BackboneRef) -> Any:
 
 def skeleton(ref: BackboneRef, kind: Kind, labels: Sequence[str] = ()) -> torch.nn.Module:
     """The network's module tree on the meta device: all names and shapes, no weights, no memory."""
-    auto, _ = _AUTO_CLASSES[kind]
     config = _configuration(ref, kind, labels)
     if ref.is_stored_so:
         del config.quantization_config
+    return _skeleton(ref, kind, config)
+
+
+def _skeleton(ref: BackboneRef, kind: Kind, config: Any) -> torch.nn.Module:
+    auto, _ = _AUTO_CLASSES[kind]
     with quietly(f"{ref.path}: config.json describes no {kind} model"), torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)
     assert isinstance(model, torch.nn.Module)
@@ -361,11 +358,46 @@ def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
     return config
 
 
-def _quantised(ref: BackboneRef, kind: Kind, labels: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for the quantisation; none if there is none, or the files say themselves."""
+def _loaded(ref: BackboneRef, kind: Kind, config: Any, dtype: torch.dtype, seed: int) -> Loaded:
+    """The model with its weights, quantised if they are to be and the files do not hold them so already."""
+
+    def read(folder: str, **options: Any) -> Loaded:
+        with quietly(f"{ref.path}: cannot load the weights"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found: Loaded = _AUTO_CLASSES[kind][0].from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+        return found
+
     if ref.quantization is None or ref.is_stored_so:
-        return {}
-    return loading_options(ref.quantization, skeleton(ref, kind, labels), dtype)
+        return read(ref.folder)
+    options = loading_options(ref.quantization, _skeleton(ref, kind, copy.deepcopy(config)), dtype)
+    if not ref.cache:
+        return read(ref.folder, **options)
+
+    def read_copy() -> Loaded:
+        config.quantization_config = options["quantization_config"].to_dict()
+        return read(str(folder), device_map=options["device_map"])
+
+    beside = [file for name in _CONFIGURATIONS if (file := Path(ref.folder) / name).is_file()]
+    about = _about_copy(ref, kind, config, options["quantization_config"], dtype)
+    folder = copy_folder(Path(ref.cache), about, beside)
+    return read_or_make(folder, beside, read=read_copy, make=lambda: read(ref.folder, **options))
+
+
+def _about_copy(ref: BackboneRef, kind: Kind, config: Any, quantization: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """What the bits of a quantised model depend on. A head of another size is not read from the checkpoint."""
+    labels = config.num_labels if kind == "classification" else 0
+    held = {"held": quantization.to_dict(), "dtype": str(dtype)}
+    return {"model": ref.fingerprint, "kind": kind, "labels": labels, **held}
 
 
 def without_dropout(config: Any) -> None:

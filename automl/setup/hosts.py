@@ -101,6 +101,7 @@ def at_hand(settings: HostSettings, artifacts: str | None, cache: Path) -> HostS
 
 
 def _backbone_at_hand(wanted: BackboneRef, artifacts: str | None, cache: Path) -> BackboneRef:
+    wanted = replace(wanted, cache=str(cache.absolute()) if wanted.cache else "")
     if _is_model(Path(wanted.path), wanted, cache):
         return wanted
     copy = cache.absolute() / _model_name(wanted)
