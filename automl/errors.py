@@ -24,9 +24,10 @@ AutomlError                      root; carries the exit code of the command line
 │   └── PeerLost                 a process that trains a trial together with others is gone     exit 5
 ├── CheckpointError(ValueError)  a slot file or an adapter is damaged
 ├── Diverged(ArithmeticError)    a trial's loss or metric is not finite (data, not a bug)
+├── MetricError(RuntimeError)    a metric of a trial cannot be computed; says which and why
 └── OutOfMemory(MemoryError)     a trial does not fit, even with the smallest micro-batch
 
-The last three concern one trial and are turned into its state at the executor's edge; the others end a command.
+The last four concern one trial and are turned into its state at the executor's edge; the others end a command.
 All are picklable across processes.
 """
 
@@ -172,6 +173,10 @@ class CheckpointError(AutomlError, ValueError):
 
 class Diverged(AutomlError, ArithmeticError):
     """A trial's loss or metric is not a finite number."""
+
+
+class MetricError(AutomlError, RuntimeError):
+    """A metric of a trial cannot be computed."""
 
 
 class OutOfMemory(AutomlError, MemoryError):

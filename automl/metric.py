@@ -23,7 +23,8 @@ class Metric(NamedTuple):
     """A metric's direction, its closed range, the task types that can report it (none: all), and how it is scored.
 
     score: from what is right and what was predicted, a value for each row in the same order (class ids; where
-    `generates`, texts that the model has written); None where the task computes the metric itself.
+    `generates`, texts that the model has written); None where the task computes the metric itself. packages: import
+    names of what it needs, and extra: what to install to get them.
     """
 
     direction: Direction
@@ -32,6 +33,13 @@ class Metric(NamedTuple):
     tasks: tuple[str, ...]
     score: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
     generates: bool = False
+    packages: tuple[str, ...] = ()
+    extra: str = "automl-lora[text-metrics]"
+
+    def missing(self, is_installed: Callable[[str], bool]) -> str:
+        """What to say of packages that it needs and that are not installed, or ''."""
+        missing = [package for package in self.packages if not is_installed(package)]
+        return f"needs the package {' and '.join(missing)}; pip install '{self.extra}'" if missing else ""
 
     def loss(self, value: float) -> float:
         """The value turned so that smaller is better."""
@@ -52,13 +60,36 @@ METRICS: Registry[Metric] = Registry(
         "perplexity": "automl.tasks.metrics:PERPLEXITY",
         "exact_match": "automl.tasks.metrics:EXACT_MATCH",
         "rouge_l": "automl.tasks.metrics:ROUGE_L",
+        "rouge_1": "automl.tasks.text_metrics:ROUGE_1",
+        "rouge_2": "automl.tasks.text_metrics:ROUGE_2",
+        "bleu": "automl.tasks.text_metrics:BLEU",
+        "chrf": "automl.tasks.text_metrics:CHRF",
+        "squad_em": "automl.tasks.text_metrics:SQUAD_EM",
+        "squad_f1": "automl.tasks.text_metrics:SQUAD_F1",
+        "json_valid": "automl.tasks.text_metrics:JSON_VALID",
+        "json_match": "automl.tasks.text_metrics:JSON_MATCH",
+        "json_schema": "automl.tasks.text_metrics:JSON_SCHEMA",
         "preference_accuracy": "automl.tasks.metrics:PREFERENCE_ACCURACY",
         "margin": "automl.tasks.metrics:MARGIN",
         "kl": "automl.tasks.metrics:KL",
     },
     instance_of(Metric),
+    families={"maximize": "automl.metric:_maximized", "minimize": "automl.metric:_minimized"},
 )
 """Every metric the objective may be. `loss` is the mean per row (classification) or target token (text), in nats."""
+
+
+def is_own(name: str) -> bool:
+    """Whether it is a metric of the user's, `maximize:judge`. The name says what it is for; no code belongs to it."""
+    return name.startswith(("maximize:", "minimize:"))
+
+
+def _maximized(label: str) -> Metric:
+    return Metric("maximize", -math.inf, math.inf, ())
+
+
+def _minimized(label: str) -> Metric:
+    return Metric("minimize", -math.inf, math.inf, ())
 
 
 _NOISE_RELATIVE = 0.05

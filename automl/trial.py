@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from automl.errors import CheckpointError, Diverged, OutOfMemory
+from automl.errors import CheckpointError, Diverged, MetricError, OutOfMemory
 from automl.lora import Hyperparameters
 
 Scalar = bool | int | float | str
@@ -206,6 +206,7 @@ _SAID_IN_FULL = {
     Diverged: StopReason.DIVERGED,
     OutOfMemory: StopReason.OOM,
     CheckpointError: StopReason.ERROR,
+    MetricError: StopReason.ERROR,
 }
 """Errors of one trial whose message needs no traceback, and why the trial ended then."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from automl.cli import console
-from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, spec_to_measure
 from automl.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def register(app: typer.Typer) -> None:
             steps=steps,
         )
         with signals_as_interruption("anything was written") as stop, opened(study, url) as (database, name):
-            found = compose_study(database, recorded_spec(database, name), wanted, output, stop=stop)
+            found = compose_study(database, spec_to_measure(database, name, study), wanted, output, stop=stop)
         if as_json:
             console.result_json(found.as_dict())
         else:

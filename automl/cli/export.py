@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from automl.cli import console
-from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, spec_to_measure
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
         from automl.sweep.export import export_trial
 
         with opened(study, url) as (database, name):
-            exported = export_trial(database, recorded_spec(database, name), output, trial, merged=merged, check=check)
+            exported = export_trial(
+                database, spec_to_measure(database, name, study), output, trial, merged=merged, check=check
+            )
         if as_json:
             console.result_json(exported.as_dict())
             return

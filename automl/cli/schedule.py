@@ -115,6 +115,12 @@ def _register_changes(group: typer.Typer) -> None:
         from automl.storage.sql import open_database
 
         spec = load_space(space)
+        if spec.task.own_metrics:
+            message = (
+                "a schedule's space file lies in the database, from which no program or function is run; bring the"
+                " metric in a package (docs/extending.md) and use its name"
+            )
+            raise ConfigError([Problem(str(space), 0, 0, "task.metric", message)])
         own = name or spec.study.replace(" ", "-")
         options = ScheduleOptions(
             warm_start=warm_start,

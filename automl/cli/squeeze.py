@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from automl.cli import console
-from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, spec_to_measure
 from automl.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
                 found = squeeze_folder(adapter, model, data, task, wanted, output, recover=recover, stop=stop)
             else:
                 with opened(study, url) as (database, name):
-                    spec = recorded_spec(database, name)
+                    spec = spec_to_measure(database, name, study)
                     found = squeeze_trial(database, spec, trial, wanted, output, recover=recover, stop=stop)
         if as_json:
             console.result_json(found.as_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,8 +63,26 @@ def recorded_spec(database: Database, study: str) -> SweepSpec:
     return recorded.recorded_spec(database, study)
 
 
+def spec_to_measure(database: Database, name: str, study: str | None) -> SweepSpec:
+    """The study's recorded spec, for a command that measures models.
+
+    study: the argument. Programs and functions that judge answers are those of the space file, if it names one: none is
+    taken out of the database.
+    """
+    spec = recorded_spec(database, name)
+    if study is None or not _is_file(study):
+        return spec
+    from automl.space.load import load_space
+
+    return replace(spec, task=replace(spec.task, own_metrics=load_space(Path(study)).task.own_metrics))
+
+
+def _is_file(study: str) -> bool:
+    return study.endswith((".yaml", ".yml"))
+
+
 def _from_file(study: str | None) -> tuple[str | None, str | None]:
-    if study is None or not study.endswith((".yaml", ".yml")):
+    if study is None or not _is_file(study):
         return study, None
     from automl.space.load import load_space
 

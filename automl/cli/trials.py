@@ -22,13 +22,15 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """List the trials of a study, best first, with their parameters and why they ended."""
         from automl.metric import METRICS
-        from automl.results.summary import configuration_text, size_text
-        from automl.storage.trials import best_trials
+        from automl.results.summary import configuration_text, metric_texts, size_text
+        from automl.storage.trials import best_trials, with_metrics
         from automl.trial import FORGETTING
 
         with opened(study, url) as (database, name):
             spec = recorded_spec(database, name)
-            rows = best_trials(database, name, METRICS[spec.task.metric].direction, limit)
+            beside = spec.task.measured[1:]
+            best = best_trials(database, name, METRICS[spec.task.metric].direction, limit)
+            rows = with_metrics(database, name, best, beside)
         if as_json:
             console.result_json([row.as_dict() for row in rows])
             return
@@ -40,6 +42,7 @@ def register(app: typer.Typer) -> None:
                 ">trial",
                 "state",
                 f">{spec.task.metric}",
+                *(f">{name}" for name in beside),
                 *(f">{name}" for name in second),
                 *([f">{FORGETTING}"] if is_kept else []),
                 ">steps",
@@ -51,6 +54,7 @@ def register(app: typer.Typer) -> None:
                     row.number,
                     row.shown_state,
                     "" if row.value is None else f"{row.value:.4f}",
+                    *metric_texts(row, beside),
                     *(size_text(name, row.size) for name in second),
                     *([size_text(FORGETTING, row.forgetting)] if is_kept else []),
                     row.steps,

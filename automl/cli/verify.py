@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from automl.cli import console
-from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, recorded_spec
+from automl.cli.study_argument import DatabaseOption, JsonOption, StudyArgument, opened, spec_to_measure
 
 if TYPE_CHECKING:
     from automl.setup.executors import Executors
@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
         from automl.verify.run import VerifyOptions
 
         with opened(study, url) as (database, name):
-            spec = recorded_spec(database, name)
+            spec = spec_to_measure(database, name, study)
             options = VerifyOptions(
                 seeds=seeds,
                 finalists=finalists,

@@ -41,6 +41,7 @@ _KEPT = {
     *("RAY_worker_niceness", "VIRTUAL_ENV"),  # Ray starts workers at niceness 15 unless told otherwise
 }
 _KEPT_PREFIXES = (
+    "AUTOML_METRIC_",  # what a user sets for programs that judge answers (automl.tasks.command)
     "CUDA_",
     "HIP_",
     "KMP_",

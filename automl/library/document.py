@@ -53,7 +53,7 @@ def document_of(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def read(document: Mapping[str, Any], folder: Path) -> SweepSpec:
     """What the document means, read from its text as a space file's is. Raises ConfigError that names arguments."""
     try:
-        return parse_space(yaml_of(document), _SOURCE, folder)
+        return parse_space(yaml_of(document), _SOURCE, folder, is_users=True)
     except ConfigError as error:
         raise ConfigError(map(_by_argument, error.problems)) from None
 

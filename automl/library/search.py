@@ -35,7 +35,7 @@ def search(
     *,
     space: Mapping[str, Range | list[Scalar] | Options | Literal["auto"]] | Literal["auto"] | SweepSpec | None = None,
     task: str | Options | None = None,
-    metric: str | None = None,
+    metric: str | Options | None = None,
     study: str | None = None,
     tokenizer: Any = None,
     columns: Mapping[str, str] | None = None,
@@ -131,7 +131,7 @@ def _whole(given: Mapping[str, Any]) -> SweepSpec:
 def _run(spec: SweepSpec, *, allow_space_change: bool, show_progress: bool) -> Study:
     stop, observer = StopRequest(), LineObserver(spec)
     work = partial(run_sweep, spec, cache_folder(), observer=observer, allow_space_change=allow_space_change, stop=stop)
-    study = Study(spec.study, spec.storage_url)
+    study = Study(spec.study, spec.storage_url, spec.task.own_metrics)
     try:
         watched(work, stop, lambda: observer.line, show=show_progress)
     except InterruptedSearch as end:

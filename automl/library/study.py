@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from automl import durable, progress
@@ -19,7 +21,7 @@ from automl.results.folders import cache_folder
 from automl.results.recorded import recorded_spec
 from automl.results.summary import Summary, headline, summarise
 from automl.space.load import DATABASE_VARIABLE, DEFAULT_STORAGE_URL, parse_space
-from automl.space.spec import SweepSpec
+from automl.space.spec import OwnMetric, SweepSpec
 from automl.storage.sql import Database, open_database
 from automl.storage.url import absolute_url, mask_url, parse_url
 from automl.trial import Scalar
@@ -51,8 +53,10 @@ def open_study(name: str, storage: str | None = None) -> Study:
 class Study:
     """A study in the database, running or finished. Everything is read when it is asked for."""
 
-    def __init__(self, name: str, storage: str) -> None:
+    def __init__(self, name: str, storage: str, own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})) -> None:
+        """own_metrics: the user's functions and programs that judge answers, which no database tells."""
         self.name = name
+        self._own_metrics = own_metrics
         self._url = absolute_url(storage)
 
     @property
@@ -274,7 +278,8 @@ class Study:
     @contextmanager
     def _read(self) -> Iterator[tuple[Database, SweepSpec]]:
         with self._opened() as database:
-            yield database, recorded_spec(database, self.name)
+            spec = recorded_spec(database, self.name)
+            yield database, replace(spec, task=replace(spec.task, own_metrics=self._own_metrics))
 
     def _summary(self) -> Summary:
         with self._read() as (database, spec):

@@ -17,6 +17,7 @@ class Trial:
 
     state: RUNNING, PARKED, COMPLETE, PRUNED or FAIL.
     value: the objective at the last measurement of an ended trial.
+    metrics: the latest values of those measured beside it (`task.metrics`).
     steps, seconds: trained so far.
     trainable_params: in adapter and head.
     size: the second objective of a complete trial, if there are two.
@@ -28,6 +29,7 @@ class Trial:
     number: int
     state: str
     value: float | None
+    metrics: Mapping[str, float]
     params: Mapping[str, Scalar]
     steps: int
     seconds: float
@@ -45,6 +47,7 @@ class Trial:
             number=row.number,
             state=row.shown_state,
             value=row.value,
+            metrics=dict(row.metrics),
             params=dict(row.params),
             steps=row.steps,
             seconds=row.seconds,
@@ -57,7 +60,7 @@ class Trial:
         )
 
     def _repr_html_(self) -> str:
-        shown = {"trial": self.number, "state": self.state, "value": self.value, **self.params}
+        shown = {"trial": self.number, "state": self.state, "value": self.value, **self.metrics, **self.params}
         if self.forgetting is not None:
             shown["forgetting"] = self.forgetting
         shown |= {"steps": self.steps, "seconds": self.seconds, "trainable_params": self.trainable_params}
@@ -72,11 +75,13 @@ class Trials(tuple[Trial, ...]):
     def records(self) -> Iterator[dict[str, object]]:
         """One flat mapping for each, parameters as `params_rank`; every trial has the same names."""
         names = list(dict.fromkeys(name for trial in self for name in trial.params))
+        beside = list(dict.fromkeys(name for trial in self for name in trial.metrics))
         for trial in self:
             yield {
                 "number": trial.number,
                 "state": trial.state,
                 "value": trial.value,
+                **{f"metrics_{name}": trial.metrics.get(name) for name in beside},
                 **{f"params_{name}": trial.params.get(name) for name in names},
                 "steps": trial.steps,
                 "seconds": trial.seconds,

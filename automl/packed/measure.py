@@ -38,9 +38,10 @@ class Evaluator:
     def measurement(self, member: Member) -> Measurement:
         """The trial's measurement at its current step. Raises Diverged, OutOfMemory and what the task raises."""
         rows = member.spec.rows_at(member.step)
+        task = None if member.is_finished else self._workload.task.briefly()
         found, member.evaluation_tokens = halving(
             member.evaluation_tokens,
-            lambda tokens: self._measured(member.adapter, tokens, rows),
+            lambda tokens: self._measured(member.adapter, tokens, rows, task=task),
             what=f"the evaluation of trial {member.number}",
         )
         check_finite(found[0], member.step)
@@ -75,10 +76,13 @@ class Evaluator:
         """The last measurement with what the trial's examination finds; the trial is as before."""
         return examined(measurement, member.spec.examination, lambda: self._subject(member))
 
-    def _measured(self, adapter: Adapter | None, max_tokens: int, rows: int | None) -> Evaluated:
+    def _measured(
+        self, adapter: Adapter | None, max_tokens: int, rows: int | None, *, task: Task | None = None
+    ) -> Evaluated:
         if rows == 0:
             return {}, None
-        return self._evaluated(adapter, some_of(self._workload.evaluation_rows, rows), max_tokens)
+        some = some_of(self._workload.evaluation_rows, rows)
+        return self._evaluated(adapter, some, max_tokens, task=task)
 
     def _evaluated(
         self, adapter: Adapter | None, rows: Sequence[Row], max_tokens: int, *, task: Task | None = None

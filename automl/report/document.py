@@ -66,6 +66,7 @@ def document(frame: StudyFrame, found: Findings) -> dict[str, Any]:
 def _search(frame: StudyFrame) -> dict[str, Any]:
     return {
         "metric": frame.metric,
+        "metrics": list(frame.metrics),
         "direction": frame.direction,
         "also_minimize": frame.also_minimize or None,
         "model": frame.model,

@@ -169,6 +169,7 @@ class StudyFrame:
     """A study as a report draws it: the rows of `Summary` with their curves, and what they were trained on and with.
 
     trials: by number, with their curves; value: at the last measurement, of one that has not ended too.
+    metrics: names of what is measured beside the objective.
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
     squeeze: what was found of smaller sizes of the winner's adapter, None if nobody has looked.
     gate: whether the rank binds; None for a table of curves. also_minimize: the second objective, trainable_params or
@@ -206,6 +207,7 @@ class StudyFrame:
     also_minimize: str = ""
     keep: str = ""
     forgetting_limit: float | None = None
+    metrics: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:

@@ -27,7 +27,7 @@ from automl.space.constraints import upper_limit
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.runs import last_run
 from automl.storage.sql import Database
-from automl.storage.trials import list_trials
+from automl.storage.trials import list_trials, with_metrics
 from automl.storage.verification import latest
 from automl.trial import FORGETTING, ModuleImportance
 
@@ -43,11 +43,12 @@ def read_frame(
     attempts = store.attempts()
     run = last_run(database, spec.study)
     direction = METRICS[spec.task.metric].direction
-    trials = list_trials(database, spec.study)
+    trials = with_metrics(database, spec.study, list_trials(database, spec.study), spec.task.measured[1:])
     winner = ranking.best(trials, direction)
     return StudyFrame(
         study=spec.study,
         metric=spec.task.metric,
+        metrics=spec.task.measured[1:],
         direction=direction,
         model=_location(spec.model.location, spec.model.path),
         task=spec.task.type,

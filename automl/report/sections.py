@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from automl import ranking
 from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
@@ -125,18 +125,20 @@ def _history(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         "history",
         f"Each trial's {frame.metric} on validation rows; crosses were stopped early and show their last value.",
     )
-    columns = (">trial", "state", f">{frame.metric}", ">steps", ">trainable", "configuration")
-    rows = tuple(_trial_row(trial) for trial in ranked[:_SHOWN])
+    measured = (f">{name}" for name in (frame.metric, *frame.metrics))
+    columns = (">trial", "state", *measured, ">steps", ">trainable", "configuration")
+    rows = tuple(_trial_row(trial, frame.metrics) for trial in ranked[:_SHOWN])
     rest = len(ranked) - len(rows)
     more = f" {rest:,} more: `{command('trials', frame.study)}`." if rest else ""
     yield Table(columns, rows, f"The best trials, complete ones first.{more}")
 
 
-def _trial_row(trial: TrialRow) -> tuple[str, ...]:
+def _trial_row(trial: TrialRow, beside: Sequence[str]) -> tuple[str, ...]:
     return (
         str(trial.number),
         _STATES[str(trial.state)],
         score(trial.value),
+        *(score(trial.metrics.get(name)) for name in beside),
         number(trial.steps),
         number(trial.trainable_params),
         configuration(trial.params),

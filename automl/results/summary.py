@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database, mask_url
 from automl.storage.squeezes import SqueezeRow
-from automl.storage.trials import TrialRow, counts_of, list_trials
+from automl.storage.trials import TrialRow, counts_of, list_trials, with_metrics
 from automl.storage.verification import latest
 from automl.study.outcome import EXHAUSTED, STALLED, exhausted_text
 from automl.trial import FORGETTING, Scalar, TrialState
@@ -34,6 +34,7 @@ class Summary:
     """A study read back: its trials and what came of them. A report (`StudyFrame`) adds what it draws.
 
     value, baseline: the objective on validation rows, of the best trial and without training.
+    metrics: names of what is measured beside it when a trial has made its last step.
     spent_steps: optimizer steps of all trials.
     full_steps: what the same trials would have taken without pruning.
     patience: trials without a better value after which the search ended before its budget was spent, None if it did
@@ -65,6 +66,7 @@ class Summary:
     squeeze: SqueezeRow | None = None
     verification: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     @property
     def ranked(self) -> list[TrialRow]:
@@ -92,6 +94,7 @@ class Summary:
             "study": self.study,
             "metric": self.metric,
             "direction": self.direction,
+            "metrics": list(self.metrics),
             "best": self.best.as_dict() if self.best else None,
             "configuration": self.configuration,
             "baseline": self.baseline,
@@ -116,7 +119,8 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
     """Read a study's outcome from SQL."""
     store = database.store(spec.study)
     verified = latest(database, spec.study, done=True)
-    rows = tuple(list_trials(database, spec.study))
+    beside = spec.task.measured[1:]
+    rows = tuple(with_metrics(database, spec.study, list_trials(database, spec.study), beside))
     direction = METRICS[spec.task.metric].direction
     winner = ranking.best(rows, direction)
     return Summary(
@@ -139,6 +143,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         squeeze=squeeze_of(database, spec.study, winner.number) if winner else None,
         verification=verified.result if verified is not None else None,
         notes=tuple((store.last_event(GROUND) or {}).get("notes", ())),
+        metrics=beside,
     )
 
 
@@ -225,16 +230,22 @@ def markdown(summary: Summary) -> str:
         f"- adapter: `{summary.best.adapter if summary.best else 'none'}`",
         *(f"- data: {note}" for note in summary.notes),
         "",
-        "| trial | state | " + summary.metric + " | steps | configuration |",
-        "|--:|---|--:|--:|---|",
+        "| trial | state | " + " | ".join((summary.metric, *summary.metrics)) + " | steps | configuration |",
+        f"|--:|---|--:|{'--:|' * len(summary.metrics)}--:|---|",
     ]
     lines += [
-        f"| {row.number} | {row.state} | {row.value:.4f} | {row.steps} | {configuration_text(row.params)} |"
+        f"| {row.number} | {row.state} | {' | '.join((f'{row.value:.4f}', *metric_texts(row, summary.metrics)))}"
+        f" | {row.steps} | {configuration_text(row.params)} |"
         for row in summary.ranked[:_SHOWN]
     ]
     if summary.also_minimize is not None:
         lines += _front_lines(summary, summary.also_minimize)
     return "\n".join(lines) + "\n"
+
+
+def metric_texts(row: TrialRow, names: Sequence[str]) -> list[str]:
+    """A cell for each of the metrics measured beside the objective; empty where one was not measured."""
+    return [f"{row.metrics[name]:.4f}" if name in row.metrics else "" for name in names]
 
 
 def _belief(summary: Summary) -> Iterator[str]:

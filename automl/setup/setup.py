@@ -21,6 +21,7 @@ from automl.setup.packing import Packing, choose_packing, host_settings, kernel_
 from automl.setup.precision import settle_precision
 from automl.setup.prepare import Inputs, prepare
 from automl.space.spec import SweepSpec
+from automl.tasks.own_metrics import check_own_metrics
 from automl.training.runtime import HostSettings
 
 
@@ -92,6 +93,7 @@ def set_up(
     ModelError, TargetError, DataError, ConfigError (everything wrong with the space at once) and ResourceError.
     """
     spec = with_recorded_rules(spec, recorded)
+    check_own_metrics(spec.task, spec.source)
     if layout is None:
         layout = layout_of(spec, recorded)
     inputs = prepare(spec, cache, has_trials=recorded is not None)
@@ -101,6 +103,9 @@ def set_up(
 
 
 def for_one_trial(spec: SweepSpec) -> SweepSpec:
-    """The spec to set up a single trial with, in this process: to measure or to merge what was trained."""
+    """The spec to set up a single trial with, in this process: to measure or to merge what was trained.
+
+    It is measured by the objective alone.
+    """
     run = replace(spec.run, executor="inline", workers=1, shards=1, slots=1)
-    return replace(spec, run=run, search=replace(spec.search, trials=1))
+    return replace(spec, run=run, search=replace(spec.search, trials=1), task=replace(spec.task, metrics=()))

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from automl.lora import TARGET_SETS
 from automl.methods.registry import METHODS
-from automl.metric import METRICS, margin_mistake
+from automl.metric import METRICS, is_own, margin_mistake
 from automl.space import limits as hyper
 from automl.space.constraints import Constraint, Kind, parse_constraint
 from automl.space.defaults import auto_names, default_searched, resolve, with_own_rates
@@ -32,7 +32,7 @@ from automl.space.read import Sections
 from automl.space.satisfiable import is_hopeless
 from automl.space.schema import RunSection
 from automl.space.schema_search import SearchSection
-from automl.space.schema_task import KeepSection, TableTask, TaskSection
+from automl.space.schema_task import KeepSection, OwnMetricSection, TableTask, TaskSection, metric_name
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSpace
 from automl.space.yaml_nodes import KeyPath
 from automl.trial import FORGETTING, Scalar
@@ -93,8 +93,8 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         _check_table(task, problems)
     elif isinstance(value := problems.document.value, Mapping) and value.get("model") is None:
         problems.at_value(("model",), "is missing; write a hub id, a folder or a .gguf file")
-    if isinstance(task, TaskSection) and task.metric is not None:
-        _check_metric(task.metric, task.type, problems, ("task", "metric"))
+    if isinstance(task, TaskSection):
+        _check_metrics(task, problems)
     if isinstance(task, TaskSection) and sections.verify is not None and sections.verify.margin is not None:
         _check_margin(sections.verify.margin, task, problems)
     for name, patterns in (sections.targets or {}).items():
@@ -146,7 +146,8 @@ def _is_kept(problems: Problems) -> bool:
 
 
 def _check_keep(keep: KeepSection, sections: Sections, problems: Problems) -> None:
-    _check_metric(keep.metric, keep.type, problems, ("keep", "metric"))
+    if message := _metric_mistake(keep.metric, keep.type):
+        problems.at_value(("keep", "metric"), message)
     if isinstance(sections.task, TableTask):
         problems.at_key(("keep",), "is not used by a task of type table, which trains nothing; remove it")
     if sections.run is not None and sections.run.shards > 1:
@@ -168,8 +169,11 @@ def _check_shards(run: RunSection, sections: Sections, problems: Problems) -> No
     task = sections.task
     if isinstance(task, TableTask):
         problems.at_value(("run", "shards"), "a task of type table trains nothing; remove it")
-    elif isinstance(task, TaskSection) and (known := METRICS.get(task.metric or "")) and known.generates:
-        problems.at_value(("task", "metric"), f"{task.metric!r} needs generation, which is not known {what}; use loss")
+    elif isinstance(task, TaskSection):
+        for place, given in _named_metrics(task):
+            name = metric_name(given)
+            if not isinstance(given, str) or ((known := METRICS.get(name)) and known.generates):
+                problems.at_value(place, f"{name!r} needs generation, which is not known {what}; use loss")
 
 
 def _check_two_objectives(search: SearchSection, problems: Problems, *, is_table: bool) -> None:
@@ -248,18 +252,46 @@ def place_mistake(url: str) -> str:
     return ""
 
 
-def _check_metric(metric: str, task: str, problems: Problems, place: KeyPath) -> None:
+def _named_metrics(task: TaskSection) -> list[tuple[KeyPath, str | OwnMetricSection]]:
+    """Every metric that the section names, and where."""
+    named: list[tuple[KeyPath, str | OwnMetricSection | None]] = [(("task", "metric"), task.metric)]
+    named += [(("task", "metrics", place), given) for place, given in enumerate(task.metrics)]
+    return [(place, given) for place, given in named if given is not None]
+
+
+def _check_metrics(task: TaskSection, problems: Problems) -> None:
+    for place, given in _named_metrics(task):
+        message = _metric_mistake(given, task.type) if isinstance(given, str) else _own_mistake(given, task.type)
+        if message:
+            problems.at_value(place, message)
+    names = [metric_name(given) for given in task.metrics]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            problems.at_value(("task", "metrics", number), f"{name!r} is in the list already; remove it")
+
+
+def _own_mistake(metric: OwnMetricSection, task: str) -> str:
+    """What is wrong with a metric of the user's own in a task of this type, or ''."""
+    able = ["completion", "instruction"] if metric.command else ["classification", "completion", "instruction"]
+    what = "a command" if metric.command else "a function"
+    return "" if task in able else f"{what} judges answers of {', '.join(able)} tasks, not of a {task} task"
+
+
+def _metric_mistake(metric: str, task: str) -> str:
+    """What is wrong with the name of a metric of a task of this type, or ''."""
+    if is_own(metric):
+        return f"{metric!r} is how one of your own is called; write what it is: {{python: …}} or {{command: […]}}"
     if metric in METRICS and fits(metric, task):
-        return
+        missing = METRICS[metric].missing(lambda package: find_spec(package) is not None)
+        return f"{metric!r} {missing}" if missing else ""
     fitting = [name for name in METRICS.usable() if fits(name, task)]
     if metric not in METRICS:
-        problems.at_value(place, unknown("metric", metric, fitting))
-    else:
-        problems.at_value(place, f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}")
+        return unknown("metric", metric, fitting)
+    return f"{metric!r} does not fit a {task} task; {nearest(metric, fitting)}"
 
 
 def _check_margin(margin: float, task: TaskSection, problems: Problems) -> None:
-    metric = task.metric or task.default_metric
+    metric = metric_name(task.metric or task.default_metric)
     if metric in METRICS and (mistake := margin_mistake(margin, metric)):
         problems.at_value(("verify", "margin"), mistake)
 
@@ -269,7 +301,7 @@ def _check_table(task: TableTask, problems: Problems) -> None:
     for name in ("model", "space", "fixed", "targets", "enqueue", "constraints"):
         if problems.is_given((name,)):
             problems.at_key((name,), "is not used by a task of type table, whose columns are searched; remove it")
-    if task.metric is not None and task.metric not in METRICS:
+    if task.metric is not None and (task.metric not in METRICS or is_own(task.metric)):
         problems.at_value(("task", "metric"), unknown("metric", task.metric, METRICS))
 
 

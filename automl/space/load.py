@@ -17,11 +17,20 @@ from automl.space.read import Sections, read_sections
 from automl.space.schema import RunSection, SpaceFile
 from automl.space.schema_search import SearchSection, parse_seconds
 from automl.space.schema_space import FixedSection
-from automl.space.schema_task import DataSection, KeepSection, ModelSection, TableTask, TaskSection
+from automl.space.schema_task import (
+    DataSection,
+    KeepSection,
+    ModelSection,
+    OwnMetricSection,
+    TableTask,
+    TaskSection,
+    metric_name,
+)
 from automl.space.spec import (
     EVALUATE_EVERY,
     DataSettings,
     ModelSettings,
+    OwnMetric,
     Quantization,
     RunSettings,
     SearchSettings,
@@ -42,12 +51,14 @@ _TASK_SETTINGS = {field.name for field in fields(TaskSettings)}
 def load_space(path: str | Path) -> SweepSpec:
     """Read a space file; relative paths in it are resolved against its folder. Raises ConfigError with all problems."""
     path = Path(path)
-    return parse_space(read_text(path), str(path), path.absolute().parent)
+    return parse_space(read_text(path), str(path), path.absolute().parent, is_users=True)
 
 
-def parse_space(text: str, source: str, folder: Path) -> SweepSpec:
+def parse_space(text: str, source: str, folder: Path, *, is_users: bool = False) -> SweepSpec:
     """Read a space file's text. `source` names it in problems, `folder` is what its relative paths start from.
 
+    is_users: it is what the user has just given, and not out of a database or from the network. Only then are functions
+    and programs kept that it names as metrics (docs/adr/0037).
     Raises ConfigError with all problems. The environment variable AUTOML_DB_URL stands in for a missing storage.url.
     """
     document = read_document(text, source)
@@ -56,7 +67,8 @@ def parse_space(text: str, source: str, folder: Path) -> SweepSpec:
     check_settings(sections, problems)
     space = build_space(sections, problems)
     problems.raise_if_any()
-    return _sweep_spec(sections, space, text=text, source=source, folder=folder)
+    spec = _sweep_spec(sections, space, text=text, source=source, folder=folder)
+    return spec if is_users else replace(spec, task=replace(spec.task, own_metrics={}))
 
 
 def json_schema() -> dict[str, object]:
@@ -153,11 +165,15 @@ def _task(section: TaskOptions, folder: Path, *, max_length: int) -> TaskSetting
         return _table(section, folder)
     assert isinstance(section, TaskSection), "every other task has rows to train on"
     given = {name: value for name, value in section if value is not None}
-    data, metric, split = (given.pop(name, None) for name in ("data", "metric", "split"))
+    data, metric, metrics, split = (given.pop(name, None) for name in ("data", "metric", "metrics", "split"))
     known = {name: value for name, value in given.items() if name in _TASK_SETTINGS}
     return TaskSettings(
         data=_data(data, folder),
-        metric=metric or section.default_metric,
+        metric=metric_name(metric or section.default_metric),
+        metrics=tuple(map(metric_name, metrics)),
+        own_metrics={
+            own.label: _own_metric(own, folder) for own in (metric, *metrics) if isinstance(own, OwnMetricSection)
+        },
         test_share=split.test,
         validation_share=split.validation,
         max_length=max_length,
@@ -179,6 +195,16 @@ def _keep(section: KeepSection | None, task: TaskOptions, folder: Path, *, max_l
         max_length=max_length,
         evaluate_rows=section.rows,
         bad_rows=section.bad_rows,
+    )
+
+
+def _own_metric(section: OwnMetricSection, folder: Path) -> OwnMetric:
+    return OwnMetric(
+        name=section.label,
+        python=section.python or "",
+        command=tuple(section.command or ()),
+        folder=str(folder),
+        timeout=section.timeout,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,17 +12,23 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     StringConstraints,
     ValidationInfo,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from automl.metric import METRICS
 from automl.space.entries import TASKS
+from automl.space.extraction import extraction_mistake
 from automl.space.messages import shown
 from automl.space.named import SectionOf
 from automl.space.options import TaskOptions
 from automl.space.schema_base import Section, Seed, Text, mistake
+from automl.space.schema_search import Seconds
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
@@ -60,6 +67,20 @@ def _inside(value: str) -> str:
     parts = re.split(r"[/\\]", value)
     if value.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0]:
         raise mistake("section", f"{shown(value)} must be a relative path inside the package, without '..'")
+    return value
+
+
+def _pattern(value: str) -> str:
+    if message := extraction_mistake(value):
+        raise mistake("value", message)
+    return value
+
+
+def _schema(value: dict[str, Any]) -> dict[str, Any]:
+    from automl.space.json_schema import schema_mistake
+
+    if message := schema_mistake(value):
+        raise mistake("section", message)
     return value
 
 
@@ -229,13 +250,100 @@ def _list_metrics(schema: dict[str, Any]) -> None:
 MetricName = Annotated[str, Field(json_schema_extra=_list_metrics)]
 
 
+def _arguments(value: list[str]) -> list[str]:
+    if not value or any("\0" in each for each in value) or not value[0].strip():
+        raise mistake("section", "must be a list of a program and its arguments, such as [python, judge.py]")
+    return value
+
+
+def _function(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value, re.ASCII):
+        return value
+    raise mistake("value", "is not a function in a module, such as 'my_pkg.metrics:score'")
+
+
+def _label(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", value, re.ASCII):
+        return value
+    raise mistake("value", "is not a name of letters, digits, '_', '.' and '-', at most 40")
+
+
+class OwnMetricSection(Section):
+    """A metric of your own: exactly one of python and command."""
+
+    python: Annotated[Text, AfterValidator(_function)] | None = None
+    """A function of (responses, predictions) in an installed package, or in a module beside this file."""
+    command: Annotated[list[Text], Field(max_length=100), AfterValidator(_arguments)] | None = None
+    """A program and its arguments: gets rows as JSON lines, answers a number. Runs in the folder of this file."""
+    direction: Literal["minimize", "maximize"]
+    """Which end is the better one."""
+    name: Annotated[Text, AfterValidator(_label)] | None = None
+    """What it is called in tables; default: the function's name, or that of the script or program."""
+    timeout: Annotated[Seconds, Field(exclude=True)] = 60.0
+    """How long a call of the command may take."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> OwnMetricSection:
+        _exactly_one(self, ("python", "command"))
+        if self.python is not None and "timeout" in self.model_fields_set:
+            raise mistake("section", "timeout belongs to command; a function cannot be stopped")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name under which its values are kept; it says the direction, for whoever has the database alone."""
+        return f"{self.direction}:{self.name or self._default_name()}"
+
+    def _default_name(self) -> str:
+        if self.python is not None:
+            return self.python.rpartition(":")[2].rpartition(".")[2][:40]
+        command = self.command or []
+        script = next((each for each in command[1:] if Path(each).suffix in (".py", ".sh")), command[0])
+        return re.sub(r"[^\w.-]", "-", Path(script).stem, flags=re.ASCII).lstrip("_.-")[:40] or "command"
+
+
+def metric_name(given: str | OwnMetricSection) -> str:
+    """The name of a metric in a space file."""
+    return given if isinstance(given, str) else given.label
+
+
+class _NamedOrOwn:
+    """Annotates the name of a metric, or a section that says what it is."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._read, serialization=core_schema.plain_serializer_function_ser_schema(_as_written)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        own = handler(OwnMetricSection.__pydantic_core_schema__)
+        return {"anyOf": [{"type": "string", "enum": list(METRICS)}, own]}
+
+    def _read(self, value: object) -> object:
+        if isinstance(value, Mapping):
+            return OwnMetricSection.model_validate({k: v for k, v in value.items() if v is not None}, strict=True)
+        if isinstance(value, str):
+            return value
+        raise mistake("section", f"{shown(value)} is not the name of a metric, nor a mapping with python or command")
+
+
+def _as_written(value: str | OwnMetricSection) -> object:
+    return value if isinstance(value, str) else value.model_dump(exclude_none=True)
+
+
+MetricEntry = Annotated[str | OwnMetricSection, _NamedOrOwn()]
+
+
 class TaskSection(TaskOptions):
     """What every task that trains is told: where its rows come from, how they are split, and what is measured."""
 
     data: Data
     """Where the examples come from."""
-    metric: MetricName | None = None
-    """The objective; direction and bounds follow from its name."""
+    metric: MetricEntry | None = None
+    """The objective: a name, from which direction and bounds follow, or one of your own."""
+    # No part of what a study means: no trial is trained or judged otherwise.
+    metrics: Annotated[list[MetricEntry], Field(default_factory=list, max_length=20, exclude=True)]
+    """Others that are measured when a trial has made its last step, and kept beside the objective."""
     split: SplitSection = SplitSection()
     seed: Seed = 0
     """Fixes the split and the order of the batches."""
@@ -261,6 +369,21 @@ class _TextTask(TaskSection):
     """Length limit of a generated text."""
     normalize: Literal["squad"] | None = None
     """exact_match as in SQuAD: without case, punctuation and English articles."""
+    extract: Annotated[Text, AfterValidator(_pattern)] | None = None
+    """Regular expression that takes the answer out of both texts before they are compared: its group, or all of it."""
+    json_schema: Annotated[dict[str, Any], AfterValidator(_schema)] | None = None
+    """What the metric json_schema holds answers against."""
+
+    @model_validator(mode="after")
+    def _schema_is_used(self) -> _TextTask:
+        is_named = "json_schema" in (self.metric, *self.metrics)
+        if is_named and self.json_schema is None:
+            raise mistake("section", "the metric json_schema needs the schema: json_schema: {type: object, ...}")
+        if self.json_schema is not None and not is_named:
+            raise mistake(
+                "section", "json_schema is used by the metric of that name alone; name it in metric or metrics"
+            )
+        return self
 
 
 class CompletionTask(_TextTask):

@@ -133,6 +133,26 @@ class DataSettings:
     ignore: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnMetric:
+    """A metric of the user's: a function, or a program, of which exactly one is given.
+
+    name: under which its values are kept, `minimize:judge`. python: `package.module:function`. folder: where the space
+    file lies, in which the program runs and modules are looked for that are not installed. timeout: seconds of a call.
+    """
+
+    name: str
+    python: str = ""
+    command: tuple[str, ...] = ()
+    folder: str = ""
+    timeout: float = 60.0
+
+    @property
+    def shown(self) -> str:
+        """The program as a message shows it: without what may be long or secret among its arguments."""
+        return " ".join(self.command[:2])
+
+
 DATA_RULES = 2
 """Version of the rules by which data is read, split, tokenised and scored. docs/reference/tasks.md lists them."""
 
@@ -141,6 +161,8 @@ DATA_RULES = 2
 class TaskSettings:
     """What is learnt, from which data, and how it is judged.
 
+    metrics: measured beside the objective `metric` at a trial's last step.
+    own_metrics: those of the user's among them, by name; never taken out of a database.
     format (instruction tasks): alpaca, messages, sharegpt or prompt_response; "auto" reads it off the columns.
     test_share, validation_share: shares of all rows in (0, 1), used where the data brings no such split itself; a
     validation_share of 1 means that all rows judge, and none is trained on.
@@ -150,6 +172,8 @@ class TaskSettings:
     generate_rows, max_new_tokens: bound for the metrics that need generation.
     bad_rows: what becomes of rows that cannot be used.
     normalize: how answers are compared by exact_match ("" = as they are).
+    extract: pattern of the answer in a text, which is compared instead of the text ("" = the text).
+    json_schema: of the metric of that name.
     thinking (instruction tasks): what becomes of thoughts that the chat template removes.
     long_texts (completion): what becomes of plain texts above max_length; "" = chunk for .txt files, else cut.
     own: what the section of a task from another package holds beside all these.
@@ -160,6 +184,8 @@ class TaskSettings:
     type: str
     data: DataSettings
     metric: str
+    metrics: tuple[str, ...] = ()
+    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
     test_share: float = 0.2
     validation_share: float = 0.2
     seed: int = 0
@@ -170,11 +196,18 @@ class TaskSettings:
     max_new_tokens: int = 64
     bad_rows: Literal["refuse", "skip"] = "refuse"
     normalize: Literal["", "squad"] = ""
+    extract: str = ""
+    json_schema: Mapping[str, Any] = field(default_factory=dict)
     thinking: Literal["refuse", "keep", "template"] = "refuse"
     long_texts: Literal["", "cut", "chunk"] = ""
     log: tuple[str, ...] | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
     rules: int = DATA_RULES
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The objective, and then what is measured beside it."""
+        return tuple(dict.fromkeys((self.metric, *self.metrics)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

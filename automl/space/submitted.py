@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from automl.errors import ConfigError, Problem
+from automl.metric import is_own
 from automl.space.load import parse_space
 from automl.space.spec import SweepSpec
 from automl.space.yaml_nodes import read_document
@@ -37,6 +38,8 @@ def _forbidden(spec: SweepSpec) -> Iterator[tuple[str, str]]:
     output = spec.run.output
     if output.is_absolute() or ".." in output.parts or (output.parts[:1] and output.parts[0].startswith("~")):
         yield "run.output", f"{_shown(str(output))} is not a relative path below the scheduler's folder"
+    if any(map(is_own, spec.task.measured)):
+        yield "task.metric", "a submitted sweep runs no program or function of its own; use a metric by its name"
     if spec.run.address is not None:
         yield "run.address", "a submitted sweep runs where the scheduler does; leave it out"
     if spec.artifacts is not None:

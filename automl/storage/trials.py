@@ -42,7 +42,8 @@ class TrialRow:
     error: what a failed trial said last, empty otherwise.
     is_parked: it is RUNNING, but paused.
     attempts: how often it was handed to a worker.
-    curve: the objective by step, empty unless it was read too (for a report).
+    curve: the objective by step, empty unless it was read too (for a report). metrics: the latest values of those
+    measured beside the objective, empty unless they were read too.
     """
 
     number: int
@@ -61,6 +62,7 @@ class TrialRow:
     tokens: int = 0
     attempts: int = 0
     curve: tuple[CurvePoint, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; the curve is left out."""
@@ -115,6 +117,10 @@ _SPENT = """
 SELECT p.trial, MAX(p.seconds) AS seconds, MAX(p.tokens) AS tokens FROM automl_measurements p
 WHERE p.study_name = :study AND {chosen} GROUP BY p.trial"""
 
+_METRICS = """
+SELECT trial, metric, value FROM automl_metric_values
+WHERE study_name = :study AND metric IN :names ORDER BY trial, step"""
+
 _ATTEMPTS = text("""
 SELECT trial, COUNT(*) AS attempts FROM automl_attempts WHERE study_name = :study GROUP BY trial""")
 
@@ -142,6 +148,18 @@ def best_trials(database: Database, study: str, direction: Direction, limit: int
         ids = {row.number: trial_id for trial_id, row in outlines.items()}
         best = {ids[row.number]: row for row in ranking.ranked(outlines.values(), direction)[:limit]}
         return _completed(connection, study, best, all_of=_study_id(connection, study) if limit > _FEW else None)
+
+
+def with_metrics(database: Database, study: str, rows: Sequence[TrialRow], names: Sequence[str]) -> list[TrialRow]:
+    """The trials with their latest values of these metrics."""
+    if not names:
+        return list(rows)
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    query = text(_METRICS).bindparams(bindparam("names", expanding=True))
+    with database.reading(f"read the metrics of study {study!r}") as connection:
+        for trial, metric, value in connection.execute(query, {"study": study, "names": names}):
+            found[trial][metric] = value
+    return [replace(row, metrics=found.get(row.number, {})) for row in rows]
 
 
 def counts_of(rows: Iterable[TrialRow]) -> dict[str, int]:

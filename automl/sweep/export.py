@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from automl import durable
 from automl.errors import CheckpointError, ConfigError, Problem
+from automl.metric import is_own
 from automl.report.recipe import recipe
 from automl.results.artifacts import adapter_of, complete_trial
 from automl.results.folders import cache_folder
@@ -124,12 +125,16 @@ def _export(
     database: Database, spec: SweepSpec, row: TrialRow, adapter: Path, output: Path, *, merged: bool, check: bool
 ) -> Exported:
     about = durable.verify_folder(adapter)
+    metric, recorded = spec.task.metric, row.value or 0.0
+    if is_own(metric):  # a judge may answer otherwise the second time, and is not needed to compare models
+        metric, recorded = "loss", database.store(spec.study).measurements(row.number)[-1].metrics["loss"]
+        spec = replace(spec, task=replace(spec.task, metric=metric, own_metrics={}))
     exported = Exported(
         trial=row.number,
         folder=str(output),
         merged=merged,
-        metric=spec.task.metric,
-        recorded=row.value or 0.0,
+        metric=metric,
+        recorded=recorded,
         measured=None,
         base=str(about["backbone"]["path"]),
         lines=(),

@@ -5,6 +5,7 @@ Cheap to import, so that the file of a task may hold its section too, which is r
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -136,6 +137,12 @@ class Task(ABC):
         """
         return self
 
+    def briefly(self) -> Task:
+        """The task as trials are measured before their last step: without what is wanted beside the objective."""
+        brief = copy.copy(self)
+        brief.settings = replace(self.settings, metrics=())
+        return brief
+
     def refusal(self, prepared: Prepared, hyper: Hyperparameters) -> str:
         """Why this configuration cannot learn the data, in a line; empty if it can."""
         return ""
@@ -152,7 +159,7 @@ class Task(ABC):
     def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
         """All metrics of this task over the batches, as Python floats, `loss` among them.
 
-        The caller has set eval mode and no_grad. Generation metrics are computed only if they are the objective.
+        The caller has set eval mode and no_grad. Generation metrics are computed only if `settings.measured` has them.
         """
 
     def evaluate_by_row(

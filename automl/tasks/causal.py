@@ -20,14 +20,16 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from automl.errors import DataError
-from automl.metric import METRICS
 from automl.outcomes import Outcomes
+from automl.space.extraction import extracted
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import IGNORED, Batch, LossParts, Row
 from automl.tasks.batches import evaluation_rows
 from automl.tasks.prepare import Encode, Encoded, Recipe
+from automl.tasks.read import source_name
 from automl.tasks.split import Example
+from automl.tasks.text_metrics import generating, text_scores
 from automl.tasks.virtual import call, greedy, has_virtual_tokens
 
 _GENERATION_BATCH = 16
@@ -193,22 +195,47 @@ def first_response(labels: Sequence[int]) -> tuple[int, int]:
     return start, next((place for place in range(start, len(labels)) if labels[place] == IGNORED), len(labels))
 
 
-def generation_notes(rows: Sequence[Row], settings: TaskSettings) -> list[str]:
-    """A line if answers of these rows, the judging ones, are longer than what is generated to compare with them."""
-    if not METRICS[settings.metric].generates:
+def generation_notes(rows: Sequence[Row], settings: TaskSettings, tokenizer: Any) -> list[str]:
+    """What there is to say of answers that generated ones are compared with; rows: the judging ones.
+
+    That they are longer than what is generated, or hold no answer to take out. Raises DataError if none holds one.
+    """
+    if not (generated := generating(settings)):
         return []
     picked = [rows[place] for place in evaluation_rows(settings.seed, len(rows), settings.evaluate_rows)]
+    return [*_longer(picked, settings, generated[0]), *_without_answer(picked, settings, tokenizer)]
+
+
+def _longer(picked: Sequence[Row], settings: TaskSettings, metric: str) -> Iterator[str]:
     longer = sum(_answer_length(row) > settings.max_new_tokens for row in picked)
     if not longer:
-        return []
+        return
     what = f"of {longer} of {len(picked)} validation rows the answer is longer than max_new_tokens"
-    return [f"{what} {settings.max_new_tokens}, so that {settings.metric} cannot reach 1 there"]
+    yield f"{what} {settings.max_new_tokens}, so that {metric} cannot be at its best there"
+
+
+def _without_answer(picked: Sequence[Row], settings: TaskSettings, tokenizer: Any) -> Iterator[str]:
+    if not settings.extract:
+        return
+    texts = [_decode(tokenizer, _answer(row)) for row in picked]
+    without = sum(extracted(settings.extract, text) is None for text in texts)
+    if without == len(texts):
+        what = f"task.extract {settings.extract!r} finds nothing in any of {without} validation answers"
+        raise DataError(f"{source_name(settings.data)}: {what}, such as {texts[0][:60]!r}")
+    if without:
+        yield f"task.extract finds nothing in {without} of {len(texts)} validation answers, which are compared whole"
+
+
+def _answer(row: Row) -> Sequence[int]:
+    """Tokens of the first answer, which may be cut in the row itself."""
+    start, end = first_response(row["labels"])
+    reference: Sequence[int] = row.get("reference", ())
+    return reference or row["labels"][start:end]
 
 
 def _answer_length(row: Row) -> int:
     """Tokens of the first answer without the one that ends it, which need not be generated."""
-    start, end = first_response(row["labels"])
-    return (len(row.get("reference", ())) or end - start) - 1
+    return len(_answer(row)) - 1
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:
@@ -282,14 +309,14 @@ def loss_parts(model: torch.nn.Module, batch: Batch) -> LossParts:
 def evaluate_text(
     model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any, settings: TaskSettings
 ) -> tuple[dict[str, float], Outcomes | None]:
-    """loss (nats per target token) and perplexity; scores of generated texts too if one is the objective.
+    """loss (nats per target token) and perplexity; scores of generated texts too if one is to be measured.
 
     And each row's part in loss or perplexity: to first order, as a mean over rows.
     """
     total, count = 0.0, 0
     by_row: list[float] = []
     prompts: list[Prompt] = []
-    is_generating = METRICS[settings.metric].generates
+    is_generating = bool(generating(settings))
     for batch in batches:
         losses = target_losses(model, batch)
         total += losses.double().sum().item()
@@ -346,13 +373,24 @@ def sample_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
 def _generation_scores(
     model: torch.nn.Module, prompts: Sequence[Prompt], tokenizer: Any, settings: TaskSettings
 ) -> dict[str, float]:
-    ordered = sorted(prompts, key=lambda prompt: len(prompt.ids))  # like lengths share a batch
-    predictions: list[str] = []
-    for start in range(0, len(ordered), _GENERATION_BATCH):
-        chunk = [prompt.ids for prompt in ordered[start : start + _GENERATION_BATCH]]
-        predictions += generate(model, chunk, tokenizer, max_new_tokens=settings.max_new_tokens)
-    references = [_decode(tokenizer, prompt.response) for prompt in ordered]
-    return metrics.text_scores(references, predictions, settings)
+    asked_for = [prompt.ids for prompt in prompts]
+    predictions = generate_sorted(model, asked_for, tokenizer, max_new_tokens=settings.max_new_tokens)
+    references = [_decode(tokenizer, prompt.response) for prompt in prompts]
+    asked = [_decode(tokenizer, prompt.ids) for prompt in prompts] if settings.own_metrics else []
+    return text_scores(references, predictions, settings, asked)
+
+
+def generate_sorted(
+    model: torch.nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, *, max_new_tokens: int
+) -> list[str]:
+    """As `generate`, of any number of prompts: those of like lengths share a batch. In the order of the prompts."""
+    places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    found: dict[int, str] = {}
+    for start in range(0, len(places), _GENERATION_BATCH):
+        chunk = places[start : start + _GENERATION_BATCH]
+        written = generate(model, [prompts[place] for place in chunk], tokenizer, max_new_tokens=max_new_tokens)
+        found |= zip(chunk, written, strict=True)
+    return [found[place] for place in range(len(prompts))]
 
 
 def generate(
@@ -378,6 +416,7 @@ def generate(
         no_repeat_ngram_size=0,
         eos_token_id=ends,
         pad_token_id=pad,
+        use_cache=True,
     )
     device = next(model.parameters()).device
     found: torch.Tensor = model.generate(  # type: ignore[operator]  # of every causal language model, and of PEFT's

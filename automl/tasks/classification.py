@@ -20,6 +20,7 @@ from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, fault, take_label, take_text
 from automl.tasks.labels import check_classes, limit_classes, rare_classes
+from automl.tasks.own_metrics import own_class_scores
 from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
 from automl.tasks.read import Split, read_splits, source_name
 from automl.tasks.reading import Reading
@@ -76,7 +77,9 @@ class Classification(Task):
             losses.extend(functional.cross_entropy(logits, batch["labels"], reduction="none").tolist())
             truth.extend(batch["labels"].tolist())
             predicted.extend(logits.argmax(dim=-1).tolist())
-        scores = metrics.class_scores(truth, predicted, objective=self.settings.metric)
+        settings = self.settings
+        scores = metrics.class_scores(truth, predicted, objective=settings.metric, also=settings.metrics)
+        scores |= own_class_scores(truth, predicted, settings)
         return {"loss": metrics.mean(losses)} | scores, self._outcomes(truth, predicted, losses)
 
     def _outcomes(self, truth: Sequence[int], predicted: Sequence[int], losses: Sequence[float]) -> Outcomes | None:
@@ -160,7 +163,9 @@ def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, settings:
         columns={**dict.fromkeys(names, True), "labels": False},
         labels=tuple(labels),
         baseline=majority_scores(
-            [ids[example.label or ""] for example in examples["validation"]], objective=settings.metric
+            [ids[example.label or ""] for example in examples["validation"]],
+            objective=settings.metric,
+            also=settings.metrics,
         ),
     )
 
@@ -187,10 +192,11 @@ def _has_segments(tokenizer: Any) -> bool:
     return "token_type_ids" in tokenizer.model_input_names and tokenizer.sep_token is not None
 
 
-def majority_scores(truth: Sequence[int], *, objective: str = "accuracy") -> dict[str, float]:
+def majority_scores(truth: Sequence[int], *, objective: str = "accuracy", also: Sequence[str] = ()) -> dict[str, float]:
     """Scores of always saying the most frequent class; the loss is that of always saying the class frequencies."""
     winner = Counter(truth).most_common(1)[0][0]
-    return {"loss": metrics.entropy(truth)} | metrics.class_scores(truth, [winner] * len(truth), objective=objective)
+    scores = metrics.class_scores(truth, [winner] * len(truth), objective=objective, also=also)
+    return {"loss": metrics.entropy(truth)} | scores
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

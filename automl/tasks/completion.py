@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 
 from automl.errors import DataError
-from automl.metric import METRICS
 from automl.outcomes import Outcomes
 from automl.space.spec import DataSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
@@ -24,6 +23,7 @@ from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
 from automl.tasks.read import Split, read_splits, source_name
 from automl.tasks.reading import Reading
 from automl.tasks.split import Example, split_examples, split_notes
+from automl.tasks.text_metrics import generating
 
 VERSION = 1
 """Version of the way examples become tokens; a change makes old caches unused."""
@@ -42,7 +42,8 @@ class Completion(Task):
         notes += split_notes(examples, self.settings)
         recipe = self._recipe(tokenizer)
         made = prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
-        return replace(made, notes=(*made.notes, *generation_notes(self.rows(made, "validation"), self.settings)))
+        notes = generation_notes(self.rows(made, "validation"), self.settings, tokenizer)
+        return replace(made, notes=(*made.notes, *notes))
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(rows)
@@ -103,8 +104,8 @@ class Completion(Task):
     def _check_plain(self, rows: Sequence[Example]) -> None:
         """Raise DataError for what does not go with rows that are plain texts, or that are not."""
         source, is_plain = source_name(self.settings.data), _is_plain(rows[0])
-        if METRICS[self.settings.metric].generates and is_plain:
-            message = f"metric {self.settings.metric!r} compares responses, but the data is plain text"
+        if (generated := generating(self.settings)) and is_plain:
+            message = f"metric {generated[0]!r} compares responses, but the data is plain text"
             raise DataError(f"{source}: {message}; use loss, or prompt and response columns")
         if self.settings.long_texts == "chunk" and not is_plain:
             message = "long_texts: chunk is for plain texts, but the data is prompts and responses"

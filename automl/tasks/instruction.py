@@ -35,7 +35,8 @@ class Instruction(Task):
         notes += split_notes(examples, self.settings)
         recipe = self._recipe(tokenizer)
         made = prepare(examples, self.settings, recipe, tokenizer=tokenizer, cache=cache, notes=notes)
-        return replace(made, notes=(*made.notes, *generation_notes(self.rows(made, "validation"), self.settings)))
+        notes = generation_notes(self.rows(made, "validation"), self.settings, tokenizer)
+        return replace(made, notes=(*made.notes, *notes))
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(tokenizer, rows)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from automl.metric import METRICS, Metric
-from automl.space.spec import TaskSettings
 
 _WORD = re.compile(r"\w+")
 _WORD_OF_KINDS = re.compile("sm*|[wm]+")
@@ -69,9 +68,11 @@ MACRO_F1 = Metric("maximize", 0.0, 1.0, _CLASSES, score=macro_f1)
 MCC = Metric("maximize", -1.0, 1.0, _CLASSES, score=mcc)
 
 
-def class_scores(truth: Sequence[int], predicted: Sequence[int], *, objective: str) -> dict[str, float]:
-    """Every built-in metric of classes, and the objective where it is of another package, by name."""
-    names = [*(name for name in METRICS.built_in if METRICS[name].tasks == _CLASSES), objective]
+def class_scores(
+    truth: Sequence[int], predicted: Sequence[int], *, objective: str, also: Sequence[str] = ()
+) -> dict[str, float]:
+    """Every built-in metric of classes, the objective, and others that are wanted, by name."""
+    names = [*(name for name in METRICS.built_in if METRICS[name].tasks == _CLASSES), objective, *also]
     scores = {name: METRICS[name].score for name in names}
     return {name: float(score(truth, predicted)) for name, score in scores.items() if score is not None}
 
@@ -181,18 +182,6 @@ def rouge_l(
 
 EXACT_MATCH = Metric("maximize", 0.0, 1.0, _TEXTS, generates=True)
 ROUGE_L = Metric("maximize", 0.0, 1.0, _TEXTS, generates=True)
-
-
-def text_scores(references: Sequence[str], predictions: Sequence[str], settings: TaskSettings) -> dict[str, float]:
-    """Every built-in metric of generated texts, and the objective where it is of another package, by name."""
-    normal = squad_normal if settings.normalize == "squad" else one_spaced
-    split = words if settings.rules > 1 else words_by_rules_1
-    scores = {
-        "exact_match": exact_match(references, predictions, normal=normal),
-        "rouge_l": rouge_l(references, predictions, split=split),
-    }
-    own = METRICS[settings.metric].score
-    return scores if own is None else {**scores, settings.metric: float(own(references, predictions))}
 
 
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:

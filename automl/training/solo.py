@@ -151,9 +151,10 @@ class SoloTrial:
         """Metrics on the evaluation rows of this step, none at a checkpoint. Raises Diverged or OutOfMemory."""
         found: tuple[dict[str, float], Outcomes | None] = {}, None
         if rows := some_of(self.runtime.evaluation_rows, self.spec.rows_at(self.step)):
+            task = None if self.step >= self.spec.steps else self.runtime.task.briefly()
             found, self.evaluation_tokens = self._strategy.within_memory(
                 self.evaluation_tokens,
-                lambda at_once: self.runtime.evaluate_by_row(self._adapter.model, rows, at_once),
+                lambda at_once: self.runtime.evaluate_by_row(self._adapter.model, rows, at_once, task=task),
                 what=f"the evaluation of trial {self.spec.number}",
             )
             self._strategy.after_evaluation(self._adapter.model)

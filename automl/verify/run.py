@@ -256,7 +256,8 @@ class _Work:
         test = task.rows(inputs.prepared, "test")
         majority: Metrics = {}
         if inputs.prepared.labels:
-            majority = majority_scores([row["labels"] for row in test], objective=spec.task.metric)
+            labels = [row["labels"] for row in test]
+            majority = majority_scores(labels, objective=spec.task.metric, also=spec.task.metrics)
         return Plan(
             study=spec.study,
             metric=spec.task.metric,
