@@ -41,6 +41,14 @@ RANK = 4
 SAME, SAME_HELD, SAME_MERGED = 1e-6, 1e-5, 1e-4
 """Relative differences that are none: of what is loaded again, on a quantised backbone, and merged."""
 
+TUNERS: Mapping[str, Mapping[str, Scalar]] = {
+    "vera": {},
+    "loha": {"r": 3},
+    "oft": {"oft_block_size": 4},
+    "fourierft": {"n_frequency": 30},
+}
+"""Tuners of PEFT that stand for all that are reached by their names, with fields that suit narrow layers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -84,10 +92,16 @@ class _Trained:
 
 
 def cases() -> list[Case]:
-    """Every method of the registry, alone and with every value that it tries or names of each setting."""
+    """Every method of the registry, alone and with every value that it tries or names of each setting; some tuners."""
     found = [case for method in METHODS for case in (Case(method=method), *_with_settings(method))]
     general: Mapping[str, Scalar] = {"use_rslora": True, "neftune_alpha": 5.0}
-    return [*found, *(Case(method="lora", general=(each,)) for each in general.items())]
+    return [*found, *map(tuner_case, TUNERS), *(Case(method="lora", general=(each,)) for each in general.items())]
+
+
+def tuner_case(name: str) -> Case:
+    """One of `TUNERS` with its fields."""
+    own = tuple((f"{name}.{field}", value) for field, value in TUNERS[name].items())
+    return Case(method=f"peft:{name}", own=own)
 
 
 def walk(settings: HostSettings, walkers: Sequence[Case], *, merge: bool = False) -> list[Walk]:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from automl.methods.registry import METHODS
-from automl.testing.whole_way import SAME, SAME_HELD, Case, Walk, cases, walk
+from automl.testing.whole_way import SAME, SAME_HELD, Case, Walk, cases, tuner_case, walk
 from automl.training.runtime import HostSettings
 from tests.architectures import tiny_config
 from tests.methods.lively import enlivened, lively_model
@@ -57,13 +57,17 @@ def check(found: Walk, same: float) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
-    """Every method as it is, by name."""
+    """Every method as it is, and one of PEFT's tuners, by name."""
     settings = with_biases(tmp_path_factory.mktemp("biases"))
-    return {each.case.method: each for each in walk(settings, [Case(method=method) for method in METHODS])}
+    return {each.case.method: each for each in walk(settings, [*map(as_it_is, METHODS), tuner_case("vera")])}
+
+
+def as_it_is(method: str) -> Case:
+    return Case(method=method)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "peft:vera"])
 def test_a_method_goes_the_whole_way(plain: Mapping[str, Walk], method: str) -> None:
     assert not plain[method].refused
     check(plain[method], SAME)
@@ -95,4 +99,7 @@ def test_it_is_walked_with_what_is_registered() -> None:
         "lora init=eva",
         "prefix prefix_projection=True",
         "prompt virtual_tokens=4",
+        "peft:vera",
+        "peft:loha loha.r=3",
+        "peft:oft oft.oft_block_size=4",
     } <= named
