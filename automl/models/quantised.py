@@ -46,6 +46,8 @@ def compute_as_in_training(model: nn.Module, dtype: torch.dtype) -> None:
     for layer in layers:
         layer.compute_dtype, layer.compute_type_is_set = dtype, True  # of 4 bits; a checkpoint may name another
         layer.register_forward_pre_hook(_as_in_training)
+        if type(layer.weight).__name__ == _EIGHT_BITS:
+            layer.register_forward_pre_hook(_with_its_scales)
 
 
 def is_quantised(module: nn.Module) -> bool:
@@ -82,6 +84,16 @@ def weight_norms(model: nn.Module, layers: Sequence[LinearShape]) -> list[float]
 
 def _as_in_training(module: nn.Module, inputs: object) -> None:
     module.training = True
+
+
+def _with_its_scales(module: Any, inputs: object) -> None:
+    """Keep the state's scales where the weight came to lose its own, from which the state would be made anew.
+
+    peft 0.21 (utils/integrations.py, dequantize_module_weight), for DoRA, puts a copy in the place of a weight in use,
+    and bitsandbytes 0.50 (nn/modules.py, Int8Params.to) makes one without scales.
+    """
+    if module.weight.SCB is None and module.state.SCB is not None:
+        module.weight.CB = None
 
 
 def dense_scales(module: nn.Module) -> Tensor | None:

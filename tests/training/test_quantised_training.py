@@ -86,6 +86,13 @@ def test_adalora_trains_on_it_too(tmp_path: Path) -> None:
     assert last.metrics["loss"] < first.metrics["loss"]
 
 
+def test_dora_on_8_bits_is_the_same_on_a_backbone_that_was_used(tmp_path: Path) -> None:
+    runtime = load_runtime(quantised_settings(tmp_path, "bert", INT8))
+    spec = trial_spec(steps=2, evaluate_every=2, own=(("use_dora", True),))
+    first, again = run(runtime, spec), run(runtime, spec)
+    assert curve(first) == curve(again)
+
+
 @pytest.mark.parametrize("quantization", [DOUBLE, INT8], ids=str)
 def test_a_dense_weight_is_not_kept_for_the_backward_pass(tmp_path: Path, quantization: Quantization) -> None:
     """So that beside the weights in few bits one layer's buffer is needed, and not that of every layer."""
