@@ -107,13 +107,20 @@ def sources(count: int, hyper: Hyperparameters) -> list[int]:
 
 
 def blocks_of(model: Any) -> Sequence[nn.Module]:
-    """The blocks of the decoder, which are `layers` of its backbone. Raises TargetError if it is not like Llama's."""
+    """The blocks of the decoder, which are `layers` of its backbone.
+
+    Raises TargetError if it is not like Llama's, or quantised.
+    """
     body = getattr(model, getattr(model, "base_model_prefix", ""), None)
     blocks: Sequence[nn.Module] = getattr(body, "layers", ())
     if not blocks or len(blocks) != getattr(model.config, "num_hidden_layers", 0) or not all(map(_is_known, blocks)):
         raise TargetError(
             f"method llama-pro: {type(model).__name__} is not a decoder of blocks like Llama's (self_attn.o_proj and"
             " mlp.down_proj, each behind a norm); use adapter or lora"
+        )
+    if not all(parameter.is_floating_point() for block in blocks for parameter in block.parameters()):
+        raise TargetError(
+            f"method llama-pro: blocks of {type(model).__name__} are held in few bits; quantization: none"
         )
     return blocks
 
