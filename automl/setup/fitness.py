@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl.errors import ConfigError, MissingExtraError, ModelError, Problem
-from automl.lora import Hyperparameters, LinearShape
-from automl.methods.base import Footprint
+from automl.lora import LinearShape
+from automl.methods.registry import METHODS
+from automl.methods.virtual import TOKENS
 from automl.models.folder import folder_at_hand, read_config, stored_quantization
 from automl.models.positions import positions
 from automl.models.quantisation import check_installed
+from automl.space.defaults import resolve
 from automl.space.extremes import corners, extremes, names_of, setting_values, starts_from_inputs
 from automl.space.messages import shown
 from automl.space.spec import SearchSpace, SweepSpec
@@ -55,7 +57,10 @@ def model_remarks(spec: SweepSpec) -> list[str]:
         held = spec.model.quantization or (stored_quantization(read_config(folder)) if folder is not None else None)
         if held is not None:
             check_installed(f"quantization {held.kind}")
-        return [] if folder is None else list(check_length(spec, folder))
+        if folder is None:
+            return []
+        check_positions(spec, read_config(folder), _virtual_tokens(spec))
+        return list(check_length(spec, folder))
     except (ModelError, MissingExtraError) as error:
         raise ConfigError([Problem(spec.source, 0, 0, "model", str(error))]) from error
 
@@ -71,20 +76,23 @@ def check_extras(spec: SweepSpec) -> None:
                 raise ConfigError([Problem(spec.source, 0, 0, name, str(error))]) from error
 
 
-def check_positions(
-    spec: SweepSpec, space: SearchSpace, model: nn.Module, footprint: Callable[[Hyperparameters], Footprint]
-) -> None:
+def check_positions(spec: SweepSpec, config: Mapping[str, Any], virtual_tokens: int) -> None:
     """Raise ConfigError if virtual tokens and texts together may need more positions than the model has.
 
-    space: with every automatic range filled in. footprint: of a configuration.
+    config: the model's. virtual_tokens: most that a trial may have.
     """
-    config: Any = model.config
-    limit, length = positions(config.to_dict()), spec.task.max_length
-    most = max(footprint(hyper).virtual_tokens for hyper in corners(space))
-    if most and limit is not None and limit.is_hard and most + length > limit.tokens:
-        both = f"{most} and max_length {length} are above the {limit.tokens} positions of the model"
-        message = f"{both} ({config.model_type}), the most that it can read; lower one of them"
+    limit, length = positions(config), spec.task.max_length
+    if virtual_tokens and limit is not None and limit.is_hard and virtual_tokens + length > limit.tokens:
+        both = f"{virtual_tokens} and max_length {length} are above the {limit.tokens} positions of the model"
+        message = f"{both} ({config.get('model_type')}), the most that it can read; lower one of them"
         raise ConfigError([Problem(spec.source, 0, 0, "virtual_tokens", message)])
+
+
+def _virtual_tokens(spec: SweepSpec) -> int:
+    """Most that a trial of the file may have, as it is known without the model."""
+    space = resolve(spec.space, model_parameters=0, steps=spec.search.steps)
+    found = (int(TOKENS.of(hyper)) for hyper in corners(space) if TOKENS in METHODS[hyper.method].settings)
+    return max(found, default=0)
 
 
 def check_vocabulary(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared) -> Iterator[str]:

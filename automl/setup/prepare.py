@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -117,7 +118,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     _check_targets(spec, space, derive)
     if backbone.quantization is not None:
         _check_quantizable(spec, space)
-    check_positions(spec, space, model, derive.footprint)
+    _check_positions(spec, space, model, derive)
     adaptable = (layer for name in target_names(space) for layer in derive.layers(name))
     check_inputs(spec, space, adaptable, task.rows(prepared, "train"))
     if not has_trials:
@@ -160,6 +161,12 @@ def _check_constraints(spec: SweepSpec, space: SearchSpace, derive: Derivation) 
     if is_hopeless(space.constraints, space, sampled, derive):
         message = "no configuration of the space satisfies them on this model; `automl inspect` shows its sizes"
         raise ConfigError([Problem(spec.source, 0, 0, "constraints", message)])
+
+
+def _check_positions(spec: SweepSpec, space: SearchSpace, model: Any, derive: Derivation) -> None:
+    """Raise ConfigError if virtual tokens and texts together may need more positions than the model has."""
+    most = max(derive.footprint(hyper).virtual_tokens for hyper in corners(space))
+    check_positions(spec, model.config.to_dict(), most)
 
 
 def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:

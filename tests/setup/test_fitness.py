@@ -109,9 +109,16 @@ class TestVirtualTokens:
             prepared(spec, tmp_path)
         one_line(found.value)
 
+    def test_too_many_are_known_from_the_configuration_alone(self, world: Path) -> None:
+        said = r"virtual_tokens: 29 and max_length 12 are above the 40 positions of the model \(bert\)"
+        with pytest.raises(ConfigError, match=said) as found:
+            model_remarks(self.spec(world, "prompt", "virtual_tokens: {type: int, low: 4, high: 29}"))
+        one_line(found.value)
+
     def test_as_many_as_fit(self, world: Path, tmp_path: Path) -> None:
         spec = self.spec(world, "prompt", "virtual_tokens: {type: int, low: 4, high: 28}")
         assert "cannot be packed" in prepared(spec, tmp_path).obstacle
+        assert model_remarks(spec) == []
 
     def spec(self, world: Path, method: str, own: str) -> SweepSpec:
         rank = "rank: {type: int, low: 1, high: 8, log: true}"
