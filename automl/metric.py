@@ -22,9 +22,9 @@ def as_loss(value: float, direction: Direction) -> float:
 class Metric(NamedTuple):
     """A metric's direction, its closed range, the task types that can report it (none: all), and how it is scored.
 
-    score: from what is right and what was predicted, a value for each row in the same order (class ids; where
-    `generates`, texts that the model has written); None where the task computes the metric itself. packages: import
-    names of what it needs, and extra: what to install to get them.
+    score: from what is right and what was predicted, a value for each row in the same order (class ids, or numbers;
+    where `generates`, texts that the model has written); None where the task computes the metric itself. packages:
+    import names of what it needs, and extra: what to install to get them.
     """
 
     direction: Direction
@@ -72,6 +72,17 @@ METRICS: Registry[Metric] = Registry(
         "preference_accuracy": "automl.tasks.metrics:PREFERENCE_ACCURACY",
         "margin": "automl.tasks.metrics:MARGIN",
         "kl": "automl.tasks.metrics:KL",
+        "micro_f1": "automl.tasks.label_sets:MICRO_F1",
+        "subset_accuracy": "automl.tasks.label_sets:SUBSET_ACCURACY",
+        "entity_f1": "automl.tasks.tags:ENTITY_F1",
+        "tag_accuracy": "automl.tasks.tags:TAG_ACCURACY",
+        "mse": "automl.tasks.numbers:MSE",
+        "rmse": "automl.tasks.numbers:RMSE",
+        "mae": "automl.tasks.numbers:MAE",
+        "r2": "automl.tasks.numbers:R2",
+        "pearson": "automl.tasks.numbers:PEARSON",
+        "spearman": "automl.tasks.numbers:SPEARMAN",
+        "quadratic_kappa": "automl.tasks.numbers:QUADRATIC_KAPPA",
     },
     instance_of(Metric),
     families={"maximize": "automl.metric:_maximized", "minimize": "automl.metric:_minimized"},
@@ -99,7 +110,7 @@ _NOISE_RELATIVE = 0.05
 def standard_error(metric: str, value: float, rows: int) -> float:
     """Standard error of one value: by the number of rows for a share of them, else _NOISE_RELATIVE of the value."""
     low, high = METRICS[metric].low, METRICS[metric].high
-    if not math.isfinite(high):
+    if not math.isfinite(high - low):
         return _NOISE_RELATIVE * abs(value)
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     return (high - low) * math.sqrt(share * (1.0 - share) / rows)
@@ -121,4 +132,4 @@ def margin_mistake(margin: float, metric: str) -> str:
 def practical_margin(metric: str, value: float) -> float:
     """Difference below which two values are as good as equal: 1 % of the metric's range, or 2 % of the value."""
     low, high = METRICS[metric].low, METRICS[metric].high
-    return _MARGIN_BOUNDED * (high - low) if math.isfinite(high) else _MARGIN_RELATIVE * abs(value)
+    return _MARGIN_BOUNDED * (high - low) if math.isfinite(high - low) else _MARGIN_RELATIVE * abs(value)

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "errors",
         "trial",
+        "head",
         "lora",
         "metric",
         "nearest",

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(
                 "--task",
                 "-t",
-                help="classification, completion, instruction, preference or a package's. Default: read off the data.",
+                help="classification, multi_label, regression, instruction … Default: read off the data.",
             ),
         ] = None,
         study: Annotated[

@@ -119,7 +119,7 @@ def _compared(bench: Bench, chosen: Mixture, winner: Mixture, rows: Sequence[Row
     (ours, our_rows), (theirs, their_rows) = bench.score(chosen, rows), bench.score(winner, rows)
     difference, said = None, _UNDECIDED
     if our_rows is not None and their_rows is not None and len(our_rows.rows) > 1:
-        truth = truth_of(rows) if our_rows.kind == "classes" else ()
+        truth = truth_of(rows) if our_rows.kind != "values" else ()
         difference = between(our_rows, their_rows, metric, truth)
         said = verdict(difference, METRICS[metric].direction)
     return Comparison(rows=len(rows), mixture=ours, winner=theirs, difference=difference, verdict=said)

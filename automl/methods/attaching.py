@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import TargetError
+from automl.head import peft_task
 from automl.lora import Hyperparameters
 from automl.methods.seeding import SeededDropout, initialise_head, stream
 
@@ -39,17 +40,17 @@ def common_options(model: nn.Module, modules: Sequence[str], head: Sequence[str]
         "target_modules": list(modules),
         "fan_in_fan_out": isinstance(model.get_submodule(modules[0]), Conv1D),
         "bias": "none",
-        **head_options(head),
+        **head_options(model, head),
     }
 
 
-def head_options(head: Sequence[str]) -> dict[str, Any]:
+def head_options(model: nn.Module, head: Sequence[str]) -> dict[str, Any]:
     """Options of every configuration of PEFT: what kind of task it is, and what is trained beside the adapter."""
     # PEFT adds `classifier` and `score` to modules_to_save itself for SEQ_CLS (peft/peft_model.py,
     # PeftModelForSequenceClassification); naming them twice would put them twice into adapter_config.json.
     own_head = [name for name in head if name not in ("classifier", "score")]
     return {
-        "task_type": TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
+        "task_type": TaskType(peft_task(model, has_head=bool(head))),
         "modules_to_save": own_head if head else None,
     }
 

@@ -79,7 +79,7 @@ class VirtualTokens(Stateless):
         from automl.methods.attaching import ADAPTER, adapted_model, head_options, renew_head
 
         self._check(model, hyper)
-        options = {"num_virtual_tokens": int(TOKENS.of(hyper)), **head_options(head)}
+        options = {"num_virtual_tokens": int(TOKENS.of(hyper)), **head_options(model, head)}
         peft_model: Any = adapted_model(model, self.configuration(model, hyper, options))
         self.start(peft_model.prompt_encoder[ADAPTER], peft_model.word_embeddings, hyper, seed)
         renew_head(model, head, seed)

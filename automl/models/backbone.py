@@ -23,15 +23,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
 )
 
 from automl.errors import ModelError
+from automl.head import HEADS, Kind
 from automl.models.calling import first_line, quietly
 from automl.models.fingerprint import combined_digest, file_digest
 from automl.models.folder import (
@@ -53,7 +56,6 @@ from automl.space.spec import ModelSettings, Quantization
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["classification", "causal-lm"]
 Dtype = Literal["fp32", "bf16"]
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -77,8 +79,12 @@ _CONFIGURATIONS = ("config.json", "generation_config.json")
 """Files that transformers reads where the weights are."""
 
 _AUTO_CLASSES: dict[str, Any] = {
-    "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
-    "causal-lm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    each.__name__: (each, mapping)
+    for each, mapping in (
+        (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+        (AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    )
 }
 
 
@@ -143,7 +149,7 @@ def load_backbone(
     """The network on the CPU: frozen, in eval mode, every dropout of its configuration 0, pad token set, quantised.
 
     Dropout is 0 because a trial's curve may depend on its own generator only; the adapter's dropout is the only one.
-    labels: class names in the order of their ids, for classification. A head that the checkpoint lacks (or has for
+    labels: names of what the head tells apart, in the order of their ids. A head that the checkpoint lacks (or has for
     another number of classes) is initialised from `seed`, as is a missing pooler (`inventory.made_anew`); the global
     generators stay as they are. Raises ModelError if the architecture has no such head or the checkpoint lacks other
     weights.
@@ -193,7 +199,7 @@ def skeleton(ref: BackboneRef, kind: Kind, labels: Sequence[str] = ()) -> torch.
 
 
 def _skeleton(ref: BackboneRef, kind: Kind, config: Any) -> torch.nn.Module:
-    auto, _ = _AUTO_CLASSES[kind]
+    auto, _ = _AUTO_CLASSES[HEADS[kind].auto]
     with quietly(f"{ref.path}: config.json describes no {kind} model"), torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)
     assert isinstance(model, torch.nn.Module)
@@ -351,10 +357,10 @@ def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
         config = AutoConfig.from_pretrained(ref.folder, trust_remote_code=False, local_files_only=True)
     _check_head(config, kind)
     without_dropout(config)
-    if kind == "classification":
+    if kind != "causal-lm":
         config.id2label = dict(enumerate(labels)) if labels else config.id2label
         config.label2id = {label: index for index, label in config.id2label.items()}
-        config.problem_type = "single_label_classification"
+        config.problem_type = HEADS[kind].problem or None
     return config
 
 
@@ -364,7 +370,7 @@ def _loaded(ref: BackboneRef, kind: Kind, config: Any, dtype: torch.dtype, seed:
     def read(folder: str, **options: Any) -> Loaded:
         with quietly(f"{ref.path}: cannot load the weights"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found: Loaded = _AUTO_CLASSES[kind][0].from_pretrained(
+            found: Loaded = _AUTO_CLASSES[HEADS[kind].auto][0].from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -422,7 +428,7 @@ def _pad_id(ref: BackboneRef, config: Any) -> int:
 
 
 def _check_head(config: Any, kind: Kind) -> None:
-    _, mapping = _AUTO_CLASSES[kind]
+    _, mapping = _AUTO_CLASSES[HEADS[kind].auto]
     if type(config) not in mapping:
         raise ModelError(f"transformers has no {kind} model for architecture '{config.model_type}'")
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from automl.errors import CheckpointError
+from automl.head import peft_task
 from automl.lora import Hyperparameters, peft_patterns
 from automl.models.inventory import made_anew
 from automl.packed.layout import file_name
@@ -66,7 +67,7 @@ def adapter_config(
     ranks, alphas = peft_patterns(hyper)
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if heads else "CAUSAL_LM",
+        "task_type": peft_task(model, has_head=bool(heads)),
         "base_model_name_or_path": base,
         "r": hyper.rank,
         "lora_alpha": hyper.alpha,

@@ -16,7 +16,9 @@ from automl.trial import ModuleImportance, TrialSpec
 
 
 class Member:
-    """A trial and its adapter. The batch of a step is gathered over micro-batches of `micro_batch` rows.
+    """A trial, its adapter, and the task as it learns it.
+
+    The batch of a step is gathered over micro-batches of `micro_batch` rows.
 
     sensitivity: None if it is not collected.
     """
@@ -32,6 +34,7 @@ class Member:
     ) -> None:
         self.spec = spec
         self.adapter = adapter
+        self.task = workload.task.for_trial(spec.hyper)
         self.micro_batch = spec.hyper.batch_size
         self.evaluation_tokens = workload.evaluation_tokens
         self.seconds = 0.0

@@ -328,7 +328,7 @@ class PackedTrainer:
 
     def _recorded(self, member: Member, micro: MicroBatch) -> Call:
         view = self.backbone.view(member.adapter)
-        loss = self.workload.task.loss
+        loss = member.task.loss
         return self.backbone.body.record(lambda: loss(view, micro.batch), micro.rows)  # type: ignore[arg-type]
 
     def _loss(self, turn: _Turn, outputs: Outputs, index: int) -> tuple[float, int] | Exception:
@@ -336,7 +336,7 @@ class PackedTrainer:
         view = self.backbone.view(turn.member.adapter)
         try:
             with self.backbone.body.replaying(outputs.part(index)):
-                parts = self.workload.task.loss(view, turn.micro.batch)  # type: ignore[arg-type]
+                parts = turn.member.task.loss(view, turn.micro.batch)  # type: ignore[arg-type]
             total = float(parts.total.detach())
             check_finite({"training loss": total}, turn.member.step + 1)
             torch.autograd.backward(parts.total)
@@ -360,9 +360,11 @@ class PackedTrainer:
     def _is_banked(self, spec: TrialSpec, paths: Sequence[str], rank: int) -> bool:
         """Whether a trial has room in the bank, whose steps are alike.
 
-        No noise on embeddings, A and B trained at one rate, nothing of the weights taken away.
+        No noise on embeddings, A and B trained at one rate, nothing of the weights taken away, the task's usual loss.
         """
-        hyper = spec.hyper
+        hyper, task = spec.hyper, self.workload.task
+        if task.for_trial(hyper) is not task:
+            return False
         is_alike = not hyper.neftune_alpha and PLUS.of(hyper) == PLUS.default
         is_alike = is_alike and not FREEZE.of(hyper) and INIT.of(hyper) not in PARTS
         return is_alike and self._bank is not None and self._bank.holds(paths, rank)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from automl.tasks.base import IGNORED, Batch, Row, Task
+from automl.tasks.base import IGNORED, TARGETS, Batch, Row, Task
 from automl.tasks.batches import evaluation_batches
 from automl.training.kept import KeptRows
 
@@ -89,8 +89,8 @@ def padded_length(longest: int, limit: int) -> int:
 
 
 def _widen(name: str, tensor: torch.Tensor, width: int, pad_id: int) -> torch.Tensor:
-    """Fill a (rows, tokens) tensor of a batch up to `width` columns; one number per row stays as it is."""
-    if tensor.dim() < 2 or tensor.shape[1] == width:
+    """Fill a (rows, tokens) tensor of a batch up to `width` columns; numbers per row or per class stay as they are."""
+    if tensor.dim() < 2 or name == TARGETS or tensor.shape[1] == width:
         return tensor
     filler = {"input_ids": pad_id, "labels": IGNORED}.get(name, 0)
     return functional.pad(tensor, (0, width - tensor.shape[1]), value=filler)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from automl.head import HEADS, kind_of
+
 _FEW = 4  # so many module names are listed as they are
 
 
@@ -40,7 +42,7 @@ def recipe(adapter: str | None, *, is_held: bool = True) -> PeftRecipe | None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = _base(config, about, str(folder), about["backbone"].get("quantization") if is_held else None)
         return PeftRecipe(
-            use=_use(base, str(folder)),
+            use=_use(base, str(folder)) + _unit(about),
             train=(
                 _train(base, _as_begun(config, about["hyperparameters"]))
                 if config["peft_type"] == "LORA"
@@ -89,12 +91,13 @@ class _Base(NamedTuple):
 
 def _base(config: Mapping[str, Any], about: Mapping[str, Any], folder: str, held: Mapping[str, Any] | None) -> _Base:
     """held: arguments of BitsAndBytesConfig, if the base model is quantised."""
-    auto = "AutoModelForSequenceClassification" if about.get("labels") else "AutoModelForCausalLM"
+    auto = HEADS[kind_of(about)].auto
     dtype = "bfloat16" if about["precision"] == "bf16" else "float32"
     names, lines, given = [auto], [], [repr(str(config["base_model_name_or_path"])), f"dtype={dtype!r}"]
     if about.get("labels"):
         names.insert(0, "AutoConfig")
-        lines.append(f"settings = AutoConfig.from_pretrained({folder!r})  # with the names of the classes")
+        what = "with the unit of the number" if about.get("scale") else "with the names of the classes"
+        lines.append(f"settings = AutoConfig.from_pretrained({folder!r})  # {what}")
         given.insert(1, "config=settings")
     if held:
         names.append("BitsAndBytesConfig")
@@ -110,6 +113,12 @@ from transformers import {base.names}
 
 {base.lines}
 model = PeftModel.from_pretrained(base, {folder!r})"""
+
+
+def _unit(about: Mapping[str, Any]) -> str:
+    """What the number means that a model predicts, as a comment."""
+    scale = about.get("scale")
+    return f"\n# a label is {scale['mean']!r} + {scale['deviation']!r} * logits[:, 0]" if scale else ""
 
 
 def _use_ours(folder: str) -> str:

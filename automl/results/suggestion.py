@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from automl import ranking
 from automl.errors import NotEnoughEvidence
+from automl.head import HEADS
 from automl.importance.aggregate import Aggregate, ModuleAggregate, TrialEvidence, aggregate, is_eligible
 from automl.importance.pattern import patterned, peft_block
 from automl.lora import Hyperparameters
@@ -22,7 +23,7 @@ from automl.metric import METRICS
 from automl.results.recorded import recorded_baseline, recorded_space, recorded_spec
 from automl.results.squeezed import squeezed_ranks
 from automl.space.assemble import assemble
-from automl.space.entries import is_like
+from automl.space.entries import head_of
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
 from automl.storage.squeezes import ModuleRow, SqueezeRow, read_squeezes
@@ -157,7 +158,7 @@ def suggestion_of(database: Database, study: str, *, budget: int | None = None, 
         n_eff=together.n_eff if together else 0.0,
         weights=together.weights if together else {},
         peft=peft_block(configuration, list(kept)),
-        task_type="SEQ_CLS" if is_like("classification", found.spec.task.type) else "CAUSAL_LM",
+        task_type=HEADS[head_of(found.spec.task.type)].peft,
         modules=_modules(squeeze, ranks, together, found.importances.get(winner.number, ())),
         advice=_target_advice(together, squeeze.modules) if together else (),
         notes=_notes(squeeze, given, together),

@@ -29,6 +29,9 @@ _READ_AT_END = frozenset({"bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plb
 """Architectures whose classifier takes a text's representation where its end token is."""
 
 
+_JUDGING = ("classification", "regression", "multi-label")
+
+
 def check_length(spec: SweepSpec, folder: Path) -> Iterator[str]:
     """A note if texts may be longer than the model in `folder` was made for.
 
@@ -121,7 +124,7 @@ def check_ends(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared)
     it.
     """
     config: Any = model.config
-    if config.model_type not in _READ_AT_END or task.head(prepared).kind != "classification":
+    if config.model_type not in _READ_AT_END or task.head(prepared).kind not in _JUDGING:
         return
     end, usual = config.eos_token_id, 0
     for ids in _texts(task, prepared):

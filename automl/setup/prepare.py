@@ -36,7 +36,7 @@ from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.tasks import make_task
-from automl.tasks.base import Prepared, Task
+from automl.tasks.base import Head, Prepared, Task
 from automl.training.kept import Keep
 
 
@@ -127,7 +127,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     hindrance = _alone(spec) or obstacle(model, methods_of(space), own_values(space))
     if hindrance and spec.run.precision == "bf16h":
         raise ConfigError([Problem(spec.source, 0, 0, "run.precision", f"bf16h is for packed training; {hindrance}")])
-    seen = (*prepared.notes, *told_of_keep, *_coverage(spec, space, prepared))
+    seen = (*prepared.notes, *told_of_keep, *_coverage(spec, space, prepared, head))
     return Inputs(
         backbone=backbone,
         model=model,
@@ -150,9 +150,9 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     )
 
 
-def _coverage(spec: SweepSpec, space: SearchSpace, prepared: Prepared) -> list[str]:
+def _coverage(spec: SweepSpec, space: SearchSpace, prepared: Prepared, head: Head) -> list[str]:
     smallest = extremes(space, "batch_size")[0]
-    classes = len(prepared.labels)
+    classes = len(head.labels) if head.kind == "classification" else 0
     return coverage_advice(prepared.rows["train"], classes, steps=spec.search.steps, batch_size=smallest)
 
 

@@ -11,50 +11,29 @@ from pathlib import Path
 
 from torch import nn
 
-from automl.errors import ConfigError, DataError, Problem
+from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
-from automl.models.backbone import BackboneRef, Kind, load_tokenizer, resolve_model, skeleton
+from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
 from automl.models.memory import MethodCost, held_bytes, method_costs
 from automl.models.positions import positions
 from automl.results.folders import cache_folder
+from automl.setup.shape import PAIR_COLUMNS, columns_of, guess, renamed
 from automl.space.advice import coverage_advice
-from automl.space.entries import TASKS, is_like
+from automl.space.entries import TASKS, head_of
 from automl.space.load import load_space, parse_space
 from automl.space.spec import DataSettings, SweepSpec
 from automl.space.template import DEFAULT_LENGTH, commented_space
 from automl.tasks import make_task
+from automl.tasks.fields import Record
 from automl.tasks.prepare import SHARE, share_length
 from automl.tasks.read import read_splits
 
-_LOOKED_AT = 20
+_LOOKED_AT = 200
 _COUNTED = 200_000
 """Rows that are counted; so many are enough to say that a trial sees few of them."""
 
-_LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic", "sentiment", "y")
-_TEXT_NAMES = (
-    "text",
-    "sentence",
-    "content",
-    "review",
-    "question",
-    "document",
-    "body",
-    "message",
-    "sentence1",
-    "premise",
-)
-_PAIR_NAMES = ("text_pair", "sentence2", "hypothesis")
-_INSTRUCTION_COLUMNS = (
-    {"messages"},
-    {"conversations"},
-    {"instruction", "output"},
-    {"prompt", "response"},
-    {"prompt", "completion"},
-)
-_PAIR_COLUMNS = {"chosen", "rejected"}
-_PREFERENCE_COLUMNS = (_PAIR_COLUMNS, {"prompt", "completion", "label"})
 _SINGLE_LABELS = {"loss": "kto"}
 _MEASURED = 2000
 _SHORTEST = 16
@@ -77,14 +56,12 @@ def starting_space(
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError([Problem("", 0, 0, "--method", METHODS.unknown(unknown[0]))])
     spec = _provisional(model, data)
-    columns = _columns(spec.task.data, has_classes=task_type != "completion")
-    found, renamed = _guess(columns, data) if task_type is None else (task_type, _renamed(columns))
-    if found != "classification":
-        renamed = {}
+    records = _first_records(spec.task.data, has_classes=task_type != "completion")
+    columns = columns_of(records)
+    found, names = guess(records, columns, data) if task_type is None else (task_type, renamed(columns, task_type))
     backbone = resolve_model(spec.model, cache_folder())
-    kind: Kind = "classification" if is_like("classification", found) else "causal-lm"
-    target_sets = resolvable_sets(skeleton(backbone, kind))
-    longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=renamed)
+    target_sets = resolvable_sets(skeleton(backbone, head_of(found)))
+    longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=names)
     name = study or study_name(data)
     return commented_space(
         name,
@@ -92,12 +69,12 @@ def starting_space(
         data,
         found,
         backbone.parameters,
-        renamed,
+        names,
         target_sets,
         max_length=longest,
         cut=cut,
         methods=tuple(dict.fromkeys(methods)),
-        fixed=_SINGLE_LABELS if found == "preference" and not set(columns) >= _PAIR_COLUMNS else {},
+        fixed=_SINGLE_LABELS if found == "preference" and not set(columns) >= PAIR_COLUMNS else {},
     )
 
 
@@ -107,9 +84,10 @@ def guess_task(data: DataSettings, name: str) -> tuple[str, Mapping[str, str]]:
     name: the data's, in messages. Raises DataError if the columns do not tell.
     """
     theirs = {found: ours for ours, found in data.columns.items()}
-    columns = [theirs.get(column, column) for column in _columns(data)]
-    found, renamed = _guess(columns, name)
-    return found, {ours: column for ours, column in renamed.items() if ours != column}
+    records = _first_records(data)
+    columns = [theirs.get(column, column) for column in columns_of(records)]
+    found, names = guess(records, columns, name)
+    return found, {ours: column for ours, column in names.items() if ours != column}
 
 
 def starting_advice(text: str) -> list[str]:
@@ -185,39 +163,9 @@ def _provisional(model: str, data: str) -> SweepSpec:
     return parse_space(commented_space("start", model, data, "classification"), "command line", Path.cwd())
 
 
-def _columns(data: DataSettings, *, has_classes: bool = True) -> list[str]:
-    """Names of the columns in the first rows of the training data."""
-    records = islice(read_splits(data, has_classes=has_classes)["train"], _LOOKED_AT)
-    return list(dict.fromkeys(name for record in records for name in record.values))
-
-
-def _guess(columns: list[str], data: str) -> tuple[str, Mapping[str, str]]:
-    """Task type and renamed columns that fit these column names."""
-    if any(needed <= set(columns) for needed in _PREFERENCE_COLUMNS):
-        return "preference", {}
-    if any(needed <= set(columns) for needed in _INSTRUCTION_COLUMNS):
-        return "instruction", {}
-    renamed = _renamed(columns)
-    if {"text", "label"} <= renamed.keys():
-        return "classification", renamed
-    if "text" in columns:
-        return "completion", {}
-    raise DataError(
-        f"{data}: the columns {', '.join(columns)} do not tell what the task is; choose one (--task, in Python task=)"
-        " (classification needs text and label, instruction needs instruction and output, prompt and response, or"
-        " messages; preference needs prompt, chosen and rejected, or prompt, completion and label; completion needs"
-        " text), and name the columns under task.data.columns"
-    )
-
-
-def _renamed(columns: list[str]) -> dict[str, str]:
-    """Our column name -> theirs, for what can be recognised by its usual names."""
-    usual = {"text": _TEXT_NAMES, "text_pair": _PAIR_NAMES, "label": _LABEL_NAMES}
-    by_folded = {column.strip().casefold(): column for column in columns}
-    found = {
-        ours: next((by_folded[name] for name in names if name in by_folded), None) for ours, names in usual.items()
-    }
-    return {ours: theirs for ours, theirs in found.items() if theirs is not None}
+def _first_records(data: DataSettings, *, has_classes: bool = True) -> list[Record]:
+    """The first rows of the training data."""
+    return list(islice(read_splits(data, has_classes=has_classes)["train"], _LOOKED_AT))
 
 
 def study_name(data: str) -> str:

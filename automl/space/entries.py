@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from automl.head import Kind
 from automl.metric import METRICS
 from automl.registry import Registry, instance_of
 from automl.space.options import Options, TaskOptions, merged
@@ -155,6 +156,9 @@ TASKS: Registry[type[TaskOptions]] = Registry(
         "classification": "automl.space.schema_task:ClassificationTask",
         "completion": "automl.space.schema_task:CompletionTask",
         "instruction": "automl.space.schema_task:InstructionTask",
+        "multi_label": "automl.space.schema_judged:MultiLabelTask",
+        "token_classification": "automl.space.schema_judged:TokenClassificationTask",
+        "regression": "automl.space.schema_judged:RegressionTask",
         "preference": "automl.space.schema_preference:PreferenceTask",
         "table": "automl.space.schema_task:TableTask",
     },
@@ -177,6 +181,12 @@ def fits(metric: str, task: str) -> bool:
 def is_like(known: str, task: str) -> bool:
     """Whether a task of this type is the known one, or says that it is like it."""
     return known in (task, TASKS[task].like)
+
+
+def head_of(task: str) -> Kind:
+    """The kind of head that a task of this type trains, by its section or that of the task that it is like."""
+    entry = TASKS[task]
+    return (entry if entry.head or not entry.like else TASKS[entry.like]).head or "causal-lm"
 
 
 def for_objectives(count: int) -> list[str]:

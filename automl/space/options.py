@@ -6,10 +6,11 @@ Fields are pydantic's, and their docstrings are in the JSON Schema. None stands 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from automl.head import Kind
 from automl.methods.settings import Setting
 from automl.space.schema_base import Section, mistake
 from automl.trial import Scalar
@@ -51,7 +52,8 @@ class TaskOptions(Section):
     """A task of the space file, which says its type and its keys.
 
     implementation: `module:class` of its `automl.tasks.base.Task`, which is imported when it is used; empty where there
-    is nothing to train. default_metric: the objective of a file that names none. like: a task whose metrics it reports
+    is nothing to train. head: kind of head that it trains, empty for that of what it is like, else a language model's.
+    default_metric: the objective of a file that names none. like: a task whose metrics it reports
     too; `loss` is everybody's. settings: hyperparameters of its own, which `space:` and `fixed:` may name. packable:
     its trials can be trained together. shardable: several processes can hold one trial together.
     """
@@ -59,6 +61,7 @@ class TaskOptions(Section):
     type: str = ""
 
     implementation: ClassVar[str] = ""
+    head: ClassVar[Kind | Literal[""]] = ""
     default_metric: ClassVar[str] = "loss"
     like: ClassVar[str] = ""
     settings: ClassVar[tuple[Setting, ...]] = ()

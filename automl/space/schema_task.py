@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from automl.head import Kind
 from automl.metric import METRICS
 from automl.space.entries import TASKS
 from automl.space.extraction import extraction_mistake
@@ -36,6 +37,9 @@ ColumnName = Literal[
     "text",
     "text_pair",
     "label",
+    "labels",
+    "words",
+    "tags",
     "prompt",
     "response",
     "chosen",
@@ -359,6 +363,7 @@ class ClassificationTask(TaskSection):
     type: Literal["classification"]
 
     implementation: ClassVar[str] = "automl.tasks.classification:Classification"
+    head: ClassVar[Kind | Literal[""]] = "classification"
     default_metric: ClassVar[str] = "accuracy"
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from automl import durable
 from automl.errors import CheckpointError, DataError, ModelError
+from automl.head import about_head
 from automl.models.backbone import resolve_model
 from automl.results.folders import cache_folder
 from automl.space.spec import ModelSettings
+from automl.tasks import make_task
 from automl.training.cut import read_config
 from automl.training.runtime import HostSettings
 from automl.training.stranger import class_names
@@ -33,7 +35,7 @@ def about_adapter(folder: Path, settings: HostSettings) -> dict[str, Any]:
 
 
 def _about_stranger(folder: Path, settings: HostSettings) -> dict[str, Any]:
-    backbone = settings.backbone
+    backbone, head = settings.backbone, make_task(settings.task).head(settings.prepared)
     base = Path(str(read_config(folder).get("base_model_name_or_path") or ""))
     if (base / "config.json").is_file():
         other = resolve_model(ModelSettings(kind="folder", location=str(base)), cache_folder())
@@ -47,5 +49,6 @@ def _about_stranger(folder: Path, settings: HostSettings) -> dict[str, Any]:
         "backbone": {"fingerprint": backbone.fingerprint, "architecture": backbone.architecture, "path": backbone.path},
         "data": {"fingerprint": settings.prepared.fingerprint},
         "precision": settings.precision,
-        "labels": list(settings.prepared.labels),
+        "labels": list(head.labels),
+        **about_head(head.kind, head.scale),
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from automl import durable
 from automl.errors import CheckpointError, ConfigError, Problem
+from automl.head import HEADS, kind_of
 from automl.metric import is_own
 from automl.report.recipe import recipe
 from automl.results.artifacts import adapter_of, complete_trial
@@ -143,7 +144,7 @@ def _export(
         _check_mergeable(adapter, about)
     if not (merged or check):
         shutil.copytree(adapter, output)
-        return replace(exported, lines=_lines(output, merged=False, is_classifier=bool(about["labels"])))
+        return replace(exported, lines=_lines(output, merged=False, auto=HEADS[kind_of(about)].auto))
     return _set_up_and_export(database, spec, exported, adapter, check=check)
 
 
@@ -168,7 +169,7 @@ def _set_up_and_export(
         merge_adapter(adapter, settings, output)
     else:
         shutil.copytree(adapter, output)
-    lines = _lines(output, merged=exported.merged, is_classifier=bool(settings.prepared.labels))
+    lines = _lines(output, merged=exported.merged, auto=_auto(settings))
     exported = replace(exported, base=settings.backbone.path, lines=lines)
     if not check:
         return exported
@@ -180,28 +181,33 @@ def _set_up_and_export(
 
 def _checked_held(exported: Exported, adapter: Path, settings: HostSettings, store: ResultStore) -> Exported:
     """Check it on a quantised backbone; measure it also on the model as it is stored, or what merging costs."""
-    is_classifier = bool(settings.prepared.labels)
-    as_trained = _lines(adapter, merged=False, is_classifier=is_classifier)
+    auto = _auto(settings)
+    as_trained = _lines(adapter, merged=False, auto=auto)
     if exported.merged:
         before, after = _checked(replace(exported, merged=False), [as_trained, exported.lines], settings, store)
         return replace(exported, measured=after[exported.metric], merging=after["loss"] - before["loss"])
     if settings.backbone.is_stored_so:
         (found,) = _checked(exported, [as_trained], settings, store)
         return replace(exported, measured=found[exported.metric])
-    as_stored = _lines(adapter, merged=False, is_classifier=is_classifier, is_held=False)
+    as_stored = _lines(adapter, merged=False, auto=auto, is_held=False)
     found, beside = _checked(exported, [as_trained, as_stored], settings, store)
     return replace(exported, measured=found[exported.metric], unquantised=beside[exported.metric])
 
 
-def _lines(output: Path, *, merged: bool, is_classifier: bool, is_held: bool = True) -> tuple[str, ...]:
+def _lines(output: Path, *, merged: bool, auto: str, is_held: bool = True) -> tuple[str, ...]:
     """Python that loads what is in `output`, and leaves it as `model`. is_held: see `recipe`."""
     if not merged:
         found = recipe(str(output), is_held=is_held)
         if found is None:
             raise CheckpointError(f"{output}: adapter_config.json or manifest.json does not say how to load it")
         return tuple(found.use.splitlines())
-    auto = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
     return f"from transformers import {auto}", f"model = {auto}.from_pretrained({str(output)!r})"
+
+
+def _auto(settings: HostSettings) -> str:
+    from automl.tasks import make_task
+
+    return HEADS[make_task(settings.task).head(settings.prepared).kind].auto
 
 
 def _checked(

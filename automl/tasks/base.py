@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+from automl.head import Kind, Scale
 from automl.lora import Hyperparameters
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
     import torch
 
 Row = Mapping[str, Any]
-"""One tokenised example: `input_ids` (list of int) and `labels` (int for classification, list of int otherwise)."""
+"""One tokenised example: `input_ids` (list of int) and `labels` (int for a class, float for a number, else a list)."""
 
 Batch: TypeAlias = "dict[str, torch.Tensor]"
 """Padded rows of one micro-batch, as the model's forward takes them: input_ids, attention_mask (N, T), labels."""
 
 IGNORED = -100
 """Label of a token that carries no loss."""
+
+TARGETS = "targets"
+"""Field of a batch that has a column for each class where others have one for each token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,7 @@ class Prepared:
     labels: class names in the order of their ids.
     baseline: metrics that need no training at all (the majority class of the validation rows); may be empty.
     notes: what a person should know of the data before anything is trained, one line each.
+    scale: of numbers that are predicted.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class Prepared:
     longest: int = 0  # tokens of the longest row
     baseline: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scale: Scale | None = None
 
     def without_test(self) -> Prepared:
         """What a search is given: the same, but asking for the test rows is an error."""
@@ -56,10 +62,11 @@ class Prepared:
 
 
 class Head(NamedTuple):
-    """The kind of model a task trains: its auto class and, for classification, its labels."""
+    """The kind of model a task trains, the names of what it tells apart, and the unit of a number that it predicts."""
 
-    kind: Literal["classification", "causal-lm"]
+    kind: Kind
     labels: tuple[str, ...] = ()
+    scale: Scale | None = None
 
 
 class LossParts(NamedTuple):
@@ -120,6 +127,13 @@ class Task(ABC):
     @abstractmethod
     def rows(self, prepared: Prepared, split: Literal["train", "validation", "test"]) -> Sequence[Row]:
         """The tokenised rows of one split, memory-mapped. The search must never ask for `test`."""
+
+    def on(self, prepared: Prepared) -> Task:
+        """The task as it is learnt from this data, for losses that depend on what all training rows are.
+
+        By default the task itself.
+        """
+        return self
 
     def referred(
         self, rows: Sequence[Row], split: Literal["train", "validation", "test"], untuned: Untuned

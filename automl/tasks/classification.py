@@ -18,13 +18,14 @@ from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.collate import pad_rows
-from automl.tasks.fields import Record, column_name, fault, take_label, take_text
+from automl.tasks.fields import Record, column_name, fault, take_label
 from automl.tasks.labels import check_classes, limit_classes, rare_classes
 from automl.tasks.own_metrics import own_class_scores
 from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
 from automl.tasks.read import Split, read_splits, source_name
 from automl.tasks.reading import Reading
 from automl.tasks.split import Example, Examples, split_examples, split_notes
+from automl.tasks.texts import TextTokenizer, full_lengths, text_example, text_reader
 from automl.tasks.virtual import class_logits
 
 VERSION = 1
@@ -47,7 +48,7 @@ class Classification(Task):
 
     def lengths(self, tokenizer: Any, rows: int) -> list[int]:
         given, _ = self._examples(rows)
-        return _full_lengths(tokenizer, given["train"])
+        return full_lengths(tokenizer, [example.content for example in given["train"]])
 
     def head(self, prepared: Prepared) -> Head:
         return Head("classification", prepared.labels)
@@ -110,23 +111,14 @@ class Classification(Task):
             yield example
 
     def _reader(self, reading: Reading, kinds: dict[str, Record]) -> Callable[[Record], Example]:
-        """Checked examples of one file, a pair if the data names or has a column `text_pair`; notes kinds of labels."""
-        data = self.settings.data
-        text, pair, label = (column_name(data, name) for name in ("text", "text_pair", "label"))
-        is_pair = "text_pair" in data.columns
+        """Checked examples of one file; notes kinds of labels."""
+        label = column_name(self.settings.data, "label")
+        texts = text_reader(self.settings, reading, "label")
 
         def read(record: Record) -> Example:
-            nonlocal is_pair
-            both = is_pair or pair in record.values
-            content = (take_text(record, text), take_text(record, pair)) if both else (take_text(record, text),)
-            found = take_label(record, label)
+            content, found = texts(record), take_label(record, label)
             kinds.setdefault(found.kind, record)
-            is_pair = both
-            if record.row:  # otherwise the file is one example, and its columns are ours
-                reading.unused(
-                    (name, value) for name, value in record.values.items() if name not in (text, pair, label)
-                )
-            return Example(record.file, record.row, "\n".join(content), content, found.name)
+            return text_example(record, content, label=found.name)
 
         return read
 
@@ -144,23 +136,17 @@ def _mixed(column: str, kinds: dict[str, Record]) -> Exception:
 
 def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, settings: TaskSettings) -> Recipe:
     ids = {name: number for number, name in enumerate(labels)}
-    is_pair = len(examples["train"][0].content) == 2
-    names = ["input_ids", *(["token_type_ids"] if is_pair and _has_segments(tokenizer) else [])]
+    tokenised = TextTokenizer(tokenizer, settings, is_pair=len(examples["train"][0].content) == 2)
 
     def encode(chunk: Sequence[Example]) -> list[Encoded]:
-        found = tokenizer(*_columns_of(chunk), truncation=True, max_length=settings.max_length)
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*(found[name] for name in names), strict=True)]
-        tokens = [len(row["input_ids"]) for row in rows]
-        full = [place for place, count in enumerate(tokens) if count >= settings.max_length]
-        for place, count in zip(full, _full_lengths(tokenizer, [chunk[place] for place in full]), strict=True):
-            tokens[place] = count
-        labelled = zip(rows, tokens, chunk, strict=True)
-        return [Encoded({**row, "labels": ids[example.label or ""]}, count) for row, count, example in labelled]
+        tokens = tokenised([example.content for example in chunk])
+        labelled = zip(tokens, chunk, strict=True)
+        return [Encoded({**each.row, "labels": ids[example.label or ""]}, each.length) for each, example in labelled]
 
     return Recipe(
         encode=encode,
         version=VERSION,
-        columns={**dict.fromkeys(names, True), "labels": False},
+        columns={**dict.fromkeys(tokenised.columns, True), "labels": False},
         labels=tuple(labels),
         baseline=majority_scores(
             [ids[example.label or ""] for example in examples["validation"]],
@@ -168,28 +154,6 @@ def _recipe(examples: Examples, labels: Sequence[str], tokenizer: Any, settings:
             also=settings.metrics,
         ),
     )
-
-
-def _columns_of(examples: Sequence[Example]) -> list[list[str]]:
-    """The first texts, and the second ones of pairs."""
-    return [list(column) for column in zip(*(example.content for example in examples), strict=True)]
-
-
-def _full_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
-    """Tokens of each row before any cut."""
-    if not examples:
-        return []
-    # verbose: no warning about texts longer than the model's limit, which are cut
-    return list(map(len, tokenizer(*_columns_of(examples), verbose=False)["input_ids"]))
-
-
-def _has_segments(tokenizer: Any) -> bool:
-    """Whether the model tells two texts apart by numbered segments, as BERT does.
-
-    Some decoders' tokenizers name `token_type_ids` too, and their models refuse them or (GPT-2) read them as words.
-    Only tokenizers of the BERT family have a separator.
-    """
-    return "token_type_ids" in tokenizer.model_input_names and tokenizer.sep_token is not None
 
 
 def majority_scores(truth: Sequence[int], *, objective: str = "accuracy", also: Sequence[str] = ()) -> dict[str, float]:

@@ -7,6 +7,7 @@ file, the row and the column.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from automl.space.spec import DataSettings
 LONGEST_LABEL = 200
 """Characters a class name may have; more means that the label column holds texts."""
 
+LARGEST_NUMBER = 1e30
+"""Largest size of a number that is to be predicted; beyond it squares leave the range of floats."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _MISSING_WORDS = frozenset({"", "nan", "null"})
 _SHOWN = 40
 
@@ -109,8 +114,12 @@ class Label(NamedTuple):
 
 def take_label(record: Record, column: str) -> Label:
     """The class in `column`; raises DataError if it is missing, null, NaN, empty, a fraction or far too long."""
-    value = take(record, column)
-    if _is_missing(value):
+    return check_label(record, column, take(record, column))
+
+
+def check_label(record: Record, column: str, value: object) -> Label:
+    """`value` as a class; raises as `take_label` does."""
+    if is_missing(value):
         raise fault(record, column, f"label is {shown(value)}; every row needs a class")
     if isinstance(value, bool):
         return Label(str(value).lower(), "truth value")
@@ -124,7 +133,36 @@ def take_label(record: Record, column: str) -> Label:
     return Label(check_text(record, column, value, what="label").strip(), "text")
 
 
-def _is_missing(value: object) -> bool:
+def take_number(record: Record, column: str) -> float:
+    """The number in `column`, which CSV has as text; raises DataError if it is missing, none, or not finite.
+
+    Digits are ASCII's, with a decimal point and without separators of thousands.
+    """
+    value = take(record, column)
+    if is_missing(value):
+        raise fault(record, column, f"label is {shown(value)}; every row needs a number")
+    if isinstance(value, str):
+        text, value = value, parsed_number(value)
+        if value is None:
+            raise fault(record, column, f"label is {shown(text)}; a number such as 3 or -0.25 is needed")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise fault(record, column, f"label is {_kind_of(value)} {shown(value)}; a number is needed")
+    if not abs(value) <= LARGEST_NUMBER:
+        raise fault(record, column, f"label is {shown(value)}; numbers of at most {LARGEST_NUMBER:g} can be learnt")
+    return float(value)
+
+
+def parsed_number(text: str) -> float | None:
+    """The number that a text writes; None if it is no number, or infinite."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else None
+
+
+def _kind_of(value: object) -> str:
+    return "a truth value" if isinstance(value, bool) else type(value).__name__
+
+
+def is_missing(value: object) -> bool:
+    """Whether it says that there is no value."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str) and value.strip().lower() in _MISSING_WORDS)

@@ -55,18 +55,19 @@ def check_classes(given: Mapping[Split, Sequence[Example]], source: str, column:
     for split in ("validation", "test"):
         for example in given.get(split, ()):
             if example.label not in known:
-                raise _unseen(example, split, labels, column)
+                raise unseen(example, example.label or "", split, labels, column)
     if len(labels) == len(given["train"]) > _FEW and len(given) == 1:
         what = f"every one of {len(labels)} rows has a class of its own; is it really the column of the class?"
         raise DataError(f"{source}, column {column!r}: {what}")
     return labels
 
 
-def _unseen(example: Example, split: str, labels: Sequence[str], column: str) -> DataError:
+def unseen(example: Example, name: str, split: str, labels: Sequence[str], column: str) -> DataError:
+    """The error for a class of another split that never occurs in train, whose classes these are."""
     listed = ", ".join(shown(name) for name in labels[:_LISTED]) + (", ..." if len(labels) > _LISTED else "")
-    what = f"class {shown(example.label)} of {split} never occurs in train, which has {listed}"
+    what = f"class {shown(name)} of {split} never occurs in train, which has {listed}"
     where = f"{place(example.file, example.row)}, column {column!r}"
-    return DataError(f"{where}: {what}{did_you_mean(example.label or '', labels)}")
+    return DataError(f"{where}: {what}{did_you_mean(name, labels)}")
 
 
 def rare_classes(given: Mapping[Split, Sequence[Example]]) -> list[str]:

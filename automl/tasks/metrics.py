@@ -34,13 +34,13 @@ _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 def accuracy(truth: Sequence[int], predicted: Sequence[int]) -> float:
     """Share of equal pairs, in [0, 1]. Raises ValueError for no rows or unequal lengths, as all functions here do."""
-    _check(truth, predicted)
+    check_pairs(truth, predicted)
     return sum(a == b for a, b in zip(truth, predicted, strict=True)) / len(truth)
 
 
 def macro_f1(truth: Sequence[int], predicted: Sequence[int]) -> float:
     """Unweighted mean of the F1 of every class that occurs in truth or predictions, in [0, 1]; as in scikit-learn."""
-    _check(truth, predicted)
+    check_pairs(truth, predicted)
     hits = Counter(a for a, b in zip(truth, predicted, strict=True) if a == b)
     sizes = Counter(truth) + Counter(predicted)  # 2 tp + fn + fp
     return math.fsum(2 * hits[name] / size for name, size in sizes.items()) / len(sizes)
@@ -51,7 +51,7 @@ def mcc(truth: Sequence[int], predicted: Sequence[int]) -> float:
 
     Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient", eq. 8.
     """
-    _check(truth, predicted)
+    check_pairs(truth, predicted)
     rows = len(truth)
     hits = sum(a == b for a, b in zip(truth, predicted, strict=True))
     true, guessed = Counter(truth), Counter(predicted)
@@ -64,7 +64,7 @@ def mcc(truth: Sequence[int], predicted: Sequence[int]) -> float:
 
 
 ACCURACY = Metric("maximize", 0.0, 1.0, _CLASSES, score=accuracy)
-MACRO_F1 = Metric("maximize", 0.0, 1.0, _CLASSES, score=macro_f1)
+MACRO_F1 = Metric("maximize", 0.0, 1.0, (*_CLASSES, "multi_label"), score=macro_f1)
 MCC = Metric("maximize", -1.0, 1.0, _CLASSES, score=mcc)
 
 
@@ -72,7 +72,7 @@ def class_scores(
     truth: Sequence[int], predicted: Sequence[int], *, objective: str, also: Sequence[str] = ()
 ) -> dict[str, float]:
     """Every built-in metric of classes, the objective, and others that are wanted, by name."""
-    names = [*(name for name in METRICS.built_in if METRICS[name].tasks == _CLASSES), objective, *also]
+    names = [*(name for name in METRICS.built_in if _CLASSES[0] in METRICS[name].tasks), objective, *also]
     scores = {name: METRICS[name].score for name in names}
     return {name: float(score(truth, predicted)) for name, score in scores.items() if score is not None}
 
@@ -150,7 +150,7 @@ def exact_match(
     references: Sequence[str], predictions: Sequence[str], *, normal: Callable[[str], str] = one_spaced
 ) -> float:
     """Share of predictions equal to their reference once both are `normal`; in [0, 1]."""
-    _check(references, predictions)
+    check_pairs(references, predictions)
     pairs = zip(references, predictions, strict=True)
     return sum(normal(a) == normal(b) for a, b in pairs) / len(references)
 
@@ -175,7 +175,7 @@ def rouge_l(
     split: a text into the words that are compared. Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of
     Summaries", section 3.1, with beta = 1.
     """
-    _check(references, predictions)
+    check_pairs(references, predictions)
     pairs = zip(references, predictions, strict=True)
     return math.fsum(_rouge_l(split(a), split(b)) for a, b in pairs) / len(references)
 
@@ -214,6 +214,7 @@ def _kind(letter: str) -> str:
     return "s" if _SPACELESS.match(letter) else "w"
 
 
-def _check(truth: Sequence[object], predicted: Sequence[object]) -> None:
+def check_pairs(truth: Sequence[object], predicted: Sequence[object]) -> None:
+    """Raise ValueError for no rows or unequal lengths."""
     if not truth or len(truth) != len(predicted):
         raise ValueError(f"{len(truth)} references and {len(predicted)} predictions; equal numbers above 0 are needed")

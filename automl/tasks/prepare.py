@@ -25,6 +25,7 @@ import datasets
 
 from automl import durable
 from automl.errors import DataError, ResourceError
+from automl.head import Scale, scale_from_json, scale_to_json
 from automl.space.spec import TaskSettings
 from automl.tasks.base import Prepared, Row
 from automl.tasks.quiet import quiet_datasets, single_threaded_tokenizers
@@ -64,7 +65,8 @@ class Recipe:
     """How a task turns checked examples into rows.
 
     version: that of the task's templates; part of the key. columns: names of a row's values -> whether each is a list.
-    judging: columns of lists that only the rows of validation and test have.
+    judging: columns of lists that only the rows of validation and test have. reals: columns of real numbers. scale: of
+    the numbers that are predicted.
     """
 
     encode: Encode
@@ -73,6 +75,8 @@ class Recipe:
     labels: tuple[str, ...] = ()
     baseline: Mapping[str, float]
     judging: tuple[str, ...] = ()
+    reals: tuple[str, ...] = ()
+    scale: Scale | None = None
 
 
 def prepare(
@@ -152,6 +156,7 @@ def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
         "longest": prepared.longest,
         "baseline": dict(prepared.baseline),
         "notes": list(prepared.notes),
+        **({} if prepared.scale is None else {"scale": scale_to_json(prepared.scale)}),
     }
 
 
@@ -165,6 +170,7 @@ def prepared_from_json(values: Mapping[str, Any], folder: Path) -> Prepared:
         longest=values["longest"],
         baseline=dict(values["baseline"]),
         notes=tuple(values.get("notes", ())),
+        scale=scale_from_json(values.get("scale")),
     )
 
 
@@ -213,7 +219,8 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
     with quiet_datasets(), single_threaded_tokenizers():
         for split in SPLITS:
             columns = recipe.columns if split == "train" else {**recipe.columns, **dict.fromkeys(recipe.judging, True)}
-            tables = list(_tables(examples[split], recipe.encode, columns, told, settings.max_length))
+            features = _features(columns, recipe.reals)
+            tables = list(_tables(examples[split], recipe.encode, features, told, settings.max_length))
             counts[split] = sum(len(table) for table, _ in tables)
             longest = max(longest, *(length for _, length in tables)) if tables else longest
             told.end(split, examples[split], counts[split])
@@ -228,27 +235,32 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
         longest=longest,
         baseline=recipe.baseline,
         notes=tuple(told.lines()),
+        scale=recipe.scale,
     )
 
 
 def _tables(
-    examples: Sequence[Example], encode: Encode, columns: Mapping[str, bool], told: _Told, most: int
+    examples: Sequence[Example], encode: Encode, features: datasets.Features, told: _Told, most: int
 ) -> Iterator[tuple[Any, int]]:
     """Tables of up to 1,000 rows with the tokens of their longest text, which is cut at `most`.
 
     Nothing but the current one is held as Python objects.
     """
-    number = datasets.Value("int32")
-    features = datasets.Features(
-        {name: datasets.List(number) if is_list else number for name, is_list in columns.items()}
-    )
     for start in range(0, len(examples), _CHUNK):
         encoded = encode(examples[start : start + _CHUNK])
         told.add(encoded)
         rows = [each.row for each in encoded if each.row is not None]
         longest = max((min(each.tokens, most) for each in encoded if each.row is not None), default=0)
-        values = {name: [row[name] for row in rows] for name in columns}
+        values = {name: [row[name] for row in rows] for name in features}
         yield datasets.Dataset.from_dict(values, features=features), longest
+
+
+def _features(columns: Mapping[str, bool], reals: Sequence[str]) -> datasets.Features:
+    """Types of the columns of a table: numbers and lists of them, whole in 32 bits, real in 64."""
+    numbers = {name: datasets.Value("float64" if name in reals else "int32") for name in columns}
+    return datasets.Features(
+        {name: datasets.List(numbers[name]) if is_list else numbers[name] for name, is_list in columns.items()}
+    )
 
 
 class _Told:

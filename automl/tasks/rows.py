@@ -16,12 +16,12 @@ from automl.tasks.base import Row
 class _Column(NamedTuple):
     """One column of one record batch, without a copy: row i of a list column is values[bounds[i] : bounds[i + 1]]."""
 
-    values: npt.NDArray[np.int32]
+    values: npt.NDArray[Any]
     bounds: npt.NDArray[np.int32] | None  # None: one number per row
 
 
 class MappedRows(Sequence[Row]):
-    """The rows of an Arrow table of int32 numbers and lists of them; pages are shared by all processes."""
+    """The rows of an Arrow table of numbers and lists of them; pages are shared by all processes."""
 
     def __init__(self, table: Any) -> None:
         batches = table.to_batches()
@@ -61,5 +61,5 @@ def _columns(batch: Any) -> dict[str, _Column]:
 
 def _value(column: _Column, within: int) -> Any:
     if column.bounds is None:
-        return int(column.values[within])
+        return column.values[within].item()
     return column.values[column.bounds[within] : column.bounds[within + 1]].tolist()

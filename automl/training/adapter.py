@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from automl import durable
+from automl.head import Kind, Scale, about_head
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef
 from automl.models.quantisation import loading_arguments
@@ -30,7 +31,8 @@ class AdapterMeta:
     """What the manifest of an adapter says about where it comes from.
 
     metric: name of the objective, one of the measurement's metrics. data: fingerprint of the prepared data. labels:
-    class names in the order of their ids, empty for text tasks. targets: the user's target sets.
+    names of what the head tells apart in the order of their ids, empty for text tasks. targets: the user's target sets.
+    head, scale: the kind of head, and the unit of a number that it predicts.
     """
 
     measurement: Measurement
@@ -41,6 +43,8 @@ class AdapterMeta:
     precision: str
     labels: tuple[str, ...] = ()
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    head: Kind | None = None
+    scale: Scale | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The `about` of the manifest."""
@@ -55,12 +59,14 @@ class AdapterMeta:
             "data": {"fingerprint": self.data},
             "precision": self.precision,
             "labels": list(self.labels),
+            **(about_head(self.head, self.scale) if self.head else {}),
             **({"targets": {name: list(patterns) for name, patterns in self.targets.items()}} if self.targets else {}),
         }
 
 
 def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measurement: Measurement) -> AdapterMeta:
     """Describe the adapter of a trial that has made its last step. task: the one of the settings."""
+    head = task.head(settings.prepared)
     return AdapterMeta(
         measurement=measurement,
         metric=settings.task.metric,
@@ -68,8 +74,10 @@ def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measuremen
         backbone=settings.backbone,
         data=settings.prepared.fingerprint,
         precision=settings.precision,
-        labels=task.head(settings.prepared).labels,
+        labels=head.labels,
         targets=settings.targets,
+        head=head.kind,
+        scale=head.scale,
     )
 
 
@@ -83,7 +91,9 @@ def adapter_draft(folder: Path, meta: AdapterMeta, *, config: Any, tokenizer: An
     with durable.sealed_folder(folder, _about(meta, config)) as draft:
         yield draft
         if meta.labels:
-            _as_stored(config, meta.backbone).to_json_file(draft / "config.json")
+            stored = _as_stored(config, meta.backbone)
+            note_scale(stored, meta.scale)
+            stored.to_json_file(draft / "config.json")
         _write_tokenizer(tokenizer, draft)
 
 
@@ -103,6 +113,12 @@ def _as_stored(config: Any, backbone: BackboneRef) -> Any:
     if backbone.quantization is not None and not backbone.is_stored_so:
         del plain.quantization_config
     return plain
+
+
+def note_scale(config: Any, scale: Scale | None) -> None:
+    """Let a configuration say what the numbers mean that the model predicts: label = mean + deviation x logit."""
+    if scale is not None:
+        config.label_mean, config.label_deviation = scale.mean, scale.deviation
 
 
 def _write_tokenizer(tokenizer: Any, draft: Path) -> None:

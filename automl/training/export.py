@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from automl import durable
 from automl.errors import CheckpointError, ModelError, ResourceError
+from automl.head import Kind, Scale, kind_of, scale_from_json
 from automl.lora import Hyperparameters
 from automl.methods.attaching import ADAPTER
 from automl.methods.fusion import attach_fused
@@ -31,11 +32,14 @@ from automl.models.backbone import BackboneRef, dense_backbone, load_backbone, l
 from automl.models.calling import quietly
 from automl.models.inventory import head_modules, made_anew, resolve_targets
 from automl.tasks import make_task
-from automl.training.adapter import AdapterMeta, adapter_draft
+from automl.training.adapter import AdapterMeta, adapter_draft, note_scale
 from automl.training.runtime import HostSettings, Runtime, Split, load_model, load_runtime, stored_dtype
 
 OWN_WEIGHTS = "adapter.safetensors"
 """What was trained in place, by parameter names."""
+
+_UNIT = "automl_unit"
+"""Where a model keeps the hook that turns what it says into the unit of the labels."""
 
 
 def export_adapter(
@@ -119,6 +123,7 @@ def merge_adapter(adapter: Path, settings: HostSettings, out: Path) -> None:
         merged = merged.to(torch.bfloat16)
     try:
         with durable.sealed_folder(out, {**about, "kind": "merged"}) as draft, quietly(f"{out}: cannot write"):
+            note_scale(merged.config, head.scale)
             merged.save_pretrained(draft)
             load_tokenizer(settings.backbone).save_pretrained(draft)
     except ModelError as error:  # safetensors has its own words for a full disk
@@ -135,15 +140,13 @@ def check_mergeable(adapter: Path, about: Mapping[str, Any]) -> None:
 def load_adapter(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
     """The frozen model of an exported adapter on its backbone, on the CPU and in eval mode, and its tokenizer.
 
-    For classification its configuration names the classes. Raises CheckpointError if the folder is damaged or of
-    another backbone.
+    For classification its configuration names the classes; a number is predicted in the unit of its labels. Raises
+    CheckpointError if the folder is damaged or of another backbone.
     """
     about = _same_backbone(folder, verify_manifest(folder), backbone)
-    labels = about["labels"]
-    base = load_backbone(
-        backbone, "classification" if labels else "causal-lm", labels, stored_dtype(str(about["precision"]))
-    )
+    base = load_backbone(backbone, _kind(folder, about), about["labels"], stored_dtype(str(about["precision"])))
     model = with_adapter(base, folder).requires_grad_(False).eval()
+    _speak_in(model, scale_from_json(about.get("scale")))
     return model, load_tokenizer(replace(backbone, path=str(folder)) if has_tokenizer(folder) else backbone)
 
 
@@ -156,14 +159,42 @@ def load_adapters(folders: Mapping[str, Path], backbone: BackboneRef) -> tuple[A
         (folder, _same_backbone(folder, verify_manifest(folder), backbone)) for folder in folders.values()
     ]
     for folder, about in others:
-        for what in ("labels", "precision"):
-            if about[what] != first[1][what]:
+        for what in ("labels", "precision", "head", "scale"):
+            if about.get(what) != first[1].get(what):
                 raise ModelError(f"{first[0]} and {folder} have different {what}; they cannot be on one model")
     labels, precision = first[1]["labels"], str(first[1]["precision"])
-    base = load_backbone(backbone, "classification" if labels else "causal-lm", labels, stored_dtype(precision))
+    base = load_backbone(backbone, _kind(*first), labels, stored_dtype(precision))
     model = with_adapters(base, folders).requires_grad_(False).eval()
+    _speak_in(model, scale_from_json(first[1].get("scale")))
     given = replace(backbone, path=str(first[0])) if has_tokenizer(first[0]) else backbone
     return model, load_tokenizer(given)
+
+
+def _kind(folder: Path, about: Mapping[str, Any]) -> Kind:
+    try:
+        return kind_of(about)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: its head is of a kind {error.args[0]!r} that this version does not know"
+        ) from None
+
+
+def _speak_in(model: nn.Module, scale: Scale | None) -> None:
+    """Let a model that predicts a number answer in the unit of the labels, where it was trained in standard ones."""
+
+    def in_unit(module: nn.Module, given: Any, output: Any) -> Any:
+        assert scale is not None
+        output.logits = scale.mean + scale.deviation * output.logits
+        return output
+
+    if scale is not None:
+        vars(model)[_UNIT] = model.register_forward_hook(in_unit)
+
+
+def as_trained(model: nn.Module) -> None:
+    """Let a model that `load_adapter` has made say its numbers as it was trained, in standard units."""
+    if (hook := vars(model).pop(_UNIT, None)) is not None:
+        hook.remove()
 
 
 def has_tokenizer(folder: Path) -> bool:

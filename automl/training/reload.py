@@ -18,6 +18,7 @@ from automl.errors import ModelError
 from automl.models.backbone import DTYPES
 from automl.models.calling import quietly
 from automl.models.quantised import compute_as_in_training
+from automl.training.export import as_trained
 from automl.training.runtime import HostSettings, Split, load_runtime, stored_dtype
 
 
@@ -68,6 +69,7 @@ def serve(descriptor: int) -> None:
 
 def _measure(text: str, settings: HostSettings, split: Split) -> Reloaded:
     model = _model_of(text)
+    as_trained(model)
     compute_as_in_training(model, DTYPES[stored_dtype(settings.precision)])
     runtime = load_runtime(replace(settings, judged_on=split), model)
     found = runtime.evaluate(runtime.model, runtime.evaluation_rows, runtime.evaluation_tokens)

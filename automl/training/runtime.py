@@ -155,7 +155,7 @@ def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runt
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    task, tokenizer = make_task(settings.task), load_tokenizer(settings.backbone)
+    task, tokenizer = make_task(settings.task).on(settings.prepared), load_tokenizer(settings.backbone)
     frozen = (model or load_model(settings)).to(device)
     rows = _reader(task, settings, None if model else frozen, device, int(tokenizer.pad_token_id))
     runtime = Runtime(

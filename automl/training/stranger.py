@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from automl.errors import ModelError
+from automl.head import Kind
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer, model_files, skeleton
 from automl.models.inventory import head_modules, made_anew
 from automl.training.cut import CONFIG, WEIGHTS, read_config, tensor_shapes
@@ -24,7 +25,12 @@ from automl.training.export import has_tokenizer, saved_names, with_adapter
 _UNNAMED = "LABEL_"
 _PREFIX, _PREFIX_OF_TOKENS = "base_model.model.", "base_model."
 """What PEFT puts before names of the model; the second where virtual tokens alone are trained."""
-_KINDS = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm", None: "causal-lm"}
+_KINDS: Mapping[Any, Kind] = {
+    "SEQ_CLS": "classification",
+    "TOKEN_CLS": "token-classification",
+    "CAUSAL_LM": "causal-lm",
+    None: "causal-lm",
+}
 _TYPES = (
     *("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "RANDLORA", "FOURIERFT", "LN_TUNING"),
     *("MISS", "GRALORA", "DELORA", "ROAD", "C3A", "SHIRA", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"),
@@ -54,8 +60,8 @@ def load_stranger(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
     """
     config = _checked(folder)
     kind, names = _KINDS[config.get("task_type")], tensor_shapes(folder / WEIGHTS)
-    labels = _labels(folder, backbone, names) if kind == "classification" else ()
-    base = load_backbone(backbone, "classification" if labels else "causal-lm", labels)
+    labels = _labels(folder, backbone, names, kind) if kind != "causal-lm" else ()
+    base = load_backbone(backbone, kind, labels)
     if lost := [path for path in made_anew(base) if not any(_of_model(name).startswith(f"{path}.") for name in names)]:
         raise ModelError(
             f"{folder}: {backbone.path} has no {lost[0]}, and the adapter has not kept that of its training"
@@ -86,7 +92,9 @@ def _checked(folder: Path) -> dict[str, Any]:
     if config.get("megatron_config"):
         raise ModelError(f"{folder}: megatron_config names code to import; adapters without it are loaded")
     if config.get("task_type") not in _KINDS:
-        raise ModelError(f"{folder}: task_type {config['task_type']} is not loaded; known: SEQ_CLS, CAUSAL_LM")
+        raise ModelError(
+            f"{folder}: task_type {config['task_type']} is not loaded; known: SEQ_CLS, TOKEN_CLS, CAUSAL_LM"
+        )
     if not (folder / WEIGHTS).is_file():
         pickled = next((file.name for file in sorted(folder.glob("adapter_model.*"))), None)
         said = f"has {pickled} but no {WEIGHTS}; pickled weights are not read" if pickled else f"{WEIGHTS} is missing"
@@ -94,9 +102,9 @@ def _checked(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _labels(folder: Path, backbone: BackboneRef, names: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def _labels(folder: Path, backbone: BackboneRef, names: Mapping[str, tuple[int, ...]], kind: Kind) -> tuple[str, ...]:
     """Names of as many classes as the trained head has, wherever they are said; `LABEL_0` … if nowhere."""
-    output = _output(skeleton(backbone, "classification"))
+    output = _output(skeleton(backbone, kind))
     own = next((shape for name, shape in names.items() if _of_model(name) == output), None)
     shape = own or _shape_in(backbone, output)
     if shape is None:

@@ -31,11 +31,12 @@ Key = tuple[str, int, float, ScoredSplit]
 class Scores:
     """All metrics of all trainings and cuts so far, by what they are of.
 
-    outcomes: what they were made of, where that is known. truth: classes of the test rows in the order of the outcomes.
+    outcomes: what they were made of, where that is known. truth: classes or numbers of the test
+    rows in the order of the outcomes.
     """
 
     def __init__(
-        self, scores: Iterable[Score] = (), outcomes: Iterable[RowOutcomes] = (), truth: Sequence[int] = ()
+        self, scores: Iterable[Score] = (), outcomes: Iterable[RowOutcomes] = (), truth: Sequence[float] = ()
     ) -> None:
         self.truth = tuple(truth)
         self._outcomes = {(each.arm, each.seed, each.learning_rate, each.split): each.outcomes for each in outcomes}

@@ -36,17 +36,18 @@ class OfRows(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def of_rows(told: tuple[tuple[str, str], ...], metric: str, truth: tuple[int, ...]) -> OfRows:
+def of_rows(told: tuple[tuple[str, str], ...], metric: str, truth: tuple[float, ...]) -> OfRows:
     """Judge outcomes as they are stored, a pair of arms for each seed; remembered, since it is asked for often."""
     pairs = [(decoded(ours), decoded(theirs)) for ours, theirs in told]
     kind, rows = pairs[0][0].kind, len(pairs[0][0].rows)
     return OfRows(row_error(pairs, metric, truth), rows if kind == "values" else min(GROUPS, rows))
 
 
-def row_error(pairs: Sequence[Pair], metric: str, truth: Sequence[int]) -> float:
+def row_error(pairs: Sequence[Pair], metric: str, truth: Sequence[float]) -> float:
     """What rows add to the standard error of the mean over seeds of the differences between two arms.
 
-    pairs: one for each seed, at least two, all of one kind and length. truth: classes of the rows, in their order.
+    pairs: one for each seed, at least two, all of one kind and length. truth: classes or numbers of
+    the rows, in their order.
     """
     if pairs[0][0].kind == "values":
         return _added([_differences(ours.rows, theirs.rows) for ours, theirs in pairs])
@@ -55,12 +56,12 @@ def row_error(pairs: Sequence[Pair], metric: str, truth: Sequence[int]) -> float
     return _added([_pseudo_values(pair, score, truth) for pair in pairs])
 
 
-def truth_of(rows: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Classes of tokenised rows in the order of outcomes, the longest first."""
-    return [int(row["labels"]) for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)]
+def truth_of(rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Classes or numbers of tokenised rows in the order of outcomes, the longest first."""
+    return [row["labels"] for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)]
 
 
-def between(ours: Outcomes, theirs: Outcomes, metric: str, truth: Sequence[int]) -> Estimate:
+def between(ours: Outcomes, theirs: Outcomes, metric: str, truth: Sequence[float]) -> Estimate:
     """The difference between two trained models, and how far it could move with other rows; seeds are left out of it.
 
     Arguments as for `row_error`, of one pair, at least two rows.
@@ -107,7 +108,7 @@ def _added(by_seed: Sequence[Sequence[float]]) -> float:
 
 
 def _pseudo_values(
-    pair: Pair, score: Callable[[Sequence[int], Sequence[int]], float], truth: Sequence[int]
+    pair: Pair, score: Callable[[Sequence[Any], Sequence[Any]], float], truth: Sequence[float]
 ) -> list[float]:
     """What each part of the rows contributes to the difference of a seed, by leaving it out.
 
@@ -121,9 +122,9 @@ def _pseudo_values(
 
 
 def _difference(
-    pair: Pair, score: Callable[[Sequence[int], Sequence[int]], float], truth: Sequence[int], kept: Sequence[int]
+    pair: Pair, score: Callable[[Sequence[Any], Sequence[Any]], float], truth: Sequence[float], kept: Sequence[int]
 ) -> float:
     """Difference of the metric over some of the rows."""
     right = [truth[place] for place in kept]
-    ours, theirs = (score(right, [int(side.rows[place]) for place in kept]) for side in pair)
+    ours, theirs = (score(right, [side.rows[place] for place in kept]) for side in pair)
     return ours - theirs

@@ -219,11 +219,11 @@ class _Work:
         shutil.rmtree(study_folder(self._spec) / "verification", ignore_errors=True)
         return scores
 
-    def _truth(self) -> list[int]:
-        """Classes of the test rows in the order of outcomes; empty if there are none."""
-        if not self._setup.inputs.prepared.labels:
-            return []
-        return truth_of(make_task(self._setup.spec.task).rows(self._setup.inputs.prepared, "test"))
+    def _truth(self) -> list[float]:
+        """Classes or numbers of the test rows in the order of outcomes; empty if they are neither."""
+        task, prepared = make_task(self._setup.spec.task), self._setup.inputs.prepared
+        is_one_each = task.head(prepared).kind in ("classification", "regression")
+        return truth_of(task.rows(prepared, "test")) if is_one_each else []
 
     def _plan(self, number: int, options: VerifyOptions, suggested: Mapping[str, int] | None, knee: int | None) -> Plan:
         spec, inputs = self._setup.spec, self._setup.inputs
@@ -255,7 +255,7 @@ class _Work:
         task = make_task(spec.task)
         test = task.rows(inputs.prepared, "test")
         majority: Metrics = {}
-        if inputs.prepared.labels:
+        if task.head(inputs.prepared).kind == "classification":
             labels = [row["labels"] for row in test]
             majority = majority_scores(labels, objective=spec.task.metric, also=spec.task.metrics)
         return Plan(

@@ -36,7 +36,7 @@ heavy = ("optuna", "torch", "peft", "transformers", "datasets", "ray")
 print(len(entries), [name for name in heavy if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout == "43 []\n"
+    assert result.stdout == "57 []\n"
 
 
 class TestLora(MethodContract):
@@ -146,6 +146,26 @@ def lines(*columns: str) -> str:
 class TestClassification(TaskContract):
     task = "{type: classification, data: data.jsonl, metric: macro_f1}"
     rows = "".join(json.dumps({"text": f"word{n % 7} and word{n}", "label": "abc"[n % 3]}) + "\n" for n in range(80))
+
+
+class TestMultiLabel(TaskContract):
+    task = "{type: multi_label, data: data.jsonl}"
+    rows = "".join(
+        json.dumps({"text": f"word{n % 7} and word{n}", "labels": list("abc")[: n % 4]}) + "\n" for n in range(80)
+    )
+
+
+class TestTokenClassification(TaskContract):
+    task = "{type: token_classification, data: data.jsonl}"
+    rows = "".join(
+        json.dumps({"words": [f"word{n % 7}", f"word{n}", "x"], "tags": ["O", "B-A" if n % 2 else "O", "I-A"]}) + "\n"
+        for n in range(80)
+    )
+
+
+class TestRegression(TaskContract):
+    task = "{type: regression, data: data.jsonl, metric: spearman}"
+    rows = "".join(json.dumps({"text": f"word{n % 7} and word{n}", "label": n % 7 + 0.5}) + "\n" for n in range(80))
 
 
 class TestCompletion(TaskContract):

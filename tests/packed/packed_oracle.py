@@ -110,10 +110,11 @@ def _train(model: Any, load: Workload, trial: TrialSpec, steps: int) -> Iterator
         "cosine": lambda: get_cosine_schedule_with_warmup(optimizer, warmup, trial.steps),
     }[hyper.schedule]()
     model.train()
+    task = load.task.for_trial(hyper)
     for step in range(steps):
         chosen = batch_rows(trial.data_seed, step, hyper.batch_size, len(load.train_rows))
-        batch = load.task.collate([load.train_rows[index] for index in chosen], 0)
-        parts = load.task.loss(model, batch)
+        batch = task.collate([load.train_rows[index] for index in chosen], 0)
+        parts = task.loss(model, batch)
         loss = parts.total / parts.count
         loss.backward()
         if hyper.clip > 0:

@@ -31,6 +31,8 @@ def test_there_are_presets() -> None:
         "bbc-topics",
         "smollm2-instruct",
         "smollm2-dpo",
+        "reviews-stars",
+        "reviews-topics",
         "gpu-7b-instruct",
         "nightly",
     }
@@ -117,3 +119,9 @@ def test_preferences_are_what_their_script_writes() -> None:
     rows = [json.loads(line) for line in written]
     assert script["rows"]() == rows
     assert all(row["chosen"] in row["rejected"] != row["chosen"] for row in rows)
+
+
+def test_reviews_are_what_their_script_writes() -> None:
+    script = runpy.run_path(str(FOLDER / "data" / "make_reviews.py"))
+    written = (FOLDER / "data" / "reviews.jsonl").read_text(encoding="utf-8").splitlines()
+    assert script["rows"]() == [json.loads(line) for line in written]
