@@ -22,6 +22,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from automl.head import Kind
+from automl.methods.settings import Setting
 from automl.metric import METRICS
 from automl.space.entries import TASKS
 from automl.space.extraction import extraction_mistake
@@ -357,6 +358,15 @@ class TaskSection(TaskOptions):
     """Rows that cannot be used: refuse the data, or skip them; either way they are counted and named."""
 
 
+CLASS_WEIGHTS = Setting(
+    name="class_weights",
+    default="none",
+    meaning="weigh rows alike (none), or more the rarer their class is in training (balanced)",
+    choices=("none", "balanced"),
+    tried=("none", "balanced"),
+)
+
+
 class ClassificationTask(TaskSection):
     """One label per text, or per pair of texts."""
 
@@ -365,6 +375,7 @@ class ClassificationTask(TaskSection):
     implementation: ClassVar[str] = "automl.tasks.classification:Classification"
     head: ClassVar[Kind | Literal[""]] = "classification"
     default_metric: ClassVar[str] = "accuracy"
+    settings: ClassVar[tuple[Setting, ...]] = (CLASS_WEIGHTS,)
 
 
 class _TextTask(TaskSection):

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from automl.lora import Hyperparameters
 from automl.metric import METRICS
 from automl.outcomes import Outcomes
+from automl.space.schema_task import CLASS_WEIGHTS
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
@@ -33,7 +35,28 @@ VERSION = 1
 
 
 class Classification(Task):
-    """`text` (and `text_pair`) to `label`. Loss: cross-entropy per row. Metrics: loss, accuracy, macro_f1, mcc."""
+    """`text` (and `text_pair`) to `label`. Loss: cross-entropy per row. Metrics: loss, accuracy, macro_f1, mcc.
+
+    With `class_weights: balanced` a trial's loss weighs each row by rows / (classes x rows of its class), counted in
+    train, so that all classes weigh alike and the mean weight is 1 (King and Zeng 2001, as scikit-learn's `balanced`).
+    """
+
+    _prepared: Prepared | None = None
+    _weights: torch.Tensor | None = None
+    """Of the classes, in the order of their ids; None: all alike."""
+
+    def on(self, prepared: Prepared) -> Task:
+        task = type(self)(self.settings)
+        task._prepared = prepared
+        return task
+
+    def for_trial(self, hyper: Hyperparameters) -> Task:
+        if CLASS_WEIGHTS.of(hyper) != "balanced":
+            return self
+        assert self._prepared is not None, "weights follow from the training rows"
+        task = type(self)(self.settings)
+        task._weights = balanced_weights([row["labels"] for row in self.rows(self._prepared, "train")])
+        return task
 
     def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
         data = self.settings.data
@@ -61,7 +84,8 @@ class Classification(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossParts:
         labels = batch["labels"]
-        total = functional.cross_entropy(_logits(model, batch).float(), labels, reduction="sum")
+        weights = None if self._weights is None else self._weights.to(labels.device)
+        total = functional.cross_entropy(_logits(model, batch).float(), labels, weight=weights, reduction="sum")
         return LossParts(total, len(labels))
 
     def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
@@ -123,8 +147,14 @@ class Classification(Task):
         return read
 
 
+def balanced_weights(labels: Sequence[int]) -> torch.Tensor:
+    """Weight of each class, (classes,), by which rows of all classes weigh alike and all rows 1 in the mean."""
+    counts = torch.bincount(torch.tensor(labels)).float()
+    return len(labels) / (len(counts) * counts)
+
+
 def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross-entropy of every row, (N,) float32: what `Classification.loss` sums."""
+    """Cross-entropy of every row, (N,) float32: what `Classification.loss` sums where all classes weigh alike."""
     return functional.cross_entropy(_logits(model, batch).float(), batch["labels"], reduction="none")
 
 

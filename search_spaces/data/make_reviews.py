@@ -15,7 +15,7 @@ from typing import Any
 TARGET = Path(__file__).parent / "reviews.jsonl"
 
 GOOD = {
-    "room": ("The bed was wonderfully soft.", "Our room was bright and spotless.", "We loved the view from the window."),
+    "room": ("The bed was wonderfully soft.", "Our room was spotless.", "We loved the view from the window."),
     "food": ("Breakfast was delicious.", "The kitchen cooks with real care.", "Even the coffee was excellent."),
     "staff": ("Everybody at the desk was kind.", "The porter helped us at once.", "They remembered our names."),
     "price": ("It was worth every cent.", "Such a low price for so much.", "A bargain for a weekend."),

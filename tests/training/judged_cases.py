@@ -70,6 +70,18 @@ def tagged(count: int, *, seed: int = 0) -> Rows:
     return rows
 
 
+def uneven(count: int, *, seed: int = 0) -> Rows:
+    """Two classes, of which the second has every sixth row."""
+    rng = random.Random(seed)
+    return [
+        {
+            "text": " ".join(f"w{rng.randrange(*((20, 60) if number % 6 else (0, 30)))}" for _ in range(4)),
+            "label": "common" if number % 6 else "rare",
+        }
+        for number in range(count)
+    ]
+
+
 ROWS: dict[str, Callable[[int], Rows]] = {
     "regression": numbered,
     "multi_label": several,
@@ -82,7 +94,7 @@ def judged_settings(folder: Path, kind: str, *, metric: str, rows: Rows | None =
     """Settings over a backbone made in `folder`, trained on and judged by rows of this task."""
     if not (folder / "model").exists():
         write_backbone(folder / "model", "bert", model=lively_bert())
-    path = str(write(folder / "rows.jsonl", rows or ROWS[kind](48)))
+    path = str(write(folder / "rows.jsonl", rows or ROWS.get(kind, uneven)(48)))
     task = TaskSettings(
         type=kind, data=DataSettings(kind="files", files={"train": path}), metric=metric, max_length=16, seed=3
     )

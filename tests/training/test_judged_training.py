@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
+from automl.lora import Hyperparameters
 from automl.packed.proof import disproof
 from automl.packed.trainer import PackedTrainer
+from automl.tasks.classification import balanced_weights, losses_by_row
 from automl.training.export import evaluate_export, evaluate_merged, load_adapter, merge_adapter
 from automl.training.host import SoloHost
 from automl.training.runtime import HostSettings, load_runtime
@@ -21,7 +25,12 @@ from tests.packed.test_exactness import distance
 from tests.training.judged_cases import judged_settings, own, workload_of
 from tests.training.training_cases import trial_spec
 
-METRIC = {"regression": "pearson", "multi_label": "macro_f1", "token_classification": "entity_f1"}
+METRIC = {
+    "classification": "mcc",
+    "regression": "pearson",
+    "multi_label": "macro_f1",
+    "token_classification": "entity_f1",
+}
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "regression": [
@@ -34,6 +43,11 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"rank": 4},
         {"rank": 2, "batch_size": 4},
         {"rank": 8, "dropout": 0.2, "target": "attention"},
+    ],
+    "classification": [
+        {"rank": 4, **own(class_weights="balanced")},
+        {"rank": 2, "batch_size": 4},
+        {"rank": 8, "dropout": 0.2, "target": "attention", **own(class_weights="balanced")},
     ],
 }
 """Trials of a pack that differ in what their task brings, too."""
@@ -112,3 +126,23 @@ def test_a_reloaded_regression_speaks_in_the_unit_of_its_labels(tmp_path: Path) 
     assert scale is not None
     assert (config["label_mean"], config["label_deviation"]) == (scale.mean, scale.deviation)
     assert (config["problem_type"], config["id2label"]) == ("regression", {"0": "label"})
+
+
+def test_balanced_weights_are_scikit_learns_and_change_the_loss_alone(tmp_path: Path) -> None:
+    settings = judged_settings(tmp_path, "classification", metric="mcc")
+    runtime = load_runtime(settings)
+    labels = [row["labels"] for row in runtime.train_rows]
+    expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    assert balanced_weights(labels).tolist() == pytest.approx(expected)
+    plain, weighted = (
+        runtime.task.for_trial(Hyperparameters(**own(**given))) for given in ({}, {"class_weights": "balanced"})
+    )
+    assert plain is runtime.task
+    batch = runtime.batch(runtime.train_rows)
+    with torch.no_grad():
+        by_row = losses_by_row(runtime.model, batch)
+        found, usual = weighted.loss(runtime.model, batch), plain.loss(runtime.model, batch)
+    by_hand = sum(loss * expected[label] for loss, label in zip(by_row.tolist(), labels, strict=True))
+    assert float(found.total) == pytest.approx(by_hand, rel=1e-5)
+    assert found.count == usual.count == len(labels)
+    assert float(usual.total) == pytest.approx(float(by_row.sum()), rel=1e-6) != pytest.approx(by_hand, rel=1e-3)
