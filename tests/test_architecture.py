@@ -333,6 +333,7 @@ OVERRIDDEN = {
     "Task.lengths": "a task may leave open how long its rows are",
     "Task.evaluate_by_row": "a task may leave open what becomes of each row",
     "Task.for_trial": "the loss of most tasks has no hyperparameters",
+    "Task.on": "the loss of most tasks needs to know nothing of all training rows",
     "Task.referred": "most tasks do not refer to the untuned model",
     "Task.refusal": "most tasks can be learned with any configuration",
 }
