@@ -96,7 +96,7 @@ def _function(own: OwnMetric) -> Callable[[Sequence[Any], Sequence[Any]], float]
     return found  # type: ignore[no-any-return]  # whatever it is; asked before training
 
 
-def own_class_scores(truth: Sequence[float], predicted: Sequence[float], settings: TaskSettings) -> Mapping[str, float]:
-    """What the user's functions say of class ids or numbers, by name."""
+def own_class_scores(truth: Sequence[int], predicted: Sequence[int], settings: TaskSettings) -> Mapping[str, float]:
+    """What the user's functions say of class ids, by name."""
     wanted = {name: own for name, own in settings.own_metrics.items() if name in settings.measured}
     return {name: python_score(own, truth, predicted) for name, own in wanted.items()}

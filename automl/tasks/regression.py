@@ -25,7 +25,6 @@ from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, take_number
 from automl.tasks.metrics import mean
 from automl.tasks.numbers import as_grades
-from automl.tasks.own_metrics import own_class_scores
 from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
 from automl.tasks.read import Split, read_splits, source_name
 from automl.tasks.reading import Reading
@@ -120,16 +119,15 @@ class Regression(Task):
         return {"loss": mean(by_row["loss"])} | self._scores(truth, predicted), self._outcomes(by_row, predicted)
 
     def _scores(self, truth: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-        """Every built-in metric of numbers, and the objective where it is of another package or the user's own, by name."""
+        """Every built-in metric of numbers, and the objective where it is of another package, by name."""
         built_in = (name for name in METRICS.built_in if "regression" in METRICS[name].tasks)
         names = [*built_in, *self.settings.measured]
         scores = {name: METRICS[name].score for name in names if name != _GRADES or self._scale.levels}
-        found = {
+        return {
             name: float(score(truth, self._judged(name, predicted)))
             for name, score in scores.items()
             if score is not None
         }
-        return {**found, **own_class_scores(truth, predicted, self.settings)}
 
     def _outcomes(self, by_row: Mapping[str, Sequence[float]], predicted: Sequence[float]) -> Outcomes | None:
         name = self.settings.metric

@@ -36,7 +36,7 @@ heavy = ("optuna", "torch", "peft", "transformers", "datasets", "ray")
 print(len(entries), [name for name in heavy if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout == "57 []\n"
+    assert result.stdout == "66 []\n"
 
 
 class TestLora(MethodContract):

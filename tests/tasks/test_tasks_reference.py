@@ -36,7 +36,8 @@ def test_the_page_says_the_direction_of(name: str) -> None:
 def test_an_unknown_task_lists_the_known_ones() -> None:
     settings = TaskSettings(type="clasification", data=DataSettings(kind="files"), metric="loss")
     expected = (
-        r"unknown task 'clasification'; known: classification, completion, instruction, preference, table \(did you"
+        r"unknown task 'clasification'; known: classification, completion, instruction, multi_label,"
+        r" token_classification, regression, preference, table \(did you"
     )
     with pytest.raises(ConfigError, match=expected):
         make_task(settings)
