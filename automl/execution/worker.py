@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from automl.errors import ResourceError
+from automl.errors import MetricError, ResourceError
 from automl.execution.base import Host
-from automl.trial import Cohort, Measurement, Order, OrderKind, TrialFailure, TrialSpec, failure_of
+from automl.trial import Cohort, Measurement, Metrics, Order, OrderKind, TrialFailure, TrialSpec, failure_of
+
+logger = logging.getLogger(__name__)
 
 
 class Worker:
@@ -44,9 +47,17 @@ class Worker:
     def hello(self) -> Cohort:
         """The first cohort of this start; the first start of worker 0 brings the untrained baseline."""
         first = self._index == 0 and self._epoch == 1
-        baseline = self._host.baseline() if first else None
+        baseline = self._baseline() if first else None
         self._began, self._busy_before = self._clock(), self._host.busy_seconds
         return self._cohort(hello=True, baseline=baseline)
+
+    def _baseline(self) -> Metrics | None:
+        """What the untrained model is worth; None if that cannot be judged, which is no reason to train nothing."""
+        try:
+            return self._host.baseline()
+        except MetricError as error:
+            logger.warning("the untrained model is not measured: %s", error)
+            return None
 
     def step(self, orders: Sequence[Order]) -> Cohort:
         """Obey the orders, then train until there is something to report.

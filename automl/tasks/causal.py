@@ -383,7 +383,7 @@ def _generation_scores(
 def generate_sorted(
     model: torch.nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, *, max_new_tokens: int
 ) -> list[str]:
-    """As `generate`, of any number of prompts: those of like lengths share a batch. In the order of the prompts."""
+    """Greedy continuations of any number of prompts, in their order: those of like lengths share a batch."""
     places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found: dict[int, str] = {}
     for start in range(0, len(places), _GENERATION_BATCH):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from automl.errors import ResourceError
+from automl.errors import MetricError, ResourceError
 from automl.execution.worker import Worker
 from automl.lora import Hyperparameters
 from automl.testing.formula import Fault, FormulaHost, curve
-from automl.trial import Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
+from automl.trial import Measurement, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 
 
 def spec(number: int, *, attempt: int = 1) -> TrialSpec:
@@ -51,6 +51,18 @@ def test_hello_announces_capacity_and_only_the_very_first_brings_the_baseline(
     assert (first.hello, first.seq, first.capacity, first.baseline) == (True, 0, 3, {"loss": 2.0})
     assert make_worker(tmp_path, waits, epoch=2).hello().baseline is None
     assert make_worker(tmp_path, waits, index=1).hello().baseline is None
+
+
+class Unjudged(FormulaHost):
+    def baseline(self) -> Metrics:
+        raise MetricError("metric maximize:judge: judge answered 'nan'")
+
+
+def test_a_baseline_that_cannot_be_judged_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker(Unjudged(str(tmp_path)), 0, epoch=1)
+    assert worker.hello().baseline is None
+    assert "the untrained model is not measured: metric maximize:judge: judge answered 'nan'" in caplog.text
+    assert worker.step([open_order(0)]).measurements[0].step == 2
 
 
 def test_residents_report_together_and_follow_their_curves(tmp_path: Path, waits: list[float]) -> None:
