@@ -289,6 +289,6 @@ class Study:
 def _check_folder(text: str, spec: SweepSpec, *, begun_in: Path, place: Path) -> None:
     """Raise ConfigError if the relative paths of the text would mean something else in the folder of `place`."""
     there = parse_space(text, str(place), place.parent)
-    if (there.model, there.task.data) != (spec.model, spec.task.data):
+    if (there.model, there.task.data, there.keep) != (spec.model, spec.task.data, spec.keep):
         message = f"its relative paths begin in {begun_in}; write it there, or use absolute ones"
         raise ConfigError([Problem(str(place), 0, 0, "path", message)])

@@ -25,7 +25,7 @@ def forgetting(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     )
     if frame.also_minimize == "forgetting":
         yield Text(f"The search had two objectives: {frame.metric}, and as little forgetting as possible.")
-    out = [trial for trial in known if _is_out(trial)]
+    out = [trial for trial in known if is_ruled_out(trial)]
     if out:
         yield Text(_ruled_out(frame, out))
     yield Chart("forgetting", f"{frame.metric} against forgetting. On the line, no trial that forgot less is as good.")
@@ -55,7 +55,8 @@ def _verified(frame: StudyFrame) -> Iterator[Block]:
         yield Table(columns, tuple(rows), "Verified: means over fresh seeds, with their intervals.")
 
 
-def _is_out(trial: TrialRow) -> bool:
+def is_ruled_out(trial: TrialRow) -> bool:
+    """Whether the trial was trained to its end and violates a constraint on what was measured there."""
     return trial.state == TrialState.PRUNED and trial.stop_reason == StopReason.INFEASIBLE
 
 

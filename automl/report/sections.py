@@ -8,7 +8,7 @@ from automl import ranking
 from automl.report.answers import LINES, Group, failures, pareto, rates_by_rank, sizes_by_target, spending, value_at
 from automl.report.blocks import Block, Chart, Code, Notice, Section, Table, Text
 from automl.report.findings import Evidence, Findings, pair_text
-from automl.report.forgetting_section import forgetting
+from automl.report.forgetting_section import forgetting, is_ruled_out
 from automl.report.frames import StudyFrame, VerificationFrame
 from automl.report.methods_section import methods
 from automl.report.recipe import recipe
@@ -136,7 +136,7 @@ def _history(frame: StudyFrame, found: Findings) -> Iterator[Block]:
 def _trial_row(trial: TrialRow, beside: Sequence[str]) -> tuple[str, ...]:
     return (
         str(trial.number),
-        _STATES[str(trial.state)],
+        "forgot too much" if is_ruled_out(trial) else _STATES[str(trial.state)],
         score(trial.value),
         *(score(trial.metrics.get(name)) for name in beside),
         number(trial.steps),

@@ -56,7 +56,11 @@ def with_recorded_rules(spec: SweepSpec, recorded: Mapping[str, Any] | None) -> 
     recorded: detail of the latest event `GROUND`. Studies that began before there were such versions have no number
     recorded: theirs are 1.
     """
-    return spec if recorded is None else replace(spec, task=replace(spec.task, rules=int(recorded.get("rules", 1))))
+    if recorded is None:
+        return spec
+    rules = int(recorded.get("rules", 1))
+    keep = None if spec.keep is None else replace(spec.keep, rules=rules)
+    return replace(spec, task=replace(spec.task, rules=rules), keep=keep)
 
 
 def recorded_baseline(store: ResultStore, metric: str) -> float | None:

@@ -32,10 +32,9 @@ def hindrance(database: Database, spec: SweepSpec) -> str:
 
 def _missing(spec: SweepSpec) -> Iterator[str]:
     """Files and folders of the model and the data that are not there."""
-    data, model = spec.task.data, spec.model
-    named = dict(data.files) if data.kind == "files" else {"folder": data.location} if data.kind == "folder" else {}
-    for path in named.values():
-        if not Path(path).exists():
-            yield f"task.data: {path}"
+    model = spec.model
+    for key, data in {"task.data": spec.task.data, **({"keep.data": spec.keep.data} if spec.keep else {})}.items():
+        named = dict(data.files) if data.kind == "files" else {"folder": data.location} if data.kind == "folder" else {}
+        yield from (f"{key}: {path}" for path in named.values() if not Path(path).exists())
     if model.kind in ("folder", "gguf") and not Path(model.location).exists():
         yield f"model: {model.location}"

@@ -81,7 +81,8 @@ class SweepPlan:
     """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
 
     quantization: how the backbone's linear layers are held, in words; empty: as they are stored.
-    measured: when, in words. evaluations: whole ones that the measurements of a full trial amount to.
+    measured: when, in words. kept: on what forgetting is measured, in words, empty if it is not.
+    evaluations: whole ones that the measurements of a full trial amount to.
     evaluation_rows: in a whole evaluation. most_steps: training steps of the search if nothing is pruned.
     verification_trainings: in the verification that follows the search, at most, rank patterns aside; 0 if none does.
     """
@@ -102,6 +103,7 @@ class SweepPlan:
     verification_trainings: int
     parameters: tuple[str, ...]
     constraints: tuple[str, ...]
+    kept: str
     corners: tuple[Corner, ...]
     layout: Layout
     packing: Packing
@@ -163,6 +165,8 @@ class SweepPlan:
         yield "searched:"
         yield from (f"  {text}" for text in self.parameters)
         yield from (f"  subject to {text}" for text in self.constraints)
+        if self.kept:
+            yield f"forgetting: {self.kept}, measured when a trial has made its last step"
         of_what = "worker" if self.layout.shards == 1 else "process"
         yield f"trainable parameters and memory of one {of_what} at the corners of the space:"
         yield from self._corners()
@@ -239,7 +243,8 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         most_steps=_most_steps(spec, inputs.space),
         verification_trainings=_verification_trainings(spec, inputs),
         parameters=tuple(map(describe, inputs.space.parameters)),
-        constraints=tuple(constraint.expression for constraint in inputs.space.constraints),
+        constraints=tuple(each.expression for each in (*inputs.space.constraints, *inputs.space.measured)),
+        kept=inputs.keep.in_words if inputs.keep is not None else "",
         corners=tuple(_corners(spec, inputs, layout, packing)),
         layout=layout,
         packing=packing,

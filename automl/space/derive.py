@@ -36,10 +36,11 @@ def derived_text(
         document["model"] = model
     if spec.task.type == "table":
         document["task"] = {**document["task"], "file": spec.task.data.files["table"]}
-    elif (data := _data(spec.task.data)) is not None:
-        written = document["task"]["data"]
-        columns = written.get("columns") if isinstance(written, Mapping) else None
-        document["task"] = {**document["task"], "data": {**data, **({"columns": columns} if columns else {})}}
+    else:
+        document["task"] = _with_place(document["task"], spec.task.data)
+    if spec.keep is not None:
+        keep = document["keep"]
+        document["keep"] = _with_place(keep if isinstance(keep, Mapping) else {"data": keep}, spec.keep.data)
     output = folder / spec.run.output.expanduser()
     document["run"] = {
         **(document.get("run") or {}),
@@ -75,6 +76,15 @@ def _model(model: ModelSettings) -> dict[str, Any] | None:
     if model.kind == "hub":  # explicit, or a folder of that name beside the new file would be taken for it
         return {"hub": model.location, **({"revision": model.revision} if model.revision else {})}
     return None
+
+
+def _with_place(section: Mapping[str, Any], data: DataSettings) -> dict[str, Any]:
+    """The section with the absolute place of its data."""
+    place, written = _data(data), section["data"]
+    if place is None:
+        return dict(section)
+    columns = written.get("columns") if isinstance(written, Mapping) else None
+    return {**section, "data": {**place, **({"columns": columns} if columns else {})}}
 
 
 def _data(data: DataSettings) -> dict[str, Any] | None:

@@ -53,11 +53,11 @@ def _forbidden(spec: SweepSpec) -> Iterator[tuple[str, str]]:
 def _paths(spec: SweepSpec) -> Iterator[tuple[str, str]]:
     if spec.model.kind in ("folder", "gguf"):
         yield "model", spec.model.location
-    data = spec.task.data
-    if data.kind == "folder":
-        yield "task.data", data.location
-    for split, path in data.files.items():
-        yield f"task.data.{split}", path
+    named = {"task.data": spec.task.data} | ({"keep.data": spec.keep.data} if spec.keep is not None else {})
+    for key, data in named.items():
+        if data.kind == "folder":
+            yield key, data.location
+        yield from ((f"{key}.{split}", path) for split, path in data.files.items())
 
 
 def _shown(text: str) -> str:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from automl.errors import DataError, ResourceError
 from automl.metric import METRICS
 from automl.space.spec import TaskSettings
 from automl.tasks.base import Prepared, Row, Task
+from automl.tasks.read import source_name
 from automl.trial import FORGETTING, KEPT
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,12 @@ class Keep:
 
     task: TaskSettings
     prepared: Prepared
+
+    @property
+    def in_words(self) -> str:
+        """`loss on 256 rows of general.jsonl`."""
+        rows = min(self.task.evaluate_rows or sys.maxsize, self.prepared.rows["validation"])
+        return f"{self.task.metric} on {rows} rows of {source_name(self.task.data)}"
 
     def record(self) -> dict[str, object]:
         """What values of forgetting must share to be comparable."""

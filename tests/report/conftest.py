@@ -80,4 +80,8 @@ def hostile_frame(tmp_path_factory: pytest.TempPathFactory) -> StudyFrame:
             status="no_gain",
             note=HOSTILE,
         )
-        return replace(study_frame(database, spec), suggestion=suggestion, squeeze=squeeze_row())
+        frame = study_frame(database, spec)
+        trials = tuple(replace(trial, forgetting=trial.number / 100) for trial in frame.trials)
+        return replace(
+            frame, trials=trials, keep="loss", forgetting_limit=0.2, suggestion=suggestion, squeeze=squeeze_row()
+        )

@@ -351,6 +351,11 @@ def test_submissions_are_run(
         ),
         ("asked", "model: ./m\ntask: {type: classification, data: ../d.jsonl}\n", "a submitted sweep may only name"),
         ("asked", "model: ./m\ntask: {type: classification, data: ./d.jsonl}\nrun: {output: /srv}\n", "run.output"),
+        (
+            "asked",
+            "model: ./m\ntask: {type: completion, data: ./d.jsonl}\nkeep: /etc/hosts.jsonl\n",
+            "keep.data.train: a submitted sweep may only name",
+        ),
         ("../up", "model: ./m\ntask: {type: classification, data: ./d.jsonl}\n", "'asked' is queued as another one"),
     ],
 )

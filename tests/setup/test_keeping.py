@@ -12,8 +12,10 @@ import pytest
 from automl.errors import ConfigError, DataError
 from automl.models.backbone import load_tokenizer, resolve_model
 from automl.setup.keeping import prepare_keep
+from automl.space.derive import derived_text
 from automl.space.load import parse_space
 from automl.space.spec import ModelSettings, SweepSpec
+from automl.space.submitted import validated
 from automl.tasks import make_task
 from automl.training.kept import Keep
 from tests.training.training_cases import write_backbone
@@ -124,3 +126,32 @@ def test_the_text_that_comes_with_the_program_can_be_read(tokenizer: Any, tmp_pa
     assert found.prepared.rows["validation"] == 40
     assert all("cuts" in note for note in notes), "of 12 tokens"
     assert replace(found, task=replace(found.task, metric="perplexity")).record() != found.record()
+
+
+@pytest.mark.parametrize(
+    "written", ["general.jsonl", "{data: general.jsonl}", "{data: {files: {train: general.jsonl}}}"]
+)
+def test_a_space_file_made_from_another_one_keeps_the_same_data(written: str, tmp_path: Path) -> None:
+    spec = parse_space(SPACE.replace("keep: general.jsonl", f"keep: {written}"), "space.yaml", tmp_path)
+    text = derived_text(spec, study="night", heading="a night", folder=tmp_path)
+    derived = parse_space(text, "night.yaml", Path("/elsewhere"))
+    assert derived.keep == spec.keep
+    assert spec.keep is not None
+    assert spec.keep.data.files == {"train": str(tmp_path / "general.jsonl")}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd.jsonl", "../up.jsonl", "~/mine.jsonl"])
+def test_a_submitted_file_keeps_nothing_outside_its_folder(path: str) -> None:
+    inside = validated(SPACE.replace("keep: general.jsonl", "keep: {data: general.jsonl}"))
+    assert inside.keep is not None
+    with pytest.raises(ConfigError, match=r"keep\.data\.train: a submitted sweep may only name files below"):
+        validated(SPACE.replace("keep: general.jsonl", f"keep: {{data: {path}}}"))
+
+
+def test_keep_is_no_part_of_what_a_study_means(tmp_path: Path) -> None:
+    with_keep = parse_space(SPACE, "space.yaml", tmp_path)
+    without = parse_space(SPACE.replace("keep: general.jsonl\n", ""), "space.yaml", tmp_path)
+    bound = parse_space(SPACE + 'constraints: ["forgetting <= 0.05"]\n', "space.yaml", tmp_path)
+    assert with_keep.sha256 == without.sha256 != bound.sha256
+    assert [each.expression for each in bound.space.measured] == ["forgetting <= 0.05"]
+    assert bound.space.constraints == without.space.constraints

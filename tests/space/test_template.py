@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from automl.space.defaults import resolve
 from automl.space.load import json_schema, parse_space
 from automl.space.template import commented_space
+from automl.tasks.read import package_path
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
@@ -65,3 +66,13 @@ def test_any_path_and_column_come_back_as_they_were(name: str, column: str) -> N
 def test_names_that_look_like_something_else_are_quoted(study: str) -> None:
     spec = parse_space(commented_space(study, "m", "a.csv", "completion"), "s.yaml", Path("/there"))
     assert spec.study == study
+
+
+@pytest.mark.parametrize("task_type", ["completion", "instruction", "preference"])
+def test_a_text_to_keep_is_offered_for_language(task_type: str) -> None:
+    text = commented_space("s", "org/model", "rows.jsonl", task_type)
+    spec = parse_space(text.replace("\n# keep: ", "\nkeep: "), "space.yaml", Path("/there"))
+    assert spec.keep is not None
+    place = package_path(spec.keep.data.location, spec.keep.data.path)
+    assert len(place.read_text(encoding="utf-8").splitlines()) == 40
+    assert "\n# keep: " not in commented_space("s", "org/model", "rows.jsonl", "classification")

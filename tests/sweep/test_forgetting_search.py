@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from automl.errors import SpaceChangedError
+from automl.library.study import Study
 from automl.results.summary import Summary
 from automl.space.load import load_space
 from automl.storage.invariants import check
@@ -100,15 +102,6 @@ def test_every_finished_trial_knows_what_it_forgot(free: tuple[Path, Summary]) -
     assert {metric for _, step, metric, _ in stored if step == 6} == {"loss", "perplexity"}
 
 
-def test_without_keep_nothing_is_stored(free: tuple[Path, Summary], shared_cache: Path) -> None:
-    folder, with_keep = free
-    without = search(folder, shared_cache, "without", {"keep: {data: general.jsonl}\n": ""})
-    assert [row.value for row in without.trials] == [row.value for row in with_keep.trials], "to the bit"
-    assert {row.forgetting for row in without.trials} == {None}
-    names = query(folder, "SELECT DISTINCT metric FROM automl_metric_values WHERE study_name = 'without'")
-    assert {name for (name,) in names} == {"loss", "perplexity"}
-
-
 def test_a_constraint_changes_the_winner(free: tuple[Path, Summary], shared_cache: Path) -> None:
     folder, summary = free
     assert summary.best is not None
@@ -135,23 +128,19 @@ def test_a_constraint_changes_the_winner(free: tuple[Path, Summary], shared_cach
 
 
 def test_forgetting_is_minimised_beside_the_metric(free: tuple[Path, Summary], shared_cache: Path) -> None:
+    """Trained alone, by PEFT, where the others were packed: both forget alike."""
     folder, summary = free
-    changes = {"pruner: none": "also_minimize: forgetting"}
+    changes = {"pruner: none": "also_minimize: forgetting", "slots: 2": "slots: 1"}
     both = search(folder, shared_cache, "both", changes)
-    assert [row.size for row in both.trials] == forgotten(summary) == forgotten(both)
+    assert forgotten(both) == pytest.approx(forgotten(summary), abs=1e-5)
+    assert [row.size for row in both.trials] == forgotten(both)
     front = [(row.size or 0.0, row.value or 0.0) for row in both.front]
     assert front == sorted(front)
     assert len(front) > 1
     assert both.best == both.front[-1]
 
 
-def test_alone_and_packed_forget_alike(free: tuple[Path, Summary], shared_cache: Path) -> None:
-    folder, summary = free
-    alone = search(folder, shared_cache, "alone", {"slots: 2": "slots: 1"})
-    assert forgotten(alone) == pytest.approx(forgotten(summary), abs=1e-5)
-
-
-def test_commands_show_it(free: tuple[Path, Summary], shared_cache: Path) -> None:
+def test_commands_and_reports_show_it(free: tuple[Path, Summary], shared_cache: Path) -> None:
     folder, summary = free
     assert summary.best is not None
     listed = automl(folder, "trials", "free", cache=shared_cache)
@@ -159,14 +148,41 @@ def test_commands_show_it(free: tuple[Path, Summary], shared_cache: Path) -> Non
     assert f"{summary.best.forgetting:.4f}" in listed.stdout
     rows: Any = answer(automl(folder, "trials", "free", "--json", cache=shared_cache))
     assert {row["forgetting"] for row in rows} == set(forgotten(summary))
-    assert "forgets" in automl(folder, "status", "free", cache=shared_cache).stdout
+    assert "on other text it forgets" in automl(folder, "status", "free", cache=shared_cache).stdout
+    shown = query(folder, "SELECT forgetting FROM automl_leaderboard WHERE study_name = 'free' ORDER BY trial")
+    assert [value for (value,) in shown] == forgotten(summary)
+    assert [trial.forgetting for trial in Study("free", f"sqlite:///{folder / 'automl.db'}").trials] == forgotten(
+        summary
+    )
+    report: Any = json.loads((folder / "automl-output/free/report.json").read_text(encoding="utf-8"))
+    assert report["forgetting"]["metric"] == "loss"
+    assert report["forgetting"]["front"][-1] == summary.best.number
+    page = (folder / "automl-output/free/report.html").read_text(encoding="utf-8")
+    assert 'data-for="chart-forgetting"' in page
+
+
+def test_a_verification_measures_it_on_fresh_seeds(free: tuple[Path, Summary], shared_cache: Path) -> None:
+    folder, summary = free
+    assert summary.best is not None
+    assert summary.best.forgetting is not None
+    verified: Any = answer(automl(folder, "verify", "free", "--seeds", "3", "--json", cache=shared_cache))
+    arm = next(arm for arm in verified["arms"] if arm["trial"] == summary.best.number)
+    found = arm["forgetting"]
+    assert found["seeds"] == 3
+    assert found["low"] <= found["mean"] <= found["high"]
+    assert found["mean"] == pytest.approx(summary.best.forgetting, rel=0.5), "other seeds of the same configuration"
+    assert f"forgets {found['mean']:+.4f} [" in verified["headline"]
 
 
 def test_a_study_that_goes_on_may_begin_to_measure(free: tuple[Path, Summary], shared_cache: Path) -> None:
-    folder, _ = free
-    search(folder, shared_cache, "later", {"keep: {data: general.jsonl}\n": "", "trials: 4": "trials: 5"})
-    changed = {"trials: 4": "trials: 6"}
+    folder, with_keep = free
+    without = search(folder, shared_cache, "later", {"keep: {data: general.jsonl}\n": ""})
+    assert [row.value for row in without.trials] == [row.value for row in with_keep.trials], "to the bit"
+    assert {row.forgetting for row in without.trials} == {None}
+    names = query(folder, "SELECT DISTINCT metric FROM automl_metric_values WHERE study_name = 'later'")
+    assert {name for (name,) in names} == {"loss", "perplexity"}
+    changed = {f"trials: {len(RATES)}": f"trials: {len(RATES) + 1}"}
     summary = search(folder, shared_cache, "later", changed)
-    assert [row.forgetting is None for row in summary.trials] == [True] * 5 + [False]
-    with pytest.raises(Exception, match="measures forgetting on other data, or by another metric"):
+    assert [row.forgetting is None for row in summary.trials] == [True] * len(RATES) + [False]
+    with pytest.raises(SpaceChangedError, match="measures forgetting on other data, or by another metric"):
         search(folder, shared_cache, "later", {**changed, "{data: general.jsonl}": "{data: rows.jsonl}"})
