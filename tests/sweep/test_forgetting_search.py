@@ -21,7 +21,7 @@ from tests.sweep.test_search_end_to_end import answer, automl, query
 from tests.training.preference_cases import lively_llama, write
 from tests.training.training_cases import write_backbone
 
-RATES = (0.0003, 0.003, 0.03, 0.1)
+RATES = (0.0003, 0.003, 0.01, 0.03)
 SPACE = f"""\
 version: 1
 study: STUDY
@@ -31,7 +31,7 @@ keep: {{data: general.jsonl}}
 space:
   rank: {{type: int, low: 1, high: 8, log: true}}
   learning_rate: {{type: float, low: 1.0e-4, high: 1.0e-1, log: true}}
-fixed: {{target: qv, batch_size: 4, max_length: 16, schedule: constant, warmup: 0.0}}
+fixed: {{target: all-linear, batch_size: 4, max_length: 16, schedule: constant, warmup: 0.0}}
 enqueue: [{", ".join(f"{{rank: 4, learning_rate: {rate}}}" for rate in RATES)}]
 search: {{sampler: tpe, pruner: none, trials: {len(RATES)}, steps: 12, evaluate_every: 6, seed: 3, keep: 1,
   squeeze: false}}
@@ -53,12 +53,12 @@ def own_texts(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def world(folder: Path) -> Path:
-    """A model, rows of a task in which a word follows itself, and what the model says by itself to keep."""
+    """A model, rows of a few of its words to learn, and what the model says by itself to keep."""
     model = lively_llama().eval()
     write_backbone(folder / "model", "llama", kind="causal-lm", model=model)
     rng = random.Random(4)
-    rows = [{"text": " ".join([f"w{number}"] * 4)} for number in (rng.randrange(30, 50) for _ in range(90))]
-    write(folder / "rows.jsonl", rows)
+    pairs = [(rng.randrange(30, 50), rng.randrange(30, 50)) for _ in range(90)]
+    write(folder / "rows.jsonl", [{"text": f"w{one} w{one} w{other} w{other}"} for one, other in pairs])
     write(folder / "general.jsonl", own_texts(model))
     return folder
 
@@ -132,7 +132,7 @@ def test_forgetting_is_minimised_beside_the_metric(free: tuple[Path, Summary], s
     folder, summary = free
     changes = {"pruner: none": "also_minimize: forgetting", "slots: 2": "slots: 1"}
     both = search(folder, shared_cache, "both", changes)
-    assert forgotten(both) == pytest.approx(forgotten(summary), abs=1e-5)
+    assert forgotten(both) == pytest.approx(forgotten(summary), rel=1e-3, abs=1e-4)
     assert [row.size for row in both.trials] == forgotten(both)
     front = [(row.size or 0.0, row.value or 0.0) for row in both.front]
     assert front == sorted(front)
