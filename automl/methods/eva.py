@@ -89,7 +89,7 @@ class InputVariation:
             self._add(part.double())
 
     def directions(self) -> Tensor:
-        """As many as were asked for, or as there are inputs or features, (n, in) float32 on the CPU.
+        """Directions as many as were asked for, or as inputs or features allow, (n, in) float32 on the CPU.
 
         Signs are such that the largest number of each is positive. Where inputs vary along fewer directions, others
         that are orthogonal to them follow.
