@@ -41,6 +41,11 @@ class Metric(NamedTuple):
         missing = [package for package in self.packages if not is_installed(package)]
         return f"needs the package {' and '.join(missing)}; pip install '{self.extra}'" if missing else ""
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether its range has two ends."""
+        return math.isfinite(self.high - self.low)
+
     def loss(self, value: float) -> float:
         """The value turned so that smaller is better."""
         return as_loss(value, self.direction)
@@ -110,7 +115,7 @@ _NOISE_RELATIVE = 0.05
 def standard_error(metric: str, value: float, rows: int) -> float:
     """Standard error of one value: by the number of rows for a share of them, else _NOISE_RELATIVE of the value."""
     low, high = METRICS[metric].low, METRICS[metric].high
-    if not math.isfinite(high - low):
+    if not METRICS[metric].is_bounded:
         return _NOISE_RELATIVE * abs(value)
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     return (high - low) * math.sqrt(share * (1.0 - share) / rows)
@@ -132,4 +137,4 @@ def margin_mistake(margin: float, metric: str) -> str:
 def practical_margin(metric: str, value: float) -> float:
     """Difference below which two values are as good as equal: 1 % of the metric's range, or 2 % of the value."""
     low, high = METRICS[metric].low, METRICS[metric].high
-    return _MARGIN_BOUNDED * (high - low) if math.isfinite(high - low) else _MARGIN_RELATIVE * abs(value)
+    return _MARGIN_BOUNDED * (high - low) if METRICS[metric].is_bounded else _MARGIN_RELATIVE * abs(value)

@@ -138,7 +138,7 @@ def _validated(spec: SweepSpec, tonight: Night, before: Night, noise: float | No
         return _Difference(tonight.value, before.value, noise, "as the schedule says")
     metric = spec.task.metric
     margin = practical_margin(metric, before.value)
-    if not math.isfinite(METRICS[metric].high):
+    if not METRICS[metric].is_bounded:
         return _Difference(tonight.value, before.value, margin, "2 % of the value")
     sampling = _SIGMAS * math.hypot(*(_row_error(metric, night, spec) for night in (tonight, before)))
     rule = "2 standard errors of the difference of two samples of rows, at least 1 % of the range"
@@ -182,7 +182,7 @@ def _verified(metric: str, tonight: Night, before: Night, noise: float | None) -
         )
         half = t_quantile((1.0 + LEVEL) / 2.0, min(len(ours), len(theirs)) - 1) * error
         rule = f"{in_percent(LEVEL)} interval of a difference of two means over seeds"
-        if not same_rows and math.isfinite(METRICS[metric].high):
+        if not same_rows and METRICS[metric].is_bounded:
             counts = [night.verification.plan["test_rows"] for night in (tonight, before) if night.verification]
             errors = (
                 math.sqrt(max(0.0, _widest_variance(metric, mean)) / max(1, int(rows)))

@@ -267,7 +267,7 @@ def _examination(plan: Plan, training: Training) -> Examination | None:
 def row_step(metric: str, rows: int) -> float:
     """Step in which scores come: one row's share of the metric's range; 0 for one without an upper end."""
     low, high = METRICS[metric].low, METRICS[metric].high
-    return (high - low) / rows if math.isfinite(high - low) else 0.0
+    return (high - low) / rows if METRICS[metric].is_bounded else 0.0
 
 
 def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:

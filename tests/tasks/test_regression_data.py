@@ -16,7 +16,7 @@ from sklearn import metrics as oracle
 
 from automl.errors import DataError
 from automl.head import Scale
-from automl.metric import METRICS
+from automl.metric import METRICS, margin_mistake, practical_margin, standard_error
 from automl.space.spec import TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Prepared
@@ -194,3 +194,10 @@ class _Says(torch.nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return self
+
+
+def test_a_metric_without_a_lower_end_is_judged_by_its_value() -> None:
+    assert not METRICS["r2"].is_bounded
+    assert standard_error("r2", -3.0, 100) == pytest.approx(0.15)
+    assert practical_margin("r2", 0.5) == pytest.approx(0.01)
+    assert margin_mistake(0.6, "r2") == ""
