@@ -174,6 +174,7 @@ def test_a_verification_measures_it_on_fresh_seeds(free: tuple[Path, Summary], s
     assert f"forgets {found['mean']:+.4f} [" in verified["headline"]
 
 
+@pytest.mark.full
 def test_a_study_that_goes_on_may_begin_to_measure(free: tuple[Path, Summary], shared_cache: Path) -> None:
     folder, with_keep = free
     without = search(folder, shared_cache, "later", {"keep: {data: general.jsonl}\n": ""})
