@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--prompts", type=int, default=32)
     options.add_argument("--new-tokens", type=int, default=32)
     chosen = options.parse_args(arguments)
+    if chosen.quick:
+        chosen.prompts, chosen.new_tokens = 4, 4
     ref = resolve_model(ModelSettings(kind="package", location=chosen.package, path=chosen.path), cache_folder())
     tokenizer, model = load_tokenizer(ref), load_backbone(ref, "causal-lm", (), "fp32").eval()
     draw = random.Random(3)
