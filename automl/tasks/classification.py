@@ -43,7 +43,7 @@ class Classification(Task):
 
     _prepared: Prepared | None = None
     _weights: torch.Tensor | None = None
-    """Of the classes, in the order of their ids; None: all alike."""
+    """Weights of the classes, in the order of their ids; None: all alike."""
 
     def on(self, prepared: Prepared) -> Task:
         task = type(self)(self.settings)

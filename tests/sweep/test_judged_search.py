@@ -17,7 +17,7 @@ SMALL = {
     "  steps: 120": "  steps: 10\n  evaluate_every: 5",
     "executor: ray": "executor: inline",
     "low: 0.0001": "low: 0.005",
-    "run:\n": "verify: {seeds: 3, squeeze: false}\nrun:\n",
+    "run:\n": "verify: {seeds: 3, squeeze: false}\nrun:\n  precision: fp32\n",
 }
 METRICS = {
     "regression": {"loss", "mse", "rmse", "mae", "r2", "pearson", "spearman"},
