@@ -154,7 +154,8 @@ parameter_importance pareto provenance rank_gate rates_by_rank recipe schema sea
 stop_reasons study suggestion targets_by_size trials verification warnings
 """
 TRIAL_KEYS = """
-adapter attempts curve error forgetting number params seconds state steps stop_reason tokens trainable_params value
+adapter attempts curve error forgetting metrics number params seconds state steps stop_reason tokens
+trainable_params value
 """
 VERIFICATION_KEYS = """
 advice arms beats_majority comparisons deploy done headline majority methods methods_text metric number optimism
