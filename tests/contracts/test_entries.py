@@ -6,15 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from automl.lora import Hyperparameters
-from automl.metric import METRICS
+from automl.metric import METRICS, Metric
 from automl.space.entries import PRUNERS, SAMPLERS
 from automl.space.spec import CategoricalParameter, SearchSpace
 from automl.testing import MethodContract, MetricContract, PrunerContract, SamplerContract, TaskContract
+from automl.testing.metric import WORDS
 from automl.trial import Scalar
 
 CHOICES = SearchSpace(
@@ -24,11 +25,15 @@ CHOICES = SearchSpace(
     )
 )
 
+JSON_TEXTS = ['{"a": [1, 2]}', "3", '"text"', "null"]
+PHRASES = ["one two", "three four five."]  # a text without words, or with one alone, shares none with itself
+RIGHT_TEXTS = {"json_valid": JSON_TEXTS, "json_match": JSON_TEXTS, "rouge_1": PHRASES, "rouge_2": PHRASES}
+
 
 def test_every_entry_is_cheap_to_import() -> None:
     script = """
 import sys
-from automl.metric import METRICS
+from automl.metric import METRICS, Metric
 from automl.methods.registry import METHODS
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, TASKS
 entries = [registry[name] for registry in (SAMPLERS, PRUNERS, TASKS, EXECUTORS, METRICS, METHODS) for name in registry]
@@ -105,6 +110,11 @@ class TestMetrics(MetricContract):
     @pytest.fixture(params=[name for name in METRICS.built_in if METRICS[name].score])
     def name(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
+
+    @pytest.fixture
+    def right(self, name: str, facts: Metric) -> list[Any]:
+        texts = RIGHT_TEXTS.get(name, list(WORDS))
+        return texts if facts.generates else list(range(4))
 
 
 class TestSamplers(SamplerContract):

@@ -37,7 +37,9 @@ def begun(folder: Path, kind: str, cache: Path, rows: list[dict[str, Any]] | Non
     return text
 
 
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.full) for kind in ROWS if kind != "regression"] + ["regression"]
+)
 def test_it_is_searched_verified_and_reported(tmp_path: Path, shared_cache: Path, kind: str) -> None:
     text = begun(tmp_path, kind, shared_cache)
     for old, new in SMALL.items():
