@@ -67,6 +67,7 @@ SETS = {
         TextSet(name="cola", metric="mcc", train=7000, steps=1000),
         TextSet(name="sst2"),
         TextSet(name="agnews_10k", max_length=64),
+        TextSet(name="mr"),
         TextSet(name="banking77", train=4000, steps=400),
         TextSet(
             name="alpaca_demo",
