@@ -14,7 +14,7 @@ COPY dashboards dashboards
 COPY search_spaces search_spaces
 # The versions are those that pyproject.toml allows.
 # hadolint ignore=DL3013
-RUN pip install --no-compile ".[gguf,postgres,quant,samplers,web]" \
+RUN pip install --no-compile ".[gguf,postgres,quant,samplers,text-metrics,web]" \
     && find /opt/automl -name __pycache__ -prune -exec rm -r {} +
 
 FROM python:3.11.14-slim-bookworm

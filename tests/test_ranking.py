@@ -63,6 +63,6 @@ def test_a_gain_is_positive_where_the_value_is_better(metric: str) -> None:
     draw = random.Random(metric)
     for _ in range(20):
         one, other = draw.random(), draw.random()
-        is_better = one < other if metric in ("loss", "perplexity", "kl") else one > other
+        is_better = one < other if metric in ("loss", "perplexity", "kl", "mse", "rmse", "mae") else one > other
         assert (rule.gain(one, over=other) > 0) == is_better == (rule.loss(one) < rule.loss(other))
         assert as_loss(rule.loss(one), rule.direction) == one

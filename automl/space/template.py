@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -72,7 +73,7 @@ def commented_space(
             "task:",
             f"  type: {task_type}",
             *_data_lines(data, {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}),
-            f"  metric: {metric}  # or one of: {fitting}",
+            *_metric_lines(metric, fitting),
             "  split: {test: 0.2, validation: 0.2}  # shares of the rows; the search never reads the test rows",
             "  seed: 7  # fixes the split and the order of the batches",
             *([_KEEP] if any(is_like(each, task_type) for each in _OF_LANGUAGE) else []),
@@ -105,6 +106,12 @@ def commented_space(
             "",
         ]
     )
+
+
+def _metric_lines(metric: str, fitting: str) -> list[str]:
+    """The objective, and what else it may be, over as many lines as that takes."""
+    first, *others = textwrap.wrap(f"or one of: {fitting}", width=100)
+    return [f"  metric: {metric}  # {first}", *(f"  #   {line}" for line in others)]
 
 
 def _others(registry: Registry[Any], name: str) -> str:

@@ -23,7 +23,7 @@ def search(world: Path, sampler: str, slots: int) -> Outcome:
     return run("", replace(spec, search=replace(spec.search, sampler=sampler), run=fixed))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sampler", ["random", "qmc"])
+@pytest.mark.parametrize("sampler", ["random", pytest.param("qmc", marks=pytest.mark.full)])
 def test_packed_and_solo_searches_find_the_same(
     world: Path, sampler: str, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_arms_are_paired_with_the_unpruned_search(pool: Pool) -> None:
     assert halving["low"] <= halving["difference"] <= halving["high"]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, DEMO)), reason="the packages of the demo are not installed")
 def test_the_command_records_a_pool_once(
     tmp_path: Path, document: Callable[[Any, list[str]], dict[str, Any]], capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from benchmarks.verification_rate import main
 from tests.sweep.tiny_world import make_world
 
 
+@pytest.mark.full
 def test_both_parts_are_counted_and_compared(
     tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,7 +159,7 @@ def test_all_that_cannot_be_asked_is_said_at_once() -> None:
         Wanted(of=1, how=["soap"], densities=[0.2, 1.0], majority="most", rank=0).check()
     assert str(error.value).splitlines() == [
         "--density: 1 is no share of entries to keep; above 0, below 1",
-        "--how: 'soap' is not known; known: soup, svd, ties, dare_ties, linear (did you mean 'soup'?)",
+        "--how: 'soap' is not known; known: soup, svd, ties, dare_ties, linear, fusion (did you mean 'soup'?)",
         "--majority: 'most' is not known; known: total, frequency",
         "--of: 1 adapters are no mixture; 2 are the least",
         "--rank: rank 0 keeps nothing; 1 is the least",

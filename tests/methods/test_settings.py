@@ -173,7 +173,8 @@ MISTAKES = {
     "no automatic range": (
         "fixed: {method: wide}\nspace: {shape: auto}",
         "6:16: space.shape: shape has no automatic range; auto is known for rank, alpha_ratio, dropout, target,"
-        " learning_rate, weight_decay, batch_size, warmup, schedule, use_rslora, neftune_alpha, width, scale",
+        " learning_rate, weight_decay, batch_size, warmup, schedule, use_rslora, neftune_alpha, width, scale,"
+        " class_weights",
     ),
     "of another method": ("fixed: {width: 8}", "5:9: fixed.width: is of method wide; this space chooses lora"),
     "enqueued, of another method": (
@@ -193,7 +194,7 @@ MISTAKES = {
         "constraints: [width > 3]",
         "5:15: constraints[0]: unknown name 'width'; known: method, rank, alpha, alpha_ratio, dropout, target,"
         " learning_rate, weight_decay, batch_size, warmup, schedule, clip, use_rslora, neftune_alpha, trainable_params,"
-        " lora_plus_ratio, use_dora, freeze_a, init",
+        " lora_plus_ratio, use_dora, freeze_a, init, class_weights",
     ),
 }
 

@@ -219,7 +219,8 @@ MISTAKES = {
     ),
     "task": (
         "task: {type: ratd, data: a.csv}",
-        "4:14: task.type: 'ratd' is not known; known: classification, completion, instruction, preference, table, rated"
+        "4:14: task.type: 'ratd' is not known; known: classification, completion, instruction, multi_label,"
+        " token_classification, regression, preference, table, rated"
         " (did you mean 'rated'?)",
     ),
     "its key": ("task: {type: rated, data: a.csv, classes: 1}", "4:43: task.classes: 1 is below 2, the least allowed"),
@@ -231,7 +232,7 @@ MISTAKES = {
     "metric of another task": (
         "task: {type: completion, data: a.csv, metric: balanced_accuracy}",
         "4:47: task.metric: 'balanced_accuracy' does not fit a completion task; known: loss, perplexity, exact_match,"
-        " rouge_l",
+        " rouge_l, rouge_1, rouge_2, bleu, chrf, squad_em, squad_f1, json_valid, json_match, json_schema",
     ),
     "its setting": (
         "task: {type: rated, data: a.csv}\nfixed: {method: hadamard, init_deviation: 11}",

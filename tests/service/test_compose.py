@@ -195,7 +195,7 @@ def test_the_schedule_of_the_guide_starts_where_its_services_can_write(tmp_path:
 # What a space file may ask for is there; artifacts elsewhere are asked for by few, and their clients are large.
 def test_the_image_has_every_extra_that_a_search_may_need() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    (installed,) = re.findall(r'pip install --no-compile "\.\[([\w,]+)\]"', _dockerfile())
+    (installed,) = re.findall(r'pip install --no-compile "\.\[([\w,-]+)\]"', _dockerfile())
     assert set(installed.split(",")) == declared.keys() - {"demo", "dev", "notebooks", "dashboards", "s3"}
 
 
@@ -233,7 +233,7 @@ def test_the_image_is_made_of_pinned_bases_and_of_what_the_builder_is_sent() -> 
     assert copied == sent
     assert all((ROOT / source).exists() for source in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', _dockerfile())
+    (extras,) = re.findall(r'"\.\[([\w,-]+)\]"', _dockerfile())
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
     (torch,) = re.findall(r'"(torch[^"]+)"', _dockerfile())
     assert torch in project["dependencies"]

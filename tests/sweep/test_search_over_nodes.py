@@ -27,6 +27,7 @@ from tests.verify.acting import On, acting
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+@pytest.mark.full  # tests/execution/test_two_nodes has the cluster, tests/sweep/test_artifacts_elsewhere the copies
 @pytest.mark.skipif(
     bool(os.geteuid()) or not shutil.which("unshare"), reason="hiding a folder from a process takes root and unshare"
 )

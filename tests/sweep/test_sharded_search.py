@@ -75,6 +75,7 @@ def title_of(process: psutil.Process) -> str:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.full  # tests/training/test_sharded holds curves of two processes against one
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # asked for by peft 0.21
 def test_a_search_whose_group_loses_a_process_ends_as_one_that_is_not_shared_out(
     tmp_path: Path, shared_cache: Path

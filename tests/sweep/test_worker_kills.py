@@ -40,7 +40,8 @@ def kill_worker(tag: str, before: set[int]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.full)])
+@pytest.mark.full  # scripts/faults --ci kills workers too
+@pytest.mark.parametrize("kills", [2, 5])
 def test_kills_of_a_live_worker_change_no_curve_and_blame_no_trial(
     tmp_path: Path, shared_cache: Path, kills: int
 ) -> None:

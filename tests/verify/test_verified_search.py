@@ -248,6 +248,7 @@ def test_a_study_without_test_rows_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.full  # tests/contracts/test_executor stops verifications of the same engine, and kills their workers
 def test_a_killed_worker_and_a_killed_driver_change_nothing(world: World, tmp_path: Path) -> None:
     seeds = 5
     undisturbed = world.verify(seeds=seeds, finalists=1)
