@@ -67,7 +67,14 @@ def export_adapter(
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write them; what layers share, as bases of RandLora, once for each of its names: safetensors has no links."""
+    contiguous: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in tensors.items():
+        found = tensor.detach().cpu().contiguous()
+        place = found.untyped_storage().data_ptr()
+        contiguous[name] = found.clone() if place in held else found
+        held.add(place)
     durable.write_file(file, save(contiguous, metadata={"format": "pt"}))
 
 

@@ -64,7 +64,7 @@ TUNERS: Mapping[str, Mapping[str, Any]] = {
 }
 """Tuners with fields that suit layers of 32 features."""
 
-QUICK = [("bert", "vera"), ("llama", "loha"), ("bert", "miss")]
+QUICK = [("bert", "vera"), ("llama", "loha"), ("bert", "miss"), ("bert", "randlora")]  # the last one shares tensors
 CONV1D = ("vera", "fourierft", "gralora", "hira", "randlora", "deft", "unilora")
 """Tuners that PEFT has for GPT-2's kind of layers."""
 
