@@ -149,7 +149,7 @@ def _max_length(
     most = share_length(found)
     wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
     limit = positions(json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")))
-    if task_type == "completion" and data.endswith(".txt"):
+    if task_type == "completion" and data.lower().endswith(".txt"):
         longest = min(wanted, _LONGEST_PIECE, limit.tokens if limit is not None else wanted)
         return longest, "the text is cut into pieces of so many, and nothing is left out"
     covered = f"{SHARE:.0%} of the rows have at most {most:,}"

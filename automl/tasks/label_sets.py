@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from automl.metric import Metric
 from automl.tasks.fields import Record, check_label, fault, is_missing, shown, take
+from automl.tasks.labels import check_one_kind
 
 _SETS = ("multi_label",)
 
@@ -26,12 +27,7 @@ def take_names(column: str, separator: str) -> Callable[[Record], list[str]]:
         names = [label.name for label in found]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise fault(record, column, f"label {shown(twice[0])} is there twice")
-        for label in found:
-            kinds.setdefault(label.kind, record.row)
-        if len(kinds) > 1:
-            (first, row), (second, _) = kinds.items()
-            kinds.pop(second)
-            raise fault(record, column, f"holds a {second}, but row {row} a {first}; one type in a file is needed")
+        check_one_kind(record, column, found, kinds)
         return names
 
     return read

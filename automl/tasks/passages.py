@@ -24,22 +24,24 @@ class Line(NamedTuple):
 
 
 def passages(path: Path, lines: Iterable[Line]) -> Iterator[Record]:
-    """Records (text) that together are the whole text, its white space included; row is the line where each begins.
+    """Records (text) that together are the whole text; row is the line where each begins.
 
+    Parts that are white space alone are left out, as nothing is learnt from them; all other white space is kept.
     Lines that are no text become records with their error, and end the passage before them.
     """
     kept: list[Line] = []
+    size = 0
     for line in lines:
         if line.error is not None:
             yield from _records(path, kept)
-            kept = []
+            kept, size = [], 0
             yield Record(str(path), line.number, {}, line.error)
             continue
         kept.append(line)
-        size = sum(len(each.text) for each in kept)
+        size += len(line.text)
         if size >= _MOST or (size >= PASSAGE and not line.text.strip()):
             yield from _records(path, kept)
-            kept = []
+            kept, size = [], 0
     yield from _records(path, kept)
 
 
@@ -50,15 +52,16 @@ def is_passage(record: Record) -> bool:
 
 def _records(path: Path, lines: list[Line]) -> Iterator[Record]:
     text = "".join(line.text for line in lines)
-    if text.strip():
-        for part in _parts(text):
+    for part in _parts(text):
+        if part.strip():
             yield Record(str(path), lines[0].number, {"text": part})
 
 
 def _parts(text: str) -> Iterator[str]:
     """The text in parts of at most four times `PASSAGE` characters, cut after blanks where there are some."""
-    while len(text) > _MOST:
-        end = max((text.rfind(blank, PASSAGE, _MOST) for blank in " \t\n"), default=-1) + 1 or _MOST
-        yield text[:end]
-        text = text[end:]
-    yield text
+    start = 0
+    while len(text) - start > _MOST:
+        end = max(text.rfind(blank, start + PASSAGE, start + _MOST) for blank in " \t\n") + 1 or start + _MOST
+        yield text[start:end]
+        start = end
+    yield text[start:]

@@ -19,7 +19,7 @@ from automl.tasks import tags as scheme
 from automl.tasks.base import IGNORED, Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, check_label, check_text, column_name, fault, place, shown, take
-from automl.tasks.labels import MOST_CLASSES, sort_labels, unseen
+from automl.tasks.labels import MOST_CLASSES, check_one_kind, sort_labels, unseen
 from automl.tasks.metrics import mean
 from automl.tasks.prepare import Encoded, Recipe, lengths, load_rows, prepare
 from automl.tasks.read import SPLITS, Split, read_splits, source_name
@@ -128,12 +128,7 @@ def _read(reading: Reading, words: str, tags: str, kinds: dict[str, int], record
     labels = [check_label(record, tags, value) for value in _listed(record, tags)]
     if len(texts) != len(labels):
         raise fault(record, tags, f"{len(labels)} tags for {len(texts)} words; each word needs one")
-    for label in labels:
-        kinds.setdefault(label.kind, record.row)
-    if len(kinds) > 1:
-        (first, row), (second, _) = kinds.items()
-        kinds.pop(second)
-        raise fault(record, tags, f"holds a {second}, but row {row} a {first}; one type in a file is needed")
+    check_one_kind(record, tags, labels, kinds)
     reading.unused((name, value) for name, value in record.values.items() if name not in (words, tags))
     return Example(record.file, record.row, " ".join(texts), (texts, [label.name for label in labels]))
 

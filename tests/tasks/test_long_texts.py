@@ -63,6 +63,13 @@ def test_a_text_without_blank_lines_is_cut_all_the_same(tmp_path: Path, text: st
     assert all(part[-1].isspace() for part in parts[:-1]) or " " not in text
 
 
+def test_long_white_space_is_no_passage(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(" " * 50_000 + "one\n" + "\n" * 9_000 + "two", encoding="utf-8")
+    texts = [record.values["text"] for record in read_file(path)]
+    assert [text.strip() for text in texts] == ["one", "two"]
+
+
 def test_every_token_of_a_text_file_is_predicted_once(story: Path, plain_tokenizer: Any, tmp_path: Path) -> None:
     task = completion(file_of(story), max_length=48)
     prepared = task.prepare(plain_tokenizer, tmp_path / "cache")

@@ -89,6 +89,7 @@ BAD = {
     "twice": (row('["a", "a"]'), "label 'a' is there twice"),
     "twice but for blanks": (row('["a", " a"]'), "label 'a' is there twice"),
     "numbers among names": (row("[1, 2]"), "row 41, column 'labels': holds a number, but row 4 a text; one type"),
+    "three kinds": (row('[1, "a", true]'), "row 41, column 'labels': holds a number, but row 4 a text; one type"),
     "truth among names": (row("[true]"), "row 41, column 'labels': holds a truth value, but row 4 a text; one type"),
     "a list that is no JSON": (row('"[a, b]"'), "labels are '[a, b]', which begins like a list and is no JSON"),
     "a list that nests deep": (row('"' + "[" * 100_000 + '"'), "which begins like a list and is no JSON"),

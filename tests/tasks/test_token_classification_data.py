@@ -98,6 +98,7 @@ BAD = {
     "empty tag": (row('["a"]', '[""]'), "row 41, column 'tags': label is ''"),
     "fraction": (row('["a"]', "[0.5]"), "label is float 0.5; a string or a whole number is needed"),
     "numbers among names": (row('["a"]', "[3]"), "row 41, column 'tags': holds a number, but row 1 a text; one type"),
+    "three kinds": (row('["a", "b"]', "[3, true]"), "row 41, column 'tags': holds a number, but row 1 a text"),
     "truth values": (row('["a"]', "[true]"), "row 41, column 'tags': holds a truth value, but row 1 a text"),
     "no prefix": (
         row('["a"]', '["PER"]'),
