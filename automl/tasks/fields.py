@@ -133,6 +133,21 @@ def check_label(record: Record, column: str, value: object) -> Label:
     return Label(check_text(record, column, value, what="label").strip(), "text")
 
 
+def check_one_kind(record: Record, column: str, labels: Iterable[Label], kinds: dict[str, int]) -> None:
+    """Raise DataError if these labels of one row are not all of the kind that rows before it have.
+
+    kinds: those seen so far, with the row in which each was seen first; what is refused is not kept in it.
+    """
+    for label in labels:
+        kinds.setdefault(label.kind, record.row)
+    first, *others = kinds or [""]
+    for kind in others:
+        kinds.pop(kind)
+    if others:
+        what = f"holds a {others[0]}, but row {kinds[first]} a {first}; one type in a file is needed"
+        raise fault(record, column, what)
+
+
 def take_number(record: Record, column: str) -> float:
     """The number in `column`, which CSV has as text; raises DataError if it is missing, none, or not finite.
 

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from automl.metric import Metric
-from automl.tasks.fields import Record, check_label, fault, is_missing, shown, take
-from automl.tasks.labels import check_one_kind
+from automl.tasks.fields import Record, check_label, check_one_kind, fault, is_missing, shown, take
 
 _SETS = ("multi_label",)
 

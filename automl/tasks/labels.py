@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from automl.errors import DataError
 from automl.nearest import did_you_mean
-from automl.tasks.fields import Label, Record, fault, place, shown
+from automl.tasks.fields import place, shown
 from automl.tasks.read import Split
 from automl.tasks.split import Example
 
@@ -28,21 +28,6 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
     if all(_WHOLE_NUMBER.fullmatch(name) for name in unique):
         return tuple(sorted(unique, key=lambda name: (int(name), name)))
     return tuple(sorted(unique, key=lambda name: (_natural(name), name)))
-
-
-def check_one_kind(record: Record, column: str, labels: Iterable[Label], kinds: dict[str, int]) -> None:
-    """Raise DataError if these labels of one row are not all of the kind that rows before it have.
-
-    kinds: those seen so far, with the row in which each was seen first; what is refused is not kept in it.
-    """
-    for label in labels:
-        kinds.setdefault(label.kind, record.row)
-    first, *others = kinds or [""]
-    for kind in others:
-        kinds.pop(kind)
-    if others:
-        what = f"holds a {others[0]}, but row {kinds[first]} a {first}; one type in a file is needed"
-        raise fault(record, column, what)
 
 
 def limit_classes(examples: Iterable[Example], column: str) -> Iterator[Example]:

@@ -18,8 +18,8 @@ from automl.space.spec import TaskSettings
 from automl.tasks import tags as scheme
 from automl.tasks.base import IGNORED, Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.collate import pad_rows
-from automl.tasks.fields import Record, check_label, check_text, column_name, fault, place, shown, take
-from automl.tasks.labels import MOST_CLASSES, check_one_kind, sort_labels, unseen
+from automl.tasks.fields import Record, check_label, check_one_kind, check_text, column_name, fault, place, shown, take
+from automl.tasks.labels import MOST_CLASSES, sort_labels, unseen
 from automl.tasks.metrics import mean
 from automl.tasks.prepare import Encoded, Recipe, lengths, load_rows, prepare
 from automl.tasks.read import SPLITS, Split, read_splits, source_name
