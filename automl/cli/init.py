@@ -38,17 +38,17 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: stdout.")] = None,
         force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     ) -> None:
-        """Write a commented space.yaml with ranges that suit the model's size, and a length that suits the data."""
+        """Write a commented space.yaml: ranges by the size of the model, a length and a budget by the data."""
         from automl.errors import ConfigError, Problem
-        from automl.setup.starter import starting_advice, starting_space
+        from automl.setup.starter import starting_space
 
         if output is not None and output.exists() and not force:
             raise ConfigError([Problem(str(output), 0, 0, "", "exists already; add --force to replace it")])
-        text = starting_space(model, data, task_type=task, study=study, methods=method or ())
-        for line in starting_advice(text):
+        start = starting_space(model, data, task_type=task, study=study, methods=method or ())
+        for line in start.advice:
             console.warning(line)
         if output is None:
-            console.result(text.rstrip("\n"))
+            console.result(start.text.rstrip("\n"))
             return
-        output.write_text(text, encoding="utf-8")
+        output.write_text(start.text, encoding="utf-8")
         console.result(f"wrote {output}; next: automl plan {output}, then automl search {output}")

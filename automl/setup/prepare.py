@@ -18,8 +18,9 @@ from automl.models.inventory import head_parameters, notes, resolvable_sets, res
 from automl.packed.build import obstacle
 from automl.setup.fitness import check_ends, check_extras, check_inputs, check_length, check_positions, check_vocabulary
 from automl.setup.keeping import prepare_keep
-from automl.space.advice import coverage_advice, search_advice
+from automl.space.advice import search_advice
 from automl.space.assemble import own_of_task
+from automl.space.budget import coverage_advice
 from automl.space.defaults import advice, resolve
 from automl.space.entries import TASKS
 from automl.space.extremes import (

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
 from automl.errors import ConfigError, Problem
-from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
@@ -20,10 +20,10 @@ from automl.models.memory import MethodCost, held_bytes, method_costs
 from automl.models.positions import positions
 from automl.results.folders import cache_folder
 from automl.setup.shape import PAIR_COLUMNS, columns_of, guess, renamed
-from automl.space.advice import coverage_advice
+from automl.space.budget import coverage_advice, starting_budget
 from automl.space.entries import TASKS, head_of
 from automl.space.load import load_space, parse_space
-from automl.space.spec import DataSettings, SweepSpec
+from automl.space.spec import DataSettings, SweepSpec, TaskSettings
 from automl.space.template import DEFAULT_LENGTH, commented_space
 from automl.tasks import make_task
 from automl.tasks.fields import Record
@@ -42,10 +42,17 @@ _LONGEST_PIECE = 512
 _ROUND = 8
 
 
+class StartingSpace(NamedTuple):
+    """The text of a space file, and what a trial by it would see too little of, in lines; mostly none."""
+
+    text: str
+    advice: Sequence[str]
+
+
 def starting_space(
     model: str, data: str, *, task_type: str | None, study: str | None, methods: Sequence[str] = ()
-) -> str:
-    """Text of a commented space file for this model and data, ranges by the model's size, target sets that it has.
+) -> StartingSpace:
+    """A commented space file for this model and data: ranges by the model's size, a budget by the rows.
 
     task_type: None reads it off the data's columns. methods: searched ones, or the one that is fixed. Raises ModelError
     and DataError as a search would, DataError if the columns do not tell what the task is, and ConfigError for a method
@@ -56,15 +63,20 @@ def starting_space(
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError([Problem("", 0, 0, "--method", METHODS.unknown(unknown[0]))])
     spec = _provisional(model, data)
-    records = _first_records(spec.task.data, has_classes=task_type != "completion")
-    columns = columns_of(records)
-    found, names = guess(records, columns, data) if task_type is None else (task_type, renamed(columns, task_type))
+    first = _first_records(spec.task.data, has_classes=task_type != "completion")
+    columns = columns_of(first)
+    found, names = guess(first, columns, data) if task_type is None else (task_type, renamed(columns, task_type))
     backbone = resolve_model(spec.model, cache_folder())
     target_sets = resolvable_sets(skeleton(backbone, head_of(found)))
-    longest, cut = _max_length(backbone, model=model, data=data, task_type=found, columns=names)
-    name = study or study_name(data)
-    return commented_space(
-        name,
+    settings = parse_space(commented_space("start", model, data, found, columns=names), "command line", Path.cwd()).task
+    lengths = _lengths(backbone, settings)
+    longest, cut = _max_length(backbone, lengths, in_pieces=_is_cut_in_pieces(found, data))
+    records, classes = _amounts(settings)
+    pieces = _pieces(lengths, longest) if _is_cut_in_pieces(found, data) else 1.0
+    rows = max(1, round(records * pieces))
+    budget = starting_budget(rows, classes, longest)
+    text = commented_space(
+        study or study_name(data),
         model,
         data,
         found,
@@ -75,7 +87,9 @@ def starting_space(
         cut=cut,
         methods=tuple(dict.fromkeys(methods)),
         fixed=_SINGLE_LABELS if found == "preference" and not set(columns) >= PAIR_COLUMNS else {},
+        budget=budget,
     )
+    return StartingSpace(text, coverage_advice(rows, classes, steps=budget.steps, batch_size=budget.batch_size))
 
 
 def guess_task(data: DataSettings, name: str) -> tuple[str, Mapping[str, str]]:
@@ -88,25 +102,6 @@ def guess_task(data: DataSettings, name: str) -> tuple[str, Mapping[str, str]]:
     columns = [theirs.get(column, column) for column in columns_of(records)]
     found, names = guess(records, columns, name)
     return found, {ours: column for ours, column in names.items() if ours != column}
-
-
-def starting_advice(text: str) -> list[str]:
-    """What a trial by this space file would see too little of, told from the training data; it is read for that."""
-    spec = parse_space(text, "command line", Path.cwd())
-    splits = read_splits(spec.task.data, has_classes=spec.task.type == "classification")
-    label = spec.task.data.columns.get("label", "label")
-    rows, classes = 0, set[str]()
-    for record in islice(splits["train"], _COUNTED):
-        rows += 1
-        if spec.task.type == "classification" and label in record.values:
-            classes.add(str(record.values[label]))
-    kept = 1.0 - sum(
-        share
-        for split, share in (("test", spec.task.test_share), ("validation", spec.task.validation_share))
-        if split not in splits
-    )
-    batch_size = int(spec.space.fixed.get("batch_size", Hyperparameters().batch_size))
-    return coverage_advice(round(kept * rows), len(classes), steps=spec.search.steps, batch_size=batch_size)
 
 
 def inspect_location(model: str, labels: int) -> ModelReport:
@@ -133,23 +128,43 @@ def _network(model: str, labels: int) -> tuple[nn.Module, Mapping[str, Sequence[
     return skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets
 
 
-def _max_length(
-    backbone: BackboneRef, *, model: str, data: str, task_type: str, columns: Mapping[str, str]
-) -> tuple[int, str]:
-    """A length that leaves most rows whole, within what the model can read, and what it means in words.
+def _amounts(settings: TaskSettings) -> tuple[float, int]:
+    """Rows of the training split, about, and classes among them (0: none), by the first 200,000 rows."""
+    splits = read_splits(settings.data, has_classes=settings.type == "classification")
+    label = settings.data.columns.get("label", "label")
+    rows, classes = 0, set[str]()
+    for record in islice(splits["train"], _COUNTED):
+        rows += 1
+        if settings.type == "classification" and label in record.values:
+            classes.add(str(record.values[label]))
+    shares = {"test": settings.test_share, "validation": settings.validation_share}
+    kept = 1.0 - sum(share for split, share in shares.items() if split not in splits)
+    return kept * rows, len(classes)
 
-    Raises DataError if no row can be used.
-    """
-    text = commented_space("start", model, data, task_type, columns=columns)
-    settings = parse_space(text, "command line", Path.cwd()).task
+
+def _is_cut_in_pieces(task_type: str, data: str) -> bool:
+    return task_type == "completion" and data.lower().endswith(".txt")
+
+
+def _pieces(lengths: Sequence[int], longest: int) -> float:
+    """Pieces of at most `longest` tokens that a text is cut into, on average."""
+    return sum(-(-length // longest) for length in lengths) / len(lengths) if lengths else 1.0
+
+
+def _lengths(backbone: BackboneRef, settings: TaskSettings) -> list[int]:
+    """Tokens of the first training rows; raises DataError if no row can be used."""
     cut = replace(settings, bad_rows="skip", long_texts="cut")
-    found = make_task(cut).lengths(load_tokenizer(backbone), _MEASURED)
-    if not found:
+    return make_task(cut).lengths(load_tokenizer(backbone), _MEASURED)
+
+
+def _max_length(backbone: BackboneRef, lengths: Sequence[int], *, in_pieces: bool) -> tuple[int, str]:
+    """A length that leaves most rows whole, within what the model can read, and what it means in words."""
+    if not lengths:
         return DEFAULT_LENGTH, "longer ones are cut"
-    most = share_length(found)
+    most = share_length(lengths)
     wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
     limit = positions(json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")))
-    if task_type == "completion" and data.lower().endswith(".txt"):
+    if in_pieces:
         longest = min(wanted, _LONGEST_PIECE, limit.tokens if limit is not None else wanted)
         return longest, "the text is cut into pieces of so many, and nothing is left out"
     covered = f"{SHARE:.0%} of the rows have at most {most:,}"

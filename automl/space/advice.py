@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from automl.space.entries import PRUNERS
 from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import SearchSettings, SearchSpace
 
-LEAST_EXAMPLES = 20
-"""Examples of each class that a trial should see: with fewer it can hardly tell many classes apart."""
-_ENOUGH_EPOCHS = 3
-
 
 def search_advice(space: SearchSpace, search: SearchSettings) -> list[str]:
     """One line for each thing to know before the search begins; may be empty. space: without automatic ranges."""
     return [*_of_the_space(space, search), *_of_the_pruner(search)]
-
-
-def coverage_advice(rows: int, classes: int, *, steps: int, batch_size: int) -> list[str]:
-    """One line if a trial sees less than one epoch, or too few examples of each class; may be empty.
-
-    rows: for training. classes: 0 if the task has none. batch_size: the smallest that a trial may have.
-    """
-    seen = steps * batch_size
-    per_class = seen / classes if classes else LEAST_EXAMPLES
-    if seen >= rows and per_class >= LEAST_EXAMPLES:
-        return []
-    enough = math.ceil(max(_ENOUGH_EPOCHS * rows, LEAST_EXAMPLES * classes) / batch_size)
-    of_each = f", about {per_class:.1f} of each of {classes:,} classes" if classes else ""
-    wanted = f" and {LEAST_EXAMPLES} of each class" if classes else ""
-    larger = f" (or {math.ceil(enough * batch_size / 32):,} of 32)" if batch_size < 32 else ""
-    return [
-        f"a trial of {steps:,} steps of {batch_size} rows sees {seen:,} of {rows:,} training rows"
-        f" ({seen / rows:.1f} epochs){of_each}; {_ENOUGH_EPOCHS} epochs{wanted} take"
-        f" {enough:,} steps{larger}"
-    ]
 
 
 def _of_the_space(space: SearchSpace, search: SearchSettings) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from automl.lora import Hyperparameters
 from automl.metric import METRICS
 from automl.registry import Registry
+from automl.space.budget import Budget
 from automl.space.defaults import TARGETS, default_searched, have_different_rates, own_rates, suggested_ranges
 from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits, is_like
 from automl.space.limits import RATE, Names, own_rate
@@ -18,8 +19,8 @@ from automl.space.spec import CategoricalParameter, Parameter
 from automl.space.write import scalar
 from automl.trial import Scalar
 
-STEPS = 120
 DEFAULT_LENGTH = 128
+_UNKNOWN = Budget(batch_size=8, steps=120, meaning="optimizer steps of a full trial")
 _OF_LANGUAGE = ("completion", "instruction", "preference")
 _KEEP = (
     "# keep: {data: {package: automl, file: tasks/texts/general.jsonl}}"
@@ -48,6 +49,7 @@ def commented_space(
     cut: str = "longer ones are cut",
     methods: Sequence[str] = (),
     fixed: Mapping[str, Scalar] = MappingProxyType({}),
+    budget: Budget = _UNKNOWN,
 ) -> str:
     """Text of a space file with a comment on every line that has something to decide.
 
@@ -55,7 +57,7 @@ def commented_space(
     backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
     target_sets: those that the model has. cut: what max_length means for this data, in a few words. methods: the one
     that is fixed, or those that are searched; empty: the default, unsaid. fixed: what the data wants of the task's own
-    hyperparameters.
+    hyperparameters. budget: for rows that are counted.
     """
     brought = TASKS[task_type].settings
     values = {setting.name: fixed.get(setting.name, setting.default) for setting in brought}
@@ -79,12 +81,12 @@ def commented_space(
             *([_KEEP] if any(is_like(each, task_type) for each in _OF_LANGUAGE) else []),
             "",
             "space:  # what may vary; what is not mentioned keeps its default",
-            *_parameter_lines(model_parameters, target_sets, names, is_said=bool(methods)),
+            *_parameter_lines(model_parameters, budget.steps, target_sets, names, is_said=bool(methods)),
             "",
             "fixed:",
             *(f"  method: {method}" for method in methods if len(methods) == 1),
             *(f"  {each.name}: {values[each.name]}  # {each.meaning}" for each in brought if each.choices),
-            "  batch_size: 8  # rows per optimizer step",
+            f"  batch_size: {budget.batch_size}  # rows per optimizer step",
             f"  max_length: {max_length}  # tokens per example; {cut}",
             "",
             "# constraints:",
@@ -94,7 +96,7 @@ def commented_space(
             f"  sampler: tpe  # or: {_others(SAMPLERS, 'tpe')}",
             f"  pruner: halving  # pauses weak trials; or: {_others(PRUNERS, 'halving')}",
             "  trials: 24  # complete and pruned ones together",
-            f"  steps: {STEPS}  # optimizer steps of a full trial",
+            f"  steps: {budget.steps}  # {budget.meaning}",
             "  # evaluate_every: 10  # measure so often, on all rows; left out: where trials are judged, cheaply",
             "  seed: 7",
             "  # time: 2h  # stop after so long; the same command continues",
@@ -128,13 +130,13 @@ def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
 
 
 def _parameter_lines(
-    model_parameters: int | None, target_sets: Sequence[str], names: Names, *, is_said: bool
+    model_parameters: int | None, steps: int, target_sets: Sequence[str], names: Names, *, is_said: bool
 ) -> list[str]:
     """What is searched, and as comments what else may be; is_said: with the methods' own settings."""
     comments = _COMMENTS | {name: setting.meaning for name, setting in names.own.items()}
-    ranges = {} if model_parameters is None else suggested_ranges(model_parameters, STEPS, target_sets, names)
+    ranges = {} if model_parameters is None else suggested_ranges(model_parameters, steps, target_sets, names)
     by_size = "; auto: by the model's size" if model_parameters is None else ""
-    rates = {} if model_parameters is None else own_rates(names.methods, model_parameters, STEPS)
+    rates = {} if model_parameters is None else own_rates(names.methods, model_parameters, steps)
     if have_different_rates(rates.values()):
         ranges |= rates
         comments |= dict.fromkeys(rates, "of this method alone")

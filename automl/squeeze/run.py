@@ -97,8 +97,8 @@ def squeeze_folder(
     """
     effort = _effort(wanted, output, recover)
     read_config(folder)
-    text = starting_space(model, data, task_type=task, study="squeeze")
-    spec = for_one_trial(parse_space(text, "command line", Path.cwd()))
+    start = starting_space(model, data, task_type=task, study="squeeze")
+    spec = for_one_trial(parse_space(start.text, "command line", Path.cwd()))
     setup = set_up(spec, cache_folder(), is_thorough=False)
     return squeeze_adapter(
         folder, setup.worker_settings(), setup.inputs.model, wanted, output, stop, source=str(folder), effort=effort

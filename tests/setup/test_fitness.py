@@ -395,7 +395,7 @@ def test_init_writes_only_sets_that_the_model_has(
         Path("rows.jsonl").write_text(
             "".join(f'{{"text": "w{number + 5} w7", "label": "{number % 2}"}}\n' for number in range(40))
         )
-    assert sets_in(starting_space("./model", "./rows.jsonl", task_type=task, study=None)) == expected
+    assert sets_in(starting_space("./model", "./rows.jsonl", task_type=task, study=None).text) == expected
 
 
 def test_auto_searches_only_sets_that_the_model_has(world: Path, tmp_path: Path) -> None:

@@ -1,32 +1,68 @@
-"""`automl init` says when a trial by the file it writes would see too little of the data."""
+"""The space file of `automl init` has a budget by the rows and classes of the training data, and says why."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from automl.errors import ConfigError
-from automl.setup.starter import starting_advice, starting_space
-from automl.space.template import commented_space
+from automl.setup.starter import starting_space
+from automl.space.load import parse_space
+from tests.training.training_cases import write_backbone
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("starter")
+    write_backbone(folder / "model", "bert")
+    write_backbone(folder / "decoder", "llama", kind="causal-lm")
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("rows", "classes", "said"),
+    ("rows", "classes", "batch_size", "steps", "meaning"),
     [
-        (4510, 150, "sees 960 of 2,706 training rows (0.4 epochs), about 6.4 of each of 150 classes"),
-        (1000, 2, ""),
+        (4510, 150, 16, 508, "3 passes over 2,706 training rows"),
+        (1000, 2, 8, 225, "3 passes over 600 training rows"),
+        (60, 2, 8, 90, "20 passes over 36 training rows; as fewer steps teach little"),
+        (330, 150, 8, 375, "15.2 passes over 198 training rows; 20 rows of each class"),
     ],
 )
 def test_rows_and_classes_of_the_training_data_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, classes: int, said: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, classes: int, batch_size: int, steps: int, meaning: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    lines = (f'{{"text": "row {row}", "label": "class {row % classes}"}}\n' for row in range(rows))
+    monkeypatch.chdir(folder)
+    lines = (f'{{"text": "w{row} w{row % 7}", "label": "class {row % classes}"}}\n' for row in range(rows))
     Path("data.jsonl").write_text("".join(lines), encoding="utf-8")
-    found = starting_advice(commented_space("s", "org/name", "data.jsonl", "classification"))
-    assert len(found) == bool(said)
-    assert said in "".join(found)
+    start = starting_space("./model", "data.jsonl", task_type=None, study=None)
+    assert f"  steps: {steps}  # of a full trial: {meaning}\n" in start.text
+    assert parse_space(start.text, "space.yaml", folder).space.fixed["batch_size"] == batch_size
+    assert start.advice == []
+
+
+def test_a_trial_sees_a_part_of_what_is_too_much(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    rows = (json.dumps({"prompt": f"w{row}", "response": "w1 w2"}) for row in range(100_000))
+    Path("data.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    start = starting_space("./decoder", "data.jsonl", task_type=None, study=None)
+    assert (
+        "  steps: 1000  # of a full trial: 32,000 of 60,000 training rows, enough to tell configurations" in start.text
+    )
+    assert start.advice == [
+        "a trial of 1,000 steps of 32 rows sees 32,000 of 60,000 training rows (0.5 epochs); 3 epochs take 5,625 steps"
+    ]
+
+
+def test_a_text_counts_as_the_pieces_it_is_cut_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("book.txt").write_text("w1 w2 w3 w4\n" * 5_000, encoding="utf-8")
+    start = starting_space("./decoder", "book.txt", task_type=None, study=None)
+    longest = int(re.search(r"max_length: (\d+)", start.text)[1])
+    rows = int(re.search(r"passes over (\d+) training rows", start.text)[1])
+    assert 0.6 * 20_000 <= rows * longest <= 0.6 * 30_000, "20,000 words and the breaks of their lines"
 
 
 def test_a_task_that_nobody_has_is_answered_with_the_known_ones() -> None:

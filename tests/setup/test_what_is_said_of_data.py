@@ -83,7 +83,7 @@ def length_of(text: str) -> int:
 def test_init_takes_max_length_from_the_data(world: Path) -> None:
     rows = [{"text": "w3 " * (10 if number < 95 else 60), "label": "ab"[number % 2]} for number in range(100)]
     Path("texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    text = starting_space("./model", "./texts.jsonl", task_type=None, study=None)
+    text = starting_space("./model", "./texts.jsonl", task_type=None, study=None).text
     assert length_of(text) == 16
     assert "95% of the rows have at most 10; longer ones are cut" in text
 
@@ -91,7 +91,9 @@ def test_init_takes_max_length_from_the_data(world: Path) -> None:
 def test_init_finds_columns_whose_names_have_blanks(world: Path) -> None:
     lines = ["Text,Label "] + [f"w3 w{3 + number % 9},{'ab'[number % 2]}" for number in range(40)]
     Path("blanks.csv").write_text("\n".join(lines), encoding="utf-8")
-    spec = parse_space(starting_space("./model", "./blanks.csv", task_type=None, study=None), "space.yaml", Path.cwd())
+    spec = parse_space(
+        starting_space("./model", "./blanks.csv", task_type=None, study=None).text, "space.yaml", Path.cwd()
+    )
     assert spec.task.type == "classification"
     assert spec.task.data.columns == {"text": "Text", "label": "Label "}
 
@@ -99,7 +101,7 @@ def test_init_finds_columns_whose_names_have_blanks(world: Path) -> None:
 def test_init_stays_within_what_the_model_reads(world: Path) -> None:
     rows = [{"text": "w3 " * 3000, "label": "ab"[number % 2]} for number in range(10)]
     Path("texts.json").write_text(json.dumps(rows), encoding="utf-8")
-    text = starting_space("./model", "./texts.json", task_type=None, study=None)
+    text = starting_space("./model", "./texts.json", task_type=None, study=None).text
     positions = json.loads(Path("model/config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     assert length_of(text) == positions < 3000
     assert f"the model reads {positions}" in text
@@ -109,7 +111,7 @@ def test_init_reads_prompts_and_completions(world: Path) -> None:
     save_tiny(Path("decoder"), "llama", kind="causal-lm")
     rows = [{"prompt": f"w3 w{number}", "completion": "w4 " * 30} for number in range(40)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    text = starting_space("./decoder", "./pairs.jsonl", task_type=None, study=None)
+    text = starting_space("./decoder", "./pairs.jsonl", task_type=None, study=None).text
     spec = parse_space(text, "space.yaml", Path.cwd())
     assert spec.task.type == "instruction"
     assert spec.task.max_length > 32

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automl.errors import ConfigError
-from automl.space.advice import coverage_advice, search_advice
+from automl.space.advice import search_advice
+from automl.space.budget import coverage_advice
 from automl.space.load import parse_space
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.study.budget import Budget

@@ -14,7 +14,7 @@ from tests.training.training_cases import write_backbone
 
 SMALL = {
     "  trials: 24": "  squeeze: false\n  trials: 2",
-    "  steps: 120": "  steps: 10\n  evaluate_every: 5",
+    "  steps: 100": "  steps: 10\n  evaluate_every: 5",
     "executor: ray": "executor: inline",
     "low: 0.0001": "low: 0.005",
     "run:\n": "verify: {seeds: 3, squeeze: false}\nrun:\n  precision: fp32\n",

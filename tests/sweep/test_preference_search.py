@@ -29,7 +29,7 @@ def made(folder: Path, rows: list[dict[str, Any]], cache: Path, changes: dict[st
 
 SMALL = {
     "  trials: 24": "  squeeze: false\n  trials: 3",
-    "  steps: 120": "  steps: 10\n  evaluate_every: 5",
+    "  steps: 100": "  steps: 10\n  evaluate_every: 5",
     "executor: ray": "executor: inline",
     "low: 0.0001": "low: 0.002",
     "run:\n": "verify: {seeds: 3, squeeze: false}\nrun:\n",
