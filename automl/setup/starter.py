@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -23,6 +23,7 @@ from automl.setup.shape import PAIR_COLUMNS, columns_of, guess, renamed
 from automl.space.budget import coverage_advice, starting_budget
 from automl.space.entries import TASKS, head_of
 from automl.space.load import load_space, parse_space
+from automl.space.priors import prior_of
 from automl.space.spec import DataSettings, SweepSpec, TaskSettings
 from automl.space.template import DEFAULT_LENGTH, commented_space
 from automl.tasks import make_task
@@ -67,10 +68,11 @@ def starting_space(
     columns = columns_of(first)
     found, names = guess(first, columns, data) if task_type is None else (task_type, renamed(columns, task_type))
     backbone = resolve_model(spec.model, cache_folder())
+    config = json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8"))
     target_sets = resolvable_sets(skeleton(backbone, head_of(found)))
     settings = parse_space(commented_space("start", model, data, found, columns=names), "command line", Path.cwd()).task
     lengths = _lengths(backbone, settings)
-    longest, cut = _max_length(backbone, lengths, in_pieces=_is_cut_in_pieces(found, data))
+    longest, cut = _max_length(config, lengths, in_pieces=_is_cut_in_pieces(found, data))
     records, classes = _amounts(settings)
     pieces = _pieces(lengths, longest) if _is_cut_in_pieces(found, data) else 1.0
     rows = max(1, round(records * pieces))
@@ -88,6 +90,7 @@ def starting_space(
         methods=tuple(dict.fromkeys(methods)),
         fixed=_SINGLE_LABELS if found == "preference" and not set(columns) >= PAIR_COLUMNS else {},
         budget=budget,
+        prior=prior_of(str(config.get("model_type")), backbone.parameters),
     )
     return StartingSpace(text, coverage_advice(rows, classes, steps=budget.steps, batch_size=budget.batch_size))
 
@@ -157,13 +160,13 @@ def _lengths(backbone: BackboneRef, settings: TaskSettings) -> list[int]:
     return make_task(cut).lengths(load_tokenizer(backbone), _MEASURED)
 
 
-def _max_length(backbone: BackboneRef, lengths: Sequence[int], *, in_pieces: bool) -> tuple[int, str]:
+def _max_length(config: Mapping[str, Any], lengths: Sequence[int], *, in_pieces: bool) -> tuple[int, str]:
     """A length that leaves most rows whole, within what the model can read, and what it means in words."""
     if not lengths:
         return DEFAULT_LENGTH, "longer ones are cut"
     most = share_length(lengths)
     wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
-    limit = positions(json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")))
+    limit = positions(config)
     if in_pieces:
         longest = min(wanted, _LONGEST_PIECE, limit.tokens if limit is not None else wanted)
         return longest, "the text is cut into pieces of so many, and nothing is left out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,8 +15,9 @@ from automl.space.budget import Budget
 from automl.space.defaults import TARGETS, default_searched, have_different_rates, own_rates, suggested_ranges
 from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits, is_like
 from automl.space.limits import RATE, Names, own_rate
+from automl.space.priors import ALPHA_RATIO, RANK, Prior
 from automl.space.schema_task import DATA_SUFFIXES
-from automl.space.spec import CategoricalParameter, Parameter
+from automl.space.spec import CategoricalParameter, FloatParameter, Parameter
 from automl.space.write import scalar
 from automl.trial import Scalar
 
@@ -50,6 +52,7 @@ def commented_space(
     methods: Sequence[str] = (),
     fixed: Mapping[str, Scalar] = MappingProxyType({}),
     budget: Budget = _UNKNOWN,
+    prior: Prior | None = None,
 ) -> str:
     """Text of a space file with a comment on every line that has something to decide.
 
@@ -58,11 +61,14 @@ def commented_space(
     target_sets: those that the model has. cut: what max_length means for this data, in a few words. methods: the one
     that is fixed, or those that are searched; empty: the default, unsaid. fixed: what the data wants of the task's own
     hyperparameters. budget: for rows that are counted.
+    prior: the rate that LoRA tries first, if it is a method of the search; preferences want far lower ones.
     """
     brought = TASKS[task_type].settings
     values = {setting.name: fixed.get(setting.name, setting.default) for setting in brought}
     names = Names(methods or DEFAULT_METHODS, task_type if brought else "", lambda setting: [values[setting.name]])
     metric = TASKS[task_type].default_metric
+    has_prior = model_parameters is not None and "lora" in names.methods and not is_like("preference", task_type)
+    first = prior if has_prior else None
     fitting = ", ".join(name for name in METRICS.usable() if fits(name, task_type))
     return "\n".join(
         [
@@ -81,7 +87,8 @@ def commented_space(
             *([_KEEP] if any(is_like(each, task_type) for each in _OF_LANGUAGE) else []),
             "",
             "space:  # what may vary; what is not mentioned keeps its default",
-            *_parameter_lines(model_parameters, budget.steps, target_sets, names, is_said=bool(methods)),
+            *_parameter_lines(model_parameters, budget.steps, target_sets, names, is_said=bool(methods), prior=first),
+            *_first_lines(first, target_sets, names),
             "",
             "fixed:",
             *(f"  method: {method}" for method in methods if len(methods) == 1),
@@ -130,7 +137,13 @@ def _data_lines(data: str, columns: Mapping[str, str]) -> list[str]:
 
 
 def _parameter_lines(
-    model_parameters: int | None, steps: int, target_sets: Sequence[str], names: Names, *, is_said: bool
+    model_parameters: int | None,
+    steps: int,
+    target_sets: Sequence[str],
+    names: Names,
+    *,
+    is_said: bool,
+    prior: Prior | None,
 ) -> list[str]:
     """What is searched, and as comments what else may be; is_said: with the methods' own settings."""
     comments = _COMMENTS | {name: setting.meaning for name, setting in names.own.items()}
@@ -140,6 +153,8 @@ def _parameter_lines(
     if have_different_rates(rates.values()):
         ranges |= rates
         comments |= dict.fromkeys(rates, "of this method alone")
+    if prior is not None:
+        ranges[_lora_rate(ranges)] = _around(prior.rate, ranges[_lora_rate(ranges)])
     searched = {name: _range(ranges[name]) if ranges else "auto" for name in _searched(names, ranges)}
     lines = [f"  {name}: {text}  # {comments[name]}{by_size}" for name, text in searched.items()]
     tried = (name for name, setting in names.own.items() if setting.tried and not names.idle(name))
@@ -148,6 +163,28 @@ def _parameter_lines(
     several = f"{{type: categorical, choices: [{', '.join(names.methods)}]}}"
     choice = [f"  method: {several}  # what the others are for is left out for a method that has no use for it"]
     return [*(choice if len(names.methods) > 1 else []), *lines, *also]
+
+
+def _first_lines(prior: Prior | None, target_sets: Sequence[str], names: Names) -> list[str]:
+    """The configuration that is tried first."""
+    if prior is None:
+        return []
+    target = next((name for name in TARGETS if name in target_sets), TARGETS[0])
+    method = "method: lora, " if len(names.methods) > 1 else ""
+    entry = f"{method}rank: {RANK}, alpha_ratio: {ALPHA_RATIO:g}, target: {target}, learning_rate: {scalar(prior.rate)}"
+    return ["", "enqueue:  # tried first", f"  - {{{entry}}}  # {prior.source}"]
+
+
+def _lora_rate(ranges: Mapping[str, Parameter]) -> str:
+    """The name under which LoRA's learning rate is searched."""
+    return own_rate("lora") if own_rate("lora") in ranges else RATE
+
+
+def _around(rate: float, parameter: Parameter) -> Parameter:
+    """The range of a learning rate, with three times what is known to be good in it."""
+    if not isinstance(parameter, FloatParameter):
+        return parameter
+    return replace(parameter, low=min(parameter.low, rate / 3), high=max(parameter.high, 3 * rate))
 
 
 def _searched(names: Names, ranges: Mapping[str, Parameter]) -> list[str]:

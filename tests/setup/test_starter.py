@@ -41,6 +41,7 @@ def test_rows_and_classes_of_the_training_data_are_counted(
     assert f"  steps: {steps}  # of a full trial: {meaning}\n" in start.text
     assert parse_space(start.text, "space.yaml", folder).space.fixed["batch_size"] == batch_size
     assert start.advice == []
+    assert "learning_rate: 0.0014}  # best on small models in sweeps of our own\n" in start.text
 
 
 def test_a_trial_sees_a_part_of_what_is_too_much(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

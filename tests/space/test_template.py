@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from automl.space.defaults import resolve
 from automl.space.load import json_schema, parse_space
+from automl.space.priors import prior_of
 from automl.space.template import commented_space
 from automl.tasks.read import package_path
 
@@ -38,6 +39,46 @@ def test_each_method_has_rates_of_its_own(model_parameters: int | None) -> None:
     rates = {item.name: item for item in resolve(spec.space, 22_700_000, 120).parameters}
     assert {f"learning_rate.{method}" for method in methods} < rates.keys()
     assert "learning_rate" not in rates
+
+
+@pytest.mark.parametrize(
+    ("model_type", "parameters", "rate", "high"),
+    [
+        ("bert", 22_700_000, "0.0014", 2e-2),
+        ("llama", 1_200_000_000, "0.001", 3e-3),
+        ("llama", 8_000_000_000, "0.0003", 1e-3),
+        ("qwen3", 8_000_000_000, "0.001", 3e-3),
+        ("gpt_oss", 21_000_000_000, "0.0001", 1e-3),
+    ],
+)
+@pytest.mark.parametrize("methods", [(), ("lora",), ("ia3", "lora")])
+def test_the_best_known_rate_is_tried_first(
+    model_type: str, parameters: int, rate: str, high: float, methods: tuple[str, ...]
+) -> None:
+    prior = prior_of(model_type, parameters)
+    text = commented_space("s", "m", "a.jsonl", "instruction", parameters, methods=methods, prior=prior)
+    space = parse_space(text, "space.yaml", Path("/there")).space
+    name = "learning_rate.lora" if len(methods) > 1 else "learning_rate"
+    (first,) = resolve(space, parameters, 120).enqueue
+    assert f"{first[name]:g}" == rate
+    (searched,) = (each for each in space.parameters if each.name == name)
+    assert searched.high == pytest.approx(high)
+    assert max(len(line) for line in text.splitlines()) <= 140
+
+
+@pytest.mark.parametrize(
+    ("task_type", "methods"), [("preference", ()), ("instruction", ("ia3",)), ("instruction", ("full", "adalora"))]
+)
+def test_a_rate_of_lora_is_tried_with_lora_alone_and_not_for_preferences(
+    task_type: str, methods: tuple[str, ...]
+) -> None:
+    prior = prior_of("qwen3", 8_000_000_000)
+    text = commented_space("s", "m", "a.jsonl", task_type, 8_000_000_000, methods=methods, prior=prior)
+    assert not parse_space(text, "space.yaml", Path("/there")).space.enqueue
+
+
+def test_nothing_is_known_of_other_families() -> None:
+    assert prior_of("mamba", 8_000_000_000) is None
 
 
 def test_every_line_with_a_choice_says_what_it_means() -> None:

@@ -17,6 +17,7 @@ SMALL = {
     "  steps: 100": "  steps: 10\n  evaluate_every: 5",
     "executor: ray": "executor: inline",
     "low: 0.0001": "low: 0.005",
+    "learning_rate: 0.0014": "learning_rate: 0.01",
     "run:\n": "verify: {seeds: 3, squeeze: false}\nrun:\n  precision: fp32\n",
 }
 METRICS = {
