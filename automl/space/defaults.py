@@ -10,6 +10,9 @@ What is known, and where it comes from (learning rates are those of AdamW with L
 | 500 M to 4 B | any          | 1e-5 ... 2e-3 | Gemma-3-1B, r = 128: best near 2e-4, a cliff at 2e-3                 |
 | above 4 B    | any          | 2e-5 ... 1e-3 | LoRA Without Regret: about 10x full fine-tuning's; QLoRA: 2e-4, 1e-4 |
 
+For preferences a tenth of these: with LoRA, DPO is trained at 5e-6 (Zephyr 7B) to 5e-5 (TRL's examples), where 2e-4 is
+usual for instructions.
+
 Rank: results are flat above 8 to 16 in the tables for GPT-2 and GPT-3 (Hu et al. 2021), TRL and QLoRA use 32 to 64 for
 large models: 2 ... 64 below 1 B, 4 ... 128 from there. Alpha as a multiple of the rank, as alpha = r or 2 r is usual.
 Dropout 0, 0.05, 0.1 (QLoRA). Batch size at most 32: LoRA suffers from large batches (TRL). Warm-up and schedule as in
@@ -24,6 +27,7 @@ from dataclasses import replace
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting, Span
 from automl.space import limits as hyper
+from automl.space.entries import TASKS
 from automl.space.extremes import names_of
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
 from automl.trial import Scalar
@@ -84,7 +88,7 @@ def suggested_ranges(
         "alpha_ratio": CategoricalParameter(name="alpha_ratio", choices=(0.5, 1.0, 2.0, 4.0)),
         "dropout": CategoricalParameter(name="dropout", choices=(0.0, 0.05, 0.1)),
         "target": CategoricalParameter(name="target", choices=_targets(target_sets)),
-        "learning_rate": _rate(hyper.RATE, _learning_rates(names.methods, model_parameters, steps)),
+        "learning_rate": _rate(hyper.RATE, _learning_rates(names, names.methods, model_parameters, steps)),
         "weight_decay": CategoricalParameter(name="weight_decay", choices=(0.0, 0.01, 0.1)),
         "batch_size": CategoricalParameter(name="batch_size", choices=(8, 16, 32)),
         "warmup": CategoricalParameter(name="warmup", choices=(0.0, 0.03, 0.06, 0.1)),
@@ -99,11 +103,11 @@ def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: 
     """The space with a range for each name in `auto`, widened so that it contains every enqueued value."""
     names = names_of(space)
     ranges = suggested_ranges(model_parameters, steps, target_sets, names)
-    rates = own_rates(names.methods, model_parameters, steps)
+    rates = own_rates(names, model_parameters, steps)
     auto = _with_each_method(space, names, rates)
     given = {*auto, *(parameter.name for parameter in space.parameters)}
     if sharing := names.without_own_rates(given):
-        ranges[hyper.RATE] = _rate(hyper.RATE, _learning_rates(sharing, model_parameters, steps))
+        ranges[hyper.RATE] = _rate(hyper.RATE, _learning_rates(names, sharing, model_parameters, steps))
     enqueue = tuple(with_own_rates(entry, given) for entry in space.enqueue)
     automatic = {
         name: replace(_widened((ranges | rates)[name], _enqueued(enqueue, name)), when=names.condition(name, given))
@@ -115,11 +119,11 @@ def resolve(space: SearchSpace, model_parameters: int, steps: int, target_sets: 
     return replace(space, parameters=(*free, *conditional), auto=(), enqueue=enqueue)
 
 
-def own_rates(methods: Sequence[str], model_parameters: int, steps: int) -> dict[str, Parameter]:
+def own_rates(names: hyper.Names, model_parameters: int, steps: int) -> dict[str, Parameter]:
     """The range of learning rates of each method by the name it has in a space."""
     return {
-        name: _rate(name, METHODS[method].learning_rates(model_parameters, steps))
-        for method, name in zip(methods, map(hyper.own_rate, methods), strict=True)
+        name: _rate(name, _learning_rates(names, (method,), model_parameters, steps))
+        for method, name in zip(names.methods, map(hyper.own_rate, names.methods), strict=True)
     }
 
 
@@ -176,7 +180,7 @@ def _rates_advice(
     sharing = names.without_own_rates(parameters)
     for name, methods in ((hyper.RATE, sharing), *((hyper.own_rate(each), (each,)) for each in names.methods)):
         if methods:
-            low, high = _learning_rates(methods, model_parameters, steps)
+            low, high = _learning_rates(names, methods, model_parameters, steps)
             usual = f"{low:g} to {high:g} suits a model of {model_parameters:,} parameters and trials of {steps} steps"
             yield from _rate_advice(name, parameters.get(name), space.fixed, low, high, usual=usual)
 
@@ -199,10 +203,14 @@ def _rate_advice(
     return notes
 
 
-def _learning_rates(methods: Sequence[str], model_parameters: int, steps: int) -> tuple[float, float]:
-    """From the lowest to the highest rate that one of the methods is to be tried with."""
+def _learning_rates(
+    names: hyper.Names, methods: Sequence[str], model_parameters: int, steps: int
+) -> tuple[float, float]:
+    """From the lowest to the highest rate that one of the methods is to be tried with on the task."""
     ranges = [METHODS[name].learning_rates(model_parameters, steps) for name in methods]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
+    factor = TASKS[names.task].rate_factor if names.task else 1.0
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return float(f"{factor * low:.4g}"), float(f"{factor * high:.4g}")
 
 
 def _tried(setting: Setting) -> Parameter:

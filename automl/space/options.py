@@ -55,7 +55,8 @@ class TaskOptions(Section):
     is nothing to train. head: kind of head that it trains, empty for that of what it is like, else a language model's.
     default_metric: the objective of a file that names none. like: a task whose metrics it reports
     too; `loss` is everybody's. settings: hyperparameters of its own, which `space:` and `fixed:` may name. packable:
-    its trials can be trained together. shardable: several processes can hold one trial together.
+    its trials can be trained together. shardable: several processes can hold one trial together. rate_factor: on the
+    learning rates that `auto` means, where its settings are known by `settings`.
     """
 
     type: str = ""
@@ -67,6 +68,7 @@ class TaskOptions(Section):
     settings: ClassVar[tuple[Setting, ...]] = ()
     packable: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 1.0
 
 
 def merged(defaults: Mapping[str, Scalar | None], given: Mapping[str, Scalar]) -> dict[str, Any]:

@@ -117,6 +117,7 @@ class PreferenceTask(TaskSection):
     default_metric: ClassVar[str] = "preference_accuracy"
     packable: ClassVar[bool] = False
     shardable: ClassVar[bool] = False
+    rate_factor: ClassVar[float] = 0.1
     settings: ClassVar[tuple[Setting, ...]] = (
         LOSS,
         BETA,

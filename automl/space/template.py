@@ -149,7 +149,7 @@ def _parameter_lines(
     comments = _COMMENTS | {name: setting.meaning for name, setting in names.own.items()}
     ranges = {} if model_parameters is None else suggested_ranges(model_parameters, steps, target_sets, names)
     by_size = "; auto: by the model's size" if model_parameters is None else ""
-    rates = {} if model_parameters is None else own_rates(names.methods, model_parameters, steps)
+    rates = {} if model_parameters is None else own_rates(names, model_parameters, steps)
     if have_different_rates(rates.values()):
         ranges |= rates
         comments |= dict.fromkeys(rates, "of this method alone")

@@ -33,6 +33,17 @@ def test_learning_rates_follow_the_size(model_parameters: int, steps: int, low: 
     assert rate == FloatParameter(name="learning_rate", low=low, high=high, log=True)
 
 
+@pytest.mark.parametrize(("methods", "name"), [(["lora"], "learning_rate"), (["lora", "ia3"], "learning_rate.lora")])
+def test_preferences_are_learnt_at_a_tenth_of_the_rates(methods: list[str], name: str) -> None:
+    text = HEAD.replace("classification", "preference").replace("accuracy", "loss")
+    chosen = f"{{type: categorical, choices: [{', '.join(methods)}]}}"
+    space = parse_space(text + f"space: {{method: {chosen}, learning_rate: auto}}\n", "s.yaml", Path("/there")).space
+    (rate,) = (each for each in resolve(space, QWEN, 600).parameters if each.name == name)
+    assert isinstance(rate, FloatParameter)
+    assert (rate.low, rate.high) == (2e-6, 1e-4)
+    assert advice(replace(space, auto=(), parameters=(replace(rate, name="learning_rate"),)), QWEN, 600) == []
+
+
 @pytest.mark.parametrize("model_parameters", [MINILM, GEMMA, QWEN])
 def test_suggestions_cover_every_automatic_name_within_bounds(model_parameters: int) -> None:
     ranges = suggested_ranges(model_parameters, 100)

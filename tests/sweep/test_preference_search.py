@@ -31,7 +31,7 @@ SMALL = {
     "  trials: 24": "  squeeze: false\n  trials: 3",
     "  steps: 100": "  steps: 10\n  evaluate_every: 5",
     "executor: ray": "executor: inline",
-    "low: 0.0001": "low: 0.002",
+    "low: 1.0e-05, high: 0.002": "low: 0.002, high: 0.02",
     "run:\n": "verify: {seeds: 3, squeeze: false}\nrun:\n",
 }
 
