@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -22,10 +22,18 @@ from automl.packed.memory import SHARE, available_bytes, capacity, give_back_mem
 from automl.packed.remembered import objection
 from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
+from automl.tasks import make_task
 from automl.training.adapter import adapter_draft, adapter_meta
 from automl.training.checkpoint import slot_files
 from automl.training.finalists import Finalists
-from automl.training.runtime import HostSettings, Runtime, choose_device, load_runtime, stored_dtype
+from automl.training.runtime import (
+    HostSettings,
+    Runtime,
+    choose_device,
+    load_runtime,
+    referred_to,
+    stored_dtype,
+)
 from automl.trial import Measurement, Scalar, TrialSpec
 from automl.trial_folders import adapter_folder, slot_folder
 
@@ -60,7 +68,7 @@ def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:
     Where packed training does not follow PEFT on this model and device, the host trains its trials one at a time.
     Raises ModelError then if the precision is for packed training only.
     """
-    runtime = load_runtime(settings)
+    runtime = _loaded(settings)
     reason = disagreement(settings, runtime.model, runtime=lambda: runtime)
     if not reason:
         return packed_host(settings, runtime)
@@ -87,7 +95,7 @@ def examine(settings: HostSettings, model: nn.Module) -> str:
     """`disagreement`, found out in a process that does not train itself: memory and threads are as before."""
     threads = torch.get_num_threads()
     try:
-        return disagreement(settings, model, runtime=lambda: load_runtime(settings)) or ""
+        return disagreement(settings, model, runtime=lambda: _loaded(settings)) or ""
     finally:
         torch.set_num_threads(threads)
         give_back_memory()
@@ -95,26 +103,21 @@ def examine(settings: HostSettings, model: nn.Module) -> str:
 
 def packed_host(settings: HostSettings, runtime: Runtime) -> PackedHost:
     """The host over a runtime that has been loaded. Raises ModelError or TargetError if the model cannot be packed."""
-    workload = Workload(
-        task=runtime.task,
-        train_rows=runtime.train_rows,
-        evaluation_rows=runtime.evaluation_rows,
-        tokenizer=runtime.tokenizer,
-        evaluation_tokens=runtime.evaluation_tokens,
-        validation_rows=runtime.validation_rows,
-        kept=runtime.kept,
-    )
     way = choose_way(settings, runtime.model, runtime.device, available=_available(settings, runtime.device))
     logger.info("%d slots, %s", way.slots, "together" if way.bank else "one by one")
     trainer = PackedTrainer(
         runtime.model,
-        workload,
+        _workload(runtime),
         targets=runtime.targets,
         precision=runtime.precision,
         bank=way.bank,
         recompute=way.recompute,
         importance=runtime.importance,
     )
+    if _is_own_reference(settings):
+        bare = trainer.backbone
+        runtime = referred_to(runtime, settings, lambda: cast(nn.Module, bare.view(None)), bare.untuned)
+        trainer.work_on(_workload(runtime))
     output = Path(settings.output).absolute()
 
     def export(spec: TrialSpec, measurement: Measurement) -> str:
@@ -133,6 +136,27 @@ def packed_host(settings: HostSettings, runtime: Runtime) -> PackedHost:
         majority=settings.prepared.baseline,
         is_finalist=Finalists(settings.task.metric).admit,
         ahead=True,
+    )
+
+
+def _is_own_reference(settings: HostSettings) -> bool:
+    """Whether trials are compared with the untuned model in an arithmetic that only a pack has."""
+    return settings.precision == "bf16h" and make_task(settings.task).refers
+
+
+def _loaded(settings: HostSettings) -> Runtime:
+    return load_runtime(settings, is_judging=not _is_own_reference(settings))
+
+
+def _workload(runtime: Runtime) -> Workload:
+    return Workload(
+        task=runtime.task,
+        train_rows=runtime.train_rows,
+        evaluation_rows=runtime.evaluation_rows,
+        tokenizer=runtime.tokenizer,
+        evaluation_tokens=runtime.evaluation_tokens,
+        validation_rows=runtime.validation_rows,
+        kept=runtime.kept,
     )
 
 

@@ -112,6 +112,12 @@ class PackedBackbone:
         with _attention(width, self.device), self.casting():
             yield
 
+    @contextmanager
+    def untuned(self) -> Iterator[None]:
+        """What a pass of the bare backbone runs inside of, also in the middle of one of an adapter."""
+        with self.segmentation.alone(None), self.casting():
+            yield
+
     def casting(self) -> AbstractContextManager[object]:
         """The automatic casts of the precision."""
         # The cache of cast weights must not outlive a CUDA graph's recording, and frozen weights are not cast anyway.

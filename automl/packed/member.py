@@ -93,7 +93,7 @@ class Member:
 
         Raises DataError if the whole batch has nothing to learn from.
         """
-        self._rows += batch.rows
+        self._rows += batch.examples
         self._total += total
         self._count += count
         self._tokens += batch.tokens

@@ -29,6 +29,7 @@ from automl.packed.bank_step import bank_class
 from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
 from automl.tasks.batches import batch_rows
+from automl.tasks.reference import unreferred
 from automl.training.runtime import Runtime
 from automl.training.solo import SoloTrial
 from automl.training.state import TrainState
@@ -136,12 +137,12 @@ def _unheard(name: str) -> Iterator[None]:
 
 def _small(runtime: Runtime, choices: Sequence[str]) -> Runtime:
     """The runtime with a few long and a few other rows, and a set of all layers that trials may adapt."""
-    count = len(runtime.train_rows)
-    rows = [runtime.train_rows[index] for index in range(0, count, max(1, count // _LOOKED_AT))]
-    rows.sort(key=lambda row: len(row["input_ids"]))
+    count, known = len(runtime.train_rows), unreferred(runtime.train_rows)
+    lengths = {place: len(known[place]["input_ids"]) for place in range(0, count, max(1, count // _LOOKED_AT))}
+    places = sorted(lengths, key=lambda place: lengths[place])
     most = TOKEN_BUDGET.get(runtime.device.type, TOKEN_BUDGET["cpu"]) // (2 * _ROWS)
-    rows = [row for row in rows if len(row["input_ids"]) <= most] or rows[:1]
-    few = [*rows[:: max(1, len(rows) // 4)][:4], *rows[-4:]]
+    places = [place for place in places if lengths[place] <= most] or places[:1]
+    few = [runtime.train_rows[place] for place in (*places[:: max(1, len(places) // 4)][:4], *places[-4:])]
     layers = [layer for name in choices for layer in resolve_targets(runtime.model, name, runtime.targets)]
     every = tuple(dict.fromkeys(re.escape(layer.path) for layer in layers))
     return replace(runtime, train_rows=few, targets={**runtime.targets, _EVERYTHING: every}, importance=False)

@@ -99,11 +99,11 @@ class Segmentation:
     @contextmanager
     def divided(self, segments: Sequence[Segment]) -> Iterator[None]:
         """Rows belong to these segments inside the block."""
-        self.segments = segments
+        before, self.segments = self.segments, segments
         try:
             yield
         finally:
-            self.segments = ()
+            self.segments = before
 
     @contextmanager
     def packed(self, pack: Pack) -> Iterator[None]:
@@ -118,8 +118,5 @@ class Segmentation:
     @contextmanager
     def alone(self, adapter: Adapter | None) -> Iterator[None]:
         """All rows belong to this adapter inside the block, without dropout; None is the bare backbone."""
-        self.segments = () if adapter is None else (Segment(adapter, 0, 1, 0, is_training=False),)
-        try:
+        with self.divided(() if adapter is None else (Segment(adapter, 0, 1, 0, is_training=False),)):
             yield
-        finally:
-            self.segments = ()

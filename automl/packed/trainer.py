@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,8 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
 CPU = torch.device("cpu")
 
 Event = Measurement | TrialFailure
+
+_AS_NEW: Mapping[int, TrainState] = MappingProxyType({})
 
 
 class _Turn(NamedTuple):
@@ -154,6 +157,11 @@ class PackedTrainer:
         saved = {file_name(name): tensor for name, tensor in parameters.items()}
         write_adapter(folder, *as_plain_lora(adapter.parts, saved, config))
 
+    def work_on(self, workload: Workload) -> None:
+        """Let trials that are admitted from now on have this workload, of the same task."""
+        self.workload = workload
+        self._evaluator = Evaluator(self.backbone, workload)
+
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model."""
         return self.backbone.layers(target)
@@ -165,30 +173,40 @@ class PackedTrainer:
 
     # Training
 
-    def train(self, specs: Iterable[TrialSpec], *, slots: int) -> Iterator[Event]:
+    def train(
+        self,
+        specs: Iterable[TrialSpec],
+        *,
+        slots: int,
+        starts: Mapping[int, TrainState] = _AS_NEW,
+        before_turn: Callable[[], None] = lambda: None,
+    ) -> Iterator[Event]:
         """Train all these trials to their last step, at most `slots` at once; yields measurements and failures.
 
         A trial stays in the pack until its last measurement has been yielded: `export` and `snapshot` work till then.
+        starts: where trials begin that are not new, by number. before_turn: called before each micro-step and
+        measurement; what it raises ends the training.
         """
         waiting = iter(specs)
         while True:
             for spec in _take(waiting, slots - len(self.members)):
-                self.admit(spec)
+                self.admit(spec, starts.get(spec.number))
             if not self.members:
                 return
-            for event in self.advance():
+            for event in self.advance(before_turn):
                 yield event
                 if isinstance(event, Measurement) and self.members[event.trial].is_finished:
                     self.evict(event.trial)
 
-    def advance(self) -> list[Event]:
+    def advance(self, before_turn: Callable[[], None] = lambda: None) -> list[Event]:
         """Rounds until at least one trial is due or fails; measurements and failures in the order of admission.
 
-        A trial that failed has left the pack. Nothing at once if no trial has steps left.
+        A trial that failed has left the pack. Nothing at once if no trial has steps left. before_turn: as of `train`.
         """
         rounds: Rounds[Member, Event] = Rounds(self.members, micro_step=self.micro_step, measure=self.measured)
+        before_turn()
         while rounds.tick():
-            pass
+            before_turn()
         return list(rounds.cohort())
 
     def round(self, members: Sequence[Member]) -> list[TrialFailure]:
@@ -423,7 +441,8 @@ def _segments(turns: Sequence[_Turn]) -> list[Segment]:
     segments, start = [], 0
     for turn in turns:
         stop = start + turn.micro.rows
-        segments.append(Segment(turn.member.adapter, start, stop, turn.micro.longest, first=turn.member.rows_done))
+        first = turn.member.rows_done * turn.micro.rows // turn.micro.examples
+        segments.append(Segment(turn.member.adapter, start, stop, turn.micro.longest, first=first))
         start += turn.micro.rows
     return segments
 

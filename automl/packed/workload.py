@@ -19,6 +19,7 @@ class MicroBatch(NamedTuple):
 
     rows, width: the shape of its rectangle. longest: tokens of its longest row. tokens: without padding. is_full: no
     token is padding; models compute attention without a mask then, so full and other batches do not share a pass.
+    examples: rows of the data, of which each may be several texts.
     """
 
     batch: Batch
@@ -27,6 +28,7 @@ class MicroBatch(NamedTuple):
     longest: int
     tokens: int
     is_full: bool
+    examples: int
 
     @property
     def shape_class(self) -> tuple[int, bool]:
@@ -59,11 +61,11 @@ class Workload:
         pad_id = self.tokenizer.pad_token_id
         batch = self.task.collate(rows, pad_id)
         mask = batch["attention_mask"]
-        longest = mask.shape[1]
+        texts, longest = mask.shape
         width = padded_length(longest, self.longest_row)
         tokens = int(mask.sum())
         padded = {name: _widen(name, tensor, width, pad_id).to(device) for name, tensor in batch.items()}
-        return MicroBatch(padded, len(rows), width, longest, tokens, tokens == len(rows) * width)
+        return MicroBatch(padded, texts, width, longest, tokens, tokens == texts * width, len(rows))
 
     def evaluation_batches(
         self, rows: Sequence[Row], max_tokens: int, device: torch.device, *, task: Task | None = None

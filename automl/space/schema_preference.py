@@ -115,7 +115,6 @@ class PreferenceTask(TaskSection):
 
     implementation: ClassVar[str] = "automl.tasks.preference:Preference"
     default_metric: ClassVar[str] = "preference_accuracy"
-    packable: ClassVar[bool] = False
     shardable: ClassVar[bool] = False
     rate_factor: ClassVar[float] = 0.1
     settings: ClassVar[tuple[Setting, ...]] = (

@@ -85,6 +85,11 @@ class ReferredRows(Sequence[Row]):
         return np.array(part)
 
 
+def unreferred(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows without what the model makes of them, which is not computed."""
+    return rows._rows if isinstance(rows, ReferredRows) else rows
+
+
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """Inside the block no other process is in one of this file."""

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -147,10 +147,11 @@ class Runtime:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 
-def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runtime:
+def load_runtime(settings: HostSettings, model: nn.Module | None = None, *, is_judging: bool = True) -> Runtime:
     """Load backbone, tokenizer and rows once, and set torch up for repeatable results on this device.
 
-    model: takes the place of the backbone, which is then not read.
+    model: takes the place of the backbone, which is then not read. is_judging: read the rows of evaluations; without
+    it there are none.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -163,18 +164,45 @@ def load_runtime(settings: HostSettings, model: nn.Module | None = None) -> Runt
         tokenizer=tokenizer,
         task=task,
         train_rows=rows("train"),
-        evaluation_rows=_evaluation_rows(rows, settings),
+        evaluation_rows=_evaluation_rows(rows, settings) if is_judging else (),
         device=device,
         precision=settings.precision,
         targets=settings.targets,
         evaluation_tokens=EVALUATION_TOKENS.get(device.type, EVALUATION_TOKENS["cpu"]),
         importance=settings.importance,
-        validation_rows=_validation_rows(rows, settings) if settings.judged_on == "test" else (),
+        validation_rows=_validation_rows(rows, settings) if is_judging and settings.judged_on == "test" else (),
         kept=_kept(settings.keep, settings, device) if settings.keep is not None else None,
     )
     if settings.input_rank and model is None:
         know_inputs(frozen, _input_directions(settings, runtime))
     return runtime
+
+
+def referred_to(
+    runtime: Runtime,
+    settings: HostSettings,
+    model: Callable[[], nn.Module],
+    around: Callable[[], AbstractContextManager[object]],
+) -> Runtime:
+    """The runtime with rows that are compared with what this model says, in the precision of the settings.
+
+    model: the untuned one as it computes inside of `around`. It is asked when a row of training is first drawn, and at
+    once for rows of evaluations.
+    """
+    untuned = Untuned(
+        model=model,
+        device=runtime.device,
+        autocast=around,
+        pad_id=int(runtime.tokenizer.pad_token_id),
+        folder=_reference_folder(settings, runtime.device, settings.prepared),
+    )
+    rows = _referred(runtime.task, settings, untuned)
+    return replace(
+        runtime,
+        train_rows=rows("train"),
+        evaluation_rows=_evaluation_rows(rows, settings),
+        validation_rows=_validation_rows(rows, settings) if settings.judged_on == "test" else (),
+    )
 
 
 def _kept(keep: Keep, settings: HostSettings, device: torch.device) -> KeptRows:
@@ -237,6 +265,8 @@ def _reader(task: Task, settings: HostSettings, frozen: nn.Module | None, device
     """frozen: the backbone as it was loaded; None: another model is in its place, and it is read if it is needed."""
     if not task.refers:
         return lambda split: task.rows(settings.prepared, split)
+    if settings.precision == "bf16h":  # here the model computes in float32, whatever a pack makes of it
+        settings = replace(settings, precision="fp32")
     untuned = Untuned(
         model=_model_of(settings, device) if frozen is None else partial(_same, untouched(frozen)),
         device=device,
@@ -244,6 +274,10 @@ def _reader(task: Task, settings: HostSettings, frozen: nn.Module | None, device
         pad_id=pad_id,
         folder=_reference_folder(settings, device, settings.prepared),
     )
+    return _referred(task, settings, untuned)
+
+
+def _referred(task: Task, settings: HostSettings, untuned: Untuned) -> Rows:
     return lambda split: task.referred(task.rows(settings.prepared, split), split, untuned)
 
 
