@@ -45,7 +45,11 @@ def register(app: typer.Typer) -> None:
         share: Annotated[float | None, typer.Option("--share", help="Cut to this share of its parameters.")] = None,
         recover: Annotated[
             int | None,
-            typer.Option("--recover", help="Train every global cut for so many steps, its head too.", metavar="STEPS"),
+            typer.Option(
+                "--recover",
+                help="Train every global cut for so many steps, its head too; all at once where they can be packed.",
+                metavar="STEPS",
+            ),
         ] = None,
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="Write the cut adapter to this folder; must not exist.")

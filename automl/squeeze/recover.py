@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from automl import progress
 from automl.errors import ConfigError, Diverged, Problem
 from automl.lora import Hyperparameters
+from automl.methods.lora import FREEZE, INIT
 from automl.methods.registry import METHODS
 from automl.squeeze.curve import Cut
+from automl.squeeze.trainings import Course, Ground, Job, Result, trainer_of
 from automl.training.cut import Trained, TurnedAdapter
-from automl.training.recovery import recover
 from automl.training.runtime import Runtime
 
 FACTORS = (0.1, 0.3, 1.0)
 """What is tried, as parts of the rate the adapter was trained at, or of the middle of its method's range."""
 _BATCH = 8
+_OF_THE_START = (INIT.name, FREEZE.name)
+"""Settings of what a trial begins with, or trains, which a cut has behind it."""
 _WARMUP = 0.1
 
 
@@ -43,6 +45,7 @@ def recover_cuts(
     about: Mapping[str, Any],
     steps: int,
     check_running: Callable[[], None],
+    ground: Ground,
 ) -> Recovered:
     """Train every global cut for so many steps; with 0 none is. about: what the adapter's manifest says of its trial.
 
@@ -53,30 +56,33 @@ def recover_cuts(
         return Recovered(tuple(cuts), {}, None)
     chosen = [cut for cut in cuts if cut.kind in ("global", "asked")]
     hyper = _hyper(adapter, about.get("hyperparameters", {}), steps)
-
-    def run(cut: Cut, rate: float, what: str) -> tuple[Mapping[str, float], Trained]:
-        check_running()
-        with progress.telling(lambda: f"recovering {cut.parameters:,} parameters, {what}"):
-            trained = recover(adapter, runtime, cut.ranks, replace(hyper, learning_rate=rate), steps=steps, seed=0)
-            return runtime.evaluate(adapter.model, runtime.evaluation_rows, runtime.evaluation_tokens), trained
-
+    course = Course(adapter=adapter, runtime=runtime, hyper=hyper, steps=steps, check_running=check_running)
+    train = trainer_of(course, ground, [cut.ranks for cut in chosen])
     middle = sorted(chosen, key=lambda cut: cut.parameters)[len(chosen) // 2]
-    tried = {}
-    for factor in FACTORS:
-        rate = factor * hyper.learning_rate
-        try:
-            tried[rate] = run(middle, rate, f"rate {rate:.2g}")
-        except Diverged:
-            continue
+    tried = _ended(train([Job(middle.ranks, factor * hyper.learning_rate) for factor in FACTORS]))
     if not tried:
         raise Diverged(f"recovery at none of the learning rates up to {hyper.learning_rate:.2g} comes to an end")
-    rate = min(tried, key=lambda each: _number(tried[each][0]["loss"]))
-    results = {cut.ranks: tried[rate] if cut is middle else run(cut, rate, f"{steps} steps") for cut in chosen}
+    best = min(tried, key=lambda place: _number(tried[place].metrics["loss"]))
+    rate = FACTORS[best] * hyper.learning_rate
+    others = list(dict.fromkeys(cut.ranks for cut in chosen if cut.ranks != middle.ranks))
+    results = dict(zip(others, map(_result, train([Job(ranks, rate) for ranks in others])), strict=True))
+    results[middle.ranks] = tried[best]
     return Recovered(
-        cuts=tuple(replace(cut, recovered=results[cut.ranks][0]) if cut in chosen else cut for cut in cuts),
-        trained={ranks: trained for ranks, (_, trained) in results.items()},
+        cuts=tuple(replace(cut, recovered=results[cut.ranks].metrics) if cut in chosen else cut for cut in cuts),
+        trained={ranks: result.trained for ranks, result in results.items()},
         learning_rate=rate,
     )
+
+
+def _ended(outcomes: Sequence[Result | Diverged]) -> dict[int, Result]:
+    """Those that came to an end, by their place."""
+    return {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, Result)}
+
+
+def _result(outcome: Result | Diverged) -> Result:
+    if isinstance(outcome, Diverged):
+        raise outcome
+    return outcome
 
 
 def _hyper(adapter: TurnedAdapter, known: Mapping[str, Any], steps: int) -> Hyperparameters:
@@ -88,7 +94,7 @@ def _hyper(adapter: TurnedAdapter, known: Mapping[str, Any], steps: int) -> Hype
         weight_decay=0.0,
         warmup=_WARMUP,
         schedule="linear",
-        own=Hyperparameters.of(known).own,
+        own=tuple(each for each in Hyperparameters.of(known).own if each[0] not in _OF_THE_START),
     )
 
 

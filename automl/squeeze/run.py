@@ -27,10 +27,12 @@ from automl.squeeze.curve import Cut, Wanted, descending, is_not_worse, knee, me
 from automl.squeeze.found import Squeezed
 from automl.squeeze.origin import about_adapter
 from automl.squeeze.recover import check_steps, recover_cuts
+from automl.squeeze.trainings import Ground
 from automl.storage.lease import held
 from automl.storage.sql import Database
 from automl.storage.squeezes import ModuleRow, store_squeeze
 from automl.tasks.batches import some_of
+from automl.tasks.reference import untouched
 from automl.training.cut import TurnedAdapter, check_cuttable, cut_hyperparameters, read_config
 from automl.training.runtime import HostSettings, Runtime, load_runtime
 
@@ -44,12 +46,13 @@ logger = logging.getLogger(__name__)
 class Effort:
     """How much is measured. seen: training rows by which directions are ranked. rows: of validation, None = as in the
     search. is_brief: the knee is looked for by bisection over global cuts. recovery_steps: for which each of these is
-    trained afterwards."""
+    trained afterwards, slots of them at once; None = as many as there is room for."""
 
     seen: int = ROWS
     rows: int | None = None
     is_brief: bool = False
     recovery_steps: int = 0
+    slots: int | None = None
 
 
 def squeeze_trial(
@@ -67,7 +70,7 @@ def squeeze_trial(
     recover: steps for which every global cut is trained afterwards. Raises SearchError if there is no such trial,
     ConfigError for a size it cannot be cut to, InterruptedSearch.
     """
-    effort = _effort(wanted, output, recover)
+    effort = replace(_effort(wanted, output, recover), slots=spec.run.slots)
     row = complete_trial(database, spec, trial)
     with adapter_of(database, spec, row) as folder:
         recorded = database.store(spec.study).last_event(GROUND)
@@ -127,12 +130,14 @@ def squeeze_adapter(
         runtime = load_runtime(settings)
         runtime = replace(runtime, evaluation_rows=some_of(runtime.evaluation_rows, effort.rows))
         rows = some_of(runtime.train_rows, effort.seen)
+        plain = untouched(runtime.model) if effort.recovery_steps else runtime.model
         adapter = TurnedAdapter(folder, runtime, rows)
     budget = wanted.parameters(adapter)
     metric = settings.task.metric
     cuts = tuple(_brief(adapter, runtime, metric, stop) if effort.is_brief else _curve(adapter, runtime, budget, stop))
+    ground = Ground(settings=settings, plain=plain, source=folder, slots=effort.slots)
     running = partial(_check_running, stop)
-    cuts, trained, rate = recover_cuts(adapter, runtime, cuts, about, effort.recovery_steps, running)
+    cuts, trained, rate = recover_cuts(adapter, runtime, cuts, about, effort.recovery_steps, running, ground)
     whole, found = cuts[0], knee(cuts, metric)
     chosen = cuts[-1] if budget is not None else found
     ranks = {path: rank for path, rank in zip(adapter.paths, chosen.ranks, strict=True) if rank}

@@ -68,8 +68,9 @@ class TurnedAdapter:
 
     folder: the adapter's. runtime: its model becomes the PEFT model's. rows: training rows, on which is seen what the
     modules' inputs are; none: they are taken to be white. Of each module in `paths`: shapes: in and out features;
-    costs: parameters of one direction; strengths: of its directions, largest first. Raises ModelError or
-    CheckpointError in a line if it cannot be cut.
+    costs: parameters of one direction; scalings: factors of the updates; strengths: of its directions, largest first.
+    heads: as the adapter has them, by name in the model. Raises ModelError or CheckpointError in a line if it cannot be
+    cut.
     """
 
     def __init__(self, folder: Path, runtime: Runtime, rows: Sequence[Row] = ()) -> None:
@@ -85,10 +86,10 @@ class TurnedAdapter:
         self.paths = tuple(self._layers)
         self.shapes = tuple((layer.in_features, layer.out_features) for layer in self._layers.values())
         self.costs = tuple(map(sum, self.shapes))
-        self._scalings = tuple(update.scaling for update in updates)
+        self.scalings = tuple(update.scaling for update in updates)
         self.parameters = sum(len(update.a) * cost for update, cost in zip(updates, self.costs, strict=True))
         self._whole: list[tuple[Tensor, Tensor]] = []
-        self._heads = {name: tensor.detach().clone() for name, tensor in self._head_parameters().items()}
+        self.heads = {name: tensor.detach().clone() for name, tensor in self._head_parameters().items()}
         self.strengths = tuple(map(self._turn, self._layers.values(), updates, moments))
         if not any(self.strengths):
             raise ModelError(f"{folder}: every update is zero; the adapter was not trained, there is nothing to cut")
@@ -100,9 +101,13 @@ class TurnedAdapter:
         """
         self.model.requires_grad_(False)
         for name, tensor in self._head_parameters().items():
-            tensor.data.copy_(self._heads[name])
+            tensor.data.copy_(self.heads[name])
         for layer, (a, b), rank in zip(self._layers.values(), self._whole, ranks, strict=True):
             _set_factors(layer, a[:rank], b[:, :rank])
+
+    def updates(self, ranks: Sequence[int]) -> list[LowRank]:
+        """The first directions of each module, in the order of `paths`; modules of rank 0 are left out."""
+        return self._first(self._whole, ranks)
 
     def trainable(self, ranks: Sequence[int]) -> dict[str, nn.Parameter]:
         """Cut, and let kept directions and heads be trained, by name in the model; the directions are copies."""
@@ -148,9 +153,11 @@ class TurnedAdapter:
     def _parts(self, ranks: Sequence[int], trained: Trained | None) -> tuple[list[LowRank], dict[str, Tensor]]:
         """The kept directions, and everything else that the adapter holds."""
         others = other_tensors(self._folder) | (dict(trained.heads) if trained is not None else {})
-        factors = self._whole if trained is None else trained.factors
-        parts = zip(self.paths, factors, self._scalings, ranks, strict=True)
-        return [LowRank(path, a[:rank], b[:, :rank], own) for path, (a, b), own, rank in parts if rank], others
+        return self._first(self._whole if trained is None else trained.factors, ranks), others
+
+    def _first(self, factors: Sequence[tuple[Tensor, Tensor]], ranks: Sequence[int]) -> list[LowRank]:
+        parts = zip(self.paths, factors, self.scalings, ranks, strict=True)
+        return [LowRank(path, a[:rank], b[:, :rank], own) for path, (a, b), own, rank in parts if rank]
 
 
 def write_updates(

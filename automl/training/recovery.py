@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from automl.lora import Hyperparameters
 from automl.training.cut import Trained, TurnedAdapter
@@ -11,11 +11,28 @@ from automl.training.runtime import Runtime
 
 
 def recover(
-    adapter: TurnedAdapter, runtime: Runtime, ranks: Sequence[int], hyper: Hyperparameters, *, steps: int, seed: int
+    adapter: TurnedAdapter,
+    runtime: Runtime,
+    ranks: Sequence[int],
+    hyper: Hyperparameters,
+    *,
+    steps: int,
+    seed: int,
+    before_step: Callable[[int], None] | None = None,
 ) -> Trained:
     """Cut to these ranks and train; the model is left trained until it is cut again. Returns copies of its tensors.
 
-    hyper: of the optimizer, batch and schedule. seed: of the order of rows. Raises Diverged, OutOfMemory, DataError.
+    hyper: of the optimizer, batch and schedule. seed: of the order of rows. before_step: as of `fit`. Raises Diverged,
+    OutOfMemory, DataError.
     """
-    fit(adapter.model, adapter.trainable(ranks), runtime, hyper, steps=steps, seed=seed, what="recovery")
+    fit(
+        adapter.model,
+        adapter.trainable(ranks),
+        runtime,
+        hyper,
+        steps=steps,
+        seed=seed,
+        what="recovery",
+        before_step=before_step,
+    )
     return adapter.trained()
