@@ -90,7 +90,9 @@ Train = Callable[[Sequence[Job]], Sequence[Result | Diverged]]
 
 def trainer_of(course: Course, ground: Ground, cuts: Sequence[tuple[int, ...]]) -> Train:
     """What trains cuts of these ranks, each by module in the order of the adapter."""
-    if reason := why_alone(course, ground, cuts):
+    with progress.telling(lambda: "finding out whether cuts can be trained together"):
+        reason = why_alone(course, ground, cuts)
+    if reason:
         logger.info("cuts are trained one after the other: %s", reason)
         return lambda jobs: [_alone(course, job) for job in jobs]
     return lambda jobs: _together(course, ground, jobs)
@@ -290,4 +292,4 @@ def _size(adapter: TurnedAdapter, ranks: Sequence[int]) -> str:
 
 
 def _line(steps: Sequence[int], most: int) -> str:
-    return f"recovering {len(steps)} cuts together, step {min(steps, default=most)} of {most}"
+    return f"recovering {len(steps)} cuts together, step {min(steps)} of {most}" if steps else "recovering cuts"
