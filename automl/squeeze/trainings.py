@@ -37,7 +37,7 @@ from automl.trial import Measurement, TrialSpec
 logger = logging.getLogger(__name__)
 
 SEED = 0
-"""Of the order of rows, the same for all."""
+"""Seed of the order of rows, the same for all."""
 
 _ALL = "all modules of the adapter"
 _PREFIX = "base_model.model."
