@@ -55,7 +55,7 @@ class InPlace(Stateless):
 
     def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:
         """Parameters of the backbone; raises TargetError if it has none of those."""
-        chosen = self._chosen(model, hyper)
+        chosen = self.chosen(model, hyper)
         if not chosen:
             raise TargetError(
                 f"{type(model).__name__} has nothing that method {hyper.method} trains; use another method"
@@ -77,7 +77,7 @@ class InPlace(Stateless):
 
         if hyper.rank_pattern:
             raise TargetError(f"method {hyper.method} has no ranks; a rank pattern is for method lora")
-        chosen = self._chosen(model, hyper)
+        chosen = self.chosen(model, hyper)
         others = {str(parameter.dtype).removeprefix("torch.") for parameter in chosen.values()} - {"float32"}
         if others:
             raise TargetError(
@@ -92,7 +92,7 @@ class InPlace(Stateless):
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         return saved, config
 
-    def _chosen(self, model: Any, hyper: Hyperparameters) -> dict[str, nn.Parameter]:
+    def chosen(self, model: Any, hyper: Hyperparameters) -> dict[str, nn.Parameter]:
         """Parameters of the backbone, and of the output over the vocabulary, that are trained."""
         output = model.get_output_embeddings()
         inside = (f"{model.base_model_prefix}.",)
@@ -119,7 +119,7 @@ class Full(InPlace):
 
     def footprint(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> Footprint:
         """Every parameter; moments in 8 bits spare six bytes of eight in large tensors, but for the scales."""
-        sizes = [parameter.numel() for parameter in self._chosen(model, hyper).values()]
+        sizes = [parameter.numel() for parameter in self.chosen(model, hyper).values()]
         large = [size for size in sizes if size >= SMALLEST] if OPTIMIZER.of(hyper) == EIGHT_BITS else []
         spared = sum(6 * size - 8 * math.ceil(size / MOMENT_BLOCK) for size in large)
         return Footprint(self.trainable(model, layers, hyper), 0, spared=spared)

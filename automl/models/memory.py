@@ -11,7 +11,8 @@ from torch import nn
 from automl.errors import TargetError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
-from automl.models.inventory import head_parameters, linear_layers, quantised_layers, resolve_targets
+from automl.models.activations import COUNTED, activations, bound, vocabulary
+from automl.models.inventory import head_parameters, quantised_layers, resolve_targets
 from automl.models.quantisation import bytes_per_weight
 from automl.space.spec import Quantization
 
@@ -24,17 +25,37 @@ _STATE_BYTES = 16
 """Per trained parameter: value, gradient and AdamW's two moments, float32 each (Loshchilov & Hutter 2019)."""
 
 
+_LOSS_WIDTH = 8
+"""Bytes per logit in the backward pass of the loss, beside its kept logarithms: two gradients in float32."""
+
+_ON_THE_WAY = 2
+"""Tensors of a block's largest size that are there at once in its backward pass, beside what it has kept."""
+
+
 class MemoryEstimate(NamedTuple):
-    """Bytes of one training process: frozen weights, trained parameters with optimizer state, saved activations."""
+    """Bytes of one training process.
+
+    backbone: frozen weights. adapter: trained parameters, gradients, optimizer state. activations: kept for the
+    backward pass, logits aside. logits: what the output over the vocabulary and the loss take. working: the rest of a
+    pass at its peak. update: what the optimizer's step needs for a moment, when activations are gone.
+    """
 
     backbone: int
     adapter: int
     activations: int
+    logits: int
+    working: int
+    update: int
+
+    @property
+    def step(self) -> int:
+        """What is there in a step and not between steps."""
+        return max(self.activations + self.logits + self.working, self.update)
 
     @property
     def total(self) -> int:
-        """Sum of the three; allocator overhead, data and libraries (0.5 to 1 GB on a CPU) come on top."""
-        return sum(self)
+        """At the peak; allocator overhead, data and libraries (0.5 to 1 GB) come on top."""
+        return self.backbone + self.adapter + self.step
 
 
 def estimate_bytes(
@@ -45,33 +66,55 @@ def estimate_bytes(
     rows: int = 0,
     dtype: str = "fp32",
     targets: Mapping[str, Sequence[str]] | None = None,
-    recomputed_layers: int = 0,
+    recompute: bool = False,
     quantization: Quantization | None = None,
+    length: int = COUNTED,
+    attention: str = "sdpa",
+    device: str = "cpu",
+    is_packed: bool = False,
+    is_bound: bool = False,
 ) -> MemoryEstimate:
-    """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 2x.
+    """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 10 %.
 
-    rows: of the micro-batch, for methods that keep something for each of them.
+    rows: of the micro-batch, for methods that keep something for each of them. length: tokens of a row, which matters
+    if `attention` is `eager`. recompute: with gradient checkpointing. quantization: how the backbone is held. device:
+    its type. is_packed: by the trainer of packs, in which adapted layers that read the same share it; PEFT's have a
+    copy each in bfloat16. is_bound: say more than it can be, but at once: nothing is counted.
 
-    A linear layer is charged its input and its output per token: the output is kept by the activation, norm or
-    attention that follows, the input by the low-rank branch or the norm before it. The method says what the adapter
-    itself adds. The output over the vocabulary is charged twice in float32 (logits and
-    their gradient). Attention is taken to be computed without storing its scores. recomputed_layers: with gradient
-    checkpointing, the number of layers of which all but the input is computed again, one at a time. quantization: how
-    the backbone is held.
+    What the backbone keeps is counted (`automl.models.activations`); what the adapter itself adds the method says.
     """
     width = _WIDTHS[dtype]
     adapted = resolve_targets(model, hyper.target, targets)
     added = METHODS[hyper.method].footprint(model, adapted, hyper)
-    vocabulary = _vocabulary(model)
-    features = sum(layer.in_features + layer.out_features for layer in linear_layers(model)) - vocabulary
-    per_token = float(width * features)
-    per_token += 4 * added.per_token
-    if recomputed_layers:
-        per_token = per_token / recomputed_layers + width * _hidden(model) * recomputed_layers
+    is_low_rank = "rank" in METHODS[hyper.method].takes
+    owned = sum(layer.in_features for layer in adapted) if is_low_rank and dtype != "fp32" and not is_packed else 0
+    found = (
+        bound(model, dtype)
+        if is_bound
+        else activations(
+            model,
+            adapted,
+            hyper,
+            tokens=length,
+            dtype=dtype,
+            attention=attention,
+            is_shared=not owned and not (is_low_rank and hyper.dropout > 0.0),  # what dropout leaves is the method's
+        )
+    )
+    share = (tokens + rows * added.virtual_tokens) / found.tokens
+    kept = share * (found.recomputed if recompute else found.body)
+    kept += width * tokens * (added.per_token + owned) / (found.depth if recompute else 1)
+    loss = tokens * vocabulary(model) * _LOSS_WIDTH
+    trained = added.parameters + head_parameters(model)
     return MemoryEstimate(
         backbone=backbone_bytes(model, width, quantization),
-        adapter=_STATE_BYTES * (added.parameters + head_parameters(model)) - added.spared,
-        activations=round(tokens * (per_token + 8 * vocabulary)) + 4 * (rows * added.per_row + added.per_pass),
+        adapter=_STATE_BYTES * trained - added.spared,
+        activations=round(kept)
+        + 4 * (rows * added.per_row + added.per_pass)
+        + (width * added.parameters if owned else 0),
+        logits=round(share * found.head) + loss,
+        working=max(0, round(share * found.widest * _ON_THE_WAY) - loss),
+        update=4 * trained if device == "cuda" else 0,  # torch's AdamW over all parameters at once (foreach)
     )
 
 
@@ -120,14 +163,3 @@ def held_bytes(model: nn.Module) -> dict[str, int]:
     }
     whole = {name: backbone_bytes(model, width, None) for name, width in _WIDTHS.items()}
     return whole | {name: backbone_bytes(model, _WIDTHS["bf16"], each) for name, each in ways.items()}
-
-
-def _hidden(model: nn.Module) -> int:
-    """Features of a token between two layers."""
-    return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
-
-
-def _vocabulary(model: nn.Module) -> int:
-    """Outputs of the lm_head; 0 for a classifier, whose logits are one row per text."""
-    head = getattr(model, "lm_head", None)
-    return head.out_features if isinstance(head, nn.Linear) else 0

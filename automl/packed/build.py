@@ -14,6 +14,7 @@ from torch import nn
 
 from automl import durable
 from automl.errors import ModelError
+from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.packed.bank import BankSize
 from automl.packed.body import find_body
@@ -182,16 +183,26 @@ def choose_way(settings: HostSettings, model: nn.Module, device: torch.device, *
         "token_budget": TOKEN_BUDGET[device.type],
         "targets": settings.targets,
         "dtype": stored_dtype(settings.precision),
+        "device": device.type,
     }
     is_together = device.type != "cpu"
     wanted = settings.capacity if is_together else 1
-    recompute = pack_bytes(model, settings.largest, slots=wanted, **sizes) > SHARE * available and pack_bytes(
-        model, settings.largest, slots=wanted, recompute=True, **sizes
-    ) < pack_bytes(model, settings.largest, slots=wanted, **sizes)
-    slots = min(settings.capacity, capacity(model, settings.largest, available=available, recompute=recompute, **sizes))
+    recompute = not _has_room(model, settings.largest, wanted, SHARE * available, sizes)
+    slots = capacity(
+        model, settings.largest, available=available, recompute=recompute, wanted=settings.capacity, **sizes
+    )
     choices = settings.choices or (settings.largest.target,)
     bank = BankSize(slots, settings.largest.rank, choices) if is_together else None
     return Way(slots, bank, recompute)
+
+
+def _has_room(model: nn.Module, largest: Hyperparameters, slots: int, room: float, sizes: Mapping[str, Any]) -> bool:
+    """Whether so many fit without computing activations again, or would fit no better with it."""
+    for is_bound in (True, False):
+        plain = pack_bytes(model, largest, slots=slots, is_bound=is_bound, **sizes)
+        if plain <= room:
+            return True
+    return plain <= pack_bytes(model, largest, slots=slots, recompute=True, **sizes)
 
 
 def _available(settings: HostSettings, device: torch.device) -> int:

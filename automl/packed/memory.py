@@ -16,8 +16,6 @@ from torch import nn
 
 from automl.lora import Hyperparameters
 from automl.models.memory import estimate_bytes
-from automl.packed.body import find_body
-from automl.packed.recompute import recomputable
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +23,7 @@ LARGEST_PACK = 256
 """Slots beyond which nothing is gained any more."""
 
 SHARE = 0.8
-"""Share of the free memory that may be planned for: estimates are within a factor of 2, and others allocate too."""
+"""Share of the free memory that may be planned for: others allocate too, and allocators leave gaps."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -70,14 +68,15 @@ def capacity(
     targets: Mapping[str, Sequence[str]] | None = None,
     dtype: str = "fp32",
     recompute: bool = False,
+    device: str = "cpu",
+    wanted: int = LARGEST_PACK,
 ) -> int:
-    """How many trials like `largest` fit into `available` bytes, the backbone being loaded already; at least 1.
+    """How many trials like `largest` fit into `available` bytes, the backbone being loaded already; 1 to `wanted`.
 
-    tokens: in one trial's micro-batch, padding included. token_budget: for a micro-step. dtype: type of the
-    activations. recompute: with gradient checkpointing.
+    The other arguments are those of `pack_bytes`. Where there is plenty of room, nothing is counted.
     """
 
-    def fits(slots: int) -> bool:
+    def fits(slots: int, *, is_bound: bool = False) -> bool:
         needed = pack_bytes(
             model,
             largest,
@@ -87,11 +86,14 @@ def capacity(
             targets=targets,
             dtype=dtype,
             recompute=recompute,
+            device=device,
+            is_bound=is_bound,
         )
         return needed <= int(SHARE * available)
 
-    # By halving: every estimate walks through the whole model.
-    return 1 + bisect_left(range(2, LARGEST_PACK + 1), True, key=lambda slots: not fits(slots))
+    if fits(wanted, is_bound=True):
+        return wanted
+    return 1 + bisect_left(range(2, wanted + 1), True, key=lambda slots: not fits(slots))
 
 
 def pack_bytes(
@@ -104,21 +106,34 @@ def pack_bytes(
     targets: Mapping[str, Sequence[str]] | None = None,
     dtype: str = "fp32",
     recompute: bool = False,
+    device: str = "cpu",
+    is_bound: bool = False,
 ) -> int:
     """Estimated bytes of a pack of so many trials like `largest`, without the backbone.
 
-    16 bytes for each trained parameter of every slot, and the activations of one micro-step.
+    tokens: in one trial's micro-batch, padding included. token_budget: for a micro-step. dtype: type of the
+    activations. recompute: with gradient checkpointing. device: its type; on a GPU slots are rows of a bank
+    (`packed.bank`), which has one more, and whose update takes two matrices of its size for a moment. is_bound: more
+    than it can be, said at once.
     """
-    body = find_body(model)
     estimate = estimate_bytes(
         model,
         largest,
         tokens=max(tokens, min(token_budget, slots * tokens)),
         dtype=dtype,
         targets=targets,
-        recomputed_layers=len(recomputable(body)) if recompute and body is not None else 0,
+        recompute=recompute,
+        is_packed=True,
+        is_bound=is_bound,
     )
-    return slots * estimate.adapter + estimate.activations
+    if device == "cpu":
+        return slots * estimate.adapter + estimate.step
+    rows = slots + 1
+    return rows * estimate.adapter + max(estimate.step, rows * estimate.adapter * _UPDATE_SHARE // 16)
+
+
+_UPDATE_SHARE = 8
+"""Bytes of 16 that the update of a bank takes besides."""
 
 
 def available_bytes(device: torch.device) -> int:

@@ -70,7 +70,7 @@ def choose_packing(spec: SweepSpec, inputs: Inputs, layout: Layout) -> Packing:
     if spec.run.slots is not None:
         return Packing(slots=spec.run.slots)
     share = math.ceil(spec.search.trials / layout.workers)
-    return Packing(slots=min(DEFAULT_SLOTS[layout.device], share, _room(spec, inputs, layout)))
+    return Packing(slots=_room(spec, inputs, layout, min(DEFAULT_SLOTS[layout.device], share)))
 
 
 def pack_evenly(packing: Packing, spec: SweepSpec, inputs: Inputs, layout: Layout, trainings: int) -> Packing:
@@ -82,7 +82,7 @@ def pack_evenly(packing: Packing, spec: SweepSpec, inputs: Inputs, layout: Layou
         return packing
     share = math.ceil(trainings / layout.workers)
     rounds = math.ceil(share / (DEFAULT_SLOTS[layout.device] * _STRETCH))
-    return replace(packing, slots=min(math.ceil(share / rounds), _room(spec, inputs, layout)))
+    return replace(packing, slots=_room(spec, inputs, layout, math.ceil(share / rounds)))
 
 
 def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packing) -> HostSettings:
@@ -173,11 +173,13 @@ def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packi
         dtype=stored_dtype(spec.run.precision),
         targets=inputs.space.targets,
         quantization=inputs.backbone.quantization,
+        device=layout.device,
+        is_packed=packing.is_packed,
     )
     backbone = _packed_bytes(inputs, layout) if packing.is_packed else estimate.backbone
     if layout.shards > 1:
-        return math.ceil((backbone + estimate.adapter) / layout.shards) + estimate.activations
-    return backbone + together * estimate.adapter + estimate.activations
+        return math.ceil((backbone + estimate.adapter) / layout.shards) + estimate.step
+    return backbone + together * estimate.adapter + estimate.step
 
 
 def _packed_bytes(inputs: Inputs, layout: Layout) -> int:
@@ -188,8 +190,8 @@ def _packed_bytes(inputs: Inputs, layout: Layout) -> int:
     return backbone_bytes(inputs.model, width, inputs.backbone.quantization)
 
 
-def _room(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
-    """Trials like the costliest of the space that fit into a worker's share of the memory."""
+def _room(spec: SweepSpec, inputs: Inputs, layout: Layout, wanted: int) -> int:
+    """Trials like the costliest of the space that fit into a worker's share of the memory, at most `wanted`."""
     if layout.device == "cuda":
         available = torch.cuda.get_device_properties(0).total_memory
     else:
@@ -201,8 +203,10 @@ def _room(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
         token_budget=TOKEN_BUDGET[layout.device],
         dtype=stored_dtype(spec.run.precision),
         recompute=layout.device == "cuda",
+        device=layout.device,
         available=max(0, available - _packed_bytes(inputs, layout)),
         targets=inputs.space.targets,
+        wanted=wanted,
     )
 
 

@@ -30,9 +30,9 @@ def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_activations_are_estimated_within_a_factor_of_two(name: str, dropout: float) -> None:
+def test_what_is_kept_is_known_within_a_tenth(name: str, dropout: float) -> None:
     model = tiny_model(name)
-    estimate = estimate_bytes(model, Hyperparameters(rank=3, dropout=dropout), tokens=4 * 32)
+    estimate = estimate_bytes(model, Hyperparameters(rank=3, dropout=dropout), tokens=4 * 32, length=32)
     peft_model = METHODS["lora"].attach(
         model,
         Hyperparameters(rank=3, dropout=dropout),
@@ -47,7 +47,19 @@ def test_activations_are_estimated_within_a_factor_of_two(name: str, dropout: fl
         {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 2, 0])},
     )
 
-    assert kept / 2 < estimate.activations < kept * 2
+    if name.startswith("t5"):  # its classifier looks for the end of the text, so it cannot be run on shapes
+        assert kept / 2 < estimate.activations < kept * 2
+    else:
+        assert estimate.activations == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_bound_is_above_what_is_counted(name: str, dtype: str) -> None:
+    model, hyper = tiny_model(name), Hyperparameters(dropout=0.1)
+    counted, most = (estimate_bytes(model, hyper, tokens=256, dtype=dtype, is_bound=each) for each in (False, True))
+    assert counted.step <= most.step
+    assert counted.adapter == most.adapter
 
 
 def test_the_parts_scale_as_they_should() -> None:
@@ -58,7 +70,7 @@ def test_the_parts_scale_as_they_should() -> None:
     assert one.adapter == 16 * trainable_parameters(model, "qv", 4)
     assert two.backbone * 2 == one.backbone
     assert two.adapter == 2 * one.adapter
-    assert one.total == one.backbone + one.adapter + one.activations
+    assert one.total == one.backbone + one.adapter + one.activations + one.logits + one.working
 
 
 def test_every_method_has_its_cost_or_the_reason_why_it_cannot_be() -> None:

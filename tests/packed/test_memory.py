@@ -19,7 +19,7 @@ def test_capacity_grows_with_memory_and_stops_at_the_last_slot_that_fits() -> No
     model, largest = tiny_model("bert"), Hyperparameters(rank=16, dropout=0.1)
     one = estimate_bytes(model, largest, tokens=4096)
     for slots in (2, 5, 9):
-        room = int((slots * one.adapter + one.activations) / SHARE) + 16
+        room = int((slots * one.adapter + one.step) / SHARE) + 16
         assert capacity(model, largest, tokens=4096, token_budget=4096, available=room) == slots
     assert capacity(model, largest, tokens=4096, token_budget=4096, available=0) == 1
 

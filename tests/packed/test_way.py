@@ -15,7 +15,7 @@ from automl.models.backbone import BackboneRef
 from automl.packed.bank import BankSize
 from automl.packed.build import Way, choose_way
 from automl.packed.memory import SHARE, pack_bytes
-from automl.packed.trainer import PackedTrainer
+from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.tasks.base import LossParts, Prepared
 from automl.tasks.classification import Classification
 from automl.training.runtime import HostSettings
@@ -42,9 +42,17 @@ def way(device: torch.device, available: int, settings: HostSettings = HOST) -> 
     return choose_way(settings, tiny_model("bert"), device, available=available)
 
 
-def need(slots: int, *, recompute: bool = False) -> int:
+def need(slots: int, *, recompute: bool = False, device: torch.device = CUDA) -> int:
     """Least free memory that is enough for so many slots."""
-    needed = pack_bytes(tiny_model("bert"), LARGEST, slots=slots, tokens=1000, token_budget=8192, recompute=recompute)
+    needed = pack_bytes(
+        tiny_model("bert"),
+        LARGEST,
+        slots=slots,
+        tokens=1000,
+        token_budget=TOKEN_BUDGET[device.type],
+        recompute=recompute,
+        device=device.type,
+    )
     return int(needed / SHARE) + 16
 
 
@@ -68,8 +76,8 @@ def test_a_gpu_recomputes_activations_when_the_slots_wanted_ask_for_it() -> None
 
 
 def test_a_cpu_recomputes_only_for_its_first_trial() -> None:
-    assert not way(CPU, need(2)).recompute
-    assert way(CPU, need(1) - 1024).recompute
+    assert not way(CPU, need(2, device=CPU)).recompute
+    assert way(CPU, need(1, device=CPU) - 1024).recompute
 
 
 class Strict(Classification):

@@ -97,7 +97,14 @@ def test_a_quantised_preset_fits_where_it_says(name: str) -> None:
     largest = Hyperparameters(rank=extremes(spec.space, "rank")[-1], dropout=0.1, target=str(fixed["target"]))
     tokens = int(fixed["batch_size"]) * spec.task.max_length
     trials = pack_bytes(
-        model, largest, slots=slots, tokens=tokens, token_budget=TOKEN_BUDGET["cuda"], dtype="bf16", recompute=True
+        model,
+        largest,
+        slots=slots,
+        tokens=tokens,
+        token_budget=TOKEN_BUDGET["cuda"],
+        dtype="bf16",
+        recompute=True,
+        device="cuda",
     )
     held = backbone_bytes(model, 2, spec.model.quantization)
     assert held + trials < SHARE * gigabytes * 1e9

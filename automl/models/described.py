@@ -1,0 +1,104 @@
+"""A model by its config.json alone: names and shapes, no weights, and no network for what is on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from automl.errors import ModelError
+from automl.head import Kind
+from automl.models.backbone import BackboneRef, skeleton
+from automl.models.calling import first_line
+from automl.models.folder import read_json
+
+_MOST_LAYERS = 1024
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+
+
+class Described(NamedTuple):
+    """A network on the meta device. source: the configuration's file, or the hub's id."""
+
+    source: str
+    model: nn.Module
+
+    @property
+    def parameters(self) -> int:
+        """Those of the network with its head; shared ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def describe(location: str, labels: int = 0, revision: str | None = None) -> Described:
+    """The network that a folder, a config.json or a hub id describes, with a head for `labels` classes.
+
+    labels: 0 = a language model. Raises ModelError in a line if there is no such configuration, if it asks for code of
+    its own, or if it describes no such model.
+    """
+    file = _file(location, revision)
+    config = read_json(file)
+    kind: Kind = "classification" if labels else "causal-lm"
+    architecture = _checked(config, file)
+    ref = BackboneRef(path=str(file), fingerprint="", architecture=architecture, parameters=0, bytes=0)
+    names = tuple(map(str, range(labels)))
+    try:
+        model = skeleton(_quantised_or_not(ref, config), kind, names)
+    except ModelError as error:
+        hint = "; for a classifier give --labels" if not labels and "encoder" in str(error) else ""
+        raise ModelError(f"{error}{hint}") from error
+    return Described(str(file) if Path(location).exists() else location, model)
+
+
+def _quantised_or_not(ref: BackboneRef, config: Mapping[str, Any]) -> BackboneRef:
+    """What marks a quantised checkpoint says nothing of shapes."""
+    return replace(ref, is_stored_so="quantization_config" in config)
+
+
+def _checked(config: Mapping[str, Any], file: Path) -> str:
+    """The architecture. Raises ModelError for what is not to be built."""
+    if "auto_map" in config:
+        raise ModelError(f"{file}: auto_map asks for code that comes with the model, which is never run")
+    architecture = config.get("model_type")
+    if not isinstance(architecture, str):
+        raise ModelError(f"{file}: model_type is missing; it should name the architecture")
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        for name, value in ((name, part[name]) for name in _COUNTS if name in part):
+            if isinstance(value, int) and value > _MOST_LAYERS:
+                raise ModelError(f"{file}: {name}: {value:,} is above {_MOST_LAYERS:,}, the most that is planned for")
+    return architecture
+
+
+def _file(location: str, revision: str | None) -> Path:
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return path / "config.json"
+    if path.is_file():
+        if path.suffix != ".json":
+            raise ModelError(f"{path}: is no config.json; name the model's folder, its config.json, or a hub id")
+        return path
+    if path.suffix == ".json" or location.startswith((".", "/", "~")):
+        raise ModelError(f"{path}: no such folder or config.json")
+    return _from_hub(location, revision)
+
+
+def _from_hub(model_id: str, revision: str | None) -> Path:
+    """The configuration's file in the local cache, from the hub if it is not there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model_id, "config.json", revision=revision))
+    except HFValidationError as error:
+        raise ModelError(f"'{model_id}' is neither a folder or file here nor a hub id (namespace/name)") from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model '{model_id}': its config.json is not in the local cache and the hub cannot be reached; name a"
+            f" folder or a config.json, or get it with network: hf download {model_id} config.json"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ModelError(f"model '{model_id}': the hub has no config.json of it") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"model '{model_id}': the hub answers: {first_line(error)}") from error

@@ -1,0 +1,215 @@
+"""The plan for devices: known figures of papers and courses, and what it says of what fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from automl.errors import ConfigError, ModelError
+from automl.lora import Hyperparameters
+from automl.models.described import Described, describe
+from automl.models.strategies import STRATEGIES
+from automl.setup.device_advice import advice, explained
+from automl.setup.device_plan import GB, Devices, Load, Sizer, Variant, way
+from automl.setup.device_request import devices_of, plan_devices, variants_of
+from automl.space.spec import Quantization
+
+CONFIGS = Path(__file__).resolve().parents[2] / "docs" / "configs"
+NF4 = Quantization(kind="nf4", double=True)
+
+
+@cache
+def model(name: str) -> Described:
+    return describe(str(CONFIGS / f"{name}.json"), 2 if name.startswith("bert") else 0)
+
+
+def sizer(name: str, variant: Variant, rows: int = 1, length: int = 512) -> Sizer:
+    return Sizer(model(name).model, variant, Load(rows=rows, length=length))
+
+
+def variant(
+    method: str = "lora", precision: str = "bf16", held: Quantization | None = None, **hyper: object
+) -> Variant:
+    return Variant(hyper=replace(Hyperparameters(method=method), **hyper), precision=precision, quantization=held)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-8b", 8_190_735_360),
+        ("gpt2", 124_439_808),
+        ("bert-base", 109_483_778),
+    ],
+)
+def test_configurations_have_the_parameters_that_their_publishers_give(name: str, parameters: int) -> None:
+    assert model(name).parameters == parameters
+
+
+def test_weights_are_those_of_the_course() -> None:
+    """Of 6 billion: 24, 12 and 6 GB in fp32, bf16 and int8; here of 6.74 billion."""
+    billions = model("llama-2-7b").parameters / 1e9
+    assert sizer("llama-2-7b", variant("full", "fp32")).whole.trained / GB == pytest.approx(4 * billions)
+    lora = sizer("llama-2-7b", variant()).whole
+    assert lora.frozen / GB == pytest.approx(2 * billions)
+    eight = sizer("llama-2-7b", variant(held=Quantization(kind="int8"))).whole
+    # Embeddings and lm_head stay in 16 bits, and one layer is dense in float32 while it computes.
+    kept = 2 * 32000 * 4096
+    assert eight.frozen == pytest.approx(1e9 * billions + kept + 4 * 4096 * 11008, rel=0.001)
+
+
+def test_full_training_is_four_times_the_weights_and_lora_a_little_more_than_them() -> None:
+    full = sizer("llama-2-7b", variant("full", "fp32"))
+    assert full.whole.total == 16 * model("llama-2-7b").parameters  # Alpaca's 7 x 4 x 4 = 112 GB, of 7.0 billion
+    one = way(model("llama-2-7b").model, variant(), Load(rows=1, length=512), Devices(count=1, memory=80 * GB), 8)
+    weights = 2 * model("llama-2-7b").parameters
+    assert 1.0 < one.cells[0].total / weights < 1.4  # "about 14 GB" where the weights of 6 billion are 12
+
+
+def test_an_adapter_of_gpt3_is_ten_thousand_times_smaller() -> None:
+    """Hu et al. 2021, section 1 and 4.2: rank 4 on q and v, 350 GB to 35 MB."""
+    found = sizer("gpt-3-175b", variant(rank=4, target="qv"))
+    assert 2 * found.trained / 2**20 == pytest.approx(35, rel=0.05)
+    assert 2 * model("gpt-3-175b").parameters / GB == pytest.approx(350, rel=0.01)
+    assert model("gpt-3-175b").parameters / found.trained == pytest.approx(10_000, rel=0.1)
+
+
+def test_sharded_states_are_those_of_the_zero_paper() -> None:
+    devices = Devices(count=8, memory=80 * GB)
+    found = way(model("llama-2-7b").model, variant("full"), Load(rows=1, length=128), devices, 8)
+    states = {cell.strategy: cell.states.total / model("llama-2-7b").parameters for cell in found.cells}
+    assert {name: round(7 * width, 2) for name, width in states.items()} == {
+        "one-device": 112.0,
+        "data-parallel": 112.0,
+        "zero-1": 38.5,
+        "zero-2": 26.25,
+        "zero-3": 14.0,
+        "offload": 14.0,
+        "zero-3-offload": 0.0,
+    }
+
+
+def test_seventy_billion_in_four_bits_fit_one_card_of_80_gigabytes() -> None:
+    devices, load = Devices(count=4, memory=80 * GB), Load(rows=8, length=2048)
+    found = plan_devices(model("llama-2-70b"), [variant(held=NF4, rank=16)], load, devices)
+    assert found.ways[0].best is not None
+    assert found.ways[0].best.strategy == "one-device"
+    assert found.ways[0].best.recompute
+    said = "\n".join(advice(found.ways, found.sizer, devices))
+    assert "one device is enough" in said
+    assert "4 devices train 4 trials" in said
+    assert "quantization: nf4" in said
+
+
+def test_what_does_not_fit_is_answered_by_what_does() -> None:
+    devices = Devices(count=1, memory=24 * GB)
+    asked = variants_of("lora", None, None, Hyperparameters(rank=64))
+    found = plan_devices(model("llama-2-13b"), asked, Load(rows=4, length=2048), devices)
+    first = found.ways[0]
+    assert first.variant.quantization is None
+    assert first.cells[0].most_rows == 0  # 26 GB of weights on a card of 24
+    by_kind = {str(each.variant.quantization or ""): each for each in found.ways}
+    four = by_kind["nf4 with double quantisation"]
+    assert four.best is not None
+    assert four.best.strategy == "one-device"
+    assert four.best.total < devices.room
+
+
+def test_eager_attention_keeps_scores_which_grow_with_the_square() -> None:
+    """Korthikanti et al. 2022, section 4: heads x length^2 scores in each block; here those of the softmax."""
+
+    def extra(length: int) -> int:
+        eager, fused = (
+            Sizer(model("gpt2").model, variant(), Load(rows=1, length=length, attention=name)).counted.body
+            for name in ("eager", "sdpa")
+        )
+        return eager - fused
+
+    blocks, heads, width = 12, 12, 2
+    growth = blocks * heads * width * (1024**2 - 8 * 128**2)
+    assert extra(1024) - 8 * extra(128) == pytest.approx(growth, rel=0.01)
+
+
+def test_checkpointing_keeps_the_inputs_of_blocks() -> None:
+    found = sizer("llama-2-7b", variant(), length=1024).counted
+    tokens = found.tokens
+    assert found.is_counted
+    assert found.depth == 32
+    assert {block.given for block in found.blocks} == {2 * 4096 * tokens}
+    assert found.recomputed < found.body / 10
+
+
+def test_every_part_is_explained_and_they_add_up() -> None:
+    devices = Devices(count=2, memory=40 * GB)
+    one = sizer("qwen3-0.6b", variant(), rows=2)
+    found = way(model("qwen3-0.6b").model, variant(), one.load, devices, 8)
+    for cell in found.cells:
+        lines = list(explained(one, cell, devices))
+        parts = {line.what: line.size for line in lines}
+        assert sum(size for name, size in parts.items() if name != "total") == parts["total"] == cell.total
+        assert all(line.formula for line in lines)
+    assert [cell.strategy for cell in found.cells] == list(STRATEGIES)
+    assert next(cell.strategy for cell in found.cells if cell.most_rows) == "one-device"
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
+    devices = Devices(count=1, memory=8 * GB)
+    load = Load(rows=1, length=256, recompute=False)
+    cell = way(model("qwen3-0.6b").model, variant(), load, devices, 8).cells[0]
+
+    def total(rows: int) -> int:
+        again = way(model("qwen3-0.6b").model, variant(), replace(load, rows=rows), devices, 8)
+        return again.cells[0].total
+
+    assert cell.most_rows > 1
+    assert total(cell.most_rows) <= devices.room
+    one, two = total(1), total(2)
+    assert one + cell.most_rows * (two - one) > devices.room
+
+
+@pytest.mark.parametrize("text", ["", "80 apples", "-5GB", "0GB", "80GBGB", "nan", "1e3GB", "8" * 400])
+def test_sizes_that_are_none_are_refused_in_a_line(text: str) -> None:
+    with pytest.raises(ConfigError, match="--gpu-memory"):
+        devices_of(1, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "should hold a JSON object"),
+        ("{", "not readable as JSON"),
+        ("{}", "model_type is missing"),
+        ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.py"}}', "never run"),
+        ('{"model_type": "nothing-known"}', "cannot read config.json"),
+        ('{"model_type": "llama", "num_hidden_layers": 1000000000}', "above 1,024"),
+        ('{"model_type": "bert"}', "give --labels"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "config"),
+    ],
+)
+def test_configurations_that_describe_no_model_are_refused_in_a_line(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=said) as caught:
+        describe(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, said in (
+        ("nobody/nothing-here", "nothing-here"),
+        ("a/b/c", "neither a folder"),
+        ("./missing", "no such"),
+    ):
+        with pytest.raises(ModelError, match=said) as caught:
+            describe(name)
+        assert "\n" not in str(caught.value)
