@@ -60,7 +60,8 @@ def _logging_as_before() -> Iterator[None]:
     warnings.showwarning = show
     root.handlers[:] = handlers
     for each in _loggers():
-        each.setLevel(levels.get(each, logging.NOTSET))
+        if each.level != (before := levels.get(each, logging.NOTSET)):
+            each.setLevel(before)  # goes through all loggers, to empty their caches
 
 
 def _loggers() -> list[logging.Logger]:
