@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+_HERE = Path(__file__).parent
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -23,11 +25,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of a run that takes half an hour, what fails is known at once."""
+    if config.getoption("dist", "no") != "no":
+        config.pluginmanager.register(Failures(config))
+
+
+class Failures:
+    """Names a test when it has failed, not only at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugins = config.pluginmanager
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and (terminal := self._plugins.get_plugin("terminalreporter")):
+            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with long tests first where several run at once, so that no process is left with one of them at the end."""
+    """Where several files run at once, first what holds the whole code to its rules, which breaks most often.
+
+    Then files with long tests, so that no process is left with one of them at the end.
+    """
     if config.getoption("dist", "no") != "no" or hasattr(config, "workerinput"):
         long = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in long)
+        items.sort(key=lambda item: (item.path.parent != _HERE, item.path not in long))
 
 
 def pytest_sessionfinish() -> None:
