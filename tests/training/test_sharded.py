@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from automl.training.checkpoint import slot_files
 from automl.training.export import evaluate_export
@@ -20,6 +21,7 @@ from automl.training.runtime import HostSettings, load_model
 from automl.training.sharded import FullySharded, build_sharded_host, shard
 from automl.trial import Measurement, TrialFailure, TrialSpec
 from tests.databases import free_port
+from tests.fresh import ROOT, run_python
 from tests.training.training_cases import host_settings, trial_spec
 
 pytestmark = pytest.mark.slow
@@ -30,6 +32,13 @@ WITH_DROPOUT = trial_spec(3, steps=6, evaluate_every=2)
 WILD = trial_spec(4, steps=6, evaluate_every=2, dropout=0.0, learning_rate=1e30)
 
 KINDS = ("completion", "classification")
+
+AS_PEERS = """
+import pickle, sys
+from torch import multiprocessing
+from tests.training.test_sharded import peer
+multiprocessing.start_processes(peer, pickle.load(open(sys.argv[1], "rb")), nprocs=2, start_method="fork")
+"""
 
 
 def train(host: SoloHost, spec: TrialSpec, *, interrupted: bool = False) -> list[Measurement | TrialFailure]:
@@ -85,7 +94,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HostSettings
 def sharded(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes says."""
     results = tmp_path_factory.mktemp("results")
-    multiprocessing.spawn(peer, (free_port(), settings, results), nprocs=2)
+    arguments = results / "arguments.pickle"
+    arguments.write_bytes(pickle.dumps((free_port(), settings, results)))
+    done = run_python("-c", AS_PEERS, arguments, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     return [json.loads((results / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
