@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "errors",
         "trial",
         "head",
+        "lanes",
         "lora",
         "metric",
         "nearest",

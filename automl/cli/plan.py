@@ -89,12 +89,14 @@ def register(app: typer.Typer) -> None:
 def _plan_search(space: Path, *, probe: bool, as_json: bool) -> None:
     from automl.results.folders import cache_folder
     from automl.setup.plan import make_plan
-    from automl.space.load import load_space
+    from automl.space.load import load_spaces
 
-    spec = load_space(space)
+    specs = load_spaces(space)
     console.note("preparing model and data" + (", then a short probe" if probe else ""))
-    made = make_plan(spec, cache_folder(), probe=probe)
+    plans = [make_plan(spec, cache_folder(), probe=probe) for spec in specs]
     if as_json:
-        console.result_json(made.as_dict())
-    else:
+        found = [made.as_dict() for made in plans]
+        console.result_json(found[0] if len(found) == 1 else {"studies": found})
+        return
+    for made in plans:
         console.results(made.lines())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from automl.space.spec import SweepSpec
     from automl.study.study import Study
 
+_TOLD = 6
+"""Studies of which a line tells."""
+
 
 @contextmanager
 def observe(spec: SweepSpec) -> Iterator[Observer]:
@@ -36,6 +39,23 @@ def observe(spec: SweepSpec) -> Iterator[Observer]:
         Live(get_renderable=observer.draw, console=console.err, refresh_per_second=2, transient=True),
     ):
         yield observer
+
+
+@contextmanager
+def observe_all(specs: Sequence[SweepSpec]) -> Iterator[Sequence[Observer]]:
+    """An observer for each study: of one as `observe` says, of several lines that tell of all."""
+    if len(specs) == 1:
+        with observe(specs[0]) as observer:
+            yield [observer]
+        return
+    observers = [LineObserver(spec) for spec in specs]
+
+    def line() -> str:
+        said = [f"{spec.study}: {each.brief}" for spec, each in zip(specs, observers, strict=True)]
+        return "; ".join([*said[:_TOLD], *([f"and {len(said) - _TOLD} more"] if len(said) > _TOLD else [])])
+
+    with progress.telling(line):
+        yield observers
 
 
 class LiveObserver(Observer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,35 +36,53 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     ) -> None:
         """Run a search to its end, then verify its winner. The same command continues what was interrupted."""
-        from automl.cli.progress import observe
+        from automl.cli.progress import observe_all
         from automl.cli.signals import end_without_lease, signals_as_interruption
         from automl.results.folders import cache_folder
         from automl.setup.executors import Executors
-        from automl.space.load import load_space, with_overrides
-        from automl.sweep.run import run_sweep
+        from automl.space.load import load_spaces, with_overrides
+        from automl.sweep.together import run_sweeps
 
-        spec = with_overrides(load_space(space), trials=trials, time=time)
-        wanted = spec.verify.automatic if verify is None else verify
+        specs = [with_overrides(spec, trials=trials, time=time) for spec in load_spaces(space)]
+        wanted = specs[0].verify.automatic if verify is None else verify
         with Executors() as executors:
-            with observe(spec) as observer, signals_as_interruption() as stop:
-                summary = run_sweep(
-                    spec,
+            with observe_all(specs) as observers, signals_as_interruption() as stop:
+                summaries = run_sweeps(
+                    specs,
                     cache_folder(),
-                    observer=observer,
+                    observers=observers,
                     stop=stop,
                     on_lost=end_without_lease,
                     executors=executors if wanted else None,
                     allow_space_change=allow_space_change,
                 )
             if not as_json:
-                _show(summary)
-            verification = verify_after_search(spec, executors) if wanted else None
+                _show_all(summaries)
+            verifications = [verify_after_search(spec, executors) if wanted else None for spec in specs]
+        found = [{**each.as_dict(), "verification": of} for each, of in zip(summaries, verifications, strict=True)]
         if as_json:
-            console.result_json({**summary.as_dict(), "verification": verification})
+            console.result_json({"studies": found} if len(found) > 1 else found[0])
             return
-        if verification is not None:
-            show_verification(verification)
-        _show_next(summary, space)
+        for spec, verification in zip(specs, verifications, strict=True):
+            if verification is not None:
+                if len(specs) > 1:
+                    console.result(f"{spec.study}:")
+                show_verification(verification)
+        _show_next(summaries, space)
+
+
+def _show_all(summaries: Sequence[Summary]) -> None:
+    """One study in full; of several a line each, with the best value and the adapter."""
+    from automl.results.summary import headline
+
+    if len(summaries) == 1:
+        _show(summaries[0])
+        return
+    for summary in summaries:
+        console.result(f"{summary.study}: {headline(summary)}")
+        if summary.best is not None:
+            console.result(f"  {summary.best.adapter}")
+    console.result(f"database: {summaries[0].database}")
 
 
 def _show(summary: Summary) -> None:
@@ -89,8 +108,13 @@ def _show(summary: Summary) -> None:
     console.result(f"report:   {Path(summary.folder) / 'report.html'}")
 
 
-def _show_next(summary: Summary, space: Path) -> None:
+def _show_next(summaries: Sequence[Summary], space: Path) -> None:
     console.result("next:")
+    summary = summaries[0]
+    if len(summaries) > 1:
+        console.result(f"  automl report {summary.study}")
+        console.result(f"  automl export {summary.study} --output my-adapter")
+        return
     console.result(f"  automl {'trials' if summary.also_minimize is None else 'best'} {space}")
     console.result(f"  automl export {space} --output my-adapter")
     console.result(f"  optuna-dashboard {summary.database}")

@@ -23,25 +23,30 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Check a space file and report everything that is wrong with it at once, then what is rarely meant."""
         from automl.errors import ConfigError
-        from automl.space.load import load_space
+        from automl.space.load import load_spaces
 
         try:
-            spec = load_space(space)
-            advice = _advice(spec)
+            specs = load_spaces(space)
+            advice = list(dict.fromkeys(text for spec in specs for text in _advice(spec)))
         except ConfigError as problems:
             if not as_json:
                 raise
             console.result_json({"valid": False, "problems": [_as_dict(problem) for problem in problems.problems]})
             raise typer.Exit(ConfigError.exit_code) from None
         if as_json:
-            found = {"valid": True, "study": spec.study, "sha256": spec.sha256, "problems": [], "advice": advice}
-            console.result_json(found)
+            studies = [{"study": spec.study, "sha256": spec.sha256} for spec in specs]
+            said = studies[0] if len(studies) == 1 else {"studies": studies}
+            console.result_json({"valid": True, **said, "problems": [], "advice": advice})
             return
-        names = ", ".join([*(parameter.name for parameter in spec.space.parameters), *spec.space.auto])
-        budget = f"{spec.search.trials:,} trials of up to {spec.search.steps:,} steps"
-        held = f", the backbone held in {spec.model.quantization}" if spec.model.quantization else ""
-        console.result(f"{space}: valid; study {spec.study!r} searches {names or 'nothing'} in {budget}{held}")
+        console.results(f"{space}: valid; {_in_words(spec)}" for spec in specs)
         console.results(f"advice: {text}" for text in advice)
+
+
+def _in_words(spec: SweepSpec) -> str:
+    names = ", ".join([*(parameter.name for parameter in spec.space.parameters), *spec.space.auto])
+    budget = f"{spec.search.trials:,} trials of up to {spec.search.steps:,} steps"
+    held = f", the backbone held in {spec.model.quantization}" if spec.model.quantization else ""
+    return f"study {spec.study!r} searches {names or 'nothing'} in {budget}{held}"
 
 
 def _advice(spec: SweepSpec) -> list[str]:

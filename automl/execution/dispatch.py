@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from automl.errors import ClusterLost, InterruptedSearch, ResourceError, TimeIsUp
 from automl.execution.source import TrialSource
+from automl.lanes import trial_name
 from automl.trial import Action, Cohort, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ class Dispatcher:
             else:
                 worker.held[trial] = self._source.restart(trial, worker.index)
                 if worker is not dead:
-                    logger.info("worker %d goes on with trial %d of worker %d", worker.index, trial, dead.index)
+                    logger.info("worker %d goes on with %s of worker %d", worker.index, trial_name(trial), dead.index)
 
     def _release(self, worker: _Worker) -> Iterator[Order]:
         """Open what a worker was given but does not train yet. A suspect trains alone until it has made progress."""
@@ -285,8 +286,8 @@ class Dispatcher:
         suspects = [trial for trial in sorted(worker.held) if self._record(trial).suspected]
         if suspects and len(worker.held) + len(worker.open) > 1:
             logger.warning(
-                "trial %d trains alone: its worker died %d times without progress",
-                suspects[0],
+                "%s trains alone: its worker died %d times without progress",
+                trial_name(suspects[0]),
                 self._record(suspects[0]).deaths,
             )
         if suspects:

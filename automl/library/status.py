@@ -11,14 +11,14 @@ from automl.trial import TrialState
 
 
 class LineObserver(Observer):
-    """Knows how far the search is; `line` may be read from any thread."""
+    """Knows how far the search is; `line`, and `brief`, which says less, may be read from any thread."""
 
     def __init__(self, spec: SweepSpec) -> None:
         self._overview = Overview(spec)
-        self.line = "starting"
+        self.line = self.brief = "starting"
 
     def stage(self, text: str) -> None:
-        self.line = text
+        self.line = self.brief = text
 
     def started(self, study: Study) -> None:
         self._overview.start(study)
@@ -26,6 +26,7 @@ class LineObserver(Observer):
     def tick(self) -> None:
         # Here, in the driver's thread: the study is not to be read from any other.
         self.line = self._overview.line() or self.line
+        self.brief = self._overview.brief() or self.brief
 
 
 class Overview:
@@ -52,6 +53,14 @@ class Overview:
         gained = self._study.spent_steps - self._steps_before
         pace = gained / (now - self._training_since) if gained else 0.0
         return overview(self._study, self._trials, seconds=now - self._began, pace=pace)
+
+    def brief(self) -> str:
+        """The least that there is to say: `3 of 6 trials, best 0.8710`. Empty before trials begin."""
+        if self._study is None:
+            return ""
+        counts, best = self._study.counts(), self._study.best()
+        ended = f"{counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]} of {self._trials} trials"
+        return ended if best is None else f"{ended}, best {best.value:.4f}"
 
 
 def overview(study: Study, trials: int, *, seconds: float, pace: float) -> str:

@@ -122,6 +122,11 @@ def mark_made_anew(model: nn.Module, parameters: Sequence[str]) -> None:
     setattr(model, _ANEW, tuple(dict.fromkeys(paths)))
 
 
+def mark_like(model: nn.Module, other: nn.Module) -> None:
+    """Remember of a model that shares its backbone with another one what is remembered of that."""
+    setattr(model, _ANEW, made_anew(other))
+
+
 def head_parameters(model: nn.Module) -> int:
     """Number of parameters in the modules of `head_modules`."""
     return sum(

@@ -32,6 +32,10 @@ class Call:
         self.kwargs = kwargs | {name: False for name in ("use_cache",) if name in kwargs}
         self.rows = rows
 
+    def is_like(self, other: Call | None) -> bool:
+        """Whether the body is called in the same way, so that both can be run as one."""
+        return other is not None and len(self.args) == len(other.args) and self.kwargs.keys() == other.kwargs.keys()
+
 
 def find_body(model: nn.Module) -> nn.Module | None:
     """The part of the model below pooling and heads; None if it does not say which that is."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from automl import durable
 from automl.errors import ModelError
+from automl.lanes import lane_of
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
+from automl.models.inventory import head_modules
 from automl.packed.bank import BankSize
 from automl.packed.body import find_body
 from automl.packed.host import PackedHost
@@ -25,18 +26,18 @@ from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
 from automl.tasks import make_task
 from automl.training.adapter import adapter_draft, adapter_meta
-from automl.training.checkpoint import slot_files
+from automl.training.checkpoint import discard_slot_files, finished_folder, slot_files
 from automl.training.finalists import Finalists
 from automl.training.runtime import (
     HostSettings,
     Runtime,
     choose_device,
     load_runtime,
+    load_runtimes,
     referred_to,
     stored_dtype,
 )
 from automl.trial import Measurement, Scalar, TrialSpec
-from automl.trial_folders import adapter_folder, slot_folder
 
 if TYPE_CHECKING:
     from automl.training.host import SoloHost
@@ -69,16 +70,17 @@ def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:
     Where packed training does not follow PEFT on this model and device, the host trains its trials one at a time.
     Raises ModelError then if the precision is for packed training only.
     """
-    runtime = _loaded(settings)
+    runtimes = load_runtimes(settings, is_judging=_is_judging)
+    runtime = runtimes[0]
     reason = disagreement(settings, runtime.model, runtime=lambda: runtime)
     if not reason:
-        return packed_host(settings, runtime)
+        return packed_host(settings, runtime, beside=runtimes[1:])
     if settings.precision == "bf16h":
         raise ModelError(f"precision bf16h is for packed training, and this model cannot be packed: {reason}")
     from automl.training.host import SoloHost  # it needs PEFT, which takes seconds to import
 
     logger.warning("trials are trained one at a time: %s", reason)
-    return SoloHost(settings, runtime)
+    return SoloHost(settings, runtime, beside=runtimes[1:])
 
 
 def disagreement(settings: HostSettings, model: nn.Module, *, runtime: Callable[[], Runtime] | None) -> str | None:
@@ -102,29 +104,38 @@ def examine(settings: HostSettings, model: nn.Module) -> str:
         give_back_memory()
 
 
-def packed_host(settings: HostSettings, runtime: Runtime) -> PackedHost:
-    """The host over a runtime that has been loaded. Raises ModelError or TargetError if the model cannot be packed."""
+def packed_host(settings: HostSettings, runtime: Runtime, *, beside: Sequence[Runtime] = ()) -> PackedHost:
+    """The host over what has been loaded for the first lane, and for those beside it: one model for all.
+
+    Raises ModelError or TargetError if the model cannot be packed.
+    """
+    runtimes = [runtime, *beside]
+    workloads = [_workload(each, runtime.model) for each in runtimes]
     way = choose_way(settings, runtime.model, runtime.device, available=_available(settings, runtime.device))
     logger.info("%d slots, %s", way.slots, "together" if way.bank else "one by one")
     trainer = PackedTrainer(
         runtime.model,
-        _workload(runtime),
+        workloads[0],
+        beside=workloads[1:],
         targets=runtime.targets,
         precision=runtime.precision,
         bank=way.bank,
         recompute=way.recompute,
         importance=runtime.importance,
     )
-    if _is_own_reference(settings):
-        bare = trainer.backbone
-        runtime = referred_to(runtime, settings, lambda: cast(nn.Module, bare.view(None)), bare.untuned)
-        trainer.work_on(_workload(runtime))
-    output = Path(settings.output).absolute()
+    bare = trainer.backbone
+    for lane, own in enumerate(settings.lanes):
+        if _is_own_reference(own):
+            untuned = cast(Callable[[], nn.Module], partial(bare.view, None))
+            runtimes[lane] = referred_to(runtimes[lane], own, untuned, bare.untuned)
+            trainer.work_on(_workload(runtimes[lane], runtime.model), lane)
+    finalists = [Finalists(each.task.metric) for each in settings.lanes]
 
     def export(spec: TrialSpec, measurement: Measurement) -> str:
-        folder = adapter_folder(output, spec.number)
-        meta = adapter_meta(settings, runtime.task, spec, measurement)
-        with adapter_draft(folder, meta, config=trainer.model.config, tokenizer=runtime.tokenizer) as draft:
+        lane, own = lane_of(spec.number), settings.of(spec.number)
+        meta = adapter_meta(own, runtimes[lane].task, spec, measurement)
+        folder = finished_folder(settings, spec.number)
+        with adapter_draft(folder, meta, config=runtimes[lane].model.config, tokenizer=runtime.tokenizer) as draft:
             trainer.export(spec.number, draft, base=settings.backbone.path)
         return str(folder)
 
@@ -132,10 +143,10 @@ def packed_host(settings: HostSettings, runtime: Runtime) -> PackedHost:
         trainer,
         capacity=way.slots,
         files=lambda spec: slot_files(settings, spec),
-        discard=lambda trial: durable.remove_folder(slot_folder(output, trial)),
+        discard=lambda trial: discard_slot_files(settings, trial),
         export=export,
-        majority=settings.prepared.baseline,
-        is_finalist=Finalists(settings.task.metric).admit,
+        majorities=[each.prepared.baseline for each in settings.lanes],
+        is_finalist=lambda last: finalists[lane_of(last.trial)].admit(last.metrics),
         ahead=True,
     )
 
@@ -145,11 +156,17 @@ def _is_own_reference(settings: HostSettings) -> bool:
     return settings.precision == "bf16h" and make_task(settings.task).refers
 
 
+def _is_judging(settings: HostSettings) -> bool:
+    return not _is_own_reference(settings)
+
+
 def _loaded(settings: HostSettings) -> Runtime:
-    return load_runtime(settings, is_judging=not _is_own_reference(settings))
+    return load_runtime(settings, is_judging=_is_judging(settings))
 
 
-def _workload(runtime: Runtime) -> Workload:
+def _workload(runtime: Runtime, model: nn.Module) -> Workload:
+    """Task and rows of a lane of a pack on this model."""
+    own = runtime.model
     return Workload(
         task=runtime.task,
         train_rows=runtime.train_rows,
@@ -158,6 +175,7 @@ def _workload(runtime: Runtime) -> Workload:
         evaluation_tokens=runtime.evaluation_tokens,
         validation_rows=runtime.validation_rows,
         kept=runtime.kept,
+        heads=None if own is model else {name: own.get_submodule(name) for name in head_modules(own)},
     )
 
 

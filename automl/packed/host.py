@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from automl.errors import CheckpointError
 from automl.importance.heldout import affordable_rows
+from automl.lanes import joined, trial_name
 from automl.packed.member import Member
 from automl.packed.rounds import Rounds
 from automl.packed.thread import TrainingThread
@@ -47,12 +48,12 @@ class PackedHost:
     discard: deletes those of a trial that this host has never seen.
     export: writes the adapter of a trial that has made its last step durably, and returns its folder; the trial is
         still in the pack.
-    majority: metrics of the majority class, empty if the data has none.
+    majorities: metrics of the majority class in every lane, empty if its data has none.
     ahead: go on training while slot files are written and somebody decides what becomes of the trials, up to the next
         measurement of any. What a trial has done beyond its slot file is dropped when it is parked or closed, so curves
         and cohorts are those of a host that waits. Nobody else may touch the trainer then.
     busy_seconds: spent on training and evaluating.
-    is_finalist: whether a trial that finishes with these metrics is looked at on held-out rows.
+    is_finalist: whether a trial that finishes with this measurement is looked at on held-out rows.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class PackedHost:
         files: Callable[[TrialSpec], SlotFolder],
         discard: Callable[[int], None],
         export: Callable[[TrialSpec, Measurement], str],
-        majority: Mapping[str, float],
+        majorities: Sequence[Mapping[str, float]],
         ahead: bool = False,
-        is_finalist: Callable[[Metrics], bool] = lambda metrics: False,
+        is_finalist: Callable[[Measurement], bool] = lambda last: False,
     ) -> None:
         self.trainer = trainer
         self.busy_seconds = 0.0
@@ -77,7 +78,7 @@ class PackedHost:
         self._files = files
         self._discard = discard
         self._export = export
-        self._majority = majority
+        self._majorities = majorities
         self._is_finalist = is_finalist
         self._residents: dict[int, _Resident] = {}
         self._known: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
@@ -102,7 +103,7 @@ class PackedHost:
         """
         self.park(spec.number)
         if len(self._residents) >= self.capacity:
-            raise ValueError(f"cannot open trial {spec.number}: all {self.capacity} slots of the host are taken")
+            raise ValueError(f"cannot open {trial_name(spec.number)}: all {self.capacity} slots of the host are taken")
         files = self._known[spec.number] = self._files(spec)
         files.claim()
         try:
@@ -113,8 +114,9 @@ class PackedHost:
         with self._standstill():
             self.trainer.admit(spec, saved.state if saved else None)
             self._rounds.join(spec.number)
-        resident = self._residents[spec.number] = _Resident(spec, files, list(saved.measurements) if saved else [])
-        return tuple(resident.measurements)
+        known = [replace(item, trial=spec.number) for item in saved.measurements] if saved else []
+        self._residents[spec.number] = _Resident(spec, files, known)
+        return tuple(known)
 
     def advance(self) -> Sequence[Event]:
         """Train all resident trials until at least one has something to report, which is in its slot file by then.
@@ -157,7 +159,8 @@ class PackedHost:
 
     def baseline(self) -> Metrics:
         """Metrics without training, by the majority class if the data has one, else by the untrained model."""
-        return dict(self._majority) or self.trainer.baseline()
+        majorities = enumerate(self._majorities)
+        return joined([dict(majority) or self.trainer.baseline(lane) for lane, majority in majorities])
 
     def shutdown(self) -> None:
         """Take every trial off the backbone. Slot files stay."""
@@ -195,7 +198,7 @@ class PackedHost:
         if isinstance(event, TrialFailure):
             return _Draft(event, None)
         if event.step >= self._residents[event.trial].spec.steps:
-            if self._is_finalist(event.metrics):
+            if self._is_finalist(event):
                 spec = self._residents[event.trial].spec
                 with self._busy():
                     event = self.trainer.measure_held_out(event, affordable_rows(spec.steps * spec.hyper.batch_size))

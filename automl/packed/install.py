@@ -102,9 +102,14 @@ class PackedBackbone:
             return {}
         return starting_matrices(self.model, hyper, [layer.path for layer in layers])
 
-    def view(self, adapter: Adapter | None) -> View:
-        """The model with this adapter's heads; None is the bare backbone."""
-        return View(self.model, adapter.head if adapter else {})
+    def view(self, adapter: Adapter | None, heads: Mapping[str, nn.Module] | None = None) -> View:
+        """The model with this adapter's heads; None is the bare backbone, under these heads if they are given."""
+        if adapter is not None:
+            return View(self.model, adapter.head)
+        bare = {
+            f"{path}.{name}": each for path, head in (heads or {}).items() for name, each in head.named_parameters()
+        }
+        return View(self.model, bare)
 
     @contextmanager
     def around(self, width: int) -> Iterator[None]:

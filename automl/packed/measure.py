@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from automl.importance.heldout import removal_effects
+from automl.lanes import trial_name
 from automl.methods.base import LowRank
 from automl.packed.adapter import Adapter
 from automl.packed.install import PackedBackbone
@@ -42,7 +43,7 @@ class Evaluator:
         found, member.evaluation_tokens = halving(
             member.evaluation_tokens,
             lambda tokens: self._measured(member.adapter, tokens, rows, task=task),
-            what=f"the evaluation of trial {member.number}",
+            what=f"the evaluation of {trial_name(member.number)}",
         )
         check_finite(found[0], member.step)
         return Measurement(
@@ -68,7 +69,7 @@ class Evaluator:
         found, member.evaluation_tokens = halving(
             member.evaluation_tokens,
             lambda tokens: self._evaluated(adapter, kept.rows, tokens, task=kept.task),
-            what=f"the evaluation of trial {member.number} on keep",
+            what=f"the evaluation of {trial_name(member.number)} on keep",
         )
         return found
 
@@ -89,7 +90,8 @@ class Evaluator:
     ) -> Evaluated:
         if adapter is not None:
             adapter.settle()
-        view, backbone, workload = self._backbone.view(adapter), self._backbone, self._workload
+        backbone, workload = self._backbone, self._workload
+        view = backbone.view(adapter, workload.heads)
         batches = workload.evaluation_batches(rows, max_tokens, backbone.device, task=task)
         with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
             return (task or workload.task).evaluate_by_row(view, batches, workload.tokenizer)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import torch
 
 from automl.errors import OutOfMemory
 from automl.importance.sensitivity import Factors, Sensitivity, is_sample
+from automl.lanes import trial_name
 from automl.methods.noise import NoisyRows, step_noise
 from automl.packed.adapter import Adapter
 from automl.packed.workload import MicroBatch, Workload
@@ -114,7 +115,7 @@ class Member:
         """Restart the step with half as many rows at once. Raises OutOfMemory if that is less than one."""
         if self.micro_batch == 1:
             raise OutOfMemory(
-                f"trial {self.number} (rank {self.spec.hyper.rank}, target {self.spec.hyper.target}) "
+                f"{trial_name(self.number)} (rank {self.spec.hyper.rank}, target {self.spec.hyper.target}) "
                 f"does not fit into memory even one row at a time: {error}"
             ) from error
         self.micro_batch //= 2

@@ -20,6 +20,7 @@ from torch import nn
 from automl.errors import Diverged, OutOfMemory
 from automl.importance.heldout import HELD_OUT_ROWS
 from automl.importance.sensitivity import Sensitivity
+from automl.lanes import lane_of, trial_name
 from automl.lora import LinearShape, check_pattern
 from automl.methods.lora import FREEZE, INIT, PARTS, PLUS
 from automl.methods.noise import noisy
@@ -27,7 +28,7 @@ from automl.methods.principal import as_plain_lora
 from automl.models.calling import first_line
 from automl.packed.adapter import COUNTED_STATE, Adapter, constant_bytes, layout_of
 from automl.packed.bank import Bank, BankSize, Storage
-from automl.packed.bank_step import bank_class
+from automl.packed.bank_step import bank_class, row_losses
 from automl.packed.body import Call, Outputs
 from automl.packed.convert import adapter_config, made_anew_parameters, write_adapter
 from automl.packed.install import PackedBackbone
@@ -66,6 +67,8 @@ class _Turn(NamedTuple):
 class PackedTrainer:
     """The frozen backbone with the adapters that are being trained on it.
 
+    beside: workloads of further lanes (`automl.lanes`), whose trials share the model and, where their rows allow it,
+        micro-steps with the others.
     model: frozen, in eval mode, on its device, without dropout of its own; `close` gives it back as it was.
     targets: target sets of the user.
     precision: fp32, bf16h (products with frozen weights in bfloat16) or bf16 (the model is held in bfloat16 and
@@ -85,6 +88,7 @@ class PackedTrainer:
         model: nn.Module,
         workload: Workload,
         *,
+        beside: Sequence[Workload] = (),
         targets: Mapping[str, Sequence[str]] | None = None,
         precision: str = "fp32",
         kernel: str | None = None,
@@ -109,7 +113,8 @@ class PackedTrainer:
         )
         uses_graphs = graphs and self.device.type == "cuda"
         self.bank_step = self.backbone.install_bank(bank, workload, uses_graphs=uses_graphs) if bank else None
-        self._evaluator = Evaluator(self.backbone, workload)
+        self._workloads = [workload, *beside]
+        self._evaluators = [Evaluator(self.backbone, each) for each in self._workloads]
 
     # In and out
 
@@ -130,7 +135,9 @@ class PackedTrainer:
             adapter = self._adapter(spec, storage, is_counted=is_counted)
             is_wanted = self._importance and not adapter.parts  # less a part of the weight, it is no product of two
             sensitivity = self._sensitivity(adapter, spec.hyper.target) if is_wanted else None
-            self.members[spec.number] = Member(spec, adapter, self.workload, state, sensitivity=sensitivity)
+            self.members[spec.number] = Member(
+                spec, adapter, self._workload(spec.number), state, sensitivity=sensitivity
+            )
         except BaseException:
             if bank is not None and storage is not None:
                 bank.give_back(storage)
@@ -152,15 +159,17 @@ class PackedTrainer:
         base: folder or hub id of the backbone, for adapter_config.json.
         """
         spec, adapter = self.members[trial].spec, self.members[trial].adapter
-        config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self.backbone.heads), base=base)
+        config = adapter_config(self.model, spec.hyper, self._paths(spec), list(self._heads(spec)), base=base)
         parameters = {**adapter.parameters(), **adapter.frozen(), **made_anew_parameters(self.model)}
         saved = {file_name(name): tensor for name, tensor in parameters.items()}
         write_adapter(folder, *as_plain_lora(adapter.parts, saved, config))
 
-    def work_on(self, workload: Workload) -> None:
-        """Let trials that are admitted from now on have this workload, of the same task."""
-        self.workload = workload
-        self._evaluator = Evaluator(self.backbone, workload)
+    def work_on(self, workload: Workload, lane: int = 0) -> None:
+        """Let trials of a lane that are admitted from now on have this workload, of the same task."""
+        if lane == 0:
+            self.workload = workload
+        self._workloads[lane] = workload
+        self._evaluators[lane] = Evaluator(self.backbone, workload)
 
     def layers(self, target: str) -> list[LinearShape]:
         """The layers that a target set means in this model."""
@@ -225,16 +234,17 @@ class PackedTrainer:
 
     def evaluate(self, member: Member, max_tokens: int) -> dict[str, float]:
         """All metrics of the task over the evaluation rows of the trial's step, no dropout; none at a checkpoint."""
-        return self._evaluator.metrics(member.adapter, max_tokens, rows=member.spec.rows_at(member.step))
+        evaluator = self._evaluator(member.number)
+        return evaluator.metrics(member.adapter, max_tokens, rows=member.spec.rows_at(member.step))
 
-    def baseline(self) -> dict[str, float]:
+    def baseline(self, lane: int = 0) -> dict[str, float]:
         """All metrics of the bare backbone."""
-        return self._evaluator.metrics(None, self.workload.evaluation_tokens)
+        return self._evaluators[lane].metrics(None, self._workloads[lane].evaluation_tokens)
 
     def measured(self, member: Member) -> Event:
         """The trial's measurement at its current step; if it has none, the trial has failed and left the pack."""
         try:
-            return self._evaluator.measurement(member)
+            return self._evaluator(member.number).measurement(member)
         except Exception as error:  # noqa: BLE001 - the edge: what a task or model raises fails one trial
             return self._fail(member, error)
 
@@ -244,11 +254,11 @@ class PackedTrainer:
         One forward and one backward pass over so many rows, without dropout, for this trial alone, if there is room.
         No trial is affected. Between two steps of the trial only.
         """
-        return self._evaluator.held_out(self.members[measurement.trial], measurement, rows)
+        return self._evaluator(measurement.trial).held_out(self.members[measurement.trial], measurement, rows)
 
     def examine(self, measurement: Measurement) -> Measurement:
         """The last measurement of a trial with what its examination finds. No trial is affected."""
-        return self._evaluator.examine(self.members[measurement.trial], measurement)
+        return self._evaluator(measurement.trial).examine(self.members[measurement.trial], measurement)
 
     # One micro-step
 
@@ -262,9 +272,10 @@ class PackedTrainer:
                 micro = member.upcoming(CPU if member.adapter.storage.bank else self.device)
                 if turns and not (self._fits_beside(turns[0], member, micro) and micro.rows * micro.width <= budget):
                     continue
-                turns.append(
-                    _Turn(member, micro, None if member.adapter.storage.bank else self._recorded(member, micro))
-                )
+                call = None if member.adapter.storage.bank else self._recorded(member, micro)
+                if turns and call is not None and not call.is_like(turns[0].call):
+                    continue
+                turns.append(_Turn(member, micro, call))
                 budget -= micro.rows * micro.width
             except Exception as error:  # noqa: BLE001 - the edge: one trial's data or task
                 failures.append(self._fail(member, error))
@@ -366,10 +377,20 @@ class PackedTrainer:
     def _fail(self, member: Member, error: Exception) -> TrialFailure:
         self.evict(member.number)
         failure = failure_of(error, trial=member.number, step=member.step)
-        logger.info("trial %d failed at step %d: %s", member.number, member.step, failure.reason)
+        logger.info("%s failed at step %d: %s", trial_name(member.number), member.step, failure.reason)
         return failure
 
     # One adapter
+
+    def _workload(self, trial: int) -> Workload:
+        return self._workloads[lane_of(trial)]
+
+    def _evaluator(self, trial: int) -> Evaluator:
+        return self._evaluators[lane_of(trial)]
+
+    def _heads(self, spec: TrialSpec) -> Mapping[str, nn.Module]:
+        own = self._workload(spec.number).heads
+        return self.backbone.heads if own is None else own
 
     @property
     def _bank(self) -> Bank | None:
@@ -380,12 +401,18 @@ class PackedTrainer:
 
         No noise on embeddings, A and B trained at one rate, nothing of the weights taken away, the task's usual loss.
         """
-        hyper, task = spec.hyper, self.workload.task
-        if task.for_trial(hyper) is not task:
+        hyper, workload = spec.hyper, self._workload(spec.number)
+        if workload.task.for_trial(hyper) is not workload.task or not self._is_like_first(workload):
             return False
         is_alike = not hyper.neftune_alpha and PLUS.of(hyper) == PLUS.default
         is_alike = is_alike and not FREEZE.of(hyper) and INIT.of(hyper) not in PARTS
         return is_alike and self._bank is not None and self._bank.holds(paths, rank)
+
+    def _is_like_first(self, workload: Workload) -> bool:
+        """Whether the bank, which was made for the first lane, computes the trials of this one too."""
+        first = self.workload
+        is_same = workload.heads is None and workload.longest_row == first.longest_row
+        return is_same and row_losses(workload.task) is row_losses(first.task)
 
     def _check_room(self, spec: TrialSpec) -> None:
         """Refuse before anything is allocated what cannot fit, so that the residents keep their memory."""
@@ -393,11 +420,11 @@ class PackedTrainer:
         if self._is_banked(spec, paths, max(map(spec.hyper.rank_of, paths))):
             return
         layers = self.layers(spec.hyper.target)
-        needed = 16 * layout_of(spec.hyper, layers, self.backbone.heads).size + constant_bytes(spec.hyper, layers)
+        needed = 16 * layout_of(spec.hyper, layers, self._heads(spec)).size + constant_bytes(spec.hyper, layers)
         free = available_bytes(self.device)
         if needed > free:
             raise OutOfMemory(
-                f"trial {spec.number} needs {needed / 2**20:,.0f} MiB for rank {spec.hyper.rank} on "
+                f"{trial_name(spec.number)} needs {needed / 2**20:,.0f} MiB for rank {spec.hyper.rank} on "
                 f"{spec.hyper.target}, {free / 2**20:,.0f} MiB are free"
             )
 
@@ -412,7 +439,7 @@ class PackedTrainer:
         return Adapter(
             spec.hyper,
             layers,
-            self.backbone.heads,
+            self._heads(spec),
             seed=spec.seed,
             device=self.device,
             initializer_range=float(getattr(self.model.config, "initializer_range", 0.02)),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from automl.tasks.base import IGNORED, TARGETS, Batch, Row, Task
@@ -41,6 +42,7 @@ class Workload:
     """Task and rows of a pack. pad_id: token that fills rows up. tokenizer: for tasks that generate text.
 
     evaluation_tokens: in one forward pass of an evaluation, padding included. validation_rows, kept: as in `Runtime`.
+    heads: modules that its trials train in full, by path, if they are others than the model's own.
     """
 
     task: Task
@@ -50,6 +52,7 @@ class Workload:
     evaluation_tokens: int = 2048
     validation_rows: Sequence[Row] = ()
     kept: KeptRows | None = None
+    heads: Mapping[str, nn.Module] | None = None
 
     @property
     def longest_row(self) -> int:

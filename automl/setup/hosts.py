@@ -73,10 +73,11 @@ def publish(settings: HostSettings, artifacts: str) -> None:
     artifacts: URL. Raises ResourceError if that place cannot be written.
     """
     depot = Depot(artifacts)
-    backbone, prepared = settings.backbone, settings.prepared
+    backbone = settings.backbone
     files = model_files(Path(backbone.path))
     depot.put_folder(_model_name(backbone), {file.name: file for file in files})
-    for each in (prepared, *([settings.keep.prepared] if settings.keep is not None else [])):
+    kept = [lane.keep.prepared for lane in settings.lanes if lane.keep is not None]
+    for each in (*(lane.prepared for lane in settings.lanes), *kept):
         withheld = () if _has_test(each) else ("test/",)
         rows = files_below(each.path)
         depot.put_folder(_data_name(each), {name: file for name, file in rows.items() if not name.startswith(withheld)})
@@ -94,6 +95,7 @@ def at_hand(settings: HostSettings, artifacts: str | None, cache: Path) -> HostS
             backbone=_backbone_at_hand(settings.backbone, artifacts, cache),
             prepared=_prepared_at_hand(settings.prepared, artifacts, cache),
             keep=_keep_at_hand(settings.keep, artifacts, cache),
+            beside=tuple(at_hand(each, artifacts, cache) for each in settings.beside),
             proofs=str(proofs_folder(cache)),
         )
     except AutomlError as error:

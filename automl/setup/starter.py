@@ -22,7 +22,7 @@ from automl.results.folders import cache_folder
 from automl.setup.shape import PAIR_COLUMNS, columns_of, guess, renamed
 from automl.space.budget import coverage_advice, starting_budget
 from automl.space.entries import TASKS, head_of
-from automl.space.load import load_space, parse_space
+from automl.space.load import load_spaces, parse_space
 from automl.space.priors import prior_of
 from automl.space.spec import DataSettings, SweepSpec, TaskSettings
 from automl.space.template import DEFAULT_LENGTH, commented_space
@@ -125,7 +125,7 @@ def _network(model: str, labels: int) -> tuple[nn.Module, Mapping[str, Sequence[
     `model` may also be a space file: then its model and its own target sets.
     """
     is_space = model.endswith((".yaml", ".yml"))
-    spec = load_space(Path(model)) if is_space else _provisional(model, "data.jsonl")
+    spec = load_spaces(Path(model))[0] if is_space else _provisional(model, "data.jsonl")
     backbone = resolve_model(spec.model, cache_folder())
     names = tuple(str(number) for number in range(labels))
     return skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets

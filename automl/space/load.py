@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from automl.space.schema_task import (
     TaskSection,
     metric_name,
 )
+from automl.space.several import TASKS_KEY, documents_of, is_several, with_tasks
 from automl.space.spec import (
     EVALUATE_EVERY,
     DataSettings,
@@ -39,19 +41,31 @@ from automl.space.spec import (
     TaskSettings,
     VerifySettings,
 )
-from automl.space.yaml_nodes import read_document, read_text
+from automl.space.write import yaml_of
+from automl.space.yaml_nodes import Document, read_document, read_text
 
 DATABASE_VARIABLE = "AUTOML_DB_URL"
 DEFAULT_STORAGE_URL = "sqlite:///automl.db"
 
+_LISTED = 8
+"""Studies that a message names."""
 
 _TASK_SETTINGS = {field.name for field in fields(TaskSettings)}
 
 
 def load_space(path: str | Path) -> SweepSpec:
-    """Read a space file; relative paths in it are resolved against its folder. Raises ConfigError with all problems."""
+    """Read a space file; relative paths in it are resolved against its folder.
+
+    Raises ConfigError with all problems, and if the file has several `tasks:` (`load_spaces`).
+    """
     path = Path(path)
     return parse_space(read_text(path), str(path), path.absolute().parent, is_users=True)
+
+
+def load_spaces(path: str | Path) -> tuple[SweepSpec, ...]:
+    """The studies that a space file says, as `load_space` reads them: one for each of its tasks."""
+    path = Path(path)
+    return parse_spaces(read_text(path), str(path), path.absolute().parent, is_users=True)
 
 
 def parse_space(text: str, source: str, folder: Path, *, is_users: bool = False) -> SweepSpec:
@@ -61,7 +75,42 @@ def parse_space(text: str, source: str, folder: Path, *, is_users: bool = False)
     and programs kept that it names as metrics (docs/adr/0037).
     Raises ConfigError with all problems. The environment variable AUTOML_DB_URL stands in for a missing storage.url.
     """
+    specs = parse_spaces(text, source, folder, is_users=is_users)
+    if len(specs) > 1:
+        message = f"says {len(specs)} studies where one is wanted; choose one by name: {_listed(specs)}"
+        raise ConfigError([Problem(source, 0, 0, TASKS_KEY, message)])
+    return specs[0]
+
+
+def parse_spaces(text: str, source: str, folder: Path, *, is_users: bool = False) -> tuple[SweepSpec, ...]:
+    """The studies that a space file's text says, as `parse_space` reads them: one for each of its tasks."""
     document = read_document(text, source)
+    if not is_several(document):
+        return (_spec(document, text, source, folder, is_users=is_users),)
+    problems = Problems(source, document)
+    specs = []
+    for own in documents_of(document, problems):
+        try:
+            specs.append(_spec(own, _text(own), source, folder, is_users=is_users))
+        except ConfigError as error:
+            problems.found.extend(error.problems)
+    problems.raise_if_any()
+    return tuple(specs)
+
+
+def _listed(specs: Sequence[SweepSpec]) -> str:
+    """The names of studies, as far as they fit into a message."""
+    some = [spec.study for spec in specs[:_LISTED]]
+    return ", ".join(some) + (f" and {len(specs) - _LISTED} more" if len(specs) > _LISTED else "")
+
+
+def _text(document: Document) -> str:
+    """The values of a file as a text; empty if some are mistakes, since nothing comes of it then."""
+    return yaml_of(document.value) if isinstance(document.value, Mapping) and not document.mistakes else ""
+
+
+def _spec(document: Document, text: str, source: str, folder: Path, *, is_users: bool) -> SweepSpec:
+    """One study. text: the file that says it and nothing else."""
     problems = Problems(source, document)
     sections = read_sections(document.value, folder, problems)
     check_settings(sections, problems)
@@ -73,7 +122,7 @@ def parse_space(text: str, source: str, folder: Path, *, is_users: bool = False)
 
 def json_schema() -> dict[str, object]:
     """JSON Schema (draft 2020-12) of a space file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **SpaceFile.model_json_schema()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **with_tasks(SpaceFile.model_json_schema())}
 
 
 def with_overrides(spec: SweepSpec, *, trials: int | None = None, time: str | None = None) -> SweepSpec:

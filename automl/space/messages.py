@@ -40,7 +40,7 @@ class Problems:
 
     def __post_init__(self) -> None:
         for path, place, message in self.document.mistakes:
-            self._add(path, place, message)
+            self.found.append(Problem(self.source, place.line, place.column, dotted(path), message))
 
     def at_value(self, path: KeyPath, message: str) -> None:
         """Report at the value of a key, or at the nearest thing around it that the file has."""
@@ -79,7 +79,8 @@ class Problems:
             raise ConfigError(found)
 
     def _add(self, path: KeyPath, place: Position, message: str) -> None:
-        self.found.append(Problem(self.source, place.line, place.column, dotted(path), message))
+        key = dotted(self.document.written(path))
+        self.found.append(Problem(self.source, place.line, place.column, key, message))
 
     def _nearest_place(self, path: KeyPath, places: Mapping[KeyPath, Position]) -> Position:
         while path not in places and path:

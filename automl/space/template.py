@@ -84,6 +84,7 @@ def commented_space(
             *_metric_lines(metric, fitting),
             "  split: {test: 0.2, validation: 0.2}  # shares of the rows; the search never reads the test rows",
             "  seed: 7  # fixes the split and the order of the batches",
+            "# tasks: [{name: one, type: ...}, {name: two, ...}]  # instead: a study for each, on one model",
             *([_KEEP] if any(is_like(each, task_type) for each in _OF_LANGUAGE) else []),
             "",
             "space:  # what may vary; what is not mentioned keeps its default",

@@ -47,12 +47,23 @@ NOWHERE = Position(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The values of a file, the place of every value and of every key, and what its scalars do wrong."""
+    """The values of a file, the place of every value and of every key, and what its scalars do wrong.
+
+    moved: where values are written that are read from another path, by that path.
+    """
 
     value: object
     places: Mapping[KeyPath, Position]
     key_places: Mapping[KeyPath, Position]
     mistakes: tuple[tuple[KeyPath, Position, str], ...]
+    moved: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+
+    def written(self, path: KeyPath) -> KeyPath:
+        """The path of a value in the file as it is written."""
+        for length in range(len(path), 0, -1):
+            if (origin := self.moved.get(path[:length])) is not None:
+                return (*origin, *path[length:])
+        return path
 
 
 def read_text(path: Path) -> str:

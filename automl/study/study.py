@@ -77,6 +77,7 @@ class Study:
         discard: Callable[[int], None] = lambda trial: None,
         digest: Callable[[str], tuple[str, int]] = lambda folder: ("", 0),
         on_event: Callable[[StudyEvent], None] = lambda event: None,
+        label: str = "",
     ) -> None:
         """Create the study or open it, and settle or queue what an earlier driver left RUNNING.
 
@@ -85,7 +86,7 @@ class Study:
         run of the study, from 1. derive: quantities that constraints may use, such as trainable_params; stored with
         the trial. retire: called with a trial whose adapter may be deleted, perhaps again after a crash. discard:
         called with a parked trial that has ended: its slot files may be deleted. digest: (sha256, bytes) of an adapter
-        folder.
+        folder. label: stands before what is logged of its trials.
 
         Raises ConfigError for unusable search settings, SpaceChangedError if the stored trials do not fit the space.
         """
@@ -107,6 +108,7 @@ class Study:
         self._retention = Retention(store, keep=settings.keep, retire=retire, digest=digest)
         self._discard = discard
         self._on_event = on_event
+        self._label = label
         self._feasibility = Feasibility(space, derive)
         self._budget = Budget(settings)
         self._open = OpenTrials()
@@ -438,7 +440,7 @@ class Study:
         return f"at step {opened.last.step}, {self.metric} {opened.last.metrics[self.metric]:.4g}"
 
     def _tell_observers(self, kind: str, trial: int, text: str) -> None:
-        logger.info("%s", text)
+        logger.info("%s%s", self._label, text)
         self._on_event(StudyEvent(kind=str(kind), trial=trial, text=text))
 
     # --- opening the study ------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
+from automl.execution.side_by_side import SideBySide
 from automl.execution.source import TrialSource
 from automl.execution.stop import StopRequest
+from automl.lanes import parted
 from automl.results.recorded import BASELINE, WORKERS
 from automl.space.spec import SearchSettings
 from automl.storage.base import ResultStore
@@ -24,7 +26,7 @@ def drive(
     build_host: HostFactory,
     *,
     database: Database,
-    store: ResultStore,
+    stores: Sequence[ResultStore],
     stop: StopRequest,
     keep_baseline: Callable[[Metrics], None],
     so_far: Callable[[], str],
@@ -35,6 +37,7 @@ def drive(
 ) -> None:
     """Run the trials of `source` until it has nothing left; raise InterruptedSearch if it was stopped before.
 
+    stores: of the studies that the workers are noted with.
     stop: a signal ends it in good order, also while the database is away.
     keep_baseline: called with the metrics of the untrained model as soon as a worker has brought them.
     so_far: how much is done, in words, for whoever interrupts.
@@ -60,7 +63,8 @@ def drive(
     dispatcher = Dispatcher(source, max_seconds=max_seconds, on_exchange=exchanged)
     stop.then(halt)
     executor.run(dispatcher, build_host)
-    store.add_event(WORKERS, {**(about or {}), "starts": [start._asdict() for start in dispatcher.occupation]})
+    for store in stores:
+        store.add_event(WORKERS, {**(about or {}), "starts": [start._asdict() for start in dispatcher.occupation]})
     if interruption := dispatcher.interruption(so_far()):
         raise interruption
 
@@ -83,22 +87,58 @@ def drive_search(
         executor,
         build_host,
         database=database,
-        store=store,
+        stores=[store],
         stop=stop,
-        keep_baseline=partial(_note_baseline, store),
-        so_far=partial(_so_far, study, settings.trials),
+        keep_baseline=partial(_note_baselines, [store]),
+        so_far=lambda: _so_far([study], settings.trials),
         shortage=shortage,
         tick=tick,
         max_seconds=settings.max_seconds,
     )
 
 
-def _note_baseline(store: ResultStore, metrics: Metrics) -> None:
-    if store.last_event(BASELINE) is None:
-        store.add_event(BASELINE, metrics)
+def drive_together(
+    source: SideBySide,
+    studies: Sequence[Study],
+    executor: Executor,
+    build_host: HostFactory,
+    *,
+    settings: Sequence[SearchSettings],
+    database: Database,
+    stores: Sequence[ResultStore],
+    stop: StopRequest,
+    shortage: Callable[[], str | None],
+    tick: Callable[[], None],
+) -> None:
+    """`drive_search` with the trials of several studies side by side, which `source` hands out.
+
+    The clock of the first study's settings is that of all.
+    """
+    drive(
+        source,
+        executor,
+        build_host,
+        database=database,
+        stores=stores,
+        stop=stop,
+        keep_baseline=partial(_note_baselines, stores),
+        so_far=lambda: _so_far(studies, sum(each.trials for each in settings)),
+        shortage=shortage,
+        tick=tick,
+        max_seconds=settings[0].max_seconds,
+        about={"studies": [study.name for study in studies]},
+    )
 
 
-def _so_far(study: Study, trials: int) -> str:
-    counts = study.counts()
-    ended = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
-    return f"{ended} of {trials} trials, {study.spent_steps:,} training steps"
+def _note_baselines(stores: Sequence[ResultStore], metrics: Metrics) -> None:
+    """Keep what the untrained model is worth with every study that does not know it yet."""
+    for store, own in zip(stores, parted(metrics, len(stores)), strict=True):
+        if own and store.last_event(BASELINE) is None:
+            store.add_event(BASELINE, own)
+
+
+def _so_far(studies: Sequence[Study], trials: int) -> str:
+    counts = [study.counts() for study in studies]
+    ended = sum(each[TrialState.COMPLETE] + each[TrialState.PRUNED] for each in counts)
+    steps = sum(study.spent_steps for study in studies)
+    return f"{ended} of {trials} trials, {steps:,} training steps"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,21 +84,46 @@ def run_sweep(
     or data; InterruptedSearch if `stop` or the wall clock ended it (resumable); SearchError if it ended without a
     single complete trial.
     """
+    with (
+        opened_database(spec) as database,
+        opened_sweep(
+            spec, database, observer=observer, on_lost=on_lost, allow_space_change=allow_space_change
+        ) as sweep,
+    ):
+        return sweep.run(cache, stop or StopRequest(), executors)
+
+
+@contextmanager
+def opened_database(spec: SweepSpec) -> Iterator[Database]:
+    """The database that the file names, made if it is not there; artifacts can be written where it says."""
     if spec.artifacts is not None:
         Depot(spec.artifacts).check()
+    with open_database(spec.storage_url, create=True, grace_seconds=spec.storage_grace_seconds) as database:
+        yield database
+
+
+@contextmanager
+def opened_sweep(
+    spec: SweepSpec,
+    database: Database,
+    *,
+    observer: Observer | None,
+    on_lost: Callable[[str], None] | None,
+    allow_space_change: bool,
+    label: str = "",
+) -> Iterator[Sweep]:
+    """A run of the study by the holder of its lease, in its folder; how it ends is recorded. label: as for `Sweep`."""
     origin = provenance(Path(spec.source).resolve().parent)
-    with (
-        open_database(spec.storage_url, create=True, grace_seconds=spec.storage_grace_seconds) as database,
-        StudyLease(database, spec.study, on_lost=on_lost) as lease,
-    ):
+    with StudyLease(database, spec.study, on_lost=on_lost) as lease:
         check_warm_start(database, spec)
         run = _claim(lease, database, spec, origin, allow_space_change=allow_space_change)
         with (
             open_home(database, spec, lease.owner) as home,
             recorded_run(RunLog(database, spec.study, run, lease.verify), spec) as log,
         ):
-            sweep = _Sweep(home, lease, cache, observer or Observer(), executors, allow_change=allow_space_change)
-            return sweep.run(database, log, stop or StopRequest())
+            yield Sweep(
+                home, lease, database, log, observer or Observer(), allow_change=allow_space_change, label=label
+            )
 
 
 def _claim(
@@ -113,94 +139,122 @@ def _claim(
     return run
 
 
-class _Sweep:
-    """One run of one study, by the holder of its lease, in its folder."""
+class Sweep:
+    """One run of one study: begun, driven by itself or beside others, and ended.
+
+    spec: the study's, with its folder. recorded: what its first run has found out (`results.recorded.GROUND`). label:
+    stands before what is said of its trials, if several studies are driven.
+    """
 
     def __init__(
         self,
         home: Home,
         lease: StudyLease,
-        cache: Path,
+        database: Database,
+        log: RunLog,
         observer: Observer,
-        executors: Executors | None,
         *,
         allow_change: bool,
+        label: str = "",
     ) -> None:
+        self.spec = home.spec
+        self.folder = home.folder
+        self.log = log
+        self.observer = observer
+        self.store = database.store(home.spec.study, guard=lease.verify)
+        self.recorded = self.store.last_event(GROUND)
         self._home = home
-        self._spec = home.spec
         self._lease = lease
-        self._cache = cache
-        self._observer = observer
-        self._executors = executors
+        self._database = database
         self._allow_change = allow_change
-        self._folder = home.folder
+        self._label = label
 
-    def run(self, database: Database, log: RunLog, stop: StopRequest) -> Summary:
+    def run(self, cache: Path, stop: StopRequest, executors: Executors | None) -> Summary:
         """Everything between taking the lease and releasing it."""
-        if self._spec.task.type == "table":
-            watch = self._observer
-
-            def started(study: Study) -> None:
-                log.has_trained = True
-                watch.started(study)
-
-            replayed = replay(
-                self._spec,
-                database,
-                self._lease,
-                log.run,
-                stop,
-                accept=partial(self._accept, log.run),
-                started=started,
-                event=watch.event,
-                tick=watch.tick,
-            )
-            log.end(RunEnd.FINISHED)
-            return self._sum_up(database, replayed, self._spec)
-        store = database.store(self._spec.study, guard=self._lease.verify)
-        recorded = store.last_event(GROUND)
-        layout = layout_of(self._spec, recorded)
-        with lent(self._executors) as executors:
-            executor = executors.of(self._spec, layout)
+        if self.spec.task.type == "table":
+            return self._replay(stop)
+        layout = layout_of(self.spec, self.recorded)
+        with lent(executors) as executors:
+            executor = executors.of(self.spec, layout)
             executor.start()  # its cluster, while data is prepared
-            self._stage("preparing model and data")
-            setup = set_up(self._spec, self._cache, recorded, layout=layout)
-            for line in setup.inputs.advice:
-                logger.warning(line)
-            now = self._checked(setup, recorded)
-            study = self._open_study(database, store, setup, log.run)
-            self._accept(log.run, store)
-            if now != recorded:
-                store.add_event(GROUND, now)
+            self.stage("preparing model and data")
+            setup = set_up(self.spec, cache, self.recorded, layout=layout)
+            study = self.begin(setup)
             if not study.finished:
-                log.has_trained = True
-                self._train(study, database, store, setup, executor, stop)
+                self._train(study, setup, executor, stop)
             study.close()  # not after an error: what is parked or interrupted then goes on in the next run
-        store.add_event("finished", {"run": log.run})
-        log.end(RunEnd.FINISHED)
-        squeeze_winner(database, setup, guard=self._lease.verify, stop=stop, stage=self._stage)
-        renew_report(database, setup.spec, guard=self._lease.verify)
-        summary = self._sum_up(database, store, setup.spec)
-        store_results(store, setup.spec)
+        return self.end(setup, stop)
+
+    def begin(self, setup: Setup) -> Study:
+        """Open the study, now that nothing is wrong with what is asked for. Raises as `checked` does."""
+        for line in setup.inputs.advice:
+            logger.warning("%s%s", self._label, line)
+        now = self.checked(setup)
+        study = self._open_study(setup)
+        self._accept(self.log.run, self.store)
+        if now != self.recorded:
+            self.store.add_event(GROUND, now)
+        return study
+
+    def start(self, study: Study) -> None:
+        """Trials begin, or go on."""
+        self.log.has_trained = True
+        self.observer.started(study)
+        delete_slot_files_but(self.folder, study.in_progress)
+
+    def end(self, setup: Setup, stop: StopRequest) -> Summary:
+        """Record that the study is finished, and leave what is to be found of it. Raises SearchError if it has none."""
+        self.store.add_event("finished", {"run": self.log.run})
+        self.log.end(RunEnd.FINISHED)
+        squeeze_winner(self._database, setup, guard=self._lease.verify, stop=stop, stage=self.stage)
+        renew_report(self._database, setup.spec, guard=self._lease.verify)
+        summary = self._sum_up(setup.spec)
+        store_results(self.store, setup.spec)
         return summary
+
+    def _replay(self, stop: StopRequest) -> Summary:
+        """A sweep over a table."""
+        watch = self.observer
+
+        def started(study: Study) -> None:
+            self.log.has_trained = True
+            watch.started(study)
+
+        replay(
+            self.spec,
+            self._database,
+            self._lease,
+            self.log.run,
+            stop,
+            accept=partial(self._accept, self.log.run),
+            started=started,
+            event=watch.event,
+            tick=watch.tick,
+        )
+        self.log.end(RunEnd.FINISHED)
+        return self._sum_up(self.spec)
 
     def _accept(self, run: int, store: ResultStore) -> None:
         """Nothing has been found wrong with what is asked for: from here on the study is as this run's file says."""
-        self._lease.accept(str(self._folder))
+        self._lease.accept(str(self.folder))
         self._home.settle(run, store)
 
-    def _stage(self, text: str) -> None:
-        logger.info(text)
-        self._observer.stage(text)
+    def stage(self, text: str) -> None:
+        """Say that a long step begins."""
+        logger.info("%s%s", self._label, text)
+        self.observer.stage(text)
 
-    def _checked(self, setup: Setup, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """What is to be remembered of model, data and precision; refuses to mix them with others."""
-        now = setup.record()
-        fixed = ("model", "data") if self._spec.run.precision == "auto" else ("model", "data", "precision")
+    def checked(self, setup: Setup) -> Mapping[str, Any]:
+        """What is to be remembered of model, data and precision. Raises SpaceChangedError where others would be mixed.
+
+        Nothing is recorded yet.
+        """
+        now, recorded = setup.record(), self.recorded
+        fixed = ("model", "data") if self.spec.run.precision == "auto" else ("model", "data", "precision")
         changed = [name for name in fixed if recorded and recorded.get(name) != now[name]]
         if changed and not self._allow_change:
             raise SpaceChangedError(
-                f"study {self._spec.study!r} was started with another {' and '.join(changed)}; its trials would not be"
+                f"study {self.spec.study!r} was started with another {' and '.join(changed)}; its trials would not be"
                 " comparable. Choose another study name, or add --allow-space-change"
             )
         return self._with_keep(now, recorded or {})
@@ -213,72 +267,68 @@ class _Sweep:
         before = recorded.get("keep")
         if before is not None and now.get("keep", before) != before and not self._allow_change:
             raise SpaceChangedError(
-                f"study {self._spec.study!r} measures forgetting on other data, or by another metric, than keep: says"
+                f"study {self.spec.study!r} measures forgetting on other data, or by another metric, than keep: says"
                 " now; its trials would not be comparable. Choose another study name, or add --allow-space-change"
             )
         if recorded and before is None and "keep" in now:
-            self._stage("keep: trials that have ended were not measured on it, and have no forgetting")
+            self.stage("keep: trials that have ended were not measured on it, and have no forgetting")
         return now if before is None else {"keep": before, **now}
 
-    def _open_study(self, database: Database, store: ResultStore, setup: Setup, run: int) -> Study:
+    def _open_study(self, setup: Setup) -> Study:
         return Study(
-            name=self._spec.study,
-            storage=database.driver_storage(self._lease.verify),
-            store=store,
+            name=self.spec.study,
+            storage=self._database.driver_storage(self._lease.verify),
+            store=self.store,
             space=setup.inputs.space,
             settings=setup.spec.search,
-            metric=self._spec.task.metric,
-            run=run,
+            metric=self.spec.task.metric,
+            run=self.log.run,
             derive=setup.inputs.derive,
-            space_sha256=self._spec.sha256,
+            space_sha256=self.spec.sha256,
             digest=lambda folder: digest_folder(Path(folder)),
-            retire=partial(delete_adapter, self._folder),
-            discard=partial(delete_slot_files, self._folder),
-            on_event=self._observer.event,
+            retire=partial(delete_adapter, self.folder),
+            discard=partial(delete_slot_files, self.folder),
+            on_event=self.observer.event,
+            label=self._label,
         )
 
-    def _train(
-        self,
-        study: Study,
-        database: Database,
-        store: ResultStore,
-        setup: Setup,
-        executor: Executor,
-        stop: StopRequest,
-    ) -> None:
+    def _train(self, study: Study, setup: Setup, executor: Executor, stop: StopRequest) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
-        self._stage(
-            f"starting {setup.layout.workers} {setup.spec.run.executor} workers on {setup.layout.device}"
-            f" ({setup.layout.threads} threads each, {setup.packing})"
-        )
-        self._observer.started(study)
-        delete_slot_files_but(self._folder, study.in_progress)
-
+        self.stage(starting(setup))
+        self.start(study)
         if setup.spec.run.address is not None and setup.spec.artifacts is not None:
-            self._stage(f"putting model and data where the nodes find them, {setup.spec.artifacts}")
-        watch = DiskWatch(self._folder, workers=setup.layout.workers)
+            self.stage(f"putting model and data where the nodes find them, {setup.spec.artifacts}")
+        watch = DiskWatch(self.folder, workers=setup.layout.workers)
         drive_search(
             study,
             executor,
             setup.host_factory(setup.worker_settings()),
             settings=setup.spec.search,
-            database=database,
-            store=store,
+            database=self._database,
+            store=self.store,
             stop=stop,
             shortage=lambda: watch.shortage(study.live),
-            tick=self._observer.tick,
+            tick=self.observer.tick,
         )
 
-    def _sum_up(self, database: Database, store: ResultStore, spec: SweepSpec) -> Summary:
-        summary = database.retry.call(lambda: summarise(database, spec))
-        shutil.rmtree(slots_folder(self._folder), ignore_errors=True)
+    def _sum_up(self, spec: SweepSpec) -> Summary:
+        summary = self._database.retry.call(lambda: summarise(self._database, spec))
+        shutil.rmtree(slots_folder(self.folder), ignore_errors=True)
         if summary.best is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items()) or "none was started"
             raise SearchError(
-                f"study {self._spec.study!r} ended without a complete trial ({reasons});"
-                f" see: automl trials {self._spec.study}"
+                f"study {self.spec.study!r} ended without a complete trial ({reasons});"
+                f" see: automl trials {self.spec.study}"
             )
         if summary.best.adapter is not None:
-            point_to_best(self._folder, Path(summary.best.adapter))
-        write_summary(summary, self._folder)
+            point_to_best(self.folder, Path(summary.best.adapter))
+        write_summary(summary, self.folder)
         return summary
+
+
+def starting(setup: Setup) -> str:
+    """What is started, in words."""
+    return (
+        f"starting {setup.layout.workers} {setup.spec.run.executor} workers on {setup.layout.device}"
+        f" ({setup.layout.threads} threads each, {setup.packing})"
+    )

@@ -9,12 +9,13 @@ import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from automl import durable
 from automl.head import Kind, Scale, about_head
+from automl.lanes import own_number
 from automl.lora import Hyperparameters
 from automl.models.backbone import BackboneRef
 from automl.models.quantisation import loading_arguments
@@ -68,7 +69,7 @@ def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measuremen
     """Describe the adapter of a trial that has made its last step. task: the one of the settings."""
     head = task.head(settings.prepared)
     return AdapterMeta(
-        measurement=measurement,
+        measurement=replace(measurement, trial=own_number(measurement.trial)),
         metric=settings.task.metric,
         hyper=spec.hyper,
         backbone=settings.backbone,

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from automl import durable
 from automl.errors import CheckpointError
+from automl.lanes import own_number
 from automl.training.runtime import HostSettings
 from automl.training.state import SlotRecord, TrainState, identity
 from automl.trial import Examined, Measurement, ModuleImportance, TrialSpec
-from automl.trial_folders import slot_folder
+from automl.trial_folders import adapter_folder, slot_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ _OPTIONAL = ("importance", "method")
 
 def slot_files(settings: HostSettings, spec: TrialSpec) -> SlotFolder:
     """The slot files of the attempt that `spec` stands for; nothing is read or written yet."""
+    settings, spec = settings.of(spec.number), replace(spec, number=own_number(spec.number))
     return SlotFolder(
         slot_folder(Path(settings.output), spec.number),
         attempt=spec.attempt,
@@ -52,6 +54,16 @@ def slot_files(settings: HostSettings, spec: TrialSpec) -> SlotFolder:
             quantization=settings.backbone.quantization,
         ),
     )
+
+
+def discard_slot_files(settings: HostSettings, trial: int) -> None:
+    """Delete the slot files of a trial, whoever has them."""
+    durable.remove_folder(slot_folder(Path(settings.of(trial).output), own_number(trial)))
+
+
+def finished_folder(settings: HostSettings, trial: int) -> Path:
+    """Where the adapter of a trial belongs that has made its last step, absolute."""
+    return adapter_folder(Path(settings.of(trial).output).absolute(), own_number(trial))
 
 
 def latest_attempt(output: Path, trial: int) -> int:

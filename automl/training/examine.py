@@ -19,6 +19,7 @@ from automl.errors import CheckpointError
 from automl.importance.cuts import even_ranks, global_ranks
 from automl.importance.heldout import in_batches
 from automl.importance.squeeze import Directions, directions
+from automl.lanes import trial_name
 from automl.methods.base import LowRank
 from automl.outcomes import Outcomes, encoded
 from automl.tasks.base import Batch, Row
@@ -70,7 +71,7 @@ def examined(measurement: Measurement, examination: Examination | None, subject:
     except (RuntimeError, MemoryError, CheckpointError) as error:
         if not isinstance(error, CheckpointError) and not is_out_of_memory(error):
             raise
-        logger.warning("trial %d: its smaller sizes are not measured: %s", measurement.trial, error)
+        logger.warning("%s: its smaller sizes are not measured: %s", trial_name(measurement.trial), error)
         return measurement
     return replace(measurement, examined=(*measurement.examined, *found))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from automl.importance.heldout import in_batches, with_held_out
+from automl.lanes import trial_name
 from automl.tasks.base import Row
 from automl.training.memory import is_out_of_memory
 from automl.trial import Measurement
@@ -33,6 +34,6 @@ def measured_on(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        logger.warning("trial %d: no memory to look at held-out rows: %s", measurement.trial, error)
+        logger.warning("%s: no memory to look at held-out rows: %s", trial_name(measurement.trial), error)
         return measurement
     return replace(measurement, importances=with_held_out(measurement.importances, modules, found))

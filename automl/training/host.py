@@ -12,26 +12,26 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from automl import durable
 from automl.errors import CheckpointError, ResourceError
 from automl.importance.heldout import affordable_rows
+from automl.lanes import joined, lane_of, trial_name
 from automl.training.adapter import adapter_meta
-from automl.training.checkpoint import SlotFolder, slot_files
+from automl.training.checkpoint import SlotFolder, discard_slot_files, finished_folder, slot_files
 from automl.training.export import export_adapter, travelling
 from automl.training.finalists import Finalists
 from automl.training.parallel import SINGLE_PROCESS, ParallelStrategy
-from automl.training.runtime import HostSettings, Runtime, load_model, load_runtime
+from automl.training.runtime import HostSettings, Runtime, load_model, load_runtimes
 from automl.training.solo import SoloTrial, train
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec, failure_of
-from automl.trial_folders import adapter_folder, slot_folder
 
 logger = logging.getLogger(__name__)
 
 
 def build_solo_host(settings: HostSettings) -> SoloHost:
     """Load backbone and data and return the host; called inside the worker."""
-    return SoloHost(settings, load_runtime(settings))
+    first, *beside = load_runtimes(settings)
+    return SoloHost(settings, first, beside=beside)
 
 
 class Resident:
@@ -68,7 +68,8 @@ class Resident:
             self.damage = error
             return
         if record is not None:
-            self.state, self.measurements = record.state, list(record.measurements)
+            self.state = record.state
+            self.measurements = [replace(item, trial=self.spec.number) for item in record.measurements]
 
     def detach(self) -> None:
         """Take the trial off the backbone; nothing is lost that the slot file holds."""
@@ -80,16 +81,25 @@ class Resident:
 class SoloHost:
     """Trains trials with the plain PEFT loop; follows `automl.execution.base.Host`.
 
-    strategy: how a trial is spread over processes, each of which has such a host. busy_seconds: spent on training,
-    evaluating and writing what came of it.
+    strategy: how a trial is spread over processes, each of which has such a host. beside: the runtimes of further lanes
+    (`automl.lanes`), whose models share the backbone of the first; not with trials in several processes.
+    busy_seconds: spent on training, evaluating and writing what came of it.
     """
 
-    def __init__(self, settings: HostSettings, runtime: Runtime, strategy: ParallelStrategy = SINGLE_PROCESS) -> None:
+    def __init__(
+        self,
+        settings: HostSettings,
+        runtime: Runtime,
+        strategy: ParallelStrategy = SINGLE_PROCESS,
+        *,
+        beside: Sequence[Runtime] = (),
+    ) -> None:
         self.settings = settings
         self.runtime = runtime
         self._strategy = strategy
         self._is_whole = True  # the backbone of the runtime
-        self._finalists = Finalists(settings.task.metric)
+        self._beside = beside
+        self._finalists = [Finalists(each.task.metric) for each in settings.lanes]
         self.busy_seconds = 0.0
         self._residents: dict[int, Resident] = {}
         self._steps_of_others = 0  # of trials that are not resident any more
@@ -113,7 +123,7 @@ class SoloHost:
         """
         self.park(spec.number)
         if len(self._residents) >= self.capacity:
-            raise ValueError(f"cannot open trial {spec.number}: all {self.capacity} slots of the host are taken")
+            raise ValueError(f"cannot open {trial_name(spec.number)}: all {self.capacity} slots of the host are taken")
         slot = slot_files(self.settings, spec)
         self._slots[spec.number] = slot
         if self._strategy.is_writer:
@@ -155,15 +165,18 @@ class SoloHost:
         if slot is not None:
             slot.remove()
         else:
-            durable.remove_folder(slot_folder(Path(self.settings.output), trial))
+            discard_slot_files(self.settings, trial)
 
     def baseline(self) -> Metrics:
         """Metrics without training, by the majority class if the data has one, else by the untrained model."""
-        if self.settings.prepared.baseline:
-            return self.settings.prepared.baseline
+        return joined([self._baseline(lane) for lane in range(len(self.settings.lanes))])
+
+    def _baseline(self, lane: int) -> Metrics:
+        if majority := self.settings.lanes[lane].prepared.baseline:
+            return majority
         for resident in self._residents.values():
             resident.detach()
-        runtime = self._whole()
+        runtime = self._whole(lane)
         self._strategy.distribute(runtime.model)
         return runtime.evaluate(runtime.model, runtime.evaluation_rows, runtime.evaluation_tokens)
 
@@ -195,7 +208,9 @@ class SoloHost:
         if resident.generator is None:
             for other in self._residents.values():
                 other.detach()
-            resident.trial = SoloTrial(resident.spec, self._whole(), resident.state, strategy=self._strategy)
+            resident.trial = SoloTrial(
+                resident.spec, self._whole(lane_of(resident.spec.number)), resident.state, strategy=self._strategy
+            )
             resident.generator = train(resident.trial)
         return resident.generator
 
@@ -204,7 +219,7 @@ class SoloHost:
         if measurement.step < resident.spec.steps:
             return measurement
         assert resident.trial is not None
-        if self._finalists.admit(measurement.metrics):
+        if self._finalists[lane_of(measurement.trial)].admit(measurement.metrics):
             trained = resident.spec.steps * resident.spec.hyper.batch_size
             measurement = resident.trial.measure_held_out(measurement, affordable_rows(trained))
         exported = replace(measurement, adapter=str(self._export(resident.trial, measurement)))
@@ -212,10 +227,10 @@ class SoloHost:
 
     def _export(self, trial: SoloTrial, measurement: Measurement) -> Path:
         """The finished adapter's folder. Every process gives its share of the tensors."""
-        folder = adapter_folder(Path(self.settings.output).absolute(), trial.spec.number)
+        folder = finished_folder(self.settings, trial.spec.number)
         tensors = {name: self._strategy.full(tensor) for name, tensor in travelling(trial.model).items()}
         if self._strategy.is_writer:
-            meta = adapter_meta(self.settings, self.runtime.task, trial.spec, measurement)
+            meta = adapter_meta(self.settings.of(trial.spec.number), trial.runtime.task, trial.spec, measurement)
             export_adapter(trial.model, folder, meta, tokenizer=self.runtime.tokenizer, tensors=tensors)
         return folder
 
@@ -230,16 +245,16 @@ class SoloHost:
         if resident.is_finished:
             resident.detach()
 
-    def _whole(self) -> Runtime:
-        """The runtime with a backbone that holds no adapter, and of which no process has been given a share."""
+    def _whole(self, lane: int) -> Runtime:
+        """The runtime of a lane, with a backbone that holds no adapter, and of which no process has a share."""
         if not self._is_whole:
             self.runtime = replace(self.runtime, model=load_model(self.settings))
         self._is_whole = self._strategy.keeps_backbone
-        return self.runtime
+        return (self.runtime, *self._beside)[lane]
 
     def _fail(self, resident: Resident, error: Exception) -> TrialFailure:
         step = resident.trial.step if resident.trial is not None else resident.step
         self.close(resident.spec.number)
         failure = failure_of(error, trial=resident.spec.number, step=step)
-        logger.info("trial %d failed at step %d: %s", failure.trial, step, failure.reason)
+        logger.info("%s failed at step %d: %s", trial_name(failure.trial), step, failure.reason)
         return failure

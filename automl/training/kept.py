@@ -17,6 +17,7 @@ from pathlib import Path
 
 from automl import durable
 from automl.errors import DataError, ResourceError
+from automl.lanes import trial_name
 from automl.metric import METRICS
 from automl.space.spec import TaskSettings
 from automl.tasks.base import Prepared, Row, Task
@@ -78,7 +79,7 @@ class KeptRows:
         value = metrics[self.metric]
         forgotten = METRICS[self.metric].gain(untuned, over=value)
         if not math.isfinite(forgotten):
-            logger.warning("trial %d: forgetting is not known, its %s on keep is %s", trial, self.metric, value)
+            logger.warning("%s: forgetting is not known, its %s on keep is %s", trial_name(trial), self.metric, value)
             return {}
         return {KEPT: value, FORGETTING: forgotten}
 

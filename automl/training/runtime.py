@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from automl import durable
+from automl.lanes import lane_of
 from automl.lora import Hyperparameters
 from automl.methods.eva import Directions, know_inputs
 from automl.models.backbone import BackboneRef, Dtype, load_backbone, load_tokenizer
+from automl.models.headed import with_head
 from automl.models.inventory import resolve_targets
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
@@ -56,6 +58,8 @@ class HostSettings:
     input_rank: the largest rank of trials that start from inputs of the layers; 0: there are none.
     proofs: folder in which is remembered what can be packed; empty: it is found out anew.
     keep: what trials are measured on at their last step besides.
+    beside: of further lanes (`automl.lanes`), whose trials are trained on the same backbone; what belongs to task and
+    study is taken from these, everything else from the first.
 
     From largest, tokens, choices and workers a packed worker finds out how it trains, and whether it has the
     memory for `capacity` trials.
@@ -81,6 +85,16 @@ class HostSettings:
     proofs: str = ""
     keep: Keep | None = None
     input_rank: int = 0
+    beside: tuple[HostSettings, ...] = ()
+
+    @property
+    def lanes(self) -> tuple[HostSettings, ...]:
+        """The settings of every lane."""
+        return (self, *self.beside)
+
+    def of(self, trial: int) -> HostSettings:
+        """The settings of the lane that a trial is in."""
+        return self.lanes[lane_of(trial)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,18 +161,43 @@ class Runtime:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 
-def load_runtime(settings: HostSettings, model: nn.Module | None = None, *, is_judging: bool = True) -> Runtime:
+def load_runtimes(
+    settings: HostSettings, *, is_judging: Callable[[HostSettings], bool] = lambda each: True
+) -> list[Runtime]:
+    """The runtime of every lane: one backbone for all, under heads of their own where labels differ.
+
+    is_judging: as for `load_runtime`, by the settings of a lane.
+    """
+    first = load_runtime(settings, is_judging=is_judging(settings))
+    return [
+        first,
+        *(
+            load_runtime(each, _headed(each, first.model), is_judging=is_judging(each), is_backbone=True)
+            for each in settings.beside
+        ),
+    ]
+
+
+def _headed(settings: HostSettings, model: nn.Module) -> nn.Module:
+    head = make_task(settings.task).head(settings.prepared)
+    return with_head(model, settings.backbone, head.kind, head.labels)
+
+
+def load_runtime(
+    settings: HostSettings, model: nn.Module | None = None, *, is_judging: bool = True, is_backbone: bool = False
+) -> Runtime:
     """Load backbone, tokenizer and rows once, and set torch up for repeatable results on this device.
 
     model: takes the place of the backbone, which is then not read. is_judging: read the rows of evaluations; without
-    it there are none.
+    it there are none. is_backbone: the model is the backbone, loaded before.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     task, tokenizer = make_task(settings.task).on(settings.prepared), load_tokenizer(settings.backbone)
     frozen = (model or load_model(settings)).to(device)
-    rows = _reader(task, settings, None if model else frozen, device, int(tokenizer.pad_token_id))
+    is_other = model is not None and not is_backbone
+    rows = _reader(task, settings, None if is_other else frozen, device, int(tokenizer.pad_token_id))
     runtime = Runtime(
         model=frozen,
         tokenizer=tokenizer,

@@ -19,6 +19,7 @@ from torch import nn
 from automl.errors import OutOfMemory
 from automl.importance.heldout import HELD_OUT_ROWS, removal_effects
 from automl.importance.sensitivity import Factors, Sensitivity, is_sample
+from automl.lanes import trial_name
 from automl.lora import LinearShape
 from automl.methods.noise import Noise, NoisyRows, noisy, step_noise
 from automl.methods.registry import METHODS
@@ -136,7 +137,7 @@ class SoloTrial:
             self.loss, self.micro_batch = self._strategy.within_memory(
                 self.micro_batch,
                 lambda at_once: self._accumulate(rows, at_once, masks),
-                what=f"trial {self.spec.number} ({self._size})",
+                what=f"{trial_name(self.spec.number)} ({self._size})",
             )
             check_finite({"training loss": self.loss}, self.step + 1)
             if adapter.sensitivity is not None and is_sample(self.step):
@@ -155,7 +156,7 @@ class SoloTrial:
             found, self.evaluation_tokens = self._strategy.within_memory(
                 self.evaluation_tokens,
                 lambda at_once: self.runtime.evaluate_by_row(self._adapter.model, rows, at_once, task=task),
-                what=f"the evaluation of trial {self.spec.number}",
+                what=f"the evaluation of {trial_name(self.spec.number)}",
             )
             self._strategy.after_evaluation(self._adapter.model)
         check_finite(found[0], self.step)
@@ -177,7 +178,7 @@ class SoloTrial:
         found, self.evaluation_tokens = self._strategy.within_memory(
             self.evaluation_tokens,
             lambda at_once: self.runtime.evaluate_by_row(self._adapter.model, kept.rows, at_once, task=kept.task),
-            what=f"the evaluation of trial {self.spec.number} on keep",
+            what=f"the evaluation of {trial_name(self.spec.number)} on keep",
         )
         return kept.told(found[0], self._untuned, trial=self.spec.number)
 
@@ -380,6 +381,6 @@ def train(trial: SoloTrial) -> Generator[Measurement, None, None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
-        raise OutOfMemory(f"trial {trial.spec.number} does not fit into memory: {error}") from error
+        raise OutOfMemory(f"{trial_name(trial.spec.number)} does not fit into memory: {error}") from error
     finally:
         trial.detach()

@@ -325,7 +325,7 @@ class _Work:
                 self.executor,
                 self._setup.host_factory(settings),
                 database=self._database,
-                store=self._results,
+                stores=[self._results],
                 stop=stop,
                 keep_baseline=keep_baseline,
                 so_far=trainings.so_far,

@@ -50,7 +50,7 @@ def host(output: Path, model: nn.Module, kind: str = "classification", **options
 
     return PackedHost(
         trainer,
-        **{"capacity": 3, "majority": {}} | options,
+        **{"capacity": 3, "majorities": [{}]} | options,
         files=lambda trial: slot(output, trial),
         discard=lambda trial: durable.remove_folder(slot_folder(output, trial)),
         export=export,
@@ -239,5 +239,5 @@ def test_a_full_host_refuses_another_trial(tmp_path: Path) -> None:
 def test_the_baseline_is_the_majority_class_or_the_bare_backbone(tmp_path: Path) -> None:
     packed = host(tmp_path, tiny_model("bert"))
     assert packed.baseline().keys() == {"loss", "accuracy", "macro_f1", "mcc"}
-    assert host(tmp_path, tiny_model("bert"), majority={"accuracy": 0.5}).baseline() == {"accuracy": 0.5}
+    assert host(tmp_path, tiny_model("bert"), majorities=[{"accuracy": 0.5}]).baseline() == {"accuracy": 0.5}
     assert packed.advance() == []

@@ -55,7 +55,7 @@ def make(tmp_path: Path) -> Callable[[str, bool], PackedHost]:
             files=lambda trial: slot(tmp_path / name, trial),
             discard=lambda trial: durable.remove_folder(slot_folder(tmp_path / name, trial)),
             export=lambda trial, measurement: "",
-            majority={},
+            majorities=[{}],
             ahead=ahead,
         )
 

@@ -20,7 +20,7 @@ from automl.packed.trainer import TOKEN_BUDGET
 from automl.space.assemble import assemble
 from automl.space.defaults import resolve
 from automl.space.extremes import extremes
-from automl.space.load import json_schema, load_space
+from automl.space.load import json_schema, load_space, load_spaces
 
 FOLDER = Path(__file__).parents[2] / "search_spaces"
 PRESETS = sorted(FOLDER.glob("*.yaml"))
@@ -33,6 +33,7 @@ def test_there_are_presets() -> None:
         "smollm2-dpo",
         "reviews-stars",
         "reviews-topics",
+        "three-customers",
         "gpu-7b-instruct",
         "nightly",
     }
@@ -40,11 +41,12 @@ def test_there_are_presets() -> None:
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_is_valid(path: Path) -> None:
-    spec = load_space(path)
-    assert spec.study == path.stem
-    space = resolve(spec.space, 100_000_000, spec.search.steps)
-    for entry in space.enqueue:
-        assemble(space, entry)
+    specs = load_spaces(path)
+    for spec in specs:
+        assert spec.study == path.stem if len(specs) == 1 else spec.study.startswith(f"{path.stem}-")
+        space = resolve(spec.space, 100_000_000, spec.search.steps)
+        for entry in space.enqueue:
+            assemble(space, entry)
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -55,13 +57,12 @@ def test_preset_follows_the_schema(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_refers_to_what_is_there(path: Path) -> None:
-    spec = load_space(path)
-    data = spec.task.data
-    for file in data.files.values():
-        assert Path(file).is_file()
+    specs = load_spaces(path)
+    files = [file for spec in specs for file in spec.task.data.files.values()]
+    assert all(Path(file).is_file() for file in files)
     for kind, location, inner in (
-        (spec.model.kind, spec.model.location, spec.model.path),
-        (data.kind, data.location, data.path),
+        *((spec.model.kind, spec.model.location, spec.model.path) for spec in specs),
+        *((spec.task.data.kind, spec.task.data.location, spec.task.data.path) for spec in specs),
     ):
         if kind == "package":
             package = find_spec(location)
@@ -132,3 +133,10 @@ def test_reviews_are_what_their_script_writes() -> None:
     script = runpy.run_path(str(FOLDER / "data" / "make_reviews.py"))
     written = (FOLDER / "data" / "reviews.jsonl").read_text(encoding="utf-8").splitlines()
     assert script["rows"]() == [json.loads(line) for line in written]
+
+
+def test_messages_to_customers_are_what_their_script_writes() -> None:
+    script = runpy.run_path(str(FOLDER / "data" / "make_customers.py"))
+    for name in script["DESKS"]:
+        written = (FOLDER / "data" / f"customer_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert script["rows"](name) == [json.loads(line) for line in written]
