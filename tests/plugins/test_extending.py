@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import automl.testing
 from automl.methods.registry import METHODS
 from automl.metric import METRICS
 from automl.space.entries import EXECUTORS, PRUNERS, SAMPLERS, TASKS
+from tests.fresh import run_python
 from tests.plugins.installed import HERE, install
 
 ROOT = HERE.parents[1]
@@ -34,9 +33,7 @@ def test_the_package_of_the_page_works_as_it_says(tmp_path: Path) -> None:
     install(site, "margin", source=tmp_path)
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     for command in (["pytest", "-q", "-p", "no:cacheprovider"], ["automl.cli.main", "validate", "space.yaml"]):
-        result = subprocess.run(
-            [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        result = run_python("-m", *command, cwd=tmp_path, env=environment)
         assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 
 from automl.methods.registry import METHODS
+from tests.fresh import run_python
 from tests.plugins.installed import HERE, install, write_metadata
 from tests.sweep.tiny_world import make_world
 
@@ -24,17 +25,17 @@ PACKAGES = ("aside", "balanced", "hadamard", "rated", "rising", "tempering")
 RATINGS = {"negative": 0.1, "neutral": 0.5, "positive": 0.9}
 
 
+def with_packages(
+    site: Path, folder: Path, *arguments: str | Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder with the packages of `site` installed."""
+    path = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    return run_python(*arguments, cwd=folder, env={**os.environ, **path, **environment})
+
+
 def automl(folder: Path, *arguments: str, site: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with the packages of `site` installed."""
-    return subprocess.run(
-        [sys.executable, "-m", "automl.cli.main", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    """Run a command so."""
+    return with_packages(site, folder, "-m", "automl.cli.main", *arguments, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +116,7 @@ def test_a_search_from_python_names_them_too_and_its_adapter_is_measured_again(
     site: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
     rated_world(tmp_path)
-    result = subprocess.run(
-        [sys.executable, "-c", SEARCH],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "AUTOML_CACHE": str(shared_cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    result = with_packages(site, tmp_path, "-c", SEARCH, AUTOML_CACHE=str(shared_cache))
     assert result.returncode == 0, result.stderr
     trials, best, exported = result.stdout.split()
     assert (trials, exported) == ("2", "out")
@@ -132,15 +125,8 @@ def test_a_search_from_python_names_them_too_and_its_adapter_is_measured_again(
 
 
 def test_they_pass_the_contracts_of_their_seams(site: Path, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "cases.py")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    options = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")  # it is a fork
+    result = with_packages(site, tmp_path, "-m", "pytest", *options, HERE / "cases.py")
     assert result.returncode == 0, result.stdout
     passed = re.match(r"(\d+) passed", result.stdout.splitlines()[-1])
     assert passed, result.stdout

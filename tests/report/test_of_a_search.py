@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from automl.cli.main import main
 from automl.space.load import load_space
 from automl.storage.sql import open_database
 from automl.sweep.run import run_sweep
+from tests.fresh import run_python
 from tests.sweep.tiny_world import make_world
 
 pytestmark = pytest.mark.slow
@@ -60,9 +59,7 @@ def test_the_recipe_runs_as_it_stands(searched: Path, part: str) -> None:
         "\ncount = sum(p.numel() for n, p in model.named_parameters() if 'lora_' in n or 'modules_to_save' in n)"
         f"\nassert count == {best['trainable_params']}, count\nprint('RAN')\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", found["recipe"][part] + check], capture_output=True, text=True, check=False, timeout=240
-    )
+    ran = run_python("-c", found["recipe"][part] + check)
     assert ran.stdout.endswith("RAN\n"), ran.stderr
 
 
