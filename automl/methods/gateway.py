@@ -139,8 +139,10 @@ class Tuner(Stateless):
         device = next(model.parameters()).device
         before = {path: model.get_submodule(path) for path in (*modules, *(head or ()))}
         try:
-            with _in_a_line(self.tuner, model), seeded(seed, self.tuner, device):
-                peft_model = adapted_model(model, self._config(model, hyper, modules, head))
+            with _in_a_line(self.tuner, model) as said, seeded(seed, self.tuner, device):
+                config = self._config(model, hyper, modules, head)
+                peft_model = adapted_model(model, config)
+            _check_kept(config, said)
             if others := sorted(adapted_paths(model) ^ set(modules)):
                 raise TargetError(f"PEFT adapts other layers than those of the target set, '{others[0]}' among them")
         except TargetError:
@@ -171,13 +173,23 @@ class Tuner(Stateless):
         return kind(**common, **{name: value for name, value in given.items() if value != LEFT_TO_PEFT})
 
 
+def _check_kept(config: PeftConfig, said: Sequence[warnings.WarningMessage]) -> None:
+    """Raise TargetError if PEFT has warned that it builds something else than the configuration says."""
+    factor = getattr(config, "boft_n_butterfly_factor", 1)
+    if factor != 1 and any("Setting boft_n_butterfly_factor to 1" in str(warning.message) for warning in said):
+        raise TargetError(
+            f"PEFT's boft would take boft_n_butterfly_factor 1 for {factor}: its CUDA extension, which others need, "
+            "cannot be built on this machine; give 1, or nothing"
+        )
+
+
 @contextmanager
-def _in_a_line(tuner: str, model: nn.Module) -> Iterator[None]:
-    """What PEFT refuses inside, by whatever error, becomes a TargetError; what it warns of is logged."""
+def _in_a_line(tuner: str, model: nn.Module) -> Iterator[Sequence[warnings.WarningMessage]]:
+    """What PEFT refuses inside, by whatever error, becomes a TargetError; what it warns of is given, and logged."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            yield
+            yield said
         except TargetError:
             raise
         except Exception as error:

@@ -292,6 +292,10 @@ def _loading(folder: Path) -> Iterator[None]:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         # peft 0.21 (tuners/tuners_utils.py) reads AdaLoRA's rank_pattern as LoRA's, warns, and then loads it rightly.
         warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match .*\.lora_E'")
+        # peft 0.21 (tuners/boft/layer.py) tries to build an extension for GPUs, and says how it went.
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension|Setting boft_n_butterfly_factor")
+        # peft 0.21 (tuners/beft/layer.py) says before what it refuses to merge; we do when it is to be merged.
+        warnings.filterwarnings("ignore", message="Detected that the base layer has no bias term")
         # A Conv1D is an nn.Linear while it is quantised; its adapter is put on it as it is stored.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
         yield
