@@ -165,11 +165,11 @@ class HangsOnce(FormulaHost):
 
 def test_a_worker_that_hangs_is_ended_and_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study = ScriptedStudy(2)
-    with RayExecutor(workers=1, folder=tmp_path / "study", silence=10.0) as executor:
+    with RayExecutor(workers=1, folder=tmp_path / "study", silence=4.0) as executor:
         executor.run(Dispatcher(study), functools.partial(HangsOnce, str(tmp_path / "slots")))
     assert study.finished
     warning, *_ = [record.getMessage() for record in caplog.records if "died" in record.getMessage()]
-    assert re.search(r"it asked for no batch in 10 s and hung at File \".*\", line \d+ in advance$", warning), warning
+    assert re.search(r"it asked for no batch in 4 s and hung at File \".*\", line \d+ in advance$", warning), warning
 
 
 def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import logging
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +25,7 @@ import automl
 from automl.cli.main import main
 from automl.library.study import Study
 from tests.architectures import save_tiny
+from tests.fresh import run_python
 from tests.sweep.tiny_world import WORDS
 
 SEARCH: dict[str, Any] = {
@@ -271,6 +270,6 @@ def test_a_script_needs_no_guard_around_its_lines(home: Path) -> None:
     """Exporting checks the adapter in a fresh process, which must not begin with this script."""
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
     Path("script.py").write_text(SCRIPT.format(rest="run='inline', fixed={'max_length': 12}"), encoding="utf-8")
-    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False)
+    done = run_python("script.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "exported-by-a-script\n"

@@ -129,7 +129,7 @@ def nights(database: Database, sqlite_url: str, tmp_path: Path) -> Iterator[Nigh
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_four_nights(
+def test_three_nights(
     sqlite_url: str, database: Database, world: str, told: Path, nights: Nights, tmp_path: Path
 ) -> None:
     # 2026-10-25: Berlin puts its clocks back at 03:00; 02:30 is shown twice.
@@ -138,7 +138,7 @@ def test_four_nights(
         noise=0.05,
         verify=True,
         notify=("command:fail", "command:tell"),
-        keep_artifacts=2,
+        keep_artifacts=1,
     )
     clock = Claimant(database, clock=HandClock(begin))
     add_schedule(clock, tmp_path, space_text=world, cron="30 2 * * *", options=options)
@@ -149,22 +149,20 @@ def test_four_nights(
     set_clock(tmp_path, datetime(2026, 10, 24, 6, 0, tzinfo=UTC))  # it is down for one slot, and late for the next
     nights.start()
     nights.come(datetime(2026, 10, 24, 6, 1, tzinfo=UTC))
+    spoil(tmp_path / "data.jsonl")
     nights.come(datetime(2026, 10, 25, 0, 31, tzinfo=UTC))  # 02:31 for the first time
     nights.come(datetime(2026, 10, 25, 1, 31, tzinfo=UTC))  # 02:31 for the second time: nothing is due
-    spoil(tmp_path / "data.jsonl")
-    nights.come(datetime(2026, 10, 26, 1, 31, tzinfo=UTC))
     assert nights.end() == 0
-    last, third, second, missed, first = list_firings(database)
+    last, second, missed, first = list_firings(database)
     assert states(database)[1] == "MISSED"
     assert missed.study is None
-    assert [night.study for night in (first, second, third, last)] == [
+    assert [night.study for night in (first, second, last)] == [
         "nightly-20261022-0230",
         "nightly-20261024-0230",
         "nightly-20261025-0230",
-        "nightly-20261026-0230",
     ]
     assert first.state == "SUCCEEDED"
-    assert {second.state, third.state} <= {"SUCCEEDED", "NO_IMPROVEMENT"}
+    assert second.state in ("SUCCEEDED", "NO_IMPROVEMENT")
     # The second night began with the first one's best, trained it again, and was held against it.
     assert second.comparison is not None
     assert second.comparison["previous_study"] == first.study
@@ -181,12 +179,12 @@ def test_four_nights(
     # A notifier that fails changes nothing; the other one was told of what went wrong, and only of that.
     stories = [json.loads(line) for line in told.read_text(encoding="utf-8").replace("}{", "}\n{").splitlines()]
     assert [story["state"] for story in stories] == ["MISSED", "REGRESSION"]
-    # Files stay of the last two nights, the best one and the last successful one.
+    # Files stay of the last night, the best one and the last successful one.
     output = tmp_path / "automl-output"
-    best = max((third, second, first), key=lambda night: night.value or 0.0)  # the latest of equals
-    kept = {str(night.study) for night in (third, last, best)}
+    best = max((second, first), key=lambda night: night.value or 0.0)  # the latest of equals
+    kept = {str(night.study) for night in (second, last, best)}
     assert {path.name for path in output.iterdir()} == kept
-    assert space_of(output / str(last.study))["search"]["warm_start"] == third.study  # type: ignore[index]
+    assert space_of(output / str(last.study))["search"]["warm_start"] == second.study  # type: ignore[index]
     with open_database(sqlite_url, create=False) as fresh:
         assert [check(fresh, study, finished=True) for study in sorted(kept)] == [[]] * len(kept)
         assert all(latest(fresh, study, done=True) is not None for study in kept)
