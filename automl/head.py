@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["classification", "regression", "multi-label", "token-classification", "causal-lm"]
+Kind = Literal["classification", "regression", "multi-label", "token-classification", "causal-lm", "seq2seq-lm"]
+
+WRITERS: frozenset[Kind] = frozenset({"causal-lm", "seq2seq-lm"})
+"""Kinds of models that write text, and have no head of their own to train."""
 
 
 class HeadClass(NamedTuple):
@@ -26,6 +29,7 @@ HEADS: Mapping[Kind, HeadClass] = {
     "multi-label": HeadClass("AutoModelForSequenceClassification", "SEQ_CLS", "multi_label_classification"),
     "token-classification": HeadClass("AutoModelForTokenClassification", "TOKEN_CLS"),
     "causal-lm": HeadClass("AutoModelForCausalLM", "CAUSAL_LM"),
+    "seq2seq-lm": HeadClass("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
 }
 
 
@@ -45,7 +49,10 @@ def peft_task(model: object, *, has_head: bool) -> str:
     """PEFT's `task_type` for a model of transformers, whose class is named after its head."""
     if type(model).__name__.endswith("ForTokenClassification"):
         return HEADS["token-classification"].peft
-    return HEADS["classification" if has_head else "causal-lm"].peft
+    if has_head:
+        return HEADS["classification"].peft
+    is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return HEADS["seq2seq-lm" if is_encoder_decoder else "causal-lm"].peft
 
 
 def about_head(kind: Kind, scale: Scale | None) -> dict[str, Any]:

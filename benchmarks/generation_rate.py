@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from automl.models.backbone import load_backbone, load_tokenizer, resolve_model
 from automl.results.folders import cache_folder
 from automl.space.spec import ModelSettings
-from automl.tasks.causal import generate_sorted
+from automl.tasks.generation import generate_sorted
 from benchmarks.report import Report, parser
 
 

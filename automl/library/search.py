@@ -113,7 +113,7 @@ def _with_task(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     task = document["task"]
     start = read({"study": "start", **document, "task": {"type": "classification", "data": task["data"]}}, folder)
     columns = start.task.data.columns
-    found, renamed = guess_task(start.task.data, "data")
+    found, renamed = guess_task(start.task.data, "data", start.model)
     task = {"type": found, **task}
     if renamed:
         task["data"] = with_columns(task["data"], {**renamed, **columns}, folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,15 @@ def noisy(model: nn.Module, parts: Sequence[NoisyRows]) -> Iterator[None]:
                 embedded = torch.cat([embedded[:start], noise.on(embedded[rows], mask), embedded[rows.stop :]])
         return embedded
 
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embeddings.register_forward_hook(hook)
+    handle = _embeddings(model).register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _embeddings(model: Any) -> nn.Module:
+    """What embeds a text: of a model with an encoder the encoder's, which may be a module beside the model's own."""
+    if not model.config.is_encoder_decoder:
+        return cast("nn.Module", model.get_input_embeddings())
+    return cast("nn.Module", model.get_encoder().get_input_embeddings())

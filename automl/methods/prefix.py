@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.base import Footprint
 from automl.methods.settings import Setting
-from automl.methods.virtual import ENCODER_WIDTH, TOKENS, VirtualTokens, linear_parameters, start_anew
+from automl.methods.virtual import (
+    ENCODER_WIDTH,
+    TOKENS,
+    VirtualTokens,
+    judges_with_decoder,
+    linear_parameters,
+    start_anew,
+)
 
 if TYPE_CHECKING:
     from peft import PrefixTuningConfig
@@ -50,8 +57,8 @@ class Prefix(VirtualTokens):
     def obstacle(self, model: nn.Module, hyper: Hyperparameters) -> str:
         """A classifier is called by PEFT, and not by its own forward pass, if that does not take a cache itself."""
         name, any_model = type(model).__name__, _as_any(model)
-        if any_model.config.is_encoder_decoder:
-            return f"method prefix is not known for {name}, which has an encoder and a decoder; use lora"
+        if reason := judges_with_decoder(model):
+            return reason
         head = any_model.get_output_embeddings()
         if head is None and not _takes_past(model) and not _takes_past(any_model.base_model):
             return f"PEFT cannot put a prefix before the layers of {name}; use prompt, p-tuning or lora"
@@ -63,7 +70,7 @@ class Prefix(VirtualTokens):
         return PrefixTuningConfig(
             prefix_projection=bool(PROJECTION.of(hyper)),
             encoder_hidden_size=ENCODER_WIDTH.of(hyper) or None,
-            **options,
+            **{**options, **_of_decoder(model)},
         )
 
     def start(self, encoder: nn.Module, words: nn.Module, hyper: Hyperparameters, seed: int) -> None:
@@ -80,8 +87,30 @@ def _takes_past(module: nn.Module) -> bool:
     return "past_key_values" in inspect.signature(module.forward).parameters
 
 
+def _of_decoder(model: Any) -> dict[str, Any]:
+    """What PEFT has to be told of a model with an encoder: it reads some of the encoder's numbers for the decoder's."""
+    if not model.config.is_encoder_decoder:
+        return {}
+    width, layers = _shape(model)
+    heads = _heads(model.config)
+    return {"num_transformer_submodules": 2, "token_dim": width, "num_layers": layers, "num_attention_heads": heads}
+
+
+def _heads(config: Any) -> int:
+    """Attention heads of a decoder that stands behind an encoder."""
+    return int(getattr(config, "decoder_attention_heads", None) or config.num_attention_heads)
+
+
 def _shape(model: Any) -> tuple[int, int]:
-    """Numbers of a key in all heads of a layer, and layers, as PEFT reads them from the configuration."""
+    """Numbers of a key in all heads of a layer, and layers, as PEFT reads them from the configuration.
+
+    Of a model with an encoder those of the decoder, whose attention to itself a prefix is for.
+    """
+    if model.config.is_encoder_decoder:
+        config = model.config
+        layers = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
+        size = getattr(config, "d_kv", None) or config.hidden_size // _heads(config)
+        return size * _heads(config), int(layers or config.num_hidden_layers)
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None)
     if heads is None:

@@ -79,7 +79,7 @@ class VirtualTokens(Stateless):
         from automl.methods.attaching import ADAPTER, adapted_model, head_options, renew_head
 
         self._check(model, hyper)
-        options = {"num_virtual_tokens": int(TOKENS.of(hyper)), **head_options(model, head)}
+        options = {"num_virtual_tokens": int(TOKENS.of(hyper)), **_stacks(model), **head_options(model, head)}
         peft_model: Any = adapted_model(model, self.configuration(model, hyper, options))
         self.start(peft_model.prompt_encoder[ADAPTER], peft_model.word_embeddings, hyper, seed)
         renew_head(model, head, seed)
@@ -96,12 +96,28 @@ class VirtualTokens(Stateless):
             raise TargetError(reason)
 
 
+def judges_with_decoder(model: Any) -> str:
+    """Why a classifier with an encoder and a decoder cannot have virtual tokens; empty for other models."""
+    if not model.config.is_encoder_decoder or model.get_output_embeddings() is not None:
+        return ""
+    name = type(model).__name__
+    return f"virtual tokens are not known for {name}, which judges by an encoder and a decoder; use lora"
+
+
+def _stacks(model: Any) -> dict[str, Any]:
+    """What PEFT has to be told of an encoder with a decoder: it would make a second set of tokens that nobody reads.
+
+    peft 0.21, peft_model.py: PeftModelForSeq2SeqLM takes the first ones, for the encoder.
+    """
+    return {"num_transformer_submodules": 1} if model.config.is_encoder_decoder else {}
+
+
 def cannot_embed(model: Any) -> str:
     """Why virtual tokens cannot stand before the embeddings of this model; empty if they can."""
     name = type(model).__name__
     config, words = model.config.get_text_config(), model.get_input_embeddings()
-    if model.config.is_encoder_decoder:
-        return f"virtual tokens are not known for {name}, which has an encoder and a decoder; use lora"
+    if reason := judges_with_decoder(model):
+        return reason
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         return f"{name} takes no embeddings, so that no virtual tokens can be put before them; use lora"
     width = words.weight.shape[1]

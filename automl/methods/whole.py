@@ -95,7 +95,8 @@ class InPlace(Stateless):
     def chosen(self, model: Any, hyper: Hyperparameters) -> dict[str, nn.Parameter]:
         """Parameters of the backbone, and of the output over the vocabulary, that are trained."""
         output = model.get_output_embeddings()
-        inside = (f"{model.base_model_prefix}.",)
+        body = model.base_model_prefix
+        inside = f"{body}." if hasattr(model, body) else ""  # a T5 that writes has its stacks at the top
         own = {id(parameter) for parameter in output.parameters()} if output is not None else set()
         return {
             name: parameter

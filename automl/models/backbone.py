@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -29,12 +30,13 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
 )
 
 from automl.errors import ModelError
-from automl.head import HEADS, Kind
+from automl.head import HEADS, WRITERS, Kind
 from automl.models.calling import first_line, quietly
 from automl.models.fingerprint import combined_digest, file_digest
 from automl.models.folder import (
@@ -84,6 +86,7 @@ _AUTO_CLASSES: dict[str, Any] = {
         (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
         (AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
         (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
     )
 }
 
@@ -357,7 +360,7 @@ def _configuration(ref: BackboneRef, kind: Kind, labels: Sequence[str]) -> Any:
         config = AutoConfig.from_pretrained(ref.folder, trust_remote_code=False, local_files_only=True)
     _check_head(config, kind)
     without_dropout(config)
-    if kind != "causal-lm":
+    if kind not in WRITERS:
         config.id2label = dict(enumerate(labels)) if labels else config.id2label
         config.label2id = {label: index for index, label in config.id2label.items()}
         config.problem_type = HEADS[kind].problem or None
@@ -430,13 +433,19 @@ def _pad_id(ref: BackboneRef, config: Any) -> int:
 def _check_head(config: Any, kind: Kind) -> None:
     _, mapping = _AUTO_CLASSES[HEADS[kind].auto]
     if type(config) not in mapping:
-        raise ModelError(f"transformers has no {kind} model for architecture '{config.model_type}'")
+        what = f"transformers has no {kind} model for architecture '{config.model_type}'"
+        raise ModelError(what + _hint(config, kind))
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if kind == "causal-lm" and reads_both_ways:
         raise ModelError(
             f"architecture '{config.model_type}' is an encoder{'-decoder' * config.is_encoder_decoder} and sees the"
-            " tokens it should predict; text tasks need a decoder (gpt2, llama, qwen3 …)"
+            f" tokens it should predict; this task needs a decoder (gpt2, llama, qwen3 …){_hint(config, kind)}"
         )
+
+
+def _hint(config: Any, kind: Kind) -> str:
+    """What trains models of this architecture to write, as the end of a sentence."""
+    return "; task seq2seq trains it" if kind == "causal-lm" and config.is_encoder_decoder else ""
 
 
 def _check_loaded(ref: BackboneRef, model: Any, info: Any) -> list[str]:

@@ -138,7 +138,7 @@ def _unheard(name: str) -> Iterator[None]:
 def _small(runtime: Runtime, choices: Sequence[str]) -> Runtime:
     """The runtime with a few long and a few other rows, and a set of all layers that trials may adapt."""
     count, known = len(runtime.train_rows), unreferred(runtime.train_rows)
-    lengths = {place: len(known[place]["input_ids"]) for place in range(0, count, max(1, count // _LOOKED_AT))}
+    lengths = {place: runtime.task.row_tokens(known[place]) for place in range(0, count, max(1, count // _LOOKED_AT))}
     places = sorted(lengths, key=lambda place: lengths[place])
     most = TOKEN_BUDGET.get(runtime.device.type, TOKEN_BUDGET["cpu"]) // (2 * _ROWS)
     places = [place for place in places if lengths[place] <= most] or places[:1]

@@ -76,7 +76,7 @@ def _about(
         "task": settings.task.type,
         "head": [head.kind, len(head.labels)],
         "layers": sorted({layer.path for layer in layers}),
-        "longest": min(settings.task.max_length, settings.prepared.longest),
+        "longest": min(settings.task.longest_row, settings.prepared.longest),
         "precision": precision,
         "kernel": choose_kernel(precision, device),
         "path": ["bank" if bank else "loop", *(["recompute"] if recompute else [])],

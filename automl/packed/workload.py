@@ -57,7 +57,7 @@ class Workload:
     @property
     def longest_row(self) -> int:
         """Tokens of the longest row that the task lets through."""
-        return self.task.settings.max_length
+        return self.task.settings.longest_row
 
     def micro_batch(self, rows: Sequence[Row], device: torch.device) -> MicroBatch:
         """Rows padded to `padded_length` of the longest: a function of these rows alone, so no neighbour matters."""

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl.errors import ConfigError, MissingExtraError, ModelError, Problem
+from automl.head import WRITERS
 from automl.lora import LinearShape
 from automl.methods.registry import METHODS
 from automl.methods.virtual import TOKENS
+from automl.metric import METRICS
 from automl.models.folder import folder_at_hand, read_config, stored_quantization
 from automl.models.positions import positions
 from automl.models.quantisation import check_installed
 from automl.space.defaults import resolve
+from automl.space.entries import head_of
 from automl.space.extremes import corners, extremes, names_of, setting_values, starts_from_inputs
 from automl.space.messages import shown
 from automl.space.spec import SearchSpace, SweepSpec
@@ -32,21 +35,60 @@ _READ_AT_END = frozenset({"bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plb
 _JUDGING = ("classification", "regression", "multi-label")
 
 
+def check_architecture(spec: SweepSpec, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the task trains an encoder with a decoder and the model is none, or the other way round.
+
+    config: the model's, as JSON.
+    """
+    kind, task, name = head_of(spec.task.type), spec.task.type, config.get("model_type")
+    if kind not in WRITERS or bool(config.get("is_encoder_decoder")) == (kind == "seq2seq-lm"):
+        return
+    what = (
+        f"{name!r} has no encoder with a decoder behind it, which is what task {task} trains (t5, mt5, bart …);"
+        " completion and instruction train decoders (gpt2, llama, qwen3 …)"
+        if kind == "seq2seq-lm"
+        else f"{name!r} is an encoder with a decoder, and task {task} trains a decoder alone (gpt2, llama, qwen3 …);"
+        " type: seq2seq trains this model, from columns source and target"
+    )
+    raise ConfigError([Problem(spec.source, 0, 0, "task.type", what)])
+
+
+def check_start(model: nn.Module) -> None:
+    """Raise ModelError if a model with a decoder behind an encoder does not say what its targets begin with."""
+    config: Any = model.config
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        raise ModelError(
+            f"'{config.model_type}': config.json has no decoder_start_token_id, the token that targets begin after;"
+            " T5 begins with its pad token, BART with </s>"
+        )
+
+
 def check_length(spec: SweepSpec, folder: Path) -> Iterator[str]:
     """A note if texts may be longer than the model in `folder` was made for.
 
-    Needs neither torch nor data. Raises ConfigError with both numbers if the model cannot read texts as long as
-    `max_length` allows, ModelError if the folder holds no model that can be adapted.
+    Needs neither torch nor data. Raises ConfigError with both numbers if the model cannot read texts as long as the
+    limits of the file allow, ModelError if the folder holds no model that can be adapted.
     """
     config = read_config(folder)
-    limit, length = positions(config), spec.task.max_length
-    if limit is None or length <= limit.tokens:
-        return
-    named = f"the model ({config.get('model_type')})"
-    if limit.is_hard:
-        message = f"{length} is above the {limit.tokens} positions of {named}, the most that it can read"
-        raise ConfigError([Problem(spec.source, 0, 0, "fixed.max_length", message)])
-    yield f"max_length: {length} is above the {limit.tokens} tokens that {named} was made for, and may be read worse"
+    limit, named = positions(config), f"the model ({config.get('model_type')})"
+    for key, length in _lengths(spec):
+        if limit is None or length <= limit.tokens:
+            continue
+        if limit.is_hard:
+            message = f"{length} is above the {limit.tokens} positions of {named}, the most that it can read"
+            raise ConfigError([Problem(spec.source, 0, 0, key, message)])
+        key = key.rpartition(".")[2]
+        yield f"{key}: {length} is above the {limit.tokens} tokens that {named} was made for, and may be read worse"
+
+
+def _lengths(spec: SweepSpec) -> Iterator[tuple[str, int]]:
+    """Most tokens that the model has to find positions for, and the keys that say so."""
+    task = spec.task
+    yield "fixed.max_length", task.max_length
+    if task.max_target_length:
+        yield "task.max_target_length", task.max_target_length
+        if any(METRICS[name].generates for name in task.measured):
+            yield "task.max_new_tokens", task.max_new_tokens
 
 
 def model_remarks(spec: SweepSpec) -> list[str]:
@@ -62,6 +104,7 @@ def model_remarks(spec: SweepSpec) -> list[str]:
             check_installed(f"quantization {held.kind}")
         if folder is None:
             return []
+        check_architecture(spec, read_config(folder))
         check_positions(spec, read_config(folder), _virtual_tokens(spec))
         return list(check_length(spec, folder))
     except (ModelError, MissingExtraError) as error:
@@ -84,9 +127,10 @@ def check_positions(spec: SweepSpec, config: Mapping[str, Any], virtual_tokens: 
 
     config: the model's. virtual_tokens: most that a trial may have.
     """
-    limit, length = positions(config), spec.task.max_length
+    limit, length = positions(config), spec.task.longest_row
     if virtual_tokens and limit is not None and limit.is_hard and virtual_tokens + length > limit.tokens:
-        both = f"{virtual_tokens} and max_length {length} are above the {limit.tokens} positions of the model"
+        name = "max_length" if length == spec.task.max_length else "max_target_length"
+        both = f"{virtual_tokens} and {name} {length} are above the {limit.tokens} positions of the model"
         message = f"{both} ({config.get('model_type')}), the most that it can read; lower one of them"
         raise ConfigError([Problem(spec.source, 0, 0, "virtual_tokens", message)])
 

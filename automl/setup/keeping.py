@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from automl.errors import ConfigError, DataError, Problem
+from automl.head import WRITERS
 from automl.space.spec import SweepSpec
 from automl.tasks import make_task
 from automl.tasks.base import IGNORED, Prepared, Task
@@ -29,9 +30,10 @@ def prepare_keep(
     if spec.keep is None:
         return None, ()
     if task.head(prepared).kind != "causal-lm":
+        why = "has an encoder" if task.head(prepared).kind in WRITERS else "writes no text"
         message = (
-            f"a model of task {spec.task.type} writes no text, so what it forgets cannot be measured; keep is for"
-            " language models (completion, instruction, preference)"
+            f"a model of task {spec.task.type} {why}, so what it forgets cannot be measured; keep is for decoders that"
+            " write text (completion, instruction, preference)"
         )
         raise ConfigError([Problem(spec.source, 0, 0, "keep", message)])
     kept = make_task(spec.keep)

@@ -218,4 +218,4 @@ def _largest(inputs: Inputs) -> Hyperparameters:
 def _most_tokens(spec: SweepSpec, inputs: Inputs) -> int:
     """Most tokens of one trial's batch, padding included."""
     rows = extremes(inputs.space, "batch_size")[-1] * make_task(spec.task).texts
-    return rows * min(spec.task.max_length, inputs.prepared.longest)
+    return rows * min(spec.task.longest_row, inputs.prepared.longest)

@@ -370,7 +370,7 @@ def packing_warnings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: P
     if not packing.is_packed:
         return
     rows = extremes(inputs.space, "batch_size")[0] * make_task(spec.task).texts
-    tokens = rows * min(spec.task.max_length, inputs.prepared.longest)
+    tokens = rows * min(spec.task.longest_row, inputs.prepared.longest)
     if layout.device == "cuda" and tokens >= GPU_FULL_TOKENS:
         yield (
             f"a step of one trial has up to {tokens:,} tokens, which keep a GPU busy alone: packing saves start-up and"

@@ -14,9 +14,19 @@ from automl.lora import Hyperparameters, LinearShape
 from automl.methods.base import Footprint
 from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
+from automl.models.folder import read_config
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
-from automl.setup.fitness import check_ends, check_extras, check_inputs, check_length, check_positions, check_vocabulary
+from automl.setup.fitness import (
+    check_architecture,
+    check_ends,
+    check_extras,
+    check_inputs,
+    check_length,
+    check_positions,
+    check_start,
+    check_vocabulary,
+)
 from automl.setup.keeping import prepare_keep
 from automl.space.advice import search_advice
 from automl.space.assemble import own_of_task
@@ -105,12 +115,15 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     """
     check_extras(spec)
     backbone = resolve_model(spec.model, cache)
+    check_architecture(spec, read_config(Path(backbone.path)))
     too_long = () if has_trials else tuple(check_length(spec, Path(backbone.path)))
     task, tokenizer = make_task(spec.task), load_tokenizer(backbone)
     prepared = task.prepare(tokenizer, cache)
     head = task.head(prepared)
     keep, told_of_keep = prepare_keep(spec, task, prepared, tokenizer, cache)
     model = skeleton(backbone, head.kind, head.labels)
+    if head.kind == "seq2seq-lm":
+        check_start(model)
     unknown = tuple(check_vocabulary(tokenizer, model, task, prepared))
     check_ends(tokenizer, model, task, prepared)
     target_sets = resolvable_sets(model)

@@ -23,6 +23,8 @@ _TEXT_NAMES = (
 )
 _WORDS_NAMES = ("words", "tokens")
 _TAGS_NAMES = ("tags", "ner_tags", "pos_tags", "ner", "pos", "labels")
+_SOURCE_NAMES = ("source", "src", "instruction", "prompt", "input", *_TEXT_NAMES, "article", "dialogue")
+_TARGET_NAMES = ("target", "tgt", "output", "response", "completion", "answer", "summary", "highlights")
 _PAIR_NAMES = ("text_pair", "sentence2", "hypothesis")
 _INSTRUCTION_COLUMNS = (
     {"messages"},
@@ -32,11 +34,12 @@ _INSTRUCTION_COLUMNS = (
     {"prompt", "completion"},
 )
 PAIR_COLUMNS = {"chosen", "rejected"}
+_SEQUENCE_COLUMNS = {"source", "target"}
 _PREFERENCE_COLUMNS = (PAIR_COLUMNS, {"prompt", "completion", "label"})
 _MANY = 20
 """More different whole numbers than so many are no classes, unless they come again and again."""
 
-JUDGED = ("classification", "regression", "multi_label", "token_classification")
+_RENAMED = ("classification", "regression", "multi_label", "token_classification", "seq2seq")
 """Tasks whose columns are known by other names too."""
 
 
@@ -52,6 +55,8 @@ def guess(records: Sequence[Record], columns: Sequence[str], data: str) -> tuple
     """
     if any(needed <= set(columns) for needed in _PREFERENCE_COLUMNS):
         return "preference", {}
+    if set(columns) >= _SEQUENCE_COLUMNS:
+        return "seq2seq", {}
     if any(needed <= set(columns) for needed in _INSTRUCTION_COLUMNS):
         return "instruction", {}
     tagged = renamed(columns, "token_classification")
@@ -68,14 +73,26 @@ def guess(records: Sequence[Record], columns: Sequence[str], data: str) -> tuple
         f"{data}: the columns {', '.join(columns)} do not tell what the task is; choose one (--task, in Python task=)"
         " (classification and regression need text and label, multi_label needs text and labels, token_classification"
         " words and tags, instruction needs instruction and output, prompt and response, or messages; preference needs"
-        " prompt, chosen and rejected, or prompt, completion and label; completion needs text), and name them under"
-        " task.data.columns"
+        " prompt, chosen and rejected, or prompt, completion and label; seq2seq source and target; completion needs"
+        " text), and name them under task.data.columns"
     )
+
+
+def fitting(
+    task: str, names: Mapping[str, str], columns: Sequence[str], *, is_encoder_decoder: bool
+) -> tuple[str, Mapping[str, str]]:
+    """The task for this kind of model that learns what the guessed one would, and its column name -> theirs."""
+    sequences = renamed(columns, "seq2seq")
+    if is_encoder_decoder and task in ("instruction", "completion") and sequences.keys() == _SEQUENCE_COLUMNS:
+        return "seq2seq", sequences
+    if task == "seq2seq" and not is_encoder_decoder:
+        return "completion", {"prompt": "source", "response": "target"}
+    return task, names
 
 
 def renamed(columns: Sequence[str], task: str = "classification") -> dict[str, str]:
     """Our column name -> theirs, for what has one of its usual names; none for tasks without such names."""
-    if task not in JUDGED:
+    if task not in _RENAMED:
         return {}
     label = "labels" if task == "multi_label" else "label"
     usual: dict[str, tuple[str, ...]] = {
@@ -83,6 +100,8 @@ def renamed(columns: Sequence[str], task: str = "classification") -> dict[str, s
         "text_pair": _PAIR_NAMES,
         label: (*_LABEL_NAMES, *_SCORE_NAMES),
     }
+    if task == "seq2seq":
+        usual = {"source": _SOURCE_NAMES, "target": (*_TARGET_NAMES, *_LABEL_NAMES)}
     if task == "token_classification":
         usual = {"words": _WORDS_NAMES, "tags": _TAGS_NAMES}
     by_folded = {column.strip().casefold(): column for column in columns}

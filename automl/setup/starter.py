@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from automl.errors import ConfigError, Problem
+from automl.head import Kind
 from automl.methods.registry import METHODS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
+from automl.models.folder import folder_at_hand, read_config
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
 from automl.models.memory import MethodCost, held_bytes, method_costs
 from automl.models.positions import positions
 from automl.results.folders import cache_folder
-from automl.setup.shape import PAIR_COLUMNS, columns_of, guess, renamed
+from automl.setup.shape import PAIR_COLUMNS, columns_of, fitting, guess, renamed
 from automl.space.budget import coverage_advice, starting_budget
 from automl.space.entries import TASKS, head_of
 from automl.space.load import load_spaces, parse_space
 from automl.space.priors import prior_of
-from automl.space.spec import DataSettings, SweepSpec, TaskSettings
+from automl.space.spec import DataSettings, ModelSettings, SweepSpec, TaskSettings
 from automl.space.template import DEFAULT_LENGTH, commented_space
 from automl.tasks import make_task
 from automl.tasks.fields import Record
@@ -69,9 +71,11 @@ def starting_space(
     found, names = guess(first, columns, data) if task_type is None else (task_type, renamed(columns, task_type))
     backbone = resolve_model(spec.model, cache_folder())
     config = json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8"))
+    if task_type is None:
+        found, names = fitting(found, names, columns, is_encoder_decoder=bool(config.get("is_encoder_decoder")))
     target_sets = resolvable_sets(skeleton(backbone, head_of(found)))
     settings = parse_space(commented_space("start", model, data, found, columns=names), "command line", Path.cwd()).task
-    lengths = _lengths(backbone, settings)
+    lengths, of_targets = _lengths(backbone, settings)
     longest, cut = _max_length(config, lengths, in_pieces=_is_cut_in_pieces(found, data))
     records, classes = _amounts(settings)
     pieces = _pieces(lengths, longest) if _is_cut_in_pieces(found, data) else 1.0
@@ -86,6 +90,7 @@ def starting_space(
         names,
         target_sets,
         max_length=longest,
+        target_length=_max_length(config, of_targets, in_pieces=False)[0],
         cut=cut,
         methods=tuple(dict.fromkeys(methods)),
         fixed=_SINGLE_LABELS if found == "preference" and not set(columns) >= PAIR_COLUMNS else {},
@@ -95,15 +100,18 @@ def starting_space(
     return StartingSpace(text, coverage_advice(rows, classes, steps=budget.steps, batch_size=budget.batch_size))
 
 
-def guess_task(data: DataSettings, name: str) -> tuple[str, Mapping[str, str]]:
+def guess_task(data: DataSettings, name: str, model: ModelSettings) -> tuple[str, Mapping[str, str]]:
     """The type of task that fits the columns of the data, and our column name -> theirs where they differ.
 
-    name: the data's, in messages. Raises DataError if the columns do not tell.
+    name: the data's, in messages. model: tells which of two tasks is meant if it is on this machine. Raises DataError
+    if the columns do not tell.
     """
     theirs = {found: ours for ours, found in data.columns.items()}
     records = _first_records(data)
     columns = [theirs.get(column, column) for column in columns_of(records)]
     found, names = guess(records, columns, name)
+    if (folder := folder_at_hand(model)) is not None:
+        found, names = fitting(found, names, columns, is_encoder_decoder=_is_encoder_decoder(folder))
     return found, {ours: column for ours, column in names.items() if ours != column}
 
 
@@ -128,7 +136,12 @@ def _network(model: str, labels: int) -> tuple[nn.Module, Mapping[str, Sequence[
     spec = load_spaces(Path(model))[0] if is_space else _provisional(model, "data.jsonl")
     backbone = resolve_model(spec.model, cache_folder())
     names = tuple(str(number) for number in range(labels))
-    return skeleton(backbone, "classification" if labels else "causal-lm", names), spec.space.targets
+    writes: Kind = "seq2seq-lm" if _is_encoder_decoder(Path(backbone.folder)) else "causal-lm"
+    return skeleton(backbone, "classification" if labels else writes, names), spec.space.targets
+
+
+def _is_encoder_decoder(folder: Path) -> bool:
+    return bool(read_config(folder).get("is_encoder_decoder"))
 
 
 def _amounts(settings: TaskSettings) -> tuple[float, int]:
@@ -154,10 +167,11 @@ def _pieces(lengths: Sequence[int], longest: int) -> float:
     return sum(-(-length // longest) for length in lengths) / len(lengths) if lengths else 1.0
 
 
-def _lengths(backbone: BackboneRef, settings: TaskSettings) -> list[int]:
-    """Tokens of the first training rows; raises DataError if no row can be used."""
+def _lengths(backbone: BackboneRef, settings: TaskSettings) -> tuple[list[int], list[int]]:
+    """Tokens of the first training rows, and of their targets apart; raises DataError if no row can be used."""
     cut = replace(settings, bad_rows="skip", long_texts="cut")
-    return make_task(cut).lengths(load_tokenizer(backbone), _MEASURED)
+    task, tokenizer = make_task(cut), load_tokenizer(backbone)
+    return task.lengths(tokenizer, _MEASURED), task.target_lengths(tokenizer, _MEASURED)
 
 
 def _max_length(config: Mapping[str, Any], lengths: Sequence[int], *, in_pieces: bool) -> tuple[int, str]:

@@ -272,7 +272,8 @@ def _check_metrics(task: TaskSection, problems: Problems) -> None:
 
 def _own_mistake(metric: OwnMetricSection, task: str) -> str:
     """What is wrong with a metric of the user's own in a task of this type, or ''."""
-    able = ["completion", "instruction"] if metric.command else ["classification", "completion", "instruction"]
+    writers = ["completion", "instruction", "seq2seq"]
+    able = writers if metric.command else ["classification", *writers]
     what = "a command" if metric.command else "a function"
     return "" if task in able else f"{what} judges answers of {', '.join(able)} tasks, not of a {task} task"
 

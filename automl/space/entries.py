@@ -159,6 +159,7 @@ TASKS: Registry[type[TaskOptions]] = Registry(
         "multi_label": "automl.space.schema_judged:MultiLabelTask",
         "token_classification": "automl.space.schema_judged:TokenClassificationTask",
         "regression": "automl.space.schema_judged:RegressionTask",
+        "seq2seq": "automl.space.schema_seq2seq:Seq2SeqTask",
         "preference": "automl.space.schema_preference:PreferenceTask",
         "table": "automl.space.schema_task:TableTask",
     },

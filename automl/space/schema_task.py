@@ -43,6 +43,8 @@ ColumnName = Literal[
     "tags",
     "prompt",
     "response",
+    "source",
+    "target",
     "chosen",
     "rejected",
     "instruction",
@@ -378,7 +380,9 @@ class ClassificationTask(TaskSection):
     settings: ClassVar[tuple[Setting, ...]] = (CLASS_WEIGHTS,)
 
 
-class _TextTask(TaskSection):
+class TextTask(TaskSection):
+    """What tasks are told whose models write text."""
+
     generate_rows: Annotated[int, Field(ge=1, le=100_000)] = 32
     """Rows used by the metrics that need generation."""
     max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = 64
@@ -391,7 +395,7 @@ class _TextTask(TaskSection):
     """What the metric json_schema holds answers against."""
 
     @model_validator(mode="after")
-    def _schema_is_used(self) -> _TextTask:
+    def _schema_is_used(self) -> TextTask:
         is_named = "json_schema" in (self.metric, *self.metrics)
         if is_named and self.json_schema is None:
             raise mistake("section", "the metric json_schema needs the schema: json_schema: {type: object, ...}")
@@ -402,7 +406,7 @@ class _TextTask(TaskSection):
         return self
 
 
-class CompletionTask(_TextTask):
+class CompletionTask(TextTask):
     """Continue a text."""
 
     type: Literal["completion"]
@@ -412,7 +416,7 @@ class CompletionTask(_TextTask):
     implementation: ClassVar[str] = "automl.tasks.completion:Completion"
 
 
-class InstructionTask(_TextTask):
+class InstructionTask(TextTask):
     """Answer an instruction; the loss counts the answer's tokens only."""
 
     type: Literal["instruction"]

@@ -167,7 +167,8 @@ class TaskSettings:
     test_share, validation_share: shares of all rows in (0, 1), used where the data brings no such split itself; a
     validation_share of 1 means that all rows judge, and none is trained on.
     seed: fixes the split and the order of the batches.
-    max_length: tokens per example, longer ones are cut.
+    max_length: tokens per example, longer ones are cut. max_target_length (seq2seq): of a target, while max_length is
+        that of a source; 0: there is no target apart.
     evaluate_rows: a fixed subset of the validation split that every evaluation uses (0 = all of it).
     generate_rows, max_new_tokens: bound for the metrics that need generation.
     bad_rows: what becomes of rows that cannot be used.
@@ -190,6 +191,7 @@ class TaskSettings:
     validation_share: float = 0.2
     seed: int = 0
     max_length: int = 128
+    max_target_length: int = 0
     format: str = "auto"
     evaluate_rows: int = 256
     generate_rows: int = 32
@@ -208,6 +210,11 @@ class TaskSettings:
     def measured(self) -> tuple[str, ...]:
         """The objective, and then what is measured beside it."""
         return tuple(dict.fromkeys((self.metric, *self.metrics)))
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens of a row that a layer sees at once: a decoder reads the target apart from the source."""
+        return max(self.max_length, self.max_target_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

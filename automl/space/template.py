@@ -48,6 +48,7 @@ def commented_space(
     columns: Mapping[str, str] | None = None,
     target_sets: Sequence[str] = TARGETS,
     max_length: int = DEFAULT_LENGTH,
+    target_length: int = DEFAULT_LENGTH,
     cut: str = "longer ones are cut",
     methods: Sequence[str] = (),
     fixed: Mapping[str, Scalar] = MappingProxyType({}),
@@ -58,9 +59,9 @@ def commented_space(
 
     model, data: as a user would write them (hub id, folder, file). model_parameters: number of parameters of the
     backbone; None leaves the ranges to `auto`. columns: our column name -> theirs, where they differ.
-    target_sets: those that the model has. cut: what max_length means for this data, in a few words. methods: the one
-    that is fixed, or those that are searched; empty: the default, unsaid. fixed: what the data wants of the task's own
-    hyperparameters. budget: for rows that are counted.
+    target_sets: those that the model has. target_length: of a target, where it is apart. cut: what max_length means
+    for this data, in a few words. methods: the one that is fixed, or those that are searched; empty: the default,
+    unsaid. fixed: what the data wants of the task's own hyperparameters. budget: for rows that are counted.
     prior: the rate that LoRA tries first, if it is a method of the search; preferences want far lower ones.
     """
     brought = TASKS[task_type].settings
@@ -81,6 +82,7 @@ def commented_space(
             "task:",
             f"  type: {task_type}",
             *_data_lines(data, {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}),
+            *_target_lines(task_type, target_length),
             *_metric_lines(metric, fitting),
             "  split: {test: 0.2, validation: 0.2}  # shares of the rows; the search never reads the test rows",
             "  seed: 7  # fixes the split and the order of the batches",
@@ -116,6 +118,12 @@ def commented_space(
             "",
         ]
     )
+
+
+def _target_lines(task_type: str, length: int) -> list[str]:
+    """The limit of targets, of a task that has sources and targets."""
+    name = "max_target_length"
+    return [f"  {name}: {length}  # tokens of a target"] if name in TASKS[task_type].model_fields else []
 
 
 def _metric_lines(metric: str, fitting: str) -> list[str]:

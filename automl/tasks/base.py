@@ -120,6 +120,14 @@ class Task(ABC):
         """
         return []
 
+    def target_lengths(self, tokenizer: Any, rows: int) -> list[int]:
+        """Tokens of the targets of the same rows, where sources and targets are apart; else none."""
+        return []
+
+    def row_tokens(self, row: Row) -> int:
+        """Tokens of a row that a layer of the model sees at once, by which rows are put together in evaluations."""
+        return len(row["input_ids"])
+
     @abstractmethod
     def head(self, prepared: Prepared) -> Head:
         """The kind of model to load."""

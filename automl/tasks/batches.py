@@ -59,11 +59,11 @@ def evaluation_batches(
     Rows of like length share a batch, which keeps padding low; longest first, so that too little memory shows at once.
     A row longer than `max_tokens` gets a batch of its own. Metrics do not depend on the order.
     """
-    picked = sorted((rows[index] for index in indices), key=lambda row: len(row["input_ids"]), reverse=True)
+    picked = sorted((rows[index] for index in indices), key=task.row_tokens, reverse=True)
     start = 0
     while start < len(picked):
         beat()
-        size = max(1, max_tokens // len(picked[start]["input_ids"]))
+        size = max(1, max_tokens // task.row_tokens(picked[start]))
         yield task.collate(picked[start : start + size], pad_id)
         start += size
 

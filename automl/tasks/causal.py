@@ -1,4 +1,4 @@
-"""What completion and instruction tuning share: token rows with a loss mask, their loss, metrics, greedy generation.
+"""What completion and instruction tuning share: token rows with a loss mask, their loss and metrics.
 
 A text is a list of parts, each with or without loss. Each part has tokens of its own, so the mask is a matter of
 position and never of token ids (pad may be the end-of-turn token), no token spans a boundary, and a prompt has the
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
-from transformers import GenerationConfig
 
 from automl.errors import DataError
 from automl.outcomes import Outcomes
@@ -26,13 +25,12 @@ from automl.space.spec import TaskSettings
 from automl.tasks import metrics
 from automl.tasks.base import IGNORED, Batch, LossParts, Row
 from automl.tasks.batches import evaluation_rows
+from automl.tasks.generation import generate, generate_sorted, plain_text
 from automl.tasks.prepare import Encode, Encoded, Recipe
 from automl.tasks.read import source_name
 from automl.tasks.split import Example
 from automl.tasks.text_metrics import generating, text_scores
-from automl.tasks.virtual import call, greedy, has_virtual_tokens
-
-_GENERATION_BATCH = 16
+from automl.tasks.virtual import call, has_virtual_tokens
 
 
 class TextPart(NamedTuple):
@@ -217,7 +215,7 @@ def _longer(picked: Sequence[Row], settings: TaskSettings, metric: str) -> Itera
 def _without_answer(picked: Sequence[Row], settings: TaskSettings, tokenizer: Any) -> Iterator[str]:
     if not settings.extract:
         return
-    texts = [_decode(tokenizer, _answer(row)) for row in picked]
+    texts = [plain_text(tokenizer, _answer(row)) for row in picked]
     without = sum(extracted(settings.extract, text) is None for text in texts)
     if without == len(texts):
         what = f"task.extract {settings.extract!r} finds nothing in any of {without} validation answers"
@@ -306,29 +304,60 @@ def loss_parts(model: torch.nn.Module, batch: Batch) -> LossParts:
     return LossParts(losses.sum(), losses.numel())
 
 
+def target_counts(batch: Batch) -> list[int]:
+    """Number of target tokens of every row."""
+    counts: list[int] = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
+    return counts
+
+
+class Prompt(NamedTuple):
+    """Token ids before the first response of a row, and the ids of that response."""
+
+    ids: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+class Language(NamedTuple):
+    """How models of a kind are asked what they know of texts, and for texts.
+
+    losses: cross-entropy of every target token of a batch, (M,) float32, rows in order. counts: number of them in each
+    row. prompts: of every row that has one. generate: greedy answers to prompts of a batch.
+    """
+
+    losses: Callable[[torch.nn.Module, Batch], torch.Tensor]
+    counts: Callable[[Batch], Sequence[int]]
+    prompts: Callable[[Batch], Iterator[Prompt]]
+    generate: Callable[..., list[str]]
+
+
 def evaluate_text(
-    model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any, settings: TaskSettings
+    model: torch.nn.Module,
+    batches: Iterator[Batch],
+    tokenizer: Any,
+    settings: TaskSettings,
+    language: Language | None = None,
 ) -> tuple[dict[str, float], Outcomes | None]:
     """loss (nats per target token) and perplexity; scores of generated texts too if one is to be measured.
 
-    And each row's part in loss or perplexity: to first order, as a mean over rows.
+    And each row's part in loss or perplexity: to first order, as a mean over rows. language: None is a decoder's.
     """
+    language = language or _CAUSAL
     total, count = 0.0, 0
     by_row: list[float] = []
     prompts: list[Prompt] = []
     is_generating = bool(generating(settings))
     for batch in batches:
-        losses = target_losses(model, batch)
+        losses = language.losses(model, batch)
         total += losses.double().sum().item()
         count += losses.numel()
-        targets = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
-        by_row += [part.double().sum().item() for part in torch.split(losses, targets)]
+        by_row += [part.double().sum().item() for part in torch.split(losses, list(language.counts(batch)))]
         if is_generating:
-            prompts.extend(prompts_of(batch))
+            prompts.extend(language.prompts(batch))
     loss = total / count
     result = {"loss": loss, "perplexity": metrics.perplexity(loss)}
     if is_generating:
-        result |= _generation_scores(model, sample_prompts(prompts, settings.generate_rows), tokenizer, settings)
+        sample = sample_prompts(prompts, settings.generate_rows)
+        result |= _generation_scores(model, sample, tokenizer, settings, write=language.generate)
     return result, _outcomes([len(by_row) * part / count for part in by_row], result, settings.metric)
 
 
@@ -341,25 +370,18 @@ def _outcomes(losses: Sequence[float], result: Mapping[str, float], metric: str)
     return None
 
 
-class Prompt(NamedTuple):
-    """Token ids before the first response of a row, and the ids of that response."""
-
-    ids: tuple[int, ...]
-    response: tuple[int, ...]
-
-
 def prompts_of(batch: Batch) -> Iterator[Prompt]:
     """The prompt and first response of every row that has a prompt; the response whole, though the row may be cut."""
     lengths = batch["attention_mask"].sum(dim=1).tolist()
-    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), _references(batch), lengths, strict=True)
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), references(batch), lengths, strict=True)
     for ids, labels, reference, length in rows:
         start, end = first_response(labels[:length])
         if start:
             yield Prompt(tuple(ids[:start]), reference or tuple(labels[start:end]))
 
 
-def _references(batch: Batch) -> list[tuple[int, ...]]:
-    """The whole first response of every row whose own is cut, else nothing."""
+def references(batch: Batch) -> list[tuple[int, ...]]:
+    """All tokens of the response of every row whose own is cut, else nothing."""
     if "reference" not in batch:
         return [()] * len(batch["labels"])
     return [tuple(token for token in row if token != IGNORED) for row in batch["reference"].tolist()]
@@ -371,70 +393,18 @@ def sample_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
 
 
 def _generation_scores(
-    model: torch.nn.Module, prompts: Sequence[Prompt], tokenizer: Any, settings: TaskSettings
+    model: torch.nn.Module,
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    settings: TaskSettings,
+    *,
+    write: Callable[..., list[str]],
 ) -> dict[str, float]:
     asked_for = [prompt.ids for prompt in prompts]
-    predictions = generate_sorted(model, asked_for, tokenizer, max_new_tokens=settings.max_new_tokens)
-    references = [_decode(tokenizer, prompt.response) for prompt in prompts]
-    asked = [_decode(tokenizer, prompt.ids) for prompt in prompts] if settings.own_metrics else []
-    return text_scores(references, predictions, settings, asked)
+    predictions = generate_sorted(model, asked_for, tokenizer, max_new_tokens=settings.max_new_tokens, write=write)
+    right = [plain_text(tokenizer, prompt.response) for prompt in prompts]
+    asked = [plain_text(tokenizer, prompt.ids) for prompt in prompts] if settings.own_metrics else []
+    return text_scores(right, predictions, settings, asked)
 
 
-def generate_sorted(
-    model: torch.nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, *, max_new_tokens: int
-) -> list[str]:
-    """Greedy continuations of any number of prompts, in their order: those of like lengths share a batch."""
-    places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    found: dict[int, str] = {}
-    for start in range(0, len(places), _GENERATION_BATCH):
-        chunk = places[start : start + _GENERATION_BATCH]
-        written = generate(model, [prompts[place] for place in chunk], tokenizer, max_new_tokens=max_new_tokens)
-        found |= zip(chunk, written, strict=True)
-    return [found[place] for place in range(len(prompts))]
-
-
-def generate(
-    model: torch.nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, *, max_new_tokens: int
-) -> list[str]:
-    """Greedy continuations as text without special tokens. Prompts are padded on the left, if anywhere."""
-    ends = _end_tokens(model, tokenizer)
-    if has_virtual_tokens(model):
-        return [_decode(tokenizer, row) for row in greedy(model, prompts, most=max_new_tokens, ends=ends)]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    width = max(map(len, prompts))
-    ids = [[*[pad] * (width - len(prompt)), *prompt] for prompt in prompts]
-    mask = [[*[0] * (width - len(prompt)), *[1] * len(prompt)] for prompt in prompts]
-    # Every option that would make the choice of tokens anything but greedy is set: what is left out here is taken
-    # from the model's own generation settings.
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        max_length=None,
-        min_length=0,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=ends,
-        pad_token_id=pad,
-        use_cache=True,
-    )
-    device = next(model.parameters()).device
-    found: torch.Tensor = model.generate(  # type: ignore[operator]  # of every causal language model, and of PEFT's
-        input_ids=torch.tensor(ids, device=device),
-        attention_mask=torch.tensor(mask, device=device),
-        generation_config=config,
-    )
-    return [_decode(tokenizer, row) for row in found[:, width:].tolist()]
-
-
-def _end_tokens(model: torch.nn.Module, tokenizer: Any) -> list[int]:
-    """Ids that end a response: the tokenizer's end-of-text and what the model names itself (end of turn)."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    named = own if isinstance(own, list) else [own]
-    ids = dict.fromkeys(itertools.chain([tokenizer.eos_token_id], named))
-    return [token for token in ids if token is not None]
-
-
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    return text.strip()
+_CAUSAL = Language(target_losses, target_counts, prompts_of, generate)

@@ -26,7 +26,7 @@ _SPACELESS = re.compile(
 )
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLASSES = ("classification",)
-_TEXTS = ("completion", "instruction")
+_TEXTS = ("completion", "instruction", "seq2seq")
 _PREFERENCES = ("preference",)
 _ROUNDING = 1e-4
 _ARTICLE = re.compile(r"\b(a|an|the)\b")

@@ -47,13 +47,15 @@ class Encoded(NamedTuple):
     """One tokenised example.
 
     row: None if max_length leaves nothing to learn, or it cannot be used. tokens: before any cut. is_unfinished: the
-    end of an answer is cut off, and with it the token that says so. error: why it cannot be used.
+    end of an answer is cut off, and with it the token that says so. error: why it cannot be used. target: tokens of a
+    target that is apart from the text, before any cut.
     """
 
     row: Row | None
     tokens: int
     is_unfinished: bool = False
     error: DataError | None = None
+    target: int = 0
 
 
 Encode = Callable[[Sequence[Example]], Sequence[Encoded]]
@@ -117,6 +119,8 @@ def prepared_key(examples: Examples, settings: TaskSettings, recipe: Recipe, tok
         "max_length": settings.max_length,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+    if settings.max_target_length:
+        parts |= {"max_target_length": settings.max_target_length}
     if settings.rules > 1:
         parts |= {"rules": settings.rules, "bad_rows": settings.bad_rows, "thinking": settings.thinking}
     if settings.long_texts:
@@ -220,7 +224,7 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
         for split in SPLITS:
             columns = recipe.columns if split == "train" else {**recipe.columns, **dict.fromkeys(recipe.judging, True)}
             features = _features(columns, recipe.reals)
-            tables = list(_tables(examples[split], recipe.encode, features, told, settings.max_length))
+            tables = list(_tables(examples[split], recipe.encode, features, told, settings))
             counts[split] = sum(len(table) for table, _ in tables)
             longest = max(longest, *(length for _, length in tables)) if tables else longest
             told.end(split, examples[split], counts[split])
@@ -240,9 +244,9 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
 
 
 def _tables(
-    examples: Sequence[Example], encode: Encode, features: datasets.Features, told: _Told, most: int
+    examples: Sequence[Example], encode: Encode, features: datasets.Features, told: _Told, settings: TaskSettings
 ) -> Iterator[tuple[Any, int]]:
-    """Tables of up to 1,000 rows with the tokens of their longest text, which is cut at `most`.
+    """Tables of up to 1,000 rows with the tokens of their longest text, as it is cut.
 
     Nothing but the current one is held as Python objects.
     """
@@ -250,7 +254,9 @@ def _tables(
         encoded = encode(examples[start : start + _CHUNK])
         told.add(encoded)
         rows = [each.row for each in encoded if each.row is not None]
-        longest = max((min(each.tokens, most) for each in encoded if each.row is not None), default=0)
+        kept = (each for each in encoded if each.row is not None)
+        limits = settings.max_length, settings.max_target_length
+        longest = max((max(min(each.tokens, limits[0]), min(each.target, limits[1])) for each in kept), default=0)
         values = {name: [row[name] for row in rows] for name in features}
         yield datasets.Dataset.from_dict(values, features=features), longest
 
@@ -269,6 +275,7 @@ class _Told:
     def __init__(self, settings: TaskSettings) -> None:
         self._settings = settings
         self._tokens: array[int] = array("i")
+        self._targets: array[int] = array("i")
         self._unfinished = 0
         self._bad = self._fresh()
         self._lines: list[str] = []
@@ -283,6 +290,7 @@ class _Told:
                 self._bad.add(each.error)
             else:
                 self._tokens.append(each.tokens)
+                self._targets.append(each.target)
                 self._unfinished += each.is_unfinished
 
     def end(self, split: Split, examples: Sequence[Example], kept: int) -> None:
@@ -303,14 +311,26 @@ class _Told:
 
     def lines(self) -> list[str]:
         """All of it, the cut rows last."""
-        limit = self._settings.max_length
-        cut = sum(count > limit for count in self._tokens)
+        settings = self._settings
+        lines = [*self._lines, *self._cut("max_length", settings.max_length, self._tokens)]
+        if settings.max_target_length:
+            lines += self._cut("max_target_length", settings.max_target_length, self._targets)
+        return lines
+
+    def _cut(self, name: str, limit: int, tokens: Sequence[int]) -> Iterator[str]:
+        """How many rows this limit cuts, if it cuts any."""
+        cut = sum(count > limit for count in tokens)
         if not cut:
-            return self._lines
-        line = f"max_length {limit} cuts {cut:,} of {len(self._tokens):,} rows"
-        if self._unfinished:
+            return
+        line = f"{name} {limit} cuts {cut:,} of {len(tokens):,} rows"
+        if self._unfinished and tokens is self._learnt:
             line += f"; {self._unfinished:,} lose the end of what is learnt, and with it the token that ends a text"
-        return [*self._lines, f"{line}; {SHARE:.0%} of the rows have at most {share_length(self._tokens)} tokens"]
+        yield f"{line}; {SHARE:.0%} of the rows have at most {share_length(tokens)} tokens"
+
+    @property
+    def _learnt(self) -> Sequence[int]:
+        """Tokens of the texts that are learnt: of targets, where they are apart."""
+        return self._targets if self._settings.max_target_length else self._tokens
 
 
 def lengths(encoded: Sequence[Encoded]) -> list[int]:

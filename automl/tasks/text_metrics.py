@@ -25,7 +25,7 @@ from automl.tasks.metrics import (
 )
 from automl.tasks.own_metrics import own_scores
 
-_TEXTS = ("completion", "instruction")
+_TEXTS = ("completion", "instruction", "seq2seq")
 _SACREBLEU = ("sacrebleu",)
 
 

@@ -7,7 +7,8 @@ puts them before the keys and values of every layer.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,17 +68,26 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], *, most: int, ends: Seq
     for length in sorted({len(prompt) for prompt in prompts}):
         places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
         rows = torch.tensor([list(prompts[place]) for place in places], device=next(model.parameters()).device)
-        found |= zip(places, _continued(model, rows, most, ends), strict=True)
+        found |= zip(places, continued(partial(_next_logits, model), rows, most, ends), strict=True)
     return [found[place] for place in range(len(prompts))]
 
 
-def _continued(model: Any, rows: torch.Tensor, most: int, ends: Sequence[int]) -> Iterator[list[int]]:
-    """Continuations of rows of one length, (N, T); each with the token that ends it."""
+def _next_logits(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = call(model, input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits
+    return found[:, -1]
+
+
+def continued(
+    next_logits: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, most: int, ends: Sequence[int]
+) -> Iterator[list[int]]:
+    """Most probable continuations of rows of one length, (N, T), of at most so many tokens; each with what ends it.
+
+    next_logits: what the model says of the token after each row, (N, V).
+    """
     start, final = rows.shape[1], torch.tensor(list(ends), device=rows.device)
     is_open = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     while rows.shape[1] < start + most and is_open.any():
-        logits = call(model, input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits[:, -1]
-        chosen = logits.argmax(dim=-1)
+        chosen = next_logits(rows).argmax(dim=-1)
         is_open &= ~torch.isin(chosen, final)
         rows = torch.cat([rows, chosen[:, None]], dim=1)
     for tokens in rows[:, start:].tolist():

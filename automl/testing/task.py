@@ -19,6 +19,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from automl.errors import DataError
@@ -68,7 +70,9 @@ class TaskContract:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             made_model: Any
-            if head.kind != "causal-lm":
+            if head.kind == "seq2seq-lm":
+                made_model = T5ForConditionalGeneration(_t5(len(tokenizer)))
+            elif head.kind != "causal-lm":
                 bert = BertConfig(vocab_size=len(tokenizer), num_labels=len(head.labels), pad_token_id=0, **sizes)
                 is_tagger = head.kind == "token-classification"
                 made_model = (BertForTokenClassification if is_tagger else BertForSequenceClassification)(bert)
@@ -113,6 +117,11 @@ class TaskContract:
         assert {"loss", made.settings.metric} <= metrics.keys()
         assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
         assert again == pytest.approx(metrics, rel=1e-5, abs=2e-5), "metrics do not depend on the size of the batches"
+
+
+def _t5(vocabulary: int) -> T5Config:
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+    return T5Config(vocab_size=vocabulary, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0, **sizes)
 
 
 def read(

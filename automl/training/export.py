@@ -81,12 +81,13 @@ def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 def travelling(model: Any) -> dict[str, Tensor]:
     """All that an exported adapter must hold, by name: the adapter, trained or not, its buffers, what was made anew.
 
-    What layers share is there by each of its names, as PEFT looks for it by one of them.
+    What layers share is there by each of its names, as PEFT looks for it by one of them; of a model that is adapted in
+    place (tied embeddings) by its first one.
     """
     anew = set(_made_anew(model))
     parameters = {
         name: each
-        for name, each in model.named_parameters(remove_duplicate=False)
+        for name, each in model.named_parameters(remove_duplicate=is_in_place(model))
         if each.requires_grad or _is_adapters(name) or name in anew
     }
     return parameters | {name: each for name, each in model.named_buffers(remove_duplicate=False) if _is_adapters(name)}

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from automl.errors import ModelError
-from automl.head import Kind
+from automl.head import WRITERS, Kind
 from automl.models.backbone import BackboneRef, load_backbone, load_tokenizer, model_files, skeleton
 from automl.models.inventory import head_modules, made_anew
 from automl.training.cut import CONFIG, WEIGHTS, read_config, tensor_shapes
@@ -29,6 +29,7 @@ _KINDS: Mapping[Any, Kind] = {
     "SEQ_CLS": "classification",
     "TOKEN_CLS": "token-classification",
     "CAUSAL_LM": "causal-lm",
+    "SEQ_2_SEQ_LM": "seq2seq-lm",
     None: "causal-lm",
 }
 _TYPES = (
@@ -60,7 +61,7 @@ def load_stranger(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
     """
     config = _checked(folder)
     kind, names = _KINDS[config.get("task_type")], tensor_shapes(folder / WEIGHTS)
-    labels = _labels(folder, backbone, names, kind) if kind != "causal-lm" else ()
+    labels = _labels(folder, backbone, names, kind) if kind not in WRITERS else ()
     base = load_backbone(backbone, kind, labels)
     if lost := [path for path in made_anew(base) if not any(_of_model(name).startswith(f"{path}.") for name in names)]:
         raise ModelError(
@@ -92,9 +93,8 @@ def _checked(folder: Path) -> dict[str, Any]:
     if config.get("megatron_config"):
         raise ModelError(f"{folder}: megatron_config names code to import; adapters without it are loaded")
     if config.get("task_type") not in _KINDS:
-        raise ModelError(
-            f"{folder}: task_type {config['task_type']} is not loaded; known: SEQ_CLS, TOKEN_CLS, CAUSAL_LM"
-        )
+        known = ", ".join(name for name in _KINDS if name)
+        raise ModelError(f"{folder}: task_type {config['task_type']} is not loaded; known: {known}")
     if not (folder / WEIGHTS).is_file():
         pickled = next((file.name for file in sorted(folder.glob("adapter_model.*"))), None)
         said = f"has {pickled} but no {WEIGHTS}; pickled weights are not read" if pickled else f"{WEIGHTS} is missing"

@@ -41,7 +41,7 @@ heavy = ("optuna", "torch", "peft", "transformers", "datasets", "ray")
 print(len(entries), [name for name in heavy if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout == "66 []\n"
+    assert result.stdout == "67 []\n"
 
 
 class TestLora(MethodContract):
@@ -181,6 +181,11 @@ class TestRegression(TaskContract):
 class TestCompletion(TaskContract):
     task = "{type: completion, data: data.jsonl, metric: perplexity}"
     rows = lines("prompt", "response")
+
+
+class TestSeq2Seq(TaskContract):
+    task = "{type: seq2seq, data: data.jsonl, metric: perplexity}"
+    rows = lines("source", "target")
 
 
 class TestPreference(TaskContract):

@@ -32,7 +32,7 @@ from automl.report.recipe import recipe
 from automl.space.spec import ModelSettings
 from automl.tasks.base import Row
 from automl.tasks.batches import batch_rows
-from automl.tasks.causal import generate
+from automl.tasks.generation import generate
 from automl.training.cut import check_cuttable
 from automl.training.export import evaluate_export, load_adapter, merge_adapter
 from automl.training.host import SoloHost

@@ -206,7 +206,7 @@ MISTAKES = {
     "task": (
         "task: {type: ratd, data: a.csv}",
         "4:14: task.type: 'ratd' is not known; known: classification, completion, instruction, multi_label,"
-        " token_classification, regression, preference, table, rated"
+        " token_classification, regression, seq2seq, preference, table, rated"
         " (did you mean 'rated'?)",
     ),
     "its key": ("task: {type: rated, data: a.csv, classes: 1}", "4:43: task.classes: 1 is below 2, the least allowed"),

@@ -124,8 +124,12 @@ def test_mistakes_are_said_at_their_place(task: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "metric", "expected"),
     [
-        ("classification", "command: [judge]", "a command judges answers of completion, instruction tasks"),
-        ("preference", "python: 'a:b'", "a function judges answers of classification, completion, instruction tasks"),
+        ("classification", "command: [judge]", "a command judges answers of completion, instruction, seq2seq tasks"),
+        (
+            "preference",
+            "python: 'a:b'",
+            "a function judges answers of classification, completion, instruction, seq2seq tasks",
+        ),
     ],
 )
 def test_tasks_that_they_do_not_fit(kind: str, metric: str, expected: str) -> None:

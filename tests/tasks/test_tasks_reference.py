@@ -37,7 +37,7 @@ def test_an_unknown_task_lists_the_known_ones() -> None:
     settings = TaskSettings(type="clasification", data=DataSettings(kind="files"), metric="loss")
     expected = (
         r"unknown task 'clasification'; known: classification, completion, instruction, multi_label,"
-        r" token_classification, regression, preference, table \(did you"
+        r" token_classification, regression, seq2seq, preference, table \(did you"
     )
     with pytest.raises(ConfigError, match=expected):
         make_task(settings)

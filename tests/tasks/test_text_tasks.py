@@ -17,7 +17,8 @@ from automl.space.spec import TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import IGNORED, Head, Row
 from automl.tasks.batches import evaluation_batches
-from automl.tasks.causal import Prompt, generate, leading_tokens, prompts_of, sample_prompts, target_losses
+from automl.tasks.causal import Prompt, leading_tokens, prompts_of, sample_prompts, target_losses
+from automl.tasks.generation import generate
 from automl.tasks.templates import ALPACA, ALPACA_WITH_INPUT
 
 END = "<|im_end|>"
