@@ -101,7 +101,7 @@ def estimate_bytes(
             is_shared=not owned and not (is_low_rank and hyper.dropout > 0.0),  # what dropout leaves is the method's
         )
     )
-    share = (tokens + rows * added.virtual_tokens) / found.tokens
+    share = tokens / found.tokens
     kept = share * (found.recomputed if recompute else found.body)
     kept += width * tokens * (added.per_token + owned) / (found.depth if recompute else 1)
     loss = tokens * vocabulary(model) * _LOSS_WIDTH

@@ -154,6 +154,8 @@ def _how(found: Way, best: Cell, devices: Devices) -> Iterator[str]:
 
 def _packed(found: Way, best: Cell) -> Iterator[str]:
     slots = found.slots
+    if best.recompute and slots.most <= 1:
+        yield "automl recomputes activations in packs alone; a trial by itself works on fewer rows at once instead"
     if slots.reason:
         yield f"slots: {slots.reason}"
     elif best.strategy == "one-device":

@@ -123,6 +123,59 @@ def test_inspect_tells_what_methods_cost(
     assert "not in this model: llama-pro (method llama-pro: " in out
 
 
+def test_plan_for_devices_needs_a_config_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    small |= {"num_hidden_layers": 2, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(small), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    asked = ("plan", "--model", "config.json", "--gpus", "2", "--gpu-memory", "100MB", "--max-length", "32")
+    code, out, err = run(*asked, capsys=capsys)
+    assert code == 0, err
+    assert "LlamaForCausalLM: " in out
+    assert all(name in out for name in ("data-parallel", "zero-3", "lora, bf16, int8 weights", "full, fp32"))
+    assert "advice: lora, bf16: one device is enough" in out
+    code, out, err = run(*asked, "--method", "qlora", "--explain", "--json", capsys=capsys)
+    assert code == 0, err
+    found = json.loads(out)
+    assert [way["quantization"] for way in found["ways"]] == ["nf4 with double quantisation"]
+    assert found["ways"][0]["smallest"] == "one-device"
+    parts = {line["what"]: line["size"] for line in found["explained"]}
+    assert sum(size for name, size in parts.items() if name != "total") == parts["total"]
+    for wrong, said in (
+        (("plan",), "name a space file"),
+        (("plan", "space.yaml", "--model", "config.json"), "not both"),
+        (("plan", "--model", "config.json"), "--gpu-memory"),
+        (("plan", "--model", "nowhere/", "--gpu-memory", "8GB"), "nowhere"),
+        ((*asked, "--gpus", "0"), "--gpus: 0"),
+        ((*asked, "--method", "loro"), "lora"),
+        ((*asked, "--target", "qvv"), "qv"),
+        ((*asked, "--attention", "flsh"), "flash"),
+        ((*asked, "--precision", "fp8"), "fp8"),
+        ((*asked, "--method", "full", "--quantization", "nf4"), "leave it out"),
+    ):
+        code, _, err = run(*wrong, capsys=capsys)
+        assert code != 0, wrong
+        assert said in err, wrong
+        assert "Traceback" not in err
+
+
+def test_plan_for_devices_reads_what_a_space_file_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.sweep.tiny_world import make_world
+
+    make_world(tmp_path, trials=12, steps=40)
+    monkeypatch.chdir(tmp_path)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    code, out, err = run("plan", "space.yaml", "--gpu-memory", "24GB", "--json", capsys=capsys)
+    assert code == 0, err
+    way = json.loads(out)["ways"][0]
+    assert (way["method"], way["rank"], way["smallest"]) == ("lora", 8, "one-device")
+
+
 def test_plan_says_what_will_be_searched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,207 @@
+"""Memory of a training step against what is planned for it: architectures x methods, on a CPU.
+
+Each case is a network of random numbers that is trained for two steps of two micro-batches, as a trial is whose batch
+does not fit at once. Measured are the bytes of all living tensors at the peak (a dispatch mode of torch sees every new
+one).
+
+    python -m benchmarks.plan_memory [--json FILE] [--only NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from automl.lora import Hyperparameters
+from automl.methods.registry import METHODS
+from automl.methods.settings import chosen
+from automl.models.backbone import without_dropout
+from automl.models.inventory import head_modules, resolve_targets
+from automl.models.memory import estimate_bytes
+from automl.training import optim
+
+LLAMA = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "pad_token_id": 0}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {**LLAMA, "intermediate_size": 688},
+    "qwen3": {**LLAMA, "intermediate_size": 688},
+    "mistral": {**LLAMA, "intermediate_size": 896},
+    "gemma3_text": {**LLAMA, "intermediate_size": 1024},
+    "phi3": {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 688, "pad_token_id": 0},
+    "gpt2": {"num_attention_heads": 8},
+    "gpt_neox": {"num_attention_heads": 8, "intermediate_size": 1024},
+    "bert": {"num_attention_heads": 8, "intermediate_size": 1024},
+    "roberta": {"num_attention_heads": 8, "intermediate_size": 1024, "max_position_embeddings": 514},
+    "modernbert": {"num_attention_heads": 8, "intermediate_size": 512, "pad_token_id": 0},
+}
+"""By model_type: what differs; all are 256 wide and 4 blocks deep."""
+
+_CLASSIFIERS = {"bert", "roberta", "modernbert"}
+_SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+
+class Case(NamedTuple):
+    """model: a name of MODELS. own: settings of the method."""
+
+    model: str
+    method: str
+    precision: str = "fp32"
+    dropout: float = 0.0
+    own: tuple[tuple[str, Any], ...] = ()
+    rows: int = 4
+    length: int = 128
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.method} {self.precision}" + " dropout" * (self.dropout > 0)
+
+
+CASES: tuple[Case, ...] = (
+    *(Case(model, "lora") for model in MODELS),
+    *(Case(model, "full") for model in ("llama", "gpt2", "bert", "qwen3")),
+    *(Case(model, "lora", "bf16") for model in ("llama", "qwen3", "gemma3_text", "gpt2")),
+    *(Case(model, "lora", dropout=0.1) for model in ("llama", "bert")),
+    *(Case("llama", method) for method in ("adalora", "ia3", "prompt", "prefix", "adapter")),
+    *(Case("bert", method) for method in ("ia3", "bitfit", "adapter")),
+)
+QUICK: tuple[Case, ...] = (Case("qwen3", "lora"), Case("bert", "full"))
+
+
+class Measured(NamedTuple):
+    """Bytes. tensors: living ones at the peak."""
+
+    case: str
+    planned: int
+    tensors: int
+
+    @property
+    def ratio(self) -> float:
+        """What is planned over what is there."""
+        return self.planned / self.tensors
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        for tensor in tensors:
+            self._hold(tensor)
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage: Any = tensor.untyped_storage()
+        if not getattr(storage, "_is_counted", False):
+            storage._is_counted = True
+            size = storage.nbytes()
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor)
+        return found
+
+
+class Training:
+    """A case that is ready to be trained. planned: bytes at the peak of its steps."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.hyper = Hyperparameters(
+            method=case.method, rank=8, dropout=case.dropout, own=chosen(METHODS[case.method].settings, dict(case.own))
+        )
+        model = network(case)
+        self.planned = planned(model, self.hyper, case)
+        layers = [layer.path for layer in resolve_targets(model, self.hyper.target)]
+        self.model: Any = METHODS[case.method].attach(model, self.hyper, layers, head_modules(model), 1, steps=10)
+        self.model.train()
+        self._backbone = model
+        self._parameters = optim.trainable(self.model)
+        self._optimizer = optim.adamw(self._parameters, self.hyper)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is there between steps."""
+        yield from (*self.model.parameters(), *self.model.buffers())
+        states = [each for state in self._optimizer.state.values() for each in state.values()]
+        yield from (each for each in states if isinstance(each, Tensor))
+
+    def run(self) -> None:
+        """Two steps of two micro-batches."""
+        generator = torch.Generator().manual_seed(1)
+        for step in range(2):
+            self._optimizer.zero_grad(set_to_none=True)
+            for _ in range(2):
+                ids = torch.randint(3, 1900, (self.case.rows, self.case.length), generator=generator)
+                torch.autograd.backward(self._loss(ids))
+            optim.take_step(self._optimizer, self._parameters, self.hyper, step=step, steps=10)
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        half = self.case.precision == "bf16"
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            logits = self.model(input_ids=ids).logits
+        found = logits.float().flatten(0, -2)
+        return functional.cross_entropy(found, torch.ones(found.shape[0], dtype=torch.long), reduction="none").sum()
+
+
+def network(case: Case) -> nn.Module:
+    """The case's network, frozen, of random numbers."""
+    general = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 2000, "max_position_embeddings": 512}
+    config = AutoConfig.for_model(case.model, **{**general, **_SPECIAL, **MODELS[case.model]})
+    without_dropout(config)
+    auto: Any = AutoModelForSequenceClassification if case.model in _CLASSIFIERS else AutoModelForCausalLM
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    model: nn.Module = auto.from_config(config, dtype=dtype).requires_grad_(False).eval()
+    return model
+
+
+def planned(model: nn.Module, hyper: Hyperparameters, case: Case) -> int:
+    """What the product plans for the case. Weights that are trained in place are there once here."""
+    tokens = case.rows * case.length
+    found = estimate_bytes(model, hyper, tokens=tokens, rows=case.rows, dtype=case.precision, length=case.length)
+    if case.method in ("full", "bitfit"):
+        return found.total - 4 * METHODS[case.method].trainable(model, [], hyper)
+    return found.total
+
+
+def measure(case: Case) -> Measured:
+    """Living tensors at the peak of the case's steps."""
+    training = Training(case)
+    with _Living(training.tensors()) as living:
+        training.run()
+    return Measured(str(case), training.planned, living.peak)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = []
+    for case in (case for case in CASES if options.only in str(case)):
+        one = measure(case)
+        found.append(one)
+        line = f"{one.case:28} planned {one.planned / 2**20:8.1f} MiB, there {one.tensors / 2**20:8.1f}"
+        print(f"{line}: {one.ratio:.3f}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps([one._asdict() for one in found], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
