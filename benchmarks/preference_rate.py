@@ -294,7 +294,9 @@ def _world(folder: Path, chosen: Namespace) -> World:
         test_share=0.0,
         evaluate_rows=1,
     )
-    prepared = make_task(task).prepare(load_tokenizer(backbone), folder / "data")
+    tokenizer = load_tokenizer(backbone)
+    tokenizer.chat_template = _TEMPLATE
+    prepared = make_task(task).prepare(tokenizer, folder / "data")
     settings = HostSettings(
         backbone=backbone,
         task=task,
@@ -304,7 +306,8 @@ def _world(folder: Path, chosen: Namespace) -> World:
         threads=1,
         importance=False,
     )
-    return World(settings=settings, runtime=load_runtime(settings), pairs=pairs, folder=folder, chosen=chosen)
+    runtime = replace(load_runtime(settings), tokenizer=tokenizer)
+    return World(settings=settings, runtime=runtime, pairs=pairs, folder=folder, chosen=chosen)
 
 
 def _pairs(is_quick: bool) -> Iterator[Pair]:
@@ -319,19 +322,18 @@ def _pairs(is_quick: bool) -> Iterator[Pair]:
 
 _TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %} </s>"
-    "{% elif not loop.last or add_generation_prompt %} {% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
 )
+"""Both learn the answer and the token that ends it. Of usual templates TRL learns what follows that token too."""
 
 
 def _write_tiny_model(folder: Path) -> None:
-    """Two layers with random weights, and a tokenizer of whole words with a chat template."""
+    """Two layers with random weights, and a tokenizer of whole words."""
     build("tiny-llama").save_pretrained(folder)  # type: ignore[operator]  # a model of transformers
     words = ["[PAD]", "[UNK]", "</s>", *(f"w{number}" for number in range(3, SHAPES["tiny-llama"].vocabulary))]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="</s>", unk_token="[UNK]")
-    made.chat_template = _TEMPLATE
     made.save_pretrained(folder)
 
 
