@@ -130,7 +130,7 @@ def _tell(report: Report, seconds: Mapping[str, list[float]]) -> None:
                 {
                     "arm": name,
                     "CPU s for a trial's step": each.text(3),
-                    "trials of 120 steps an hour": f"{30 / each.median:.1f}",
+                    "trials of 120 steps in a CPU hour": f"{30 / each.median:.1f}",
                     "times": f"{first / each.median:.2f}",
                 }
                 for name, each in found.items()
