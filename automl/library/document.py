@@ -122,8 +122,19 @@ def _mapping(value: Any, entry: str) -> dict[str, Any]:
 
 
 def with_columns(data: Any, columns: Any, folder: Path) -> Any:
+    if isinstance(data, list):
+        return [_part_with_columns(part, columns) for part in data]
     source = source_of_data(data, folder) if isinstance(data, str) else data
     return {**source, "columns": columns} if isinstance(source, Mapping) else source
+
+
+def _part_with_columns(part: Any, columns: Any) -> Any:
+    """The part of a mixture with what all parts are told, unless it says otherwise itself."""
+    if not isinstance(part, Mapping):
+        return part
+    own = part.get("columns", {})
+    is_told = isinstance(columns, Mapping) and isinstance(own, Mapping)
+    return {**part, "columns": {**columns, **own} if is_told else own or columns}
 
 
 _ARGUMENTS = {"keep": "keep_data", "search.": "", "task.data.columns": "columns", "task.data": "data"}

@@ -21,13 +21,23 @@ from automl.errors import DataError
 
 _FOLDER = "given"
 _DIGITS = 24
+_PLACES = frozenset({"file", "folder", "package", "hub"})
 
 
 def holds_rows(data: object) -> bool:
-    """Whether these are rows, or splits of rows, and not the place where rows are found."""
+    """Whether these are rows, or splits of rows, and not the place, or the weighted places, where rows are found."""
+    if is_mixture(data):
+        return False
     if isinstance(data, Mapping):
         return bool(data) and all(_is_table(part) for part in data.values())
     return _is_table(data)
+
+
+def is_mixture(data: object) -> bool:
+    """Whether these are the parts of a mixture: entries of a list that name a place and a weight."""
+    if not isinstance(data, list):
+        return False
+    return any(isinstance(part, Mapping) and "weight" in part and not _PLACES.isdisjoint(part) for part in data)
 
 
 def keep_rows(data: Any, cache: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from automl.errors import InterruptedSearch, TimeIsUp
 from automl.execution.stop import StopRequest
 from automl.library.document import document_of, mistake, named, read, with_columns
-from automl.library.given import holds_rows, keep_model, keep_rows
+from automl.library.given import holds_rows, is_mixture, keep_model, keep_rows
 from automl.library.parameters import Range
 from automl.library.progress import watched
 from automl.library.status import LineObserver
@@ -103,6 +103,8 @@ def _stem(data: Any) -> str:
     """What a study of this data is called in the first place."""
     if holds_rows(data):
         return "rows"
+    if is_mixture(data):
+        data = data[0]
     if isinstance(data, Mapping):
         data = next((data[name] for name in ("hub", "file", "folder", "package") if name in data), "study")
     return study_name(str(data))
@@ -112,8 +114,9 @@ def _with_task(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The document with the type of task that the data's columns tell, and our names for theirs."""
     task = document["task"]
     start = read({"study": "start", **document, "task": {"type": "classification", "data": task["data"]}}, folder)
-    columns = start.task.data.columns
-    found, renamed = guess_task(start.task.data, "data", start.model)
+    first = start.task.data.places[0]
+    columns = first.columns
+    found, renamed = guess_task(first, "data", start.model)
     task = {"type": found, **task}
     if renamed:
         task["data"] = with_columns(task["data"], {**renamed, **columns}, folder)

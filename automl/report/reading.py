@@ -52,7 +52,7 @@ def read_frame(
         direction=direction,
         model=_location(spec.model.location, spec.model.path),
         task=spec.task.type,
-        data=_location(spec.task.data.location, spec.task.data.path) or ", ".join(spec.task.data.files.values()),
+        data=spec.task.data.shown,
         planned_trials=run.trials if run is not None and run.trials else spec.search.trials,
         planned_steps=spec.search.steps,
         sampler=spec.search.sampler,

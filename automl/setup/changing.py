@@ -33,7 +33,8 @@ def hindrance(database: Database, spec: SweepSpec) -> str:
 def _missing(spec: SweepSpec) -> Iterator[str]:
     """Files and folders of the model and the data that are not there."""
     model = spec.model
-    for key, data in {"task.data": spec.task.data, **({"keep.data": spec.keep.data} if spec.keep else {})}.items():
+    sources = {"task.data": spec.task.data, **({"keep.data": spec.keep.data} if spec.keep else {})}
+    for key, data in ((key, place) for key, settings in sources.items() for place in settings.places):
         named = dict(data.files) if data.kind == "files" else {"folder": data.location} if data.kind == "folder" else {}
         yield from (f"{key}: {path}" for path in named.values() if not Path(path).exists())
     if model.kind in ("folder", "gguf") and not Path(model.location).exists():

@@ -79,17 +79,25 @@ def _model(model: ModelSettings) -> dict[str, Any] | None:
 
 
 def _with_place(section: Mapping[str, Any], data: DataSettings) -> dict[str, Any]:
-    """The section with the absolute place of its data."""
-    place, written = _data(data), section["data"]
+    """The section with the absolute places of its data."""
+    written = section["data"]
+    if isinstance(written, list):
+        return {**section, "data": [_moved(*pair) for pair in zip(written, data.places, strict=True)]}
+    return {**section, "data": _moved(written, data)}
+
+
+def _moved(written: Any, data: DataSettings) -> Any:
+    """What was written of a place, as it reads in any folder."""
+    place = _data(data)
     if place is None:
-        return dict(section)
-    columns = written.get("columns") if isinstance(written, Mapping) else None
-    return {**section, "data": {**place, **({"columns": columns} if columns else {})}}
+        return written
+    said = written if isinstance(written, Mapping) else {}
+    return {**place, **{name: said[name] for name in ("columns", "ignore", "weight") if said.get(name)}}
 
 
 def _data(data: DataSettings) -> dict[str, Any] | None:
     if data.kind == "files":
-        return {"files": dict(data.files)}
+        return {"file": data.files["train"]} if list(data.files) == ["train"] else {"files": dict(data.files)}
     if data.kind == "folder":
         return {"folder": data.location}
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -23,6 +24,8 @@ from automl.space.schema_task import (
     KeepSection,
     ModelSection,
     OwnMetricSection,
+    PartSection,
+    PlaceSection,
     TableTask,
     TaskSection,
     metric_name,
@@ -30,6 +33,7 @@ from automl.space.schema_task import (
 from automl.space.several import TASKS_KEY, documents_of, is_several, with_tasks
 from automl.space.spec import (
     EVALUATE_EVERY,
+    DataPart,
     DataSettings,
     ModelSettings,
     OwnMetric,
@@ -184,13 +188,21 @@ def _quantization(section: ModelSection) -> Quantization | None:
     return None if kind is None or kind == "none" else Quantization(kind=kind, double=bool(section.double_quant))
 
 
-def _data(section: DataSection, folder: Path) -> DataSettings:
+def _data(section: DataSection | list[PartSection], folder: Path) -> DataSettings:
+    if not isinstance(section, list):
+        return _place_of(section, folder)
+    total = math.fsum(part.weight for part in section)
+    parts = (DataPart(data=_place_of(part, folder), weight=part.weight / total) for part in section)
+    return DataSettings(kind="mixture", parts=tuple(parts))
+
+
+def _place_of(section: PlaceSection, folder: Path) -> DataSettings:
     columns: dict[str, str] = {ours: theirs for ours, theirs in section.columns.items()}  # noqa: C416  # widens Literal
     found = _source(section, folder)
     return replace(found, columns=columns, ignore=tuple(section.ignore))
 
 
-def _source(section: DataSection, folder: Path) -> DataSettings:
+def _source(section: PlaceSection, folder: Path) -> DataSettings:
     if section.package is not None:
         path = section.folder or section.file or ""
         return DataSettings(kind="package", location=section.package, path=path)
@@ -198,7 +210,8 @@ def _source(section: DataSection, folder: Path) -> DataSettings:
         return DataSettings(kind="hub", location=section.hub, path=section.name or "")
     if section.folder is not None:
         return DataSettings(kind="folder", location=_resolved(section.folder, folder))
-    written = section.files.model_dump(exclude_none=True) if section.files else {"train": section.file}
+    files = section.files if isinstance(section, DataSection) else None
+    written = files.model_dump(exclude_none=True) if files else {"train": section.file}
     return DataSettings(kind="files", files={split: _resolved(str(path), folder) for split, path in written.items()})
 
 

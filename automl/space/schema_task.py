@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,9 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     StringConstraints,
+    TypeAdapter,
     ValidationInfo,
+    WrapValidator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -183,13 +186,9 @@ def _widen_files(value: object) -> object:
     return {"train": value} if isinstance(value, str) else value
 
 
-class DataSection(Section):
-    """Where the examples come from: exactly one of files, file, folder, hub, or package with folder or file."""
+class PlaceSection(Section):
+    """Where rows lie: what a place alone and a part of a mixture may both say."""
 
-    files: Annotated[FilesSection, BeforeValidator(_widen_files, json_schema_input_type=Text | FilesSection)] | None = (
-        None
-    )
-    """Data files by split; those not given are split off train."""
     file: Text | None = None
     """One data file, split into train, validation and test; inside the package if one is given."""
     folder: Text | None = None
@@ -206,21 +205,53 @@ class DataSection(Section):
     ignore: Annotated[list[Text], Field(default_factory=list, max_length=100, exclude=True)]
     """Columns that are left out on purpose, and of which nothing is said."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSection:
+    def _check_place(self, *names: str) -> None:
+        """Raise if not exactly one place is given. names: of a place without a package."""
+        given = [name for name in ("files", *names) if getattr(self, name, None) is not None]
         if self.package is None:
-            _exactly_one(self, ("files", "file", "folder", "hub"))
-        elif self.files is not None or self.hub is not None or (self.file is None) == (self.folder is None):
+            _exactly_one(self, names)
+        elif given not in (["file"], ["folder"]):
             raise mistake("section", "package needs exactly one of folder, file beside it")
         else:
             _inside(self.file or self.folder or "")
         if self.name is not None and self.hub is None:
             raise mistake("section", "name belongs to hub; remove it")
+
+
+class DataSection(PlaceSection):
+    """Where the examples come from: exactly one of files, file, folder, hub, or package with folder or file."""
+
+    files: Annotated[FilesSection, BeforeValidator(_widen_files, json_schema_input_type=Text | FilesSection)] | None = (
+        None
+    )
+    """Data files by split; those not given are split off train."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        self._check_place("files", "file", "folder", "hub")
+        return self
+
+
+class PartSection(PlaceSection):
+    """A part of a mixture: exactly one of file, folder, hub, or package with folder or file, and a weight."""
+
+    weight: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+    """How much of what is trained on comes from here, beside the weights of the others."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PartSection:
+        self._check_place("file", "folder", "hub")
         return self
 
 
 def _widen_data(value: object, info: ValidationInfo) -> object:
     return source_of_data(value, _folder(info)) if isinstance(value, str) and value else value
+
+
+def _refuse_parts(value: object) -> object:
+    if isinstance(value, list):
+        raise mistake("section", "is one place, not a list of parts; weights are for what is trained on")
+    return value
 
 
 def source_of_data(text: str, folder: Path) -> dict[str, str]:
@@ -232,7 +263,53 @@ def source_of_data(text: str, folder: Path) -> dict[str, str]:
     return {"hub": text}
 
 
-Data = Annotated[DataSection, BeforeValidator(_widen_data, json_schema_input_type=Text | DataSection)]
+Data = Annotated[
+    DataSection, BeforeValidator(_refuse_parts), BeforeValidator(_widen_data, json_schema_input_type=Text | DataSection)
+]
+
+MOST_PARTS = 100
+
+
+def _part(value: object) -> object:
+    if isinstance(value, str):
+        raise mistake("section", f"{shown(value)} has no weight; a part is written {{file: {value}, weight: 0.5}}")
+    if isinstance(value, Mapping) and "files" in value:
+        raise mistake("section", "files: belongs to data without a list; a part is one file, and the split is ours")
+    return value
+
+
+_ONE: TypeAdapter[DataSection] = TypeAdapter(Data)
+_PARTS: TypeAdapter[list[PartSection]] = TypeAdapter(list[Annotated[PartSection, BeforeValidator(_part)]])
+
+
+def _one_or_parts(value: object, _: object, info: ValidationInfo) -> DataSection | list[PartSection]:
+    """Either is read alone, so that problems are those of what was meant."""
+    if not isinstance(value, list):
+        if isinstance(value, Mapping) and "weight" in value:
+            raise mistake("section", "weight belongs to the parts of a list: data: [{file: a.jsonl, weight: 0.8}, ...]")
+        return _ONE.validate_python(value, strict=True, context=info.context)
+    if not 2 <= len(value) <= MOST_PARTS:
+        raise mistake("section", f"a mixture has 2 to {MOST_PARTS} parts, not {len(value)}; one alone needs no list")
+    parts = _PARTS.validate_python(value, strict=True, context=info.context)
+    _check_distinct(parts, _folder(info))
+    return parts
+
+
+def _check_distinct(parts: list[PartSection], folder: Path) -> None:
+    first: dict[tuple[str, ...], int] = {}
+    for number, part in enumerate(parts, start=1):
+        path = part.file or part.folder or ""
+        where = path if part.package else os.path.normpath(folder.absolute() / path) if path else ""
+        place = (part.package or "", part.hub or "", part.name or "", where)
+        if first.setdefault(place, number) != number:
+            what = f"parts {first[place]} and {number} are both {shown(part.hub or path)}"
+            raise mistake("section", f"{what}; name it once, with the sum of the weights")
+
+
+TaskData = Annotated[
+    DataSection | list[PartSection],
+    WrapValidator(_one_or_parts, json_schema_input_type=Text | DataSection | list[PartSection]),
+]
 
 
 class SplitSection(Section):
@@ -344,8 +421,8 @@ MetricEntry = Annotated[str | OwnMetricSection, _NamedOrOwn()]
 class TaskSection(TaskOptions):
     """What every task that trains is told: where its rows come from, how they are split, and what is measured."""
 
-    data: Data
-    """Where the examples come from."""
+    data: TaskData
+    """Where the examples come from; a list of parts with weights is a mixture."""
     metric: MetricEntry | None = None
     """The objective: a name, from which direction and bounds follow, or one of your own."""
     # No part of what a study means: no trial is trained or judged otherwise.

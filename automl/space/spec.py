@@ -120,17 +120,39 @@ class DataSettings:
     kind files: `files` maps split names (train, validation, test) to absolute paths (JSONL, CSV, Parquet, text).
     kind folder: `location` is a folder with one sub-folder of text files per label, or of any text files. kind
     package: the same inside an installed package, `path` in it (or a data file there). kind hub: `location` is a data
-    set id, `path` its configuration's name.
+    set id, `path` its configuration's name. kind mixture: `parts` are such places, each with its share of training.
     columns: our column name (text, label, prompt, response, messages ...) -> theirs. ignore: columns of theirs that are
     left out on purpose.
     """
 
-    kind: Literal["files", "folder", "package", "hub"]
+    kind: Literal["files", "folder", "package", "hub", "mixture"]
     location: str = ""
     path: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    parts: tuple[DataPart, ...] = ()
+
+    @property
+    def places(self) -> tuple[DataSettings, ...]:
+        """Each place by itself, in the order of the file; no mixture is among them."""
+        return tuple(part.data for part in self.parts) or (self,)
+
+    @property
+    def shown(self) -> str:
+        """Where the rows come from, in words."""
+        if self.parts:
+            return " + ".join(f"{part.weight:g} {part.data.shown}" for part in self.parts)
+        at = "/".join(filter(None, (self.location, self.path)))
+        return at or ", ".join(self.files.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPart:
+    """One place of a mixture. weight: the share of training that it has, above 0; they add up to 1."""
+
+    data: DataSettings
+    weight: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

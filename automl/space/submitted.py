@@ -54,10 +54,11 @@ def _paths(spec: SweepSpec) -> Iterator[tuple[str, str]]:
     if spec.model.kind in ("folder", "gguf"):
         yield "model", spec.model.location
     named = {"task.data": spec.task.data} | ({"keep.data": spec.keep.data} if spec.keep is not None else {})
-    for key, data in named.items():
-        if data.kind == "folder":
-            yield key, data.location
-        yield from ((f"{key}.{split}", path) for split, path in data.files.items())
+    for key, settings in named.items():
+        for data in settings.places:
+            if data.kind == "folder":
+                yield key, data.location
+            yield from ((f"{key}.{split}", path) for split, path in data.files.items())
 
 
 def _shown(text: str) -> str:

@@ -34,6 +34,13 @@ TARGETS = "targets"
 """Field of a batch that has a column for each class where others have one for each token."""
 
 
+class Share(NamedTuple):
+    """A part of a mixture: its share of what is trained on, in (0, 1), and how many training rows it has."""
+
+    weight: float
+    rows: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """Data that was read, checked, split and tokenised once, lying in the cache. JSON beside the rows.
@@ -45,6 +52,7 @@ class Prepared:
     baseline: metrics that need no training at all (the majority class of the validation rows); may be empty.
     notes: what a person should know of the data before anything is trained, one line each.
     scale: of numbers that are predicted.
+    shares: of the parts of a mixture, whose training rows lie one part after the other; empty where data is one place.
     """
 
     path: Path
@@ -55,6 +63,7 @@ class Prepared:
     baseline: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     scale: Scale | None = None
+    shares: tuple[Share, ...] = ()
 
     def without_test(self) -> Prepared:
         """What a search is given: the same, but asking for the test rows is an error."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,10 @@ from automl.tasks.fields import Record, column_name, fault, take_label
 from automl.tasks.labels import check_classes, limit_classes, rare_classes
 from automl.tasks.own_metrics import own_class_scores
 from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
-from automl.tasks.read import Split, read_splits, source_name
-from automl.tasks.reading import Reading
+from automl.tasks.read import Split, source_name
+from automl.tasks.reading import Reader, Reading, read_parts
 from automl.tasks.split import Example, Examples, split_examples, split_notes
-from automl.tasks.texts import TextTokenizer, full_lengths, text_example, text_reader
+from automl.tasks.texts import TextTokenizer, check_pairs, full_lengths, text_example, text_reader
 from automl.tasks.virtual import class_logits
 
 VERSION = 1
@@ -117,34 +116,34 @@ class Classification(Task):
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
-        data = self.settings.data
-        reading = Reading(self.settings)
-        given = {
-            split: list(self._one_kind(split, islice(records, rows), reading))
-            for split, records in read_splits(data, self.settings.rules).items()
-        }
-        return given, reading.notes
+        given, notes = read_parts(self.settings, _of_one_kind, rows)
+        check_pairs(given)
+        return given, notes
 
-    def _one_kind(self, split: Split, records: Iterable[Record], reading: Reading) -> Iterator[Example]:
-        """The examples of one split. Raises DataError if labels are of several kinds: no single row is wrong then."""
-        column = column_name(self.settings.data, "label")
-        kinds: dict[str, Record] = {}
-        for example in limit_classes(reading.examples(split, records, self._reader(reading, kinds)), column):
-            if len(kinds) > 1:
-                raise _mixed(column, kinds)
-            yield example
 
-    def _reader(self, reading: Reading, kinds: dict[str, Record]) -> Callable[[Record], Example]:
-        """Checked examples of one file; notes kinds of labels."""
-        label = column_name(self.settings.data, "label")
-        texts = text_reader(self.settings, reading, "label")
+def _of_one_kind(
+    settings: TaskSettings, reading: Reading, split: Split, records: Iterable[Record]
+) -> Iterator[Example]:
+    """The examples of one split. Raises DataError if labels are of several kinds: no single row is wrong then."""
+    column = column_name(settings.data, "label")
+    kinds: dict[str, Record] = {}
+    for example in limit_classes(reading.examples(split, records, _reader(settings, reading, kinds)), column):
+        if len(kinds) > 1:
+            raise _mixed(column, kinds)
+        yield example
 
-        def read(record: Record) -> Example:
-            content, found = texts(record), take_label(record, label)
-            kinds.setdefault(found.kind, record)
-            return text_example(record, content, label=found.name)
 
-        return read
+def _reader(settings: TaskSettings, reading: Reading, kinds: dict[str, Record]) -> Reader:
+    """Checked examples of one file; notes kinds of labels."""
+    label = column_name(settings.data, "label")
+    texts = text_reader(settings, reading, "label")
+
+    def read(record: Record) -> Example:
+        content, found = texts(record), take_label(record, label)
+        kinds.setdefault(found.kind, record)
+        return text_example(record, content, label=found.name)
+
+    return read
 
 
 def balanced_weights(labels: Sequence[int]) -> torch.Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +12,15 @@ import torch
 
 from automl.errors import DataError
 from automl.outcomes import Outcomes
-from automl.space.spec import DataSettings
+from automl.space.spec import DataSettings, TaskSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import MaskedText, TextPart, evaluate_text, generation_notes, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
 from automl.tasks.passages import is_passage
 from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
-from automl.tasks.read import Split, read_splits, source_name
-from automl.tasks.reading import Reading
+from automl.tasks.read import Split, source_name
+from automl.tasks.reading import Reader, Reading, read_examples
 from automl.tasks.split import Example, split_examples, split_notes
 from automl.tasks.text_metrics import generating
 
@@ -75,41 +74,40 @@ class Completion(Task):
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
-        reading = Reading(self.settings)
-        given = {
-            split: list(reading.examples(split, islice(records, rows), self._reader(reading)))
-            for split, records in read_splits(self.settings.data, self.settings.rules, has_classes=False).items()
-        }
-        return given, reading.notes
-
-    def _reader(self, reading: Reading) -> Callable[[Record], Example]:
-        """Checked examples of one file, as its first record has it: content is (text,) or (prompt, response).
-
-        A passage of a text that goes on is (text, None).
-        """
-        data = self.settings.data
-        columns: tuple[str, ...] = ()
-
-        def read(record: Record) -> Example:
-            nonlocal columns
-            names = columns or _columns(record, data)
-            content = tuple(take_text(record, column) for column in names)
-            columns = names
-            if record.row:  # otherwise the file is one example, and its columns are ours
-                reading.unused((name, value) for name, value in record.values.items() if name not in names)
-            return Example(record.file, record.row, content[0], (*content, None) if is_passage(record) else content)
-
-        return read
+        return read_examples(self.settings, _reader, rows, has_classes=False)
 
     def _check_plain(self, rows: Sequence[Example]) -> None:
         """Raise DataError for what does not go with rows that are plain texts, or that are not."""
-        source, is_plain = source_name(self.settings.data), _is_plain(rows[0])
-        if (generated := generating(self.settings)) and is_plain:
+        first = {example.part: example for example in reversed(rows)}
+        plain = [example for example in first.values() if _is_plain(example)]
+        if (generated := generating(self.settings)) and plain:
             message = f"metric {generated[0]!r} compares responses, but the data is plain text"
+            source = source_name(self.settings.data.places[plain[0].part])
             raise DataError(f"{source}: {message}; use loss, or prompt and response columns")
-        if self.settings.long_texts == "chunk" and not is_plain:
+        source = source_name(self.settings.data)
+        if self.settings.long_texts == "chunk" and not plain:
             message = "long_texts: chunk is for plain texts, but the data is prompts and responses"
             raise DataError(f"{source}: {message}; leave it out")
+
+
+def _reader(settings: TaskSettings, reading: Reading) -> Reader:
+    """Checked examples of one file, as its first record has it: content is (text,) or (prompt, response).
+
+    A passage of a text that goes on is (text, None).
+    """
+    data = settings.data
+    columns: tuple[str, ...] = ()
+
+    def read(record: Record) -> Example:
+        nonlocal columns
+        names = columns or _columns(record, data)
+        content = tuple(take_text(record, column) for column in names)
+        columns = names
+        if record.row:  # otherwise the file is one example, and its columns are ours
+            reading.unused((name, value) for name, value in record.values.items() if name not in names)
+        return Example(record.file, record.row, content[0], (*content, None) if is_passage(record) else content)
+
+    return read
 
 
 def _columns(record: Record, data: DataSettings) -> tuple[str, ...]:

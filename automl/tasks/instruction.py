@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from automl.outcomes import Outcomes
+from automl.space.spec import TaskSettings
 from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
 from automl.tasks.causal import evaluate_text, generation_notes, loss_parts, make_recipe
 from automl.tasks.collate import pad_rows
 from automl.tasks.conversation import Extras, Format, choose_format, question, read_conversation, unread
 from automl.tasks.fields import Record
 from automl.tasks.prepare import Recipe, lengths, load_rows, prepare
-from automl.tasks.read import Split, read_splits
-from automl.tasks.reading import Reading
+from automl.tasks.read import Split
+from automl.tasks.reading import Reader, Reading, read_examples
 from automl.tasks.split import Example, split_examples, split_notes
 from automl.tasks.templates import knows_tools, text_maker
 
@@ -69,24 +70,20 @@ class Instruction(Task):
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
         template = getattr(tokenizer, "chat_template", None) if self.settings.rules > 1 else None
         extras = Extras(turns=template is not None, tools=template is not None and knows_tools(template))
-        reading = Reading(self.settings)
-        given = {
-            split: list(reading.examples(split, islice(records, rows), self._reader(reading, extras)))
-            for split, records in read_splits(self.settings.data, self.settings.rules).items()
-        }
-        return given, reading.notes
+        return read_examples(self.settings, partial(_reader, extras), rows)
 
-    def _reader(self, reading: Reading, extras: Extras) -> Callable[[Record], Example]:
-        """Checked examples of one file; content is a tuple of (role, text)."""
-        data = self.settings.data
-        shapes: list[Format] = []
 
-        def read(record: Record) -> Example:
-            shape = shapes[0] if shapes else choose_format(self.settings.format, record, data)
-            conversation = read_conversation(record, data, shape, extras)
-            shapes[:] = [shape]
-            reading.unused(unread(record, data, shape, extras))
-            asked = question(conversation, record, data, extras)
-            return Example(record.file, record.row, asked, conversation)
+def _reader(extras: Extras, settings: TaskSettings, reading: Reading) -> Reader:
+    """Checked examples of one file; content is a tuple of (role, text)."""
+    data = settings.data
+    shapes: list[Format] = []
 
-        return read
+    def read(record: Record) -> Example:
+        shape = shapes[0] if shapes else choose_format(settings.format, record, data)
+        conversation = read_conversation(record, data, shape, extras)
+        shapes[:] = [shape]
+        reading.unused(unread(record, data, shape, extras))
+        asked = question(conversation, record, data, extras)
+        return Example(record.file, record.row, asked, conversation)
+
+    return read

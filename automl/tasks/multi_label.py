@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +22,10 @@ from automl.tasks.label_sets import take_names
 from automl.tasks.labels import MOST_CLASSES, sort_labels, unseen
 from automl.tasks.metrics import mean
 from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
-from automl.tasks.read import SPLITS, Split, read_splits, source_name
-from automl.tasks.reading import Reading
+from automl.tasks.read import SPLITS, Split, source_name
+from automl.tasks.reading import Reader, Reading, read_examples
 from automl.tasks.split import Example, Examples, split_examples, split_notes
-from automl.tasks.texts import Texts, TextTokenizer, full_lengths, text_example, text_reader
+from automl.tasks.texts import Texts, TextTokenizer, check_pairs, full_lengths, text_example, text_reader
 from automl.tasks.virtual import class_logits
 
 VERSION = 1
@@ -102,14 +101,9 @@ class MultiLabel(Task):
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
-        reading = Reading(self.settings)
-        column = column_name(self.settings.data, "labels")
-        given = {}
-        for split, records in read_splits(self.settings.data, self.settings.rules).items():
-            names = take_names(column, str(self.settings.own.get("separator", "|")))
-            read = partial(_read, text_reader(self.settings, reading, "labels"), names)
-            given[split] = list(reading.examples(split, islice(records, rows), read))
-        return given, reading.notes
+        given, notes = read_examples(self.settings, _reader, rows)
+        check_pairs(given)
+        return given, notes
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -124,6 +118,11 @@ def _losses(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 def _places(marks: torch.Tensor) -> list[int]:
     found: list[int] = marks.nonzero().squeeze(1).tolist()
     return found
+
+
+def _reader(settings: TaskSettings, reading: Reading) -> Reader:
+    names = take_names(column_name(settings.data, "labels"), str(settings.own.get("separator", "|")))
+    return partial(_read, text_reader(settings, reading, "labels"), names)
 
 
 def _read(texts: Callable[[Record], Texts], names: Callable[[Record], list[str]], record: Record) -> Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +22,8 @@ from automl.tasks.conversation import Extras
 from automl.tasks.preference_data import kind_of, reader, recipe
 from automl.tasks.preference_losses import Said, pair_loss, single_loss
 from automl.tasks.prepare import lengths, load_rows, prepare
-from automl.tasks.read import Split, read_splits, source_name
-from automl.tasks.reading import Reading
+from automl.tasks.read import Split, source_name
+from automl.tasks.reading import read_examples
 from automl.tasks.reference import LOGPS, Numbers, ReferredRows, targets_of, token_logps
 from automl.tasks.split import Example, split_examples, split_notes
 from automl.tasks.templates import knows_tools
@@ -131,20 +131,15 @@ class Preference(Task):
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
         template = getattr(tokenizer, "chat_template", None)
         extras = Extras(turns=template is not None, tools=template is not None and knows_tools(template))
-        reading = Reading(self.settings)
-        given = {
-            split: list(reading.examples(split, islice(records, rows), reader(self.settings, reading, extras)))
-            for split, records in read_splits(self.settings.data, self.settings.rules).items()
-        }
-        return given, reading.notes
+        return read_examples(self.settings, partial(reader, extras), rows)
 
     def _check_kinds(self, given: dict[Split, list[Example]]) -> str:
         """The kind of all rows. Raises DataError if splits are of several kinds, or all labels of train are alike."""
         kind = kind_of(given["train"][0])
-        for rows in given.values():
-            if rows and kind_of(rows[0]) != kind:
-                message = f"holds {kind_of(rows[0])}, the training rows are {kind}; all have to be of one kind"
-                raise DataError(f"{rows[0].file}: {message}")
+        for example in (example for rows in given.values() for example in rows):
+            if kind_of(example) != kind:  # those of one file are alike
+                message = f"holds {kind_of(example)}, the training rows are {kind}; all have to be of one kind"
+                raise DataError(f"{example.file}: {message}")
         labels = {example.label for example in given["train"]}
         if labels <= {None} or len(labels) > 1:
             return kind

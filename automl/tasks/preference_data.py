@@ -28,7 +28,7 @@ from automl.tasks.conversation import (
 )
 from automl.tasks.fields import Record, column_name, fault, missing_column, shown, take, take_text
 from automl.tasks.prepare import Encode, Encoded, Recipe
-from automl.tasks.reading import Reading
+from automl.tasks.reading import Reader, Reading
 from automl.tasks.split import Example
 from automl.tasks.templates import text_maker
 
@@ -55,7 +55,7 @@ class _Kind(NamedTuple):
         return Format(self.columns, ("prompt",), lambda *_: ())
 
 
-def reader(settings: TaskSettings, reading: Reading, extras: Extras) -> Callable[[Record], Example]:
+def reader(extras: Extras, settings: TaskSettings, reading: Reading) -> Reader:
     """What makes checked examples of one file, all of the kind of its first one.
 
     An example's content is (prompt, chosen, rejected), or (prompt, completion) with a label; each is messages.

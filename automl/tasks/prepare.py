@@ -16,8 +16,10 @@ import os
 import shutil
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +29,13 @@ from automl import durable
 from automl.errors import DataError, ResourceError
 from automl.head import Scale, scale_from_json, scale_to_json
 from automl.space.spec import TaskSettings
-from automl.tasks.base import Prepared, Row
+from automl.tasks.base import Prepared, Row, Share
+from automl.tasks.mixture import MixedRows, mixture_notes
 from automl.tasks.quiet import quiet_datasets, single_threaded_tokenizers
-from automl.tasks.read import SPLITS, Split
+from automl.tasks.read import SPLITS, Split, source_name
 from automl.tasks.reading import BadRows
 from automl.tasks.rows import MappedRows
-from automl.tasks.split import Example, Examples, contents_hash
+from automl.tasks.split import Example, Examples, check_parts, contents_hash
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,8 @@ def prepare(
         target.parent.mkdir(parents=True, exist_ok=True)
         with durable.locked(target):
             found = load_prepared(target) or _build(examples, settings, recipe, target)
-            return replace(found, notes=(*notes, *found.notes))
+            mixed = mixture_notes(found.shares, map(source_name, settings.data.places)) if found.shares else []
+            return replace(found, notes=(*notes, *mixed, *found.notes))
     except OSError as error:
         raise ResourceError(f"data cache {target.parent} cannot be used: {error.strerror or error}") from error
 
@@ -125,6 +129,9 @@ def prepared_key(examples: Examples, settings: TaskSettings, recipe: Recipe, tok
         parts |= {"rules": settings.rules, "bad_rows": settings.bad_rows, "thinking": settings.thinking}
     if settings.long_texts:
         parts |= {"long_texts": settings.long_texts}
+    if settings.data.parts:
+        rows = Counter(example.part for example in examples["train"])
+        parts |= {"mixture": [[part.weight, rows[number]] for number, part in enumerate(settings.data.parts)]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -161,6 +168,7 @@ def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
         "baseline": dict(prepared.baseline),
         "notes": list(prepared.notes),
         **({} if prepared.scale is None else {"scale": scale_to_json(prepared.scale)}),
+        **({"shares": [list(share) for share in prepared.shares]} if prepared.shares else {}),
     }
 
 
@@ -175,11 +183,15 @@ def prepared_from_json(values: Mapping[str, Any], folder: Path) -> Prepared:
         baseline=dict(values["baseline"]),
         notes=tuple(values.get("notes", ())),
         scale=scale_from_json(values.get("scale")),
+        shares=tuple(Share(*share) for share in values.get("shares", ())),
     )
 
 
 def load_rows(prepared: Prepared, split: Split) -> Sequence[Row]:
-    """The rows of one split; raises DataError if they are withheld, missing, or not as many as were prepared."""
+    """The rows of one split, those of a mixture's training in the shares of its parts.
+
+    Raises DataError if they are withheld, missing, or not as many as were prepared.
+    """
     expected = prepared.rows.get(split)
     if expected is None:
         raise DataError(f"{prepared.path}: the {split} rows are kept from a search; only a verification reads them")
@@ -193,6 +205,8 @@ def load_rows(prepared: Prepared, split: Split) -> Sequence[Row]:
         raise DataError(f"{folder}: prepared rows cannot be read: {reason}; delete {prepared.path}") from error
     if len(rows) != expected:
         raise DataError(f"{folder}: {len(rows)} rows where {expected} were prepared; delete {prepared.path}")
+    if split == "train" and prepared.shares:
+        return MixedRows(rows, prepared.shares, prepared.fingerprint)
     return rows
 
 
@@ -218,16 +232,22 @@ def _build(examples: Examples, settings: TaskSettings, recipe: Recipe, target: P
 
 def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, folder: Path, key: str) -> Prepared:
     counts: dict[str, int] = {}
+    shares: tuple[Share, ...] = ()
     longest = 0
     told = _Told(settings)
     with quiet_datasets(), single_threaded_tokenizers():
         for split in SPLITS:
             columns = recipe.columns if split == "train" else {**recipe.columns, **dict.fromkeys(recipe.judging, True)}
             features = _features(columns, recipe.reals)
-            tables = list(_tables(examples[split], recipe.encode, features, told, settings))
+            parts = [
+                list(_tables(part, recipe.encode, features, told, settings)) for part in _by_part(examples[split])
+            ]
+            tables = list(chain.from_iterable(parts))
             counts[split] = sum(len(table) for table, _ in tables)
             longest = max(longest, *(length for _, length in tables)) if tables else longest
             told.end(split, examples[split], counts[split])
+            if split == "train":
+                shares = _shares(settings, [sum(len(table) for table, _ in part) for part in parts])
             if counts[split]:
                 whole = datasets.concatenate_datasets([table for table, _ in tables])
                 whole.save_to_disk(str(folder / split), num_shards=1)
@@ -240,7 +260,24 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
         baseline=recipe.baseline,
         notes=tuple(told.lines()),
         scale=recipe.scale,
+        shares=shares,
     )
+
+
+def _by_part(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    """The examples of each part of a mixture, in the order of the parts."""
+    found: dict[int, list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.part, []).append(example)
+    return [found[part] for part in sorted(found)]
+
+
+def _shares(settings: TaskSettings, rows: Sequence[int]) -> tuple[Share, ...]:
+    """Of the parts of a mixture, from their tokenised rows. Raises DataError if a part has none."""
+    if not settings.data.parts:
+        return ()
+    check_parts(settings, [part for part, count in enumerate(rows) if count])
+    return tuple(Share(part.weight, count) for part, count in zip(settings.data.parts, rows, strict=True))
 
 
 def _tables(

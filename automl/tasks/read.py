@@ -63,6 +63,8 @@ def read_splits(
 
 def source_name(data: DataSettings) -> str:
     """How messages about the data as a whole name it."""
+    if data.kind == "mixture":
+        return " + ".join(map(source_name, data.places))
     if data.kind == "files":
         return data.files.get("train", "data.files")
     if data.kind == "folder":

@@ -3,16 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeAlias
 
 from automl.errors import DataError
 from automl.space.spec import TaskSettings
 from automl.tasks.fields import Record, shown
-from automl.tasks.read import Split
+from automl.tasks.read import Split, read_splits
 from automl.tasks.split import Example
 
 _NAMED = 3
 _LISTED = 12
+
+Reader: TypeAlias = Callable[[Record], Example]
+"""Makes a checked example of a record; there is one for each file, which may remember what the first rows were."""
+
+
+def read_examples(
+    settings: TaskSettings,
+    reader: Callable[[TaskSettings, Reading], Reader],
+    rows: int | None = None,
+    *,
+    has_classes: bool = True,
+) -> tuple[dict[Split, list[Example]], list[str]]:
+    """Examples by split (of at most so many rows of each file), and what there is to say of the reading.
+
+    reader: gets the settings with one place as their data; of a mixture it is asked for each part. Raises DataError.
+    """
+
+    def examples(part: TaskSettings, reading: Reading, split: Split, records: Iterable[Record]) -> Iterator[Example]:
+        return reading.examples(split, records, reader(part, reading))
+
+    return read_parts(settings, examples, rows, has_classes=has_classes)
+
+
+def read_parts(
+    settings: TaskSettings,
+    examples: Callable[[TaskSettings, Reading, Split, Iterable[Record]], Iterable[Example]],
+    rows: int | None = None,
+    *,
+    has_classes: bool = True,
+) -> tuple[dict[Split, list[Example]], list[str]]:
+    """The same for tasks that look at all the examples of a file. All that a part of a mixture has is yet to be split:
+    of a hub data set its split train.
+    """
+    given: dict[Split, list[Example]] = {}
+    notes: list[str] = []
+    for number, data in enumerate(settings.data.places):
+        part = replace(settings, data=data)
+        reading = Reading(part)
+        for split, records in read_splits(data, settings.rules, has_classes=has_classes).items():
+            if split == "train" or not settings.data.parts:
+                found = examples(part, reading, split, islice(records, rows))
+                given.setdefault(split, []).extend(example._replace(part=number) for example in found)
+        notes += reading.notes
+    return given, notes
 
 
 class BadRows:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +25,10 @@ from automl.tasks.fields import Record, column_name, take_number
 from automl.tasks.metrics import mean
 from automl.tasks.numbers import as_grades
 from automl.tasks.prepare import Encoded, Recipe, load_rows, prepare
-from automl.tasks.read import Split, read_splits, source_name
-from automl.tasks.reading import Reading
+from automl.tasks.read import Split, source_name
+from automl.tasks.reading import Reader, Reading, read_examples
 from automl.tasks.split import Example, Examples, split_examples, split_notes
-from automl.tasks.texts import Texts, TextTokenizer, full_lengths, text_example, text_reader
+from automl.tasks.texts import Texts, TextTokenizer, check_pairs, full_lengths, text_example, text_reader
 from automl.tasks.virtual import class_logits
 
 VERSION = 1
@@ -140,14 +139,9 @@ class Regression(Task):
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
-        reading = Reading(self.settings)
-        column = column_name(self.settings.data, "label")
-        given = {}
-        for split, records in read_splits(self.settings.data, self.settings.rules).items():
-            texts = text_reader(self.settings, reading, "label")
-            read = partial(_read, texts, column)
-            given[split] = list(reading.examples(split, islice(records, rows), read))
-        return given, reading.notes
+        given, notes = read_examples(self.settings, _reader, rows)
+        check_pairs(given)
+        return given, notes
 
 
 _ERRORS: Mapping[str, Callable[..., torch.Tensor]] = {
@@ -156,6 +150,10 @@ _ERRORS: Mapping[str, Callable[..., torch.Tensor]] = {
     "huber": functional.huber_loss,
 }
 """Errors by row, of numbers in standard units. Sources: Huber 1964, "Robust estimation of a location parameter"."""
+
+
+def _reader(settings: TaskSettings, reading: Reading) -> Reader:
+    return partial(_read, text_reader(settings, reading, "label"), column_name(settings.data, "label"))
 
 
 def _read(texts: Callable[[Record], Texts], column: str, record: Record) -> Example:

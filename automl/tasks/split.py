@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from automl.errors import DataError
@@ -24,7 +24,8 @@ _NAMED = 5
 class Example(NamedTuple):
     """One checked example. text: the input side alone, which decides the split. content: JSON values to tokenise.
 
-    file, row: where it came from, row 0 = the whole file. label: the class name, None for other tasks.
+    file, row: where it came from, row 0 = the whole file. label: the class name, None for other tasks. part: of a
+    mixture, counted from 0.
     """
 
     file: str
@@ -32,6 +33,7 @@ class Example(NamedTuple):
     text: str
     content: tuple[Any, ...]
     label: str | None = None
+    part: int = 0
 
 
 Examples = dict[Split, list[Example]]
@@ -55,7 +57,17 @@ def split_examples(given: Mapping[Split, Sequence[Example]], settings: TaskSetti
             _spread_classes(cut, settings.seed, [split for split in ("validation", "test") if split in shares])
         result.update({split: cut[split] for split in ("train", *shares)})
     _check_sizes(source_name(settings.data), result, rows, shares)
+    check_parts(settings, [example.part for example in result["train"]])
     return result
+
+
+def check_parts(settings: TaskSettings, parts: Iterable[int]) -> None:
+    """Raise DataError if a part of a mixture is not among these, those of the rows that are left for training."""
+    seen = set(parts)
+    for number, data in enumerate(settings.data.places):
+        if number not in seen:
+            what = f"no row of part {number + 1} of the mixture is left for training"
+            raise DataError(f"{source_name(data)}: {what}; more rows, or data without this part, is needed")
 
 
 def _all_rows(given: Mapping[Split, Sequence[Example]], settings: TaskSettings) -> list[Example]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from automl.errors import DataError
 from automl.space.spec import TaskSettings
 from automl.tasks.fields import Record, column_name, take_text
+from automl.tasks.read import Split
 from automl.tasks.reading import Reading
 from automl.tasks.split import Example
 
@@ -40,6 +42,15 @@ def text_reader(settings: TaskSettings, reading: Reading, *answers: str) -> Call
         return content
 
     return read
+
+
+def check_pairs(given: Mapping[Split, Sequence[Example]]) -> None:
+    """Raise DataError if some training rows are pairs and others single texts, as parts of a mixture can be."""
+    first = given["train"][0] if given["train"] else None
+    for example in given["train"]:
+        if first is not None and len(example.content) != len(first.content):
+            what = "either all rows or none of a mixture have a text_pair"
+            raise DataError(f"{example.file}: its rows are not of as many texts as those of {first.file}; {what}")
 
 
 def text_example(record: Record, texts: Texts, answer: tuple[Any, ...] = (), label: str | None = None) -> Example:

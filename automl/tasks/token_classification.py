@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +21,8 @@ from automl.tasks.fields import Record, check_label, check_one_kind, check_text,
 from automl.tasks.labels import MOST_CLASSES, sort_labels, unseen
 from automl.tasks.metrics import mean
 from automl.tasks.prepare import Encoded, Recipe, lengths, load_rows, prepare
-from automl.tasks.read import SPLITS, Split, read_splits, source_name
-from automl.tasks.reading import Reading
+from automl.tasks.read import SPLITS, Split, source_name
+from automl.tasks.reading import Reader, Reading, read_examples
 from automl.tasks.split import Example, Examples, split_examples, split_notes
 from automl.tasks.texts import full_lengths
 from automl.tasks.virtual import call
@@ -106,13 +105,7 @@ class TokenClassification(Task):
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
-        reading = Reading(self.settings)
-        words, tags = (column_name(self.settings.data, name) for name in ("words", "tags"))
-        given = {}
-        for split, records in read_splits(self.settings.data, self.settings.rules).items():
-            read = partial(_read, reading, words, tags, {})
-            given[split] = list(reading.examples(split, islice(records, rows), read))
-        return given, reading.notes
+        return read_examples(self.settings, _reader, rows)
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -120,6 +113,11 @@ def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits: torch.Tensor = call(model, **inputs).logits
     return logits[:, -batch["input_ids"].shape[1] :]
+
+
+def _reader(settings: TaskSettings, reading: Reading) -> Reader:
+    words, tags = (column_name(settings.data, name) for name in ("words", "tags"))
+    return partial(_read, reading, words, tags, {})
 
 
 def _read(reading: Reading, words: str, tags: str, kinds: dict[str, int], record: Record) -> Example:

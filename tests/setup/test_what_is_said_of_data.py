@@ -12,6 +12,7 @@ import pytest
 
 from automl.setup.plan import make_plan
 from automl.setup.starter import starting_space
+from automl.space.derive import derived_text
 from automl.space.load import load_space, parse_space
 from automl.sweep.run import run_sweep
 from tests.architectures import save_tiny
@@ -115,3 +116,21 @@ def test_init_reads_prompts_and_completions(world: Path) -> None:
     spec = parse_space(text, "space.yaml", Path.cwd())
     assert spec.task.type == "instruction"
     assert spec.task.max_length > 32
+
+
+def test_a_mixture_is_searched_and_its_shares_are_said(world: Path, shared_cache: Path) -> None:
+    lines = Path("data.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("few.jsonl").write_text("".join(lines[:60]), encoding="utf-8")
+    Path("many.jsonl").write_text("".join(lines[60:]), encoding="utf-8")
+    parts = "[{file: few.jsonl, weight: 3}, {file: many.jsonl, weight: 1}]"
+    world.write_text(world.read_text(encoding="utf-8").replace("./data.jsonl", parts), encoding="utf-8")
+    spec = load_space(world)
+    said = [line for line in make_plan(spec, shared_cache, probe=False).advice if "of what is trained on" in line]
+    assert [Path(line.partition(":")[0]).name for line in said] == ["few.jsonl", "many.jsonl"]
+    assert ["75.0%" in said[0], "25.0%" in said[1]] == [True, True]
+    summary = run_sweep(spec, shared_cache)
+    assert [trial.state for trial in summary.trials] == ["COMPLETE"]
+    assert all(line in summary.notes for line in said)
+    assert "0.75 " in (Path(summary.folder) / "report.html").read_text(encoding="utf-8")
+    again = derived_text(spec, study="again", heading="made", folder=Path.cwd())
+    assert parse_space(again, "again", Path("/elsewhere")).task.data == spec.task.data

@@ -546,6 +546,66 @@ HEADS = {
         with_line(4, "task: {type: classification, data: {file: a.csv, columns: {txt: body}}}"),
         "4:60: task.data.columns.txt: 'txt' is not known; known: text, text_pair",
     ),
+    "parts without weights": (
+        with_line(4, "task: {type: completion, data: [a.csv, {file: b.csv, weight: 1}]}"),
+        "4:33: task.data[0]: 'a.csv' has no weight; a part is written {file: a.csv, weight: 0.5}",
+    ),
+    "a part that says no weight": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv}, {file: b.csv, weight: 1}]}"),
+        "4:33: task.data[0].weight: is missing",
+    ),
+    "a weight of nothing": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 0}, {file: b.csv, weight: 1}]}"),
+        "4:55: task.data[0].weight: 0 is not above 0",
+    ),
+    "a negative weight": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: -0.5}, {file: b.csv, weight: 1}]}"),
+        "4:55: task.data[0].weight: -0.5 is not above 0",
+    ),
+    "a weight that is no number": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: .nan}, {file: b.csv, weight: 1}]}"),
+        "4:55: task.data[0].weight: .nan is not a finite number",
+    ),
+    "a weight without end": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: .inf}, {file: b.csv, weight: 1}]}"),
+        "4:55: task.data[0].weight: .inf is not a finite number",
+    ),
+    "a weight as a text": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 80%}, {file: b.csv, weight: 1}]}"),
+        "4:55: task.data[0].weight: '80%' is not a number",
+    ),
+    "a weight that is true": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: true}, {file: b.csv, weight: 1}]}"),
+        "4:55: task.data[0].weight: true is not a number",
+    ),
+    "a weight beyond measure": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 1e300}, {file: b.csv, weight: 1}]}"),
+        "4:55: task.data[0].weight: 1e+300 is above 1,000,000,000",
+    ),
+    "a weight without a list": (
+        with_line(4, "task: {type: completion, data: {file: a.csv, weight: 1}}"),
+        "4:32: task.data: weight belongs to the parts of a list: data: [{file: a.jsonl, weight: 0.8}, ...]",
+    ),
+    "the same part twice": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 1}, {file: ./x/../a.csv, weight: 2}]}"),
+        "4:32: task.data: parts 1 and 2 are both './x/../a.csv'; name it once, with the sum of the weights",
+    ),
+    "a part with splits": (
+        with_line(4, "task: {type: completion, data: [{files: {train: a.csv}, weight: 1}, {file: b, weight: 1}]}"),
+        "4:33: task.data[0]: files: belongs to data without a list; a part is one file, and the split is ours",
+    ),
+    "a mixture of one": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 1}]}"),
+        "4:32: task.data: a mixture has 2 to 100 parts, not 1; one alone needs no list",
+    ),
+    "a part of nothing": (
+        with_line(4, "task: {type: completion, data: [{weight: 1}, {file: b.csv, weight: 1}]}"),
+        "4:33: task.data[0]: needs exactly one of file, folder, hub; none is given",
+    ),
+    "what is kept as a mixture": (
+        with_line(4, "task: {type: completion, data: a.csv}\nkeep: {data: [{file: b.csv, weight: 1}]}"),
+        "5:14: keep.data: is one place, not a list of parts; weights are for what is trained on",
+    ),
     "a list": ("- a\n- b\n", "1:1: a list is not a mapping of sections"),
     "a text": ("hello", "1:1: 'hello' is not a mapping of sections"),
     "unquoted yes": ("yes", "1:1: unquoted yes is ambiguous"),
