@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from inspect import signature
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,25 @@ def check_positions(spec: SweepSpec, config: Mapping[str, Any], virtual_tokens: 
         both = f"{virtual_tokens} and {name} {length} are above the {limit.tokens} positions of the model"
         message = f"{both} ({config.get('model_type')}), the most that it can read; lower one of them"
         raise ConfigError([Problem(spec.source, 0, 0, "virtual_tokens", message)])
+
+
+def check_joins(spec: SweepSpec, model: nn.Module, virtual_tokens: int) -> None:
+    """Raise ConfigError if joined rows cannot be kept apart. virtual_tokens: most that a trial may have."""
+    if spec.task.short_texts and (reason := _joins_badly(spec, model, virtual_tokens)):
+        raise ConfigError([Problem(spec.source, 0, 0, "task.short_texts", f"{reason}; leave it out")])
+
+
+def _joins_badly(spec: SweepSpec, model: nn.Module, virtual_tokens: int) -> str:
+    """Why rows are not to be joined, as far as it is known without weights; empty if nothing is in the way."""
+    config: Any = model.config
+    if virtual_tokens:
+        return "virtual tokens belong before each row, and in a block they would stand before the first alone"
+    if not {"position_ids", "attention_mask"} <= signature(model.forward).parameters.keys():
+        return f"a model of type {config.model_type} cannot be told where a joined row begins"
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) and window < spec.task.max_length:
+        return f"the model attends to {window} tokens at once, fewer than max_length {spec.task.max_length}"
+    return ""
 
 
 def _virtual_tokens(spec: SweepSpec) -> int:

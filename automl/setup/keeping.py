@@ -12,6 +12,7 @@ from automl.head import WRITERS
 from automl.space.spec import SweepSpec
 from automl.tasks import make_task
 from automl.tasks.base import IGNORED, Prepared, Task
+from automl.tasks.joining import rows_of_block
 from automl.training.kept import Keep
 
 _COMPARED = 100_000
@@ -43,7 +44,8 @@ def prepare_keep(
         raise DataError(f"keep: {error}") from error
     special = set(tokenizer.all_special_ids)
     rows = [_learnt(row, special) for row in kept.rows(made, "validation")]
-    trained = {_learnt(row, special) for row in islice(task.rows(prepared, "train"), _COMPARED)}
+    blocks = islice(task.rows(prepared, "train"), _COMPARED)
+    trained = {_learnt(row, special) for block in blocks for row in rows_of_block(block)}
     notes = (*made.notes, *_shared(rows, trained))
     return Keep(task=spec.keep, prepared=made), tuple(f"keep: {note}" for note in notes)
 
@@ -55,5 +57,5 @@ def _shared(rows: Collection[tuple[int, ...]], trained: Collection[tuple[int, ..
 
 def _learnt(row: Mapping[str, Any], special: Collection[int]) -> tuple[int, ...]:
     """The tokens that are to be learnt, without those that templates add; none if the row is of another kind."""
-    labels = row.get("labels", ())
+    labels = row.get("labels", ())[1:]  # the first token is predicted from nothing
     return tuple(label for label in labels if label != IGNORED and label not in special)

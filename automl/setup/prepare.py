@@ -22,6 +22,7 @@ from automl.setup.fitness import (
     check_ends,
     check_extras,
     check_inputs,
+    check_joins,
     check_length,
     check_positions,
     check_start,
@@ -48,6 +49,7 @@ from automl.space.satisfiable import is_hopeless
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.tasks import make_task
 from automl.tasks.base import Head, Prepared, Task
+from automl.tasks.mixture import places_of
 from automl.training.kept import Keep
 
 
@@ -167,7 +169,8 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
 def _coverage(spec: SweepSpec, space: SearchSpace, prepared: Prepared, head: Head) -> list[str]:
     smallest = extremes(space, "batch_size")[0]
     classes = len(head.labels) if head.kind == "classification" else 0
-    return coverage_advice(prepared.rows["train"], classes, steps=spec.search.steps, batch_size=smallest)
+    rows = sum(places_of(prepared.shares)) if prepared.shares else prepared.rows["train"]
+    return coverage_advice(rows, classes, steps=spec.search.steps, batch_size=smallest)
 
 
 def _check_constraints(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:
@@ -178,9 +181,10 @@ def _check_constraints(spec: SweepSpec, space: SearchSpace, derive: Derivation) 
 
 
 def _check_positions(spec: SweepSpec, space: SearchSpace, model: Any, derive: Derivation) -> None:
-    """Raise ConfigError if virtual tokens and texts together may need more positions than the model has."""
+    """Raise ConfigError if virtual tokens leave a text too few positions, or do not go with joined rows."""
     most = max(derive.footprint(hyper).virtual_tokens for hyper in corners(space))
     check_positions(spec, model.config.to_dict(), most)
+    check_joins(spec, model, most)
 
 
 def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:

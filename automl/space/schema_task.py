@@ -470,6 +470,8 @@ class TextTask(TaskSection):
     """Regular expression that takes the answer out of both texts before they are compared: its group, or all of it."""
     json_schema: Annotated[dict[str, Any], AfterValidator(_schema)] | None = None
     """What the metric json_schema holds answers against."""
+    short_texts: Annotated[Literal["join", "none"], AfterValidator(_unless_off)] | None = None
+    """Rows to train on below max_length: join several into a block in which none sees another, or none."""
 
     @model_validator(mode="after")
     def _schema_is_used(self) -> TextTask:

@@ -199,6 +199,7 @@ class TaskSettings:
     json_schema: of the metric of that name.
     thinking (instruction tasks): what becomes of thoughts that the chat template removes.
     long_texts (completion): what becomes of plain texts above max_length; "" = chunk for .txt files, else cut.
+    short_texts (completion, instruction): what becomes of rows to train on that are below max_length.
     own: what the section of a task from another package holds beside all these.
     log (tables of curves): columns on a log scale, None = all; `data.columns` renames the arrays of the file.
     rules: a study keeps the `DATA_RULES` that it began with, so that its rows and scores do not change under it.
@@ -224,6 +225,7 @@ class TaskSettings:
     json_schema: Mapping[str, Any] = field(default_factory=dict)
     thinking: Literal["refuse", "keep", "template"] = "refuse"
     long_texts: Literal["", "cut", "chunk"] = ""
+    short_texts: Literal["", "join"] = ""
     log: tuple[str, ...] | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
     rules: int = DATA_RULES

@@ -26,6 +26,7 @@ from automl.tasks import metrics
 from automl.tasks.base import IGNORED, Batch, LossParts, Row
 from automl.tasks.batches import evaluation_rows
 from automl.tasks.generation import generate, generate_sorted, plain_text
+from automl.tasks.joining import attention_of
 from automl.tasks.prepare import Encode, Encoded, Recipe
 from automl.tasks.read import source_name
 from automl.tasks.split import Example
@@ -65,6 +66,7 @@ def make_recipe(
         columns={"input_ids": True, "labels": True},
         baseline={},
         judging=("reference",) if settings.rules > 1 else (),
+        joins=settings.short_texts == "join",
     )
 
 
@@ -284,18 +286,18 @@ def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    if _keeps_logits(model):
+    inner = _inner(model)
+    inputs = {"input_ids": batch["input_ids"], **attention_of(inner, batch), "use_cache": False}
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         logits: torch.Tensor = call(model, **inputs, logits_to_keep=columns).logits
         return logits
     return call(model, **inputs).logits[:, columns]  # type: ignore[no-any-return]  # models are untyped
 
 
-def _keeps_logits(model: torch.nn.Module) -> bool:
-    """Whether the language model, below a PEFT wrapper, can compute the logits of chosen positions alone."""
+def _inner(model: Any) -> Any:
+    """The language model below a PEFT wrapper. It may compute the logits of chosen positions alone."""
     get_base = getattr(model, "get_base_model", None)
-    inner = get_base() if get_base else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return get_base() if get_base else model
 
 
 def loss_parts(model: torch.nn.Module, batch: Batch) -> LossParts:

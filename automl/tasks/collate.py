@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from automl.tasks.base import IGNORED, Batch, Row
+from automl.tasks.joining import POSITIONS
 
 
 def pad_inputs(rows: Sequence[Row], pad_id: int) -> Batch:
@@ -25,12 +26,14 @@ def pad_inputs(rows: Sequence[Row], pad_id: int) -> Batch:
 def pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
     """Rows padded as by `pad_inputs`, and their labels; all tensors on the CPU.
 
-    reference, where a row has one, is (N, R) padded with IGNORED. labels are (N, T) padded with IGNORED if they are
-    lists, else (N,); int64, or float64 if they are real numbers.
+    reference, where a row has one, is (N, R) padded with IGNORED; position_ids of blocks are (N, T). labels are (N, T)
+    padded with IGNORED if they are lists, else (N,); int64, or float64 if they are real numbers.
     """
     batch = pad_inputs(rows, pad_id)
     if any(row.get("reference") for row in rows):
         batch["reference"] = _rectangle([row["reference"] for row in rows], IGNORED)
+    if POSITIONS in rows[0]:
+        batch[POSITIONS] = _rectangle([row[POSITIONS] for row in rows], 0)
     labels = [row["labels"] for row in rows]
     if isinstance(labels[0], list):
         batch["labels"] = _rectangle(labels, IGNORED)

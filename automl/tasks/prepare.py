@@ -30,6 +30,7 @@ from automl.errors import DataError, ResourceError
 from automl.head import Scale, scale_from_json, scale_to_json
 from automl.space.spec import TaskSettings
 from automl.tasks.base import Prepared, Row, Share
+from automl.tasks.joining import POSITIONS, join_rows
 from automl.tasks.mixture import MixedRows, mixture_notes
 from automl.tasks.quiet import quiet_datasets, single_threaded_tokenizers
 from automl.tasks.read import SPLITS, Split, source_name
@@ -71,7 +72,7 @@ class Recipe:
 
     version: that of the task's templates; part of the key. columns: names of a row's values -> whether each is a list.
     judging: columns of lists that only the rows of validation and test have. reals: columns of real numbers. scale: of
-    the numbers that are predicted.
+    the numbers that are predicted. joins: rows to train on are joined into blocks of up to `max_length` tokens.
     """
 
     encode: Encode
@@ -82,6 +83,13 @@ class Recipe:
     judging: tuple[str, ...] = ()
     reals: tuple[str, ...] = ()
     scale: Scale | None = None
+    joins: bool = False
+
+    def columns_of(self, split: Split) -> Mapping[str, bool]:
+        """Those of the rows of a split."""
+        if split != "train":
+            return {**self.columns, **dict.fromkeys(self.judging, True)}
+        return {**self.columns, POSITIONS: True} if self.joins else self.columns
 
 
 def prepare(
@@ -129,6 +137,8 @@ def prepared_key(examples: Examples, settings: TaskSettings, recipe: Recipe, tok
         parts |= {"rules": settings.rules, "bad_rows": settings.bad_rows, "thinking": settings.thinking}
     if settings.long_texts:
         parts |= {"long_texts": settings.long_texts}
+    if settings.short_texts:
+        parts |= {"short_texts": settings.short_texts}
     if settings.data.parts:
         rows = Counter(example.part for example in examples["train"])
         parts |= {"mixture": [[part.weight, rows[number]] for number, part in enumerate(settings.data.parts)]}
@@ -237,15 +247,14 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
     told = _Told(settings)
     with quiet_datasets(), single_threaded_tokenizers():
         for split in SPLITS:
-            columns = recipe.columns if split == "train" else {**recipe.columns, **dict.fromkeys(recipe.judging, True)}
-            features = _features(columns, recipe.reals)
+            features = _features(recipe.columns_of(split), recipe.reals)
             parts = [
                 list(_tables(part, recipe.encode, features, told, settings)) for part in _by_part(examples[split])
             ]
             tables = list(chain.from_iterable(parts))
             counts[split] = sum(len(table) for table, _ in tables)
             longest = max(longest, *(length for _, length in tables)) if tables else longest
-            told.end(split, examples[split], counts[split])
+            told.end(split, examples[split])
             if split == "train":
                 shares = _shares(settings, [sum(len(table) for table, _ in part) for part in parts])
             if counts[split]:
@@ -294,6 +303,10 @@ def _tables(
         kept = (each for each in encoded if each.row is not None)
         limits = settings.max_length, settings.max_target_length
         longest = max((max(min(each.tokens, limits[0]), min(each.target, limits[1])) for each in kept), default=0)
+        if POSITIONS in features:
+            rows = join_rows(rows, settings.max_length)
+            longest = max((len(row["input_ids"]) for row in rows), default=0)
+            told.add_blocks(rows)
         values = {name: [row[name] for row in rows] for name in features}
         yield datasets.Dataset.from_dict(values, features=features), longest
 
@@ -314,6 +327,8 @@ class _Told:
         self._tokens: array[int] = array("i")
         self._targets: array[int] = array("i")
         self._unfinished = 0
+        self._kept = 0
+        self._blocks: list[int] = []
         self._bad = self._fresh()
         self._lines: list[str] = []
 
@@ -329,9 +344,15 @@ class _Told:
                 self._tokens.append(each.tokens)
                 self._targets.append(each.target)
                 self._unfinished += each.is_unfinished
+                self._kept += each.row is not None
 
-    def end(self, split: Split, examples: Sequence[Example], kept: int) -> None:
+    def add_blocks(self, blocks: Sequence[Row]) -> None:
+        """Count the tokens of blocks of joined rows."""
+        self._blocks += [len(block["input_ids"]) for block in blocks]
+
+    def end(self, split: Split, examples: Sequence[Example]) -> None:
         """The split is over. Raises DataError if rows cannot be used and are refused, or if none is left."""
+        kept, self._kept = self._kept, 0
         good = len(examples) - self._bad.count
         if said := self._bad.close(good):
             self._lines.append(f"{split}: {said}")
@@ -345,6 +366,13 @@ class _Told:
         if kept < good:
             what = f"cuts off the whole response of {good - kept} of {good} {split} rows; they are left out"
             self._lines.append(f"max_length {limit} {what}")
+        if self._blocks:
+            full = sum(self._blocks) / (len(self._blocks) * limit)
+            what = (
+                f"{kept:,} rows are joined into {len(self._blocks):,} blocks of up to {limit} tokens, {full:.0%} full"
+            )
+            self._lines.append(f"{split}: {what}")
+            self._blocks = []
 
     def lines(self) -> list[str]:
         """All of it, the cut rows last."""

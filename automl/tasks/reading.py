@@ -57,7 +57,7 @@ def read_parts(
             if split == "train" or not settings.data.parts:
                 found = examples(part, reading, split, islice(records, rows))
                 given.setdefault(split, []).extend(example._replace(part=number) for example in found)
-        notes += reading.notes
+        notes += [note for note in reading.notes if note not in notes]
     return given, notes
 
 

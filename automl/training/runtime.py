@@ -28,6 +28,7 @@ from automl.tasks.base import Batch, Prepared, Row, Task, Untuned
 from automl.tasks.batches import evaluation_batches, evaluation_rows
 from automl.tasks.reference import untouched
 from automl.training.inputs import directions_of_inputs, file_name, kept_directions, rows_to_read
+from automl.training.joined import check_joined
 from automl.training.kept import Keep, KeptRows
 
 logger = logging.getLogger(__name__)
@@ -212,6 +213,8 @@ def load_runtime(
         validation_rows=_validation_rows(rows, settings) if is_judging and settings.judged_on == "test" else (),
         kept=_kept(settings.keep, settings, device) if settings.keep is not None else None,
     )
+    if model is None and settings.task.short_texts:
+        check_joined(frozen, runtime.train_rows, int(tokenizer.pad_token_id))
     if settings.input_rank and model is None:
         know_inputs(frozen, _input_directions(settings, runtime))
     return runtime
