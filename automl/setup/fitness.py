@@ -136,6 +136,13 @@ def check_positions(spec: SweepSpec, config: Mapping[str, Any], virtual_tokens: 
         raise ConfigError([Problem(spec.source, 0, 0, "virtual_tokens", message)])
 
 
+def check_harness_methods(spec: SweepSpec, virtual_tokens: int) -> None:
+    """Raise ConfigError if lm-eval is to judge models with virtual tokens, of which a trial may have so many."""
+    if virtual_tokens and any(own.lm_eval is not None for own in spec.task.own_metrics.values()):
+        message = "lm-eval reads answers by their places, which virtual tokens move; choose other methods or metrics"
+        raise ConfigError([Problem(spec.source, 0, 0, "task.metric", message)])
+
+
 def check_joins(spec: SweepSpec, model: nn.Module, virtual_tokens: int) -> None:
     """Raise ConfigError if joined rows cannot be kept apart. virtual_tokens: most that a trial may have."""
     if spec.task.short_texts and (reason := _joins_badly(spec, model, virtual_tokens)):

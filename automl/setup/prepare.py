@@ -21,6 +21,7 @@ from automl.setup.fitness import (
     check_architecture,
     check_ends,
     check_extras,
+    check_harness_methods,
     check_inputs,
     check_joins,
     check_length,
@@ -185,6 +186,7 @@ def _check_positions(spec: SweepSpec, space: SearchSpace, model: Any, derive: De
     most = max(derive.footprint(hyper).virtual_tokens for hyper in corners(space))
     check_positions(spec, model.config.to_dict(), most)
     check_joins(spec, model, most)
+    check_harness_methods(spec, most)
 
 
 def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:

@@ -272,6 +272,9 @@ def _check_metrics(task: TaskSection, problems: Problems) -> None:
 
 def _own_mistake(metric: OwnMetricSection, task: str) -> str:
     """What is wrong with a metric of the user's own in a task of this type, or ''."""
+    if metric.lm_eval is not None:
+        is_able = task in ("completion", "instruction")
+        return "" if is_able else f"lm-eval judges models of completion, instruction tasks, not of a {task} task"
     writers = ["completion", "instruction", "seq2seq"]
     able = writers if metric.command else ["classification", *writers]
     what = "a command" if metric.command else "a function"
@@ -281,7 +284,8 @@ def _own_mistake(metric: OwnMetricSection, task: str) -> str:
 def _metric_mistake(metric: str, task: str) -> str:
     """What is wrong with the name of a metric of a task of this type, or ''."""
     if is_own(metric):
-        return f"{metric!r} is how one of your own is called; write what it is: {{python: …}} or {{command: […]}}"
+        ways = "{python: …}, {command: […]} or {lm_eval: …}"
+        return f"{metric!r} is how one of your own is called; write what it is: {ways}"
     if metric in METRICS and fits(metric, task):
         missing = METRICS[metric].missing(lambda package: find_spec(package) is not None)
         return f"{metric!r} {missing}" if missing else ""

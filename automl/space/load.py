@@ -35,6 +35,7 @@ from automl.space.spec import (
     EVALUATE_EVERY,
     DataPart,
     DataSettings,
+    HarnessTask,
     ModelSettings,
     OwnMetric,
     Quantization,
@@ -265,6 +266,7 @@ def _own_metric(section: OwnMetricSection, folder: Path) -> OwnMetric:
         name=section.label,
         python=section.python or "",
         command=tuple(section.command or ()),
+        lm_eval=None if section.lm_eval is None else HarnessTask(**dict(section.lm_eval)),
         folder=str(folder),
         timeout=section.timeout,
     )

@@ -352,13 +352,30 @@ def _label(value: str) -> str:
     raise mistake("value", "is not a name of letters, digits, '_', '.' and '-', at most 40")
 
 
+class HarnessSection(Section):
+    """A task of lm-eval, and which of its metrics."""
+
+    task: Text
+    """Its name, or a YAML file with one, relative to this file."""
+    metric: Annotated[Text, Field(max_length=200)]
+    """One of the task's, such as acc; with a filter where there are several: 'exact_match,strict-match'."""
+    limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Documents that are looked at, the first ones; left out: all."""
+    shots: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Examples in each prompt; left out: what the task says."""
+    batch_size: Annotated[int, Field(ge=1, le=10_000, exclude=True)] = 8
+    """Texts in one forward pass."""
+
+
 class OwnMetricSection(Section):
-    """A metric of your own: exactly one of python and command."""
+    """A metric of your own: exactly one of python, command and lm_eval."""
 
     python: Annotated[Text, AfterValidator(_function)] | None = None
     """A function of (responses, predictions) in an installed package, or in a module beside this file."""
     command: Annotated[list[Text], Field(max_length=100), AfterValidator(_arguments)] | None = None
     """A program and its arguments: gets rows as JSON lines, answers a number. Runs in the folder of this file."""
+    lm_eval: HarnessSection | None = None
+    """A task of lm-eval (the extra lm-eval), which gets the model itself."""
     direction: Literal["minimize", "maximize"]
     """Which end is the better one."""
     name: Annotated[Text, AfterValidator(_label)] | None = None
@@ -368,9 +385,9 @@ class OwnMetricSection(Section):
 
     @model_validator(mode="after")
     def _one_of_two(self) -> OwnMetricSection:
-        _exactly_one(self, ("python", "command"))
-        if self.python is not None and "timeout" in self.model_fields_set:
-            raise mistake("section", "timeout belongs to command; a function cannot be stopped")
+        _exactly_one(self, ("python", "command", "lm_eval"))
+        if self.command is None and "timeout" in self.model_fields_set:
+            raise mistake("section", "timeout belongs to command; nothing else can be stopped")
         return self
 
     @property
@@ -381,9 +398,15 @@ class OwnMetricSection(Section):
     def _default_name(self) -> str:
         if self.python is not None:
             return self.python.rpartition(":")[2].rpartition(".")[2][:40]
+        if self.lm_eval is not None:
+            return _word(f"{Path(self.lm_eval.task).stem}-{self.lm_eval.metric}")
         command = self.command or []
         script = next((each for each in command[1:] if Path(each).suffix in (".py", ".sh")), command[0])
-        return re.sub(r"[^\w.-]", "-", Path(script).stem, flags=re.ASCII).lstrip("_.-")[:40] or "command"
+        return _word(Path(script).stem)
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII).lstrip("_.-")[:40] or "command"
 
 
 def metric_name(given: str | OwnMetricSection) -> str:
@@ -408,7 +431,9 @@ class _NamedOrOwn:
             return OwnMetricSection.model_validate({k: v for k, v in value.items() if v is not None}, strict=True)
         if isinstance(value, str):
             return value
-        raise mistake("section", f"{shown(value)} is not the name of a metric, nor a mapping with python or command")
+        raise mistake(
+            "section", f"{shown(value)} is not the name of a metric, nor a mapping with python, command or lm_eval"
+        )
 
 
 def _as_written(value: str | OwnMetricSection) -> object:

@@ -6,7 +6,7 @@ Built by `automl.space.load`; the pydantic classes of `automl.space.schema` neve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,8 +156,28 @@ class DataPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HarnessTask:
+    """A metric of a task of lm-eval.
+
+    task: its name, or a YAML file. metric: what the task calls it, with a filter after a comma where it has several.
+    limit: documents, None = all. shots: examples in the prompt, None = as the task says.
+    """
+
+    task: str
+    metric: str
+    limit: int | None = None
+    shots: int | None = None
+    batch_size: int = 8
+
+    @property
+    def run(self) -> HarnessTask:
+        """What one evaluation is, whatever is read off its results."""
+        return replace(self, metric="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnMetric:
-    """A metric of the user's: a function, or a program, of which exactly one is given.
+    """A metric of the user's: a function, a program, or a task of lm-eval, of which exactly one is given.
 
     name: under which its values are kept, `minimize:judge`. python: `package.module:function`. folder: where the space
     file lies, in which the program runs and modules are looked for that are not installed. timeout: seconds of a call.
@@ -166,6 +186,7 @@ class OwnMetric:
     name: str
     python: str = ""
     command: tuple[str, ...] = ()
+    lm_eval: HarnessTask | None = None
     folder: str = ""
     timeout: float = 60.0
 

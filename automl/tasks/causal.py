@@ -26,6 +26,7 @@ from automl.tasks import metrics
 from automl.tasks.base import IGNORED, Batch, LossParts, Row
 from automl.tasks.batches import evaluation_rows
 from automl.tasks.generation import generate, generate_sorted, plain_text
+from automl.tasks.harness import harness_scores
 from automl.tasks.joining import attention_of
 from automl.tasks.prepare import Encode, Encoded, Recipe
 from automl.tasks.read import source_name
@@ -360,6 +361,7 @@ def evaluate_text(
     if is_generating:
         sample = sample_prompts(prompts, settings.generate_rows)
         result |= _generation_scores(model, sample, tokenizer, settings, write=language.generate)
+    result |= harness_scores(_inner(model), tokenizer, settings)
     return result, _outcomes([len(by_row) * part / count for part in by_row], result, settings.metric)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of the user's own, by a function or by a program that the space file names (docs/adr/0037)."""
+"""Metrics of the user's own, by what the space file names (docs/adr/0037, 0042)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from automl.errors import ConfigError, MetricError, Problem
 from automl.metric import is_own
 from automl.space.spec import OwnMetric, TaskSettings
 from automl.tasks.command import judge
+from automl.tasks.harness import harness_mistake
 
 _TRIED = {"prompt": "2 + 2 =", "response": "4", "prediction": "4", "row": 0}
 """A row that a program is tried with before anything is trained."""
@@ -30,7 +31,7 @@ def own_scores(
     return {
         name: judge(own, rows) if own.command else python_score(own, references, predictions)
         for name, own in settings.own_metrics.items()
-        if name in settings.measured
+        if name in settings.measured and own.lm_eval is None
     }
 
 
@@ -61,8 +62,14 @@ def _mistakes(settings: TaskSettings) -> Iterator[str]:
                     f"{name!r} is a program or function of a space file, and none is taken out of a database; name"
                     " the space file instead of the study"
                 )
-        elif message := _command_mistake(own) if own.command else _python_mistake(own):
+        elif message := _mistake(own):
             yield message
+
+
+def _mistake(own: OwnMetric) -> str:
+    if own.lm_eval is not None:
+        return harness_mistake(own)
+    return _command_mistake(own) if own.command else _python_mistake(own)
 
 
 def _command_mistake(own: OwnMetric) -> str:

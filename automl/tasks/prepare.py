@@ -282,7 +282,7 @@ def _by_part(examples: Sequence[Example]) -> list[Sequence[Example]]:
 
 
 def _shares(settings: TaskSettings, rows: Sequence[int]) -> tuple[Share, ...]:
-    """Of the parts of a mixture, from their tokenised rows. Raises DataError if a part has none."""
+    """Shares of the parts of a mixture, from their tokenised rows. Raises DataError if a part has none."""
     if not settings.data.parts:
         return ()
     check_parts(settings, [part for part, count in enumerate(rows) if count])

@@ -45,8 +45,9 @@ def read_parts(
     *,
     has_classes: bool = True,
 ) -> tuple[dict[Split, list[Example]], list[str]]:
-    """The same for tasks that look at all the examples of a file. All that a part of a mixture has is yet to be split:
-    of a hub data set its split train.
+    """Examples as from `read_examples`, for tasks that look at all those of a file.
+
+    All that a part of a mixture has is yet to be split: of a hub data set its split train.
     """
     given: dict[Split, list[Example]] = {}
     notes: list[str] = []

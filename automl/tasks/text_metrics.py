@@ -54,7 +54,8 @@ def text_scores(
 
 def generating(settings: TaskSettings) -> list[str]:
     """Those of the metrics that are to be measured for which the model has to write."""
-    return [name for name in settings.measured if METRICS[name].generates or is_own(name)]
+    asked = {name for name, own in settings.own_metrics.items() if own.lm_eval is not None}  # lm-eval has them write
+    return [name for name in settings.measured if METRICS[name].generates or (is_own(name) and name not in asked)]
 
 
 def _answers(references: Sequence[str], predictions: Sequence[str], pattern: str) -> tuple[list[str], list[str]]:

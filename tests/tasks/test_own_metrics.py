@@ -10,7 +10,7 @@ import pytest
 
 from automl.errors import ConfigError, MetricError
 from automl.space.load import load_space, parse_space
-from automl.space.spec import DataSettings, OwnMetric, SweepSpec, TaskSettings
+from automl.space.spec import DataSettings, HarnessTask, OwnMetric, SweepSpec, TaskSettings
 from automl.space.submitted import validated
 from automl.tasks.classification import Classification
 from automl.tasks.own_metrics import check_own_metrics
@@ -59,6 +59,11 @@ def test_a_program_of_the_space_file() -> None:
         ("command: [python, -u, tools/judge.v2.py, --model, x]", "maximize:judge.v2"),
         ("command: [bash, -c, 'echo 1']", "maximize:bash"),
         ("command: [judge], name: helpfulness", "maximize:helpfulness"),
+        ("lm_eval: {task: arc_easy, metric: acc}", "maximize:arc_easy-acc"),
+        (
+            "lm_eval: {task: ./t/mine.yaml, metric: 'exact_match,strict-match'}",
+            "maximize:mine-exact_match-strict-match",
+        ),
     ],
 )
 def test_what_it_is_called(metric: str, name: str) -> None:
@@ -83,6 +88,28 @@ def test_nothing_is_taken_out_of_a_database() -> None:
     )
 
 
+HARNESS = "metric: {lm_eval: {task: t.yaml, metric: acc, limit: 20}, direction: maximize}"
+
+
+def test_a_task_of_lm_eval_writes_no_answers_of_ours() -> None:
+    task = read(HARNESS).task
+    assert task.own_metrics["maximize:t-acc"].lm_eval == HarnessTask(task="t.yaml", metric="acc", limit=20)
+    assert generating(task) == []
+    assert read(HARNESS).sha256 == read(HARNESS.replace("limit: 20", "limit: 20, batch_size: 2")).sha256
+    assert read(HARNESS).sha256 != read(HARNESS.replace("20", "30")).sha256
+    assert read(HARNESS, is_users=False).task.own_metrics == {}
+    with pytest.raises(ConfigError, match="lm-eval judges models of completion, instruction tasks, not of a class"):
+        parse_space(f"{HEAD}task: {{type: classification, data: r.csv, {HARNESS}}}\n", "s.yaml", Path("/n"))
+
+
+def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
+    with pytest.raises(ConfigError) as caught:
+        check_own_metrics(read(HARNESS).task, "s.yaml")
+    needed = "t.yaml: needs the package lm-eval; pip install 'automl-lora[lm-eval]'"
+    assert str(caught.value) == f"s.yaml: task.metric: {needed}"
+
+
 def test_a_submitted_file_runs_nothing() -> None:
     for metric in (JUDGE, "metrics: [{python: 'os:getcwd', direction: maximize}]"):
         with pytest.raises(ConfigError, match=r"task\.metric: a submitted sweep runs no program or function"):
@@ -92,9 +119,17 @@ def test_a_submitted_file_runs_nothing() -> None:
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        ("metric: {direction: maximize}", "task.metric: needs exactly one of python, command; none is given"),
+        ("metric: {direction: maximize}", "task.metric: needs exactly one of python, command, lm_eval; none is given"),
         ("metric: {python: 'a:b', command: [c], direction: maximize}", "python and command are given"),
         ("metric: {command: [judge]}", "task.metric.direction: "),
+        ("metric: {lm_eval: arc_easy, direction: maximize}", "task.metric.lm_eval: 'arc_easy' is not a mapping"),
+        ("metric: {lm_eval: {task: a}, direction: maximize}", "task.metric.lm_eval.metric: is missing"),
+        ("metric: {lm_eval: {metric: acc}, direction: maximize}", "task.metric.lm_eval.task: is missing"),
+        ("metric: {lm_eval: {task: a, metric: acc, limit: 0}, direction: maximize}", "task.metric.lm_eval.limit: "),
+        ("metric: {lm_eval: {task: a, metric: acc, limit: 0.5}, direction: maximize}", "0.5 is not a whole number"),
+        ("metric: {lm_eval: {task: a, metric: acc, tasks: [a]}, direction: maximize}", "lm_eval.tasks: unknown key"),
+        ("metric: {lm_eval: {task: '', metric: acc}, direction: maximize}", "task.metric.lm_eval.task: is empty"),
+        ("metric: {lm_eval: {task: a, metric: acc}, timeout: 2m, direction: maximize}", "timeout belongs to command"),
         ("metric: {command: [judge], direction: up}", "task.metric.direction: "),
         ("metric: {command: python judge.py, direction: maximize}", "task.metric.command: "),
         ("metric: {command: [], direction: maximize}", "task.metric.command: must be a list of a program"),
