@@ -10,7 +10,7 @@ from typing import Any
 from automl.errors import ConfigError, Problem
 from automl.library.parameters import Categorical, Float, Int, section
 from automl.space.load import parse_space
-from automl.space.schema_task import source_of_data
+from automl.space.schema_data import source_of_data
 from automl.space.spec import SweepSpec
 from automl.space.write import yaml_of
 

@@ -17,15 +17,13 @@ from automl.space.messages import Problems, shown
 from automl.space.options import TaskOptions
 from automl.space.read import Sections, read_sections
 from automl.space.schema import RunSection, SpaceFile
+from automl.space.schema_data import DataSection, PartSection, PlaceSection
 from automl.space.schema_search import SearchSection, parse_seconds
 from automl.space.schema_space import FixedSection
 from automl.space.schema_task import (
-    DataSection,
     KeepSection,
     ModelSection,
     OwnMetricSection,
-    PartSection,
-    PlaceSection,
     TableTask,
     TaskSection,
     metric_name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    StringConstraints,
-    TypeAdapter,
     ValidationInfo,
-    WrapValidator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -33,51 +28,8 @@ from automl.space.messages import shown
 from automl.space.named import SectionOf
 from automl.space.options import TaskOptions
 from automl.space.schema_base import Section, Seed, Text, mistake
+from automl.space.schema_data import Data, HubId, InnerPath, PackageName, TaskData, exactly_one, exists, folder_of
 from automl.space.schema_search import Seconds
-
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
-
-ColumnName = Literal[
-    "text",
-    "text_pair",
-    "label",
-    "labels",
-    "words",
-    "tags",
-    "prompt",
-    "response",
-    "source",
-    "target",
-    "chosen",
-    "rejected",
-    "instruction",
-    "input",
-    "output",
-    "messages",
-    "conversations",
-    "system",
-    "history",
-    "tools",
-]
-
-
-def _hub_id(value: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", value, re.ASCII) and ".." not in value:
-        return value
-    raise mistake("value", "is not a hub id such as 'org/name'; a folder is written as './name'")
-
-
-def _package(value: str) -> str:
-    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value, re.ASCII):
-        return value
-    raise mistake("value", "is not the import name of a package, such as 'my_models'")
-
-
-def _inside(value: str) -> str:
-    parts = re.split(r"[/\\]", value)
-    if value.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0]:
-        raise mistake("section", f"{shown(value)} must be a relative path inside the package, without '..'")
-    return value
 
 
 def _pattern(value: str) -> str:
@@ -92,18 +44,6 @@ def _schema(value: dict[str, Any]) -> dict[str, Any]:
     if message := schema_mistake(value):
         raise mistake("section", message)
     return value
-
-
-HubId = Annotated[Text, AfterValidator(_hub_id)]
-PackageName = Annotated[Text, AfterValidator(_package)]
-InnerPath = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_inside)]
-
-
-def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) != 1:
-        found = f"{' and '.join(given)} are given" if given else "none is given"
-        raise mistake("section", f"needs exactly one of {', '.join(names)}; {found}")
 
 
 def _unless_off(value: object) -> object:
@@ -133,7 +73,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
-        _exactly_one(self, ("hub", "folder", "gguf", "package"))
+        exactly_one(self, ("hub", "folder", "gguf", "package"))
         if self.path is not None and self.package is None:
             raise mistake("section", "path belongs to package; give the whole path as folder or gguf")
         if self.revision is not None and self.hub is None:
@@ -148,168 +88,12 @@ def _widen_model(value: object, info: ValidationInfo) -> object:
         return value
     if value.endswith(".gguf"):
         return {"gguf": value}
-    if value.startswith((".", "/", "~", "\\")) or _exists(value, _folder(info)):
+    if value.startswith((".", "/", "~", "\\")) or exists(value, folder_of(info)):
         return {"folder": value}
     return {"hub": value}
 
 
-def _exists(value: str, folder: Path) -> bool:
-    try:
-        return (folder / value).exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL, is no path
-        return False
-
-
-def _is_folder(value: str, folder: Path) -> bool:
-    try:
-        return (folder / Path(value).expanduser()).is_dir()
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: '~name' of a user there is not
-        return False
-
-
-def _folder(info: ValidationInfo) -> Path:
-    return Path(info.context["folder"]) if info.context else Path()
-
-
 Model = Annotated[ModelSection, BeforeValidator(_widen_model, json_schema_input_type=Text | ModelSection)]
-
-
-class FilesSection(Section):
-    """Data files by split: JSON, JSONL, CSV, TSV, Parquet, or plain text, relative to this file."""
-
-    train: Text
-    validation: Text | None = None
-    test: Text | None = None
-
-
-def _widen_files(value: object) -> object:
-    return {"train": value} if isinstance(value, str) else value
-
-
-class PlaceSection(Section):
-    """Where rows lie: what a place alone and a part of a mixture may both say."""
-
-    file: Text | None = None
-    """One data file, split into train, validation and test; inside the package if one is given."""
-    folder: Text | None = None
-    """Folder with one sub-folder of text files per label (completion: any text files); inside the package if given."""
-    package: PackageName | None = None
-    """Import name of an installed Python package that contains the data."""
-    hub: HubId | None = None
-    """Id of a data set on the Hugging Face hub."""
-    name: Text | None = None
-    """Configuration of the hub data set."""
-    columns: dict[ColumnName, Text] = Field(default_factory=dict)
-    """Our column name -> the name in the data."""
-    # Like bad_rows and thinking below, no part of what a study means: the rows' own fingerprint says what came of it.
-    ignore: Annotated[list[Text], Field(default_factory=list, max_length=100, exclude=True)]
-    """Columns that are left out on purpose, and of which nothing is said."""
-
-    def _check_place(self, *names: str) -> None:
-        """Raise if not exactly one place is given. names: of a place without a package."""
-        given = [name for name in ("files", *names) if getattr(self, name, None) is not None]
-        if self.package is None:
-            _exactly_one(self, names)
-        elif given not in (["file"], ["folder"]):
-            raise mistake("section", "package needs exactly one of folder, file beside it")
-        else:
-            _inside(self.file or self.folder or "")
-        if self.name is not None and self.hub is None:
-            raise mistake("section", "name belongs to hub; remove it")
-
-
-class DataSection(PlaceSection):
-    """Where the examples come from: exactly one of files, file, folder, hub, or package with folder or file."""
-
-    files: Annotated[FilesSection, BeforeValidator(_widen_files, json_schema_input_type=Text | FilesSection)] | None = (
-        None
-    )
-    """Data files by split; those not given are split off train."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSection:
-        self._check_place("files", "file", "folder", "hub")
-        return self
-
-
-class PartSection(PlaceSection):
-    """A part of a mixture: exactly one of file, folder, hub, or package with folder or file, and a weight."""
-
-    weight: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-    """How much of what is trained on comes from here, beside the weights of the others."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> PartSection:
-        self._check_place("file", "folder", "hub")
-        return self
-
-
-def _widen_data(value: object, info: ValidationInfo) -> object:
-    return source_of_data(value, _folder(info)) if isinstance(value, str) and value else value
-
-
-def _refuse_parts(value: object) -> object:
-    if isinstance(value, list):
-        raise mistake("section", "is one place, not a list of parts; weights are for what is trained on")
-    return value
-
-
-def source_of_data(text: str, folder: Path) -> dict[str, str]:
-    """What a text alone means as `data:`; relative paths begin in `folder`."""
-    if text.endswith(DATA_SUFFIXES):
-        return {"file": text}
-    if text.startswith((".", "/", "~", "\\")) or _exists(text, folder):
-        return {"folder": text} if _is_folder(text, folder) else {"file": text}
-    return {"hub": text}
-
-
-Data = Annotated[
-    DataSection, BeforeValidator(_refuse_parts), BeforeValidator(_widen_data, json_schema_input_type=Text | DataSection)
-]
-
-MOST_PARTS = 100
-
-
-def _part(value: object) -> object:
-    if isinstance(value, str):
-        raise mistake("section", f"{shown(value)} has no weight; a part is written {{file: {value}, weight: 0.5}}")
-    if isinstance(value, Mapping) and "files" in value:
-        raise mistake("section", "files: belongs to data without a list; a part is one file, and the split is ours")
-    return value
-
-
-_ONE: TypeAdapter[DataSection] = TypeAdapter(Data)
-_PARTS: TypeAdapter[list[PartSection]] = TypeAdapter(list[Annotated[PartSection, BeforeValidator(_part)]])
-
-
-def _one_or_parts(value: object, _: object, info: ValidationInfo) -> DataSection | list[PartSection]:
-    """Either is read alone, so that problems are those of what was meant."""
-    if not isinstance(value, list):
-        if isinstance(value, Mapping) and "weight" in value:
-            raise mistake("section", "weight belongs to the parts of a list: data: [{file: a.jsonl, weight: 0.8}, ...]")
-        return _ONE.validate_python(value, strict=True, context=info.context)
-    if not 2 <= len(value) <= MOST_PARTS:
-        raise mistake("section", f"a mixture has 2 to {MOST_PARTS} parts, not {len(value)}; one alone needs no list")
-    parts = _PARTS.validate_python(value, strict=True, context=info.context)
-    _check_distinct(parts, _folder(info))
-    return parts
-
-
-def _check_distinct(parts: list[PartSection], folder: Path) -> None:
-    first: dict[tuple[str, ...], int] = {}
-    for number, part in enumerate(parts, start=1):
-        path = part.file or part.folder or ""
-        where = path if part.package else os.path.normpath(folder.absolute() / path) if path else ""
-        place = (part.package or "", part.hub or "", part.name or "", where)
-        if first.setdefault(place, number) != number:
-            what = f"parts {first[place]} and {number} are both {shown(part.hub or path)}"
-            raise mistake("section", f"{what}; name it once, with the sum of the weights")
-
-
-TaskData = Annotated[
-    DataSection | list[PartSection],
-    WrapValidator(_one_or_parts, json_schema_input_type=Text | DataSection | list[PartSection]),
-]
 
 
 class SplitSection(Section):
@@ -385,7 +169,7 @@ class OwnMetricSection(Section):
 
     @model_validator(mode="after")
     def _one_of_two(self) -> OwnMetricSection:
-        _exactly_one(self, ("python", "command", "lm_eval"))
+        exactly_one(self, ("python", "command", "lm_eval"))
         if self.command is None and "timeout" in self.model_fields_set:
             raise mistake("section", "timeout belongs to command; nothing else can be stopped")
         return self
@@ -495,8 +279,6 @@ class TextTask(TaskSection):
     """Regular expression that takes the answer out of both texts before they are compared: its group, or all of it."""
     json_schema: Annotated[dict[str, Any], AfterValidator(_schema)] | None = None
     """What the metric json_schema holds answers against."""
-    short_texts: Annotated[Literal["join", "none"], AfterValidator(_unless_off)] | None = None
-    """Rows to train on below max_length: join several into a block in which none sees another, or none."""
 
     @model_validator(mode="after")
     def _schema_is_used(self) -> TextTask:
@@ -510,12 +292,17 @@ class TextTask(TaskSection):
         return self
 
 
+ShortTexts = Annotated[Literal["join", "none"], AfterValidator(_unless_off)]
+
+
 class CompletionTask(TextTask):
     """Continue a text."""
 
     type: Literal["completion"]
     long_texts: Literal["cut", "chunk"] | None = None
     """Plain texts above max_length: cut off the rest, or make it further rows; left out: chunk for .txt, else cut."""
+    short_texts: ShortTexts | None = None
+    """Rows to train on below max_length: join several into a block in which none sees another, or none."""
 
     implementation: ClassVar[str] = "automl.tasks.completion:Completion"
 
@@ -526,6 +313,8 @@ class InstructionTask(TextTask):
     type: Literal["instruction"]
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_response"] = "auto"
     """Shape of a row; auto reads it off the columns."""
+    short_texts: ShortTexts | None = None
+    """Rows to train on below max_length: join several into a block in which none sees another, or none."""
     thinking: Annotated[Literal["refuse", "keep", "template"], Field(exclude=True)] = "refuse"
     """Thoughts (<think> ... </think>) that the chat template removes: refuse the data, keep them, or let it do so."""
 

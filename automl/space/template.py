@@ -16,7 +16,7 @@ from automl.space.defaults import TARGETS, default_searched, have_different_rate
 from automl.space.entries import PRUNERS, SAMPLERS, TASKS, fits, is_like
 from automl.space.limits import RATE, Names, own_rate
 from automl.space.priors import ALPHA_RATIO, RANK, Prior
-from automl.space.schema_task import DATA_SUFFIXES
+from automl.space.schema_data import DATA_SUFFIXES
 from automl.space.spec import CategoricalParameter, FloatParameter, Parameter
 from automl.space.write import scalar
 from automl.trial import Scalar

@@ -248,9 +248,7 @@ def _write_rows(examples: Examples, settings: TaskSettings, recipe: Recipe, *, f
     with quiet_datasets(), single_threaded_tokenizers():
         for split in SPLITS:
             features = _features(recipe.columns_of(split), recipe.reals)
-            parts = [
-                list(_tables(part, recipe.encode, features, told, settings)) for part in _by_part(examples[split])
-            ]
+            parts = [list(_tables(part, recipe.encode, features, told, settings)) for part in _by_part(examples[split])]
             tables = list(chain.from_iterable(parts))
             counts[split] = sum(len(table) for table, _ in tables)
             longest = max(longest, *(length for _, length in tables)) if tables else longest

@@ -48,6 +48,8 @@ def read_splits(
     be read, where the next ones can, holds its error. rules: see `TaskSettings`. has_classes: a
     folder has one of its own for every class; otherwise all texts in it are read.
     """
+    if data.kind == "mixture":
+        raise DataError(f"{source_name(data)}: this task reads one place, not a mixture; see `reading.read_examples`")
     if data.kind == "files":
         return _from_files(data, rules)
     if data.kind == "hub":

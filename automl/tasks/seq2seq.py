@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +18,8 @@ from automl.tasks.collate import pad_rows
 from automl.tasks.encoder_decoder import ENCODER_DECODER, target_losses
 from automl.tasks.fields import Record, column_name, place, shown, take_text
 from automl.tasks.prepare import Encoded, Recipe, lengths, load_rows, prepare
-from automl.tasks.read import Split, read_splits, source_name
-from automl.tasks.reading import Reading
+from automl.tasks.read import Split, source_name
+from automl.tasks.reading import Reader, Reading, read_examples
 from automl.tasks.split import Example, split_examples, split_notes
 from automl.tasks.texts import TextTokenizer, Tokens
 
@@ -75,27 +74,23 @@ class Seq2Seq(Task):
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
-        reading = Reading(self.settings)
-        given = {
-            split: list(reading.examples(split, islice(records, rows), self._reader(reading)))
-            for split, records in read_splits(self.settings.data, self.settings.rules).items()
-        }
-        return given, reading.notes
+        return read_examples(self.settings, _reader, rows)
 
-    def _reader(self, reading: Reading) -> Callable[[Record], Example]:
-        """Checked examples: content is (source, target)."""
-        columns = [column_name(self.settings.data, name) for name in ("source", "target")]
-        if columns[0] == columns[1]:
-            what = f"source and target are both column {columns[0]!r}; nothing but copying could be learnt"
-            raise DataError(f"{source_name(self.settings.data)}: {what}")
 
-        def read(record: Record) -> Example:
-            source, target = (take_text(record, column) for column in columns)
-            if record.row:  # otherwise the file is one example, and its columns are ours
-                reading.unused((name, value) for name, value in record.values.items() if name not in columns)
-            return Example(record.file, record.row, source, (source, target))
+def _reader(settings: TaskSettings, reading: Reading) -> Reader:
+    """Checked examples: content is (source, target)."""
+    columns = [column_name(settings.data, name) for name in ("source", "target")]
+    if columns[0] == columns[1]:
+        what = f"source and target are both column {columns[0]!r}; nothing but copying could be learnt"
+        raise DataError(f"{source_name(settings.data)}: {what}")
 
-        return read
+    def read(record: Record) -> Example:
+        source, target = (take_text(record, column) for column in columns)
+        if record.row:  # otherwise the file is one example, and its columns are ours
+            reading.unused((name, value) for name, value in record.values.items() if name not in columns)
+        return Example(record.file, record.row, source, (source, target))
+
+    return read
 
 
 def recipe(tokenizer: Any, settings: TaskSettings) -> Recipe:
