@@ -14,7 +14,6 @@ from automl.errors import ConfigError, MetricError, Problem
 from automl.metric import is_own
 from automl.space.spec import OwnMetric, TaskSettings
 from automl.tasks.command import judge
-from automl.tasks.harness import harness_mistake
 
 _TRIED = {"prompt": "2 + 2 =", "response": "4", "prediction": "4", "row": 0}
 """A row that a program is tried with before anything is trained."""
@@ -68,6 +67,8 @@ def _mistakes(settings: TaskSettings) -> Iterator[str]:
 
 def _mistake(own: OwnMetric) -> str:
     if own.lm_eval is not None:
+        from automl.tasks.harness import harness_mistake  # it needs torch, and entries of metrics are cheap to import
+
         return harness_mistake(own)
     return _command_mistake(own) if own.command else _python_mistake(own)
 
