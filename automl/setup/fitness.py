@@ -27,7 +27,7 @@ from automl.tasks.base import IGNORED, Row
 if TYPE_CHECKING:  # `automl validate` does without torch
     from torch import nn
 
-    from automl.tasks.base import Prepared, Task
+    from automl.tasks.base import Head, Prepared, Task
 
 _READ_AT_END = frozenset({"bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5"})
 """Architectures whose classifier takes a text's representation where its end token is."""
@@ -210,6 +210,13 @@ def check_ends(tokenizer: Any, model: nn.Module, task: Task, prepared: Prepared)
             )
 
 
+def check_stacks(spec: SweepSpec, space: SearchSpace, head: Head) -> None:
+    """Raise ConfigError if trials are to start from inputs of the layers of two stacks, which read different texts."""
+    if head.kind == "seq2seq-lm" and starts_from_inputs(space):
+        message = "eva finds directions in the inputs of one stack of layers; with an encoder and a decoder use another"
+        raise ConfigError([Problem(spec.source, 0, 0, "init", message)])
+
+
 def check_inputs(spec: SweepSpec, space: SearchSpace, layers: Iterable[LinearShape], rows: Iterable[Row]) -> None:
     """Raise ConfigError if trials are to start from more directions of layers' inputs than there are.
 
@@ -239,6 +246,8 @@ def _highest_id(task: Task, prepared: Prepared) -> int:
 
 
 def _texts(task: Task, prepared: Prepared) -> Iterator[Sequence[int]]:
-    """Token ids of every row."""
+    """Token ids of every row, and those of its target if that is apart."""
     splits: tuple[Any, ...] = ("train", "validation", "test")
-    return (row["input_ids"] for split in splits if prepared.rows.get(split) for row in task.rows(prepared, split))
+    names = ("input_ids", "labels") if task.settings.max_target_length else ("input_ids",)
+    rows = (row for split in splits if prepared.rows.get(split) for row in task.rows(prepared, split))
+    return (row[name] for row in rows for name in names)

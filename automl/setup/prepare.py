@@ -26,6 +26,7 @@ from automl.setup.fitness import (
     check_joins,
     check_length,
     check_positions,
+    check_stacks,
     check_start,
     check_vocabulary,
 )
@@ -127,6 +128,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     model = skeleton(backbone, head.kind, head.labels)
     if head.kind == "seq2seq-lm":
         check_start(model)
+        check_stacks(spec, spec.space, head)
     unknown = tuple(check_vocabulary(tokenizer, model, task, prepared))
     check_ends(tokenizer, model, task, prepared)
     target_sets = resolvable_sets(model)

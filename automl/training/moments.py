@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from automl.methods.base import LowRank
-from automl.tasks.base import Batch
+from automl.tasks.base import IGNORED, Batch
 
 
 @torch.no_grad()
@@ -28,11 +28,12 @@ def moments_of(
         torch.zeros(len(update.a), len(update.a), dtype=torch.float64, device=update.a.device) for update in updates
     ]
     counts = [0] * len(updates)
-    real = torch.empty(0)
+    real: dict[torch.Size, Tensor] = {}
 
     def watch(index: int) -> Any:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0][real] if inputs[0].shape[:-1] == real.shape else inputs[0].flatten(0, -2)
+            of_these = real.get(inputs[0].shape[:-1])
+            x = inputs[0].flatten(0, -2) if of_these is None else inputs[0][of_these]
             seen = (x.float() @ updates[index].a.float().mT).double()
             sums[index] += seen.mT @ seen
             counts[index] += len(seen)
@@ -43,6 +44,13 @@ def moments_of(
         for index, module in enumerate(modules):
             watching.callback(module.register_forward_pre_hook(watch(index)).remove)
         for batch in batches:
-            real = batch["attention_mask"].bool()
+            real = _real(batch)
             forward(batch)
     return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]  # an expert may see nothing
+
+
+def _real(batch: Batch) -> dict[torch.Size, Tensor]:
+    """Which tokens are no padding, by the shape of what is read: the text, and a target that a decoder reads apart."""
+    labels, mask = batch.get("labels"), batch["attention_mask"].bool()
+    targets = {} if labels is None or labels.dim() != 2 else {labels.shape: labels != IGNORED}
+    return {**targets, mask.shape: mask}

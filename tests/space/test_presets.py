@@ -33,6 +33,7 @@ def test_there_are_presets() -> None:
         "smollm2-dpo",
         "reviews-stars",
         "reviews-topics",
+        "prompt-tuning-t5",
         "three-customers",
         "gpu-7b-instruct",
         "nightly",
