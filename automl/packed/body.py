@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from automl.errors import ModelError
@@ -41,11 +43,23 @@ def find_body(model: nn.Module) -> nn.Module | None:
     """The part of the model below pooling and heads; None if it does not say which that is."""
     prefix = getattr(model, "base_model_prefix", "")
     body = getattr(model, prefix, None) if prefix else None
-    return body if isinstance(body, nn.Module) else None
+    if isinstance(body, nn.Module):
+        return body
+    return model if has_bare_stacks(model) else None
+
+
+def has_bare_stacks(model: Any) -> bool:
+    """Whether the model itself calls its encoder, and then its decoder, as a T5 that writes does."""
+    is_both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    stacks = (getattr(model, name, None) for name in ("encoder", "decoder"))
+    has_body = hasattr(model, getattr(model, "base_model_prefix", ""))
+    return is_both and not has_body and all(isinstance(stack, nn.Module) for stack in stacks)
 
 
 def _entries(body: nn.Module) -> list[nn.Module]:
     """Where a model may enter its body: OPT's language model calls the decoder inside, past the body's own forward."""
+    if has_bare_stacks(body):
+        return [body.encoder, body.decoder]  # type: ignore[list-item]  # a T5's: modules both
     decoder = None if getattr(body.config, "is_encoder_decoder", False) else getattr(body, "decoder", None)
     return [body, decoder] if isinstance(decoder, nn.Module) else [body]
 
@@ -65,6 +79,7 @@ class Body:
         self.module = body
         self._handler: Callable[..., Any] | None = None
         self._entries = _entries(body)
+        self._reads: Callable[..., Any] | None = self._entries[0].forward if has_bare_stacks(body) else None
         self._cached: bool | None = getattr(body.config, "use_cache", None)
         if self._cached is not None:
             body.config.use_cache = False  # type: ignore[union-attr]
@@ -81,9 +96,12 @@ class Body:
     def record(self, work: Callable[[], Any], rows: int) -> Call:
         """The call of the body that `work` makes first; `work` is left there. Raises what `work` raises before."""
         calls: list[Call] = []
+        reading = _Reading()
 
-        def keep(run: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-            calls.append(Call(run, args, kwargs, rows))
+        def keep(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if run == self._reads:
+                return reading.begin(run, args, kwargs)
+            calls.append(reading.call(run, args, kwargs, rows))
             raise _Recorded
 
         with self._handled_by(keep):
@@ -120,6 +138,45 @@ class Body:
             yield
         finally:
             self._handler = before
+
+
+class _Reading:
+    """What an encoder is called with, until its decoder is: the two become one call, whose arguments have other names.
+
+    Without an encoder of its own a call stays what it is.
+    """
+
+    def __init__(self) -> None:
+        self._run: Callable[..., Any] | None = None
+        self._given: dict[str, Any] = {}
+        self._read = torch.empty(0)
+
+    def begin(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The encoder's call; what it returns stands for what it will read."""
+        if args:
+            raise ModelError("the encoder is called with arguments without names; it cannot be packed")
+        self._run, self._given = run, kwargs
+        return BaseModelOutput(last_hidden_state=self._read)
+
+    def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Call:
+        """The call of the decoder, or of a body that is one module."""
+        if self._run is None:
+            return Call(run, args, kwargs, rows)
+        (place,) = (name for name, value in kwargs.items() if value is self._read)
+        own = {name: value for name, value in kwargs.items() if name != place}
+        given = {_IN + name: value for name, value in self._given.items()}
+        return Call(partial(_both, self._run, run, place), args, given | own, rows)
+
+
+_IN = "encoder."
+"""What names of an encoder's arguments begin with in a call of both stacks."""
+
+
+def _both(read: Callable[..., Any], write: Callable[..., Any], place: str, *args: Any, **kwargs: Any) -> Any:
+    """Encoder, and then decoder, which takes what the first has read as its argument `place`."""
+    given = {name.removeprefix(_IN): value for name, value in kwargs.items() if name.startswith(_IN)}
+    own = {name: value for name, value in kwargs.items() if not name.startswith(_IN)}
+    return write(*args, **own, **{place: read(**given).last_hidden_state})
 
 
 class Outputs:

@@ -21,7 +21,7 @@ from automl.models.quantised import is_quantised, weight_norms
 from automl.packed.adapter import Adapter
 from automl.packed.bank import Bank, BankSize
 from automl.packed.bank_step import BankStep, row_losses
-from automl.packed.body import Body, View
+from automl.packed.body import Body, View, has_bare_stacks
 from automl.packed.first_token import narrow, narrow_module, narrowed_layers
 from automl.packed.heads import PackedHeads, can_batch
 from automl.packed.kernels import KERNELS, OUTPUT_KERNELS, Kernel, Rounded
@@ -189,14 +189,15 @@ def _pack_layers(
 ) -> list[PackedLinear]:
     """Take over every linear layer of the body, and the lm_head; heads that are trained stay as they are."""
     beyond = tuple(f"{name}." for name in heads)
-    inside = f"{model.base_model_prefix}."
+    inside = "" if has_bare_stacks(model) else f"{model.base_model_prefix}."
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     packed = []
     is_held = any(map(is_quantised, model.modules()))
     for layer in linear_layers(model):
         if f"{layer.path}.".startswith(beyond):
             continue
         module = model.get_submodule(layer.path)
-        is_inner = layer.path.startswith(inside)
+        is_inner = layer.path.startswith(inside) and module is not output
         packed.append(
             PackedLinear(
                 layer.path,

@@ -192,7 +192,7 @@ def _batches(runtime: Runtime, seed: int) -> tuple[object, object, int]:
     load = Workload(task=runtime.task, train_rows=[], evaluation_rows=[], tokenizer=runtime.tokenizer)
     numbers = [batch_rows(seed, step, _ROWS, len(runtime.train_rows)) for step in range(_STEPS)]
     micros = [load.micro_batch([runtime.train_rows[at] for at in batch], torch.device("cpu")) for batch in numbers]
-    classes = [(micro.shape_class, bank_class(micro, runtime.task.settings.max_length)) for micro in micros]
+    classes = [(micro.shape_class, bank_class(micro, runtime.task.settings.longest_row)) for micro in micros]
     return [sorted(batch) for batch in numbers], tuple(classes), max(micro.width for micro in micros)
 
 

@@ -20,7 +20,8 @@ class MicroBatch(NamedTuple):
 
     rows, width: the shape of its rectangle. longest: tokens of its longest row. tokens: without padding. is_full: no
     token is padding; models compute attention without a mask then, so full and other batches do not share a pass.
-    examples: rows of the data, of which each may be several texts.
+    examples: rows of the data, of which each may be several texts. apart: tokens of the longest source and of the
+    longest target, where a model reads them apart.
     """
 
     batch: Batch
@@ -30,11 +31,12 @@ class MicroBatch(NamedTuple):
     tokens: int
     is_full: bool
     examples: int
+    apart: tuple[int, int] | None = None
 
     @property
-    def shape_class(self) -> tuple[int, bool]:
+    def shape_class(self) -> tuple[object, ...]:
         """Batches of one class can share a forward pass without changing each other's results."""
-        return self.width, self.is_full
+        return self.width, self.is_full, self.apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ class Workload:
         """Rows padded to `padded_length` of the longest: a function of these rows alone, so no neighbour matters."""
         pad_id = self.tokenizer.pad_token_id
         batch = self.task.collate(rows, pad_id)
+        if self.task.settings.max_target_length:
+            return _apart({name: tensor.to(device) for name, tensor in batch.items()})
         mask = batch["attention_mask"]
         texts, longest = mask.shape
         width = padded_length(longest, self.longest_row)
@@ -81,6 +85,13 @@ class Workload:
         whose = task or self.task
         for batch in evaluation_batches(whose, rows, range(len(rows)), pad_id=pad_id, max_tokens=max_tokens):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _apart(batch: Batch) -> MicroBatch:
+    """Sources and targets, no wider than they are: a layer tells by the width whose tokens it sees."""
+    (rows, sources), targets = batch["attention_mask"].shape, batch["labels"].shape[1]
+    longest, tokens = max(sources, targets), int(batch["attention_mask"].sum())
+    return MicroBatch(batch, rows, longest, longest, tokens, tokens == rows * sources, rows, (sources, targets))
 
 
 def padded_length(longest: int, limit: int) -> int:

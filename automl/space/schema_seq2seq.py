@@ -19,4 +19,3 @@ class Seq2SeqTask(TextTask):
 
     implementation: ClassVar[str] = "automl.tasks.seq2seq:Seq2Seq"
     head: ClassVar[Kind | Literal[""]] = "seq2seq-lm"
-    packable: ClassVar[bool] = False

@@ -80,7 +80,9 @@ def greedy_config(ends: Sequence[int], pad: int, max_new_tokens: int, *, use_cac
 
 def end_tokens(model: torch.nn.Module, tokenizer: Any) -> list[int]:
     """Ids that end a response: the tokenizer's end-of-text and what the model names itself (end of turn)."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    get_base = getattr(model, "get_base_model", None)
+    inner = get_base() if get_base else model
+    own = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
     named = own if isinstance(own, list) else [own]
     ids = dict.fromkeys(itertools.chain([tokenizer.eos_token_id], named))
     return [token for token in ids if token is not None]

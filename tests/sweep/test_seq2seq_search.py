@@ -55,6 +55,7 @@ def test_it_is_searched_verified_and_reported(tmp_path: Path, shared_cache: Path
     assert checked.returncode == 0, checked.stderr
     plan = automl(tmp_path, "plan", space, cache=shared_cache)
     assert plan.returncode == 0, plan.stderr
+    assert "trials packed" in plan.stdout + plan.stderr
     outcome = answer(automl(tmp_path, "search", space, "--json", cache=shared_cache))
     measured = {name for (name,) in query(tmp_path, "SELECT DISTINCT metric FROM automl_metric_values")}
     assert measured == {"loss", "perplexity", "exact_match", "rouge_l", "bleu"}

@@ -14,6 +14,8 @@ from peft import AutoPeftModelForSeq2SeqLM
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.inventory import linear_layers, resolve_targets
+from automl.packed.proof import disproof
+from automl.packed.trainer import PackedTrainer
 from automl.tasks.base import IGNORED, Batch
 from automl.tasks.batches import batch_rows
 from automl.tasks.encoder_decoder import generate
@@ -25,6 +27,7 @@ from automl.training.runtime import HostSettings, Runtime, load_runtime
 from automl.training.schedule import lr_multiplier
 from automl.training.solo import SoloTrial
 from automl.trial import Measurement, TrialSpec
+from tests.training.judged_cases import workload_of
 from tests.training.seq2seq_cases import CONFIGS, lively, seq2seq_settings
 from tests.training.training_cases import trial_spec
 
@@ -106,6 +109,43 @@ def padded(rows: Any) -> Batch:
     mask = [[int(place < len(row["input_ids"])) for place in range(longest["input_ids"])] for row in rows]
     labels = [row["labels"] + [IGNORED] * (longest["labels"] - len(row["labels"])) for row in rows]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
+
+
+@pytest.mark.parametrize("name", ["t5", pytest.param("mt5", marks=pytest.mark.full), "bart"])
+def test_a_pack_of_it_follows_peft(tmp_path: Path, name: str) -> None:
+    runtime = load_runtime(seq2seq_settings(tmp_path, name, metric="exact_match", max_new_tokens=6))
+    assert disproof(runtime, ["all-linear"], bank=False, recompute=False) == ""
+    load, count = workload_of(runtime), 6
+    trials = [
+        spec_of("lora", steps=count),
+        trial_spec(1, steps=count, rank=2, batch_size=4, dropout=0.0, neftune_alpha=5.0),
+        trial_spec(2, steps=count, rank=8, dropout=0.2, target="attention", learning_rate=5e-3),
+    ]
+    trainer = PackedTrainer(runtime.model, load)
+    for trial in trials:
+        trainer.admit(trial)
+    members = list(trainer.members.values())
+    losses = []
+    for _ in range(count):
+        assert trainer.round(members) == []
+        losses.append([member.loss for member in members])
+    found = [trainer.evaluate(member, 2048) for member in members]
+    assert trainer.parted == ""  # nobody had to go alone
+    trainer.close()
+    for place, trial in enumerate(trials):
+        expected, metrics = alone(runtime, trial)
+        assert [step[place] for step in losses] == pytest.approx(expected, rel=1e-6)
+        assert found[place] == pytest.approx(metrics, rel=1e-6, abs=1e-6)
+
+
+def alone(runtime: Runtime, spec: TrialSpec) -> tuple[list[float], dict[str, float]]:
+    """Losses and last metrics of a trial by the plain loop, which the test above holds against PEFT's."""
+    trial = SoloTrial(spec, runtime)
+    trial.attach()
+    losses = steps(trial, spec.steps)
+    metrics = dict(trial.measure().metrics)
+    trial.detach()
+    return losses, metrics
 
 
 def test_both_stacks_are_adapted() -> None:
