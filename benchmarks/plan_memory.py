@@ -72,7 +72,7 @@ CASES: tuple[Case, ...] = (
     *(Case("llama", method) for method in ("adalora", "ia3", "prompt", "prefix", "adapter")),
     *(Case("bert", method) for method in ("ia3", "bitfit", "adapter")),
 )
-QUICK: tuple[Case, ...] = (Case("qwen3", "lora"), Case("bert", "full"))
+QUICK: tuple[Case, ...] = (Case("qwen3", "lora", length=64), Case("bert", "full", length=64))
 
 
 class Measured(NamedTuple):

@@ -129,9 +129,11 @@ def _fits(found: Way, best: Cell, sizer: Sizer, devices: Devices) -> str:
     where = "one device is enough" if best.strategy == "one-device" else f"{best.strategy}: {MEANINGS[best.strategy]}"
     again = ", with gradient checkpointing" if best.recompute else ""
     fewer = f": accumulate gradients for batches of {sizer.load.rows}" if best.rows < sizer.load.rows else ""
+    host = f"; the host holds {gigabytes(best.host)} for each device" if best.host else ""
     return (
         f"{found.variant}: {where}; {gigabytes(best.total)} of the {gigabytes(devices.room)} planned with are taken by"
         f" a micro-batch of {best.rows} x {sizer.load.length} tokens{again}; up to {best.most_rows:,} rows fit{fewer}"
+        f"{host}"
     )
 
 
@@ -143,12 +145,15 @@ def _how(found: Way, best: Cell, devices: Devices) -> Iterator[str]:
         if devices.count > 1:
             yield f"{devices.count} devices train {devices.count} trials (or packs of trials) at a time, one on each"
         return
+    if found.variant.hyper.method == "full":
+        yield "automl trains full on one device in fp32"
+        return
     if best.strategy == "zero-3" and METHODS[variant.hyper.method].shardable and variant.precision == "fp32":
         yield f"in a space file: run: {{shards: {devices.count}}}"
         return
     yield (
-        f"automl shares a trial of lora out as zero-3 in fp32 alone; {best.strategy} in {variant.precision} is for a"
-        " program of yours"
+        f"automl shares a trial of lora out as zero-3 in fp32 alone (run: {{shards: N}}); {best.strategy} in"
+        f" {variant.precision} is for a program of yours"
     )
 
 

@@ -194,7 +194,7 @@ def _cell(sizer: Sizer, strategy: Strategy, devices: Devices) -> Cell:
     if wanted is not None or plain.most_rows >= enough:
         return plain
     again = _sized(sizer, strategy, devices, recompute=True)
-    return again if again.most_rows > plain.most_rows else plain
+    return again if again.most_rows > plain.most_rows or not plain.most_rows else plain
 
 
 def _sized(sizer: Sizer, strategy: Strategy, devices: Devices, *, recompute: bool) -> Cell:
