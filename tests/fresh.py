@@ -49,7 +49,8 @@ class _Server:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        at_end.enter_context(self._process)  # closes its standard input, which ends it
+        at_end.enter_context(self._process)
+        at_end.callback(self._process.kill)  # first: a fork may hold its standard input open
 
     def __call__(self, program: str) -> int:
         assert self._process.stdin is not None
