@@ -21,7 +21,7 @@ _MOST_EPOCHS = 20
 _FEWEST_STEPS = 100
 _MOST_STEPS = 1000
 _TOKENS = 16_384
-"""Of a step at most: longer rows come in smaller batches."""
+"""Most tokens of a step: longer rows come in smaller batches."""
 _BATCHES = ((1_000, 8), (3_000, 16))
 """Rows below which a batch has so many; 32 from there."""
 _LARGEST_BATCH = 32
