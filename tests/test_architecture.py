@@ -332,6 +332,8 @@ OVERRIDDEN = {
     "Observer.tick": "a watcher overrides what it wants to hear of",
     "ParkingPruner.hopeless": "a policy may leave open which trials are beyond hope",
     "Task.lengths": "a task may leave open how long its rows are",
+    "Task.target_lengths": "most tasks have no targets apart from their texts",
+    "Task.row_tokens": "of most tasks a row is its tokens",
     "Task.evaluate_by_row": "a task may leave open what becomes of each row",
     "Task.for_trial": "the loss of most tasks has no hyperparameters",
     "Task.on": "the loss of most tasks needs to know nothing of all training rows",
