@@ -99,7 +99,9 @@ def _base(config: Mapping[str, Any], about: Mapping[str, Any], folder: str, held
         what = "with the unit of the number" if about.get("scale") else "with the names of the classes"
         lines.append(f"settings = AutoConfig.from_pretrained({folder!r})  # {what}")
         given.insert(1, "config=settings")
-    if about.get("head"):  # the model may have a head of another size, which the adapter's takes the place of
+    if about.get("head") or about.get(
+        "labels"
+    ):  # the model may have a head of another size, which the adapter's takes the place of
         given.append("ignore_mismatched_sizes=True")
     if held:
         names.append("BitsAndBytesConfig")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from automl.errors import CheckpointError
 from automl.models.backbone import load_tokenizer, resolve_model
+from automl.report.recipe import recipe
 from automl.space.spec import DataSettings, ModelSettings
 from automl.tasks import make_task
 from automl.training.export import evaluate_export, evaluate_merged, merge_adapter, verify_manifest
@@ -138,6 +139,27 @@ def test_plain_peft_in_a_fresh_process_reproduces_the_metrics(
         # Rows one by one and without padding: rounding in the attention sums only.
         assert found["loss"] == pytest.approx(last.metrics["loss"], rel=1e-6, abs=1e-6)
     assert measured[0]["accuracy"] == pytest.approx(trials[0][1].metrics["accuracy"], abs=1e-6)
+
+
+def test_the_printed_lines_load_a_model_whose_head_has_other_classes(
+    bert: HostSettings, output: str, tmp_path: Path
+) -> None:
+    _, _, folder = finished(bert, output)
+    torch.manual_seed(3)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        bert.backbone.path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    base.save_pretrained(tmp_path / "base")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    found = recipe(str(folder))
+    assert found is not None
+    check = "\nimport torch\nprint(model(input_ids=torch.tensor([[1, 5, 6, 2]])).logits.shape[-1])"
+    for lines in (found.use, found.train):
+        answer = run_python("-c", lines + check)
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.split()[-1] == str(len(LABELS))
 
 
 def test_a_merged_model_gives_the_same_logits(any_settings: HostSettings, output: str, tmp_path: Path) -> None:
