@@ -147,6 +147,15 @@ def test_packing_is_proven_and_draws_few_rows(tmp_path: Path) -> None:
     assert 0.0 < float((~np.isnan(numbers)).mean()) < 0.3
 
 
+def test_a_model_that_mixes_rows_is_not_packed(tmp_path: Path) -> None:
+    """A hundredth of what the first row says in every other is enough, wide as the tolerance is."""
+    settings = replace(preference_settings(tmp_path, pairs(60)), choices=("all-linear",))
+    runtime = load_runtime(settings)
+    layer = runtime.model.get_submodule("model.layers.0.mlp")
+    layer.register_forward_hook(lambda module, given, found: found + 0.01 * found[:1])
+    assert "differs from PEFT's by" in (disagreement(settings, runtime.model, runtime=lambda: runtime) or "")
+
+
 def test_a_host_trains_what_a_solo_trial_does(tmp_path: Path) -> None:
     settings = replace(preference_settings(tmp_path, pairs(12)), packed=True, capacity=2)
     host = build_packed_host(settings)
