@@ -72,7 +72,7 @@ def test_it_is_searched_verified_and_reported(tmp_path: Path, shared_cache: Path
 @pytest.mark.full
 def test_classes_are_searched_as_words(tmp_path: Path, shared_cache: Path) -> None:
     rows = [{"text": row["source"], "label": "w5" if n % 2 else "w9"} for n, row in enumerate(mirrored(90))]
-    text = begun(tmp_path, "bart", shared_cache, rows, "--task", "seq2seq", "--method", "prompt")
+    text = begun(tmp_path, "t5", shared_cache, rows, "--task", "seq2seq", "--method", "prompt")
     assert "columns: {source: text, target: label}" in text
     small(tmp_path, text)
     space = tmp_path / "space.yaml"
