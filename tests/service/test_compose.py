@@ -196,7 +196,7 @@ def test_the_schedule_of_the_guide_starts_where_its_services_can_write(tmp_path:
 def test_the_image_has_every_extra_that_a_search_may_need() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     (installed,) = re.findall(r'pip install --no-compile "\.\[([\w,-]+)\]"', _dockerfile())
-    assert set(installed.split(",")) == declared.keys() - {"demo", "dev", "notebooks", "dashboards", "s3"}
+    assert set(installed.split(",")) == declared.keys() - {"demo", "dev", "notebooks", "dashboards", "s3", "lm-eval"}
 
 
 def test_the_image_holds_no_bytecode() -> None:
