@@ -39,3 +39,5 @@ def _missing(spec: SweepSpec) -> Iterator[str]:
         yield from (f"{key}: {path}" for path in named.values() if not Path(path).exists())
     if model.kind in ("folder", "gguf") and not Path(model.location).exists():
         yield f"model: {model.location}"
+    if model.adapter and not Path(model.adapter).exists():
+        yield f"model.adapter: {model.adapter}"

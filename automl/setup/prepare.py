@@ -13,7 +13,7 @@ from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.base import Footprint
 from automl.methods.registry import METHODS
-from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
+from automl.models.backbone import BackboneRef, load_tokenizer, skeleton
 from automl.models.folder import read_config
 from automl.models.inventory import head_parameters, notes, resolvable_sets, resolve_targets
 from automl.packed.build import obstacle
@@ -52,6 +52,7 @@ from automl.space.spec import SearchSpace, SweepSpec
 from automl.tasks import make_task
 from automl.tasks.base import Head, Prepared, Task
 from automl.tasks.mixture import places_of
+from automl.training.beginning import resolve_start
 from automl.training.kept import Keep
 
 
@@ -118,7 +119,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     may be above the model's positions.
     """
     check_extras(spec)
-    backbone = resolve_model(spec.model, cache)
+    backbone = resolve_start(spec.model, cache)
     check_architecture(spec, read_config(Path(backbone.path)))
     too_long = () if has_trials else tuple(check_length(spec, Path(backbone.path)))
     task, tokenizer = make_task(spec.task), load_tokenizer(backbone)

@@ -32,6 +32,7 @@ from automl.tasks import make_task
 from automl.tasks.fields import Record
 from automl.tasks.prepare import SHARE, share_length
 from automl.tasks.read import read_splits
+from automl.training.beginning import resolve_start
 
 _LOOKED_AT = 200
 _COUNTED = 200_000
@@ -134,7 +135,7 @@ def _network(model: str, labels: int) -> tuple[nn.Module, Mapping[str, Sequence[
     """
     is_space = model.endswith((".yaml", ".yml"))
     spec = load_spaces(Path(model))[0] if is_space else _provisional(model, "data.jsonl")
-    backbone = resolve_model(spec.model, cache_folder())
+    backbone = resolve_start(spec.model, cache_folder())
     names = tuple(str(number) for number in range(labels))
     writes: Kind = "seq2seq-lm" if _is_encoder_decoder(Path(backbone.folder)) else "causal-lm"
     return skeleton(backbone, "classification" if labels else writes, names), spec.space.targets

@@ -32,7 +32,7 @@ def derived_text(
     """
     document: dict[str, Any] = dict(_written(spec))
     document["study"] = study
-    if (model := _model(spec.model)) is not None:
+    if (model := _model(document.get("model"), spec.model)) is not None:
         document["model"] = model
     if spec.task.type == "table":
         document["task"] = {**document["task"], "file": spec.task.data.files["table"]}
@@ -69,13 +69,14 @@ def _written(spec: SweepSpec) -> Mapping[str, Any]:
     return value
 
 
-def _model(model: ModelSettings) -> dict[str, Any] | None:
-    """None: as it was written, for there is no path in it."""
-    if model.kind in ("folder", "gguf"):
-        return {model.kind: model.location}
-    if model.kind == "hub":  # explicit, or a folder of that name beside the new file would be taken for it
-        return {"hub": model.location, **({"revision": model.revision} if model.revision else {})}
-    return None
+def _model(written: Any, model: ModelSettings) -> dict[str, Any] | None:
+    """What was written of the model, as it reads in any folder; None for a table, which has none."""
+    if model.kind == "none":
+        return None
+    said = written if isinstance(written, Mapping) else {}
+    # hub: explicit, or a folder of that name beside the new file would be taken for it
+    place = {} if model.kind == "package" else {model.kind: model.location}
+    return {**said, **place, **({"adapter": model.adapter} if model.adapter else {})}
 
 
 def _with_place(section: Mapping[str, Any], data: DataSettings) -> dict[str, Any]:

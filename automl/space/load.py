@@ -169,7 +169,8 @@ def _sweep_spec(sections: Sections, space: SearchSpace, *, text: str, source: st
 def _model(section: ModelSection | None, folder: Path) -> ModelSettings:
     if section is None:
         return ModelSettings(kind="none", location="")
-    return replace(_place(section, folder), quantization=_quantization(section))
+    adapter = "" if section.adapter is None else _resolved(section.adapter, folder)
+    return replace(_place(section, folder), quantization=_quantization(section), adapter=adapter)
 
 
 def _place(section: ModelSection, folder: Path) -> ModelSettings:

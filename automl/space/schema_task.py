@@ -70,6 +70,8 @@ class ModelSection(Section):
     """Hold the frozen linear layers in 8 or 4 bits (QLoRA); needs the extra quant."""
     double_quant: Annotated[bool, AfterValidator(_unless_off)] | None = None
     """Hold the scales of the 4-bit blocks in 8 bits themselves."""
+    adapter: Text | None = None
+    """Folder of a trained adapter, relative to this file, that is merged into the model before anything is trained."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:

@@ -103,7 +103,7 @@ class Quantization:
 class ModelSettings:
     """Where the backbone comes from: exactly one of hub id, folder, GGUF file, or (package, path inside it).
 
-    quantization: how it is held, None = as it is stored.
+    quantization: how it is held, None = as it is stored. adapter: folder of one that is merged into it, empty = none.
     """
 
     kind: Literal["hub", "folder", "gguf", "package", "none"]  # none: a table of curves has no model
@@ -111,6 +111,7 @@ class ModelSettings:
     path: str = ""  # inside the package: a folder, or a .gguf file
     revision: str | None = None
     quantization: Quantization | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,8 @@ def _forbidden(spec: SweepSpec) -> Iterator[tuple[str, str]]:
 def _paths(spec: SweepSpec) -> Iterator[tuple[str, str]]:
     if spec.model.kind in ("folder", "gguf"):
         yield "model", spec.model.location
+    if spec.model.adapter:
+        yield "model.adapter", spec.model.adapter
     named = {"task.data": spec.task.data} | ({"keep.data": spec.keep.data} if spec.keep is not None else {})
     for key, settings in named.items():
         for data in settings.places:

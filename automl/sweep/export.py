@@ -86,12 +86,12 @@ def load_trial(database: Database, spec: SweepSpec, trial: int | None) -> tuple[
 
     Raises SearchError if there is no such trial or its adapter is not to be found, CheckpointError if it is damaged.
     """
-    from automl.models.backbone import resolve_model
+    from automl.training.beginning import resolve_start
     from automl.training.export import load_adapter
 
     row = complete_trial(database, spec, trial)
     with adapter_of(database, spec, row) as adapter:
-        return load_adapter(adapter, resolve_model(spec.model, cache_folder()))
+        return load_adapter(adapter, resolve_start(spec.model, cache_folder()))
 
 
 def load_trials(database: Database, spec: SweepSpec, adapters: Iterable[int | str | Path]) -> tuple[Any, Any]:
@@ -100,7 +100,7 @@ def load_trials(database: Database, spec: SweepSpec, adapters: Iterable[int | st
     Raises ConfigError for names, ModelError if they do not go together, SearchError and CheckpointError as
     `load_trial` does.
     """
-    from automl.models.backbone import resolve_model
+    from automl.training.beginning import resolve_start
     from automl.training.export import load_adapters
 
     named = {}
@@ -113,7 +113,7 @@ def load_trials(database: Database, spec: SweepSpec, adapters: Iterable[int | st
         raise ConfigError([Problem("", 0, 0, "adapters", "none is given; numbers of trials, or folders")])
     with ExitStack() as stack:
         folders = {name: _folder_of(database, spec, each, stack) for name, each in named.items()}
-        return load_adapters(folders, resolve_model(spec.model, cache_folder()))
+        return load_adapters(folders, resolve_start(spec.model, cache_folder()))
 
 
 def _folder_of(database: Database, spec: SweepSpec, adapter: int | str | Path, stack: ExitStack) -> Path:

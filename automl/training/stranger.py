@@ -53,6 +53,11 @@ def base_of(folder: Path) -> str:
     return named
 
 
+def kind_of_stranger(folder: Path) -> Kind:
+    """The kind of model that the adapter is of. Raises ModelError if it is of a kind that cannot be loaded."""
+    return _KINDS[_checked(folder).get("task_type")]
+
+
 def load_stranger(folder: Path, backbone: BackboneRef) -> tuple[Any, Any]:
     """The frozen model with the adapter, in float32 on the CPU and in eval mode, and the tokenizer.
 
