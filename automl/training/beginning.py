@@ -56,7 +56,7 @@ def _merged(base: BackboneRef, adapter: Path, cache: Path) -> Path:
 
 
 def _digests(adapter: Path, cache: Path) -> dict[str, str]:
-    """Of all that the merged weights depend on. Raises ModelError if the folder holds no adapter."""
+    """Digests of all that the merged weights depend on. Raises ModelError if the folder holds no adapter."""
     names = (durable.MANIFEST, CONFIG, WEIGHTS, OWN_WEIGHTS)
     files = [adapter / name for name in names if (adapter / name).is_file()]
     if not any(file.name in (CONFIG, OWN_WEIGHTS) for file in files):
