@@ -166,7 +166,7 @@ def test_what_is_not_loaded_is_said_in_a_line(writer: Path, bert: Path) -> None:
     cases: list[tuple[Callable[[], object], str]] = [
         (
             lambda: changed(writer, task_type="QUESTION_ANS"),
-            r"task_type QUESTION_ANS is not loaded; known: SEQ_CLS, TOKEN_CLS, CAUSAL_LM$",
+            r"task_type QUESTION_ANS is not loaded; known: SEQ_CLS, TOKEN_CLS, CAUSAL_LM, SEQ_2_SEQ_LM$",
         ),
         (
             lambda: changed(writer, task_type="CAUSAL_LM", peft_type="XLORA"),
