@@ -75,10 +75,22 @@ def static_width(longest: int, limit: int) -> int:
     return max(longest, min(-(-longest // step) * step, limit))
 
 
-def bank_class(micro: MicroBatch, limit: int) -> tuple[int, int, bool]:
-    """Micro-batches of one class can share a micro-step of a bank: rows, tokens, and whether no token is padding."""
+class BankClass(NamedTuple):
+    """What micro-batches must have in common to share a micro-step of a bank.
+
+    is_full: no token is padding. fields: of a batch; a model reads joined rows and pairs of texts by some of their own.
+    """
+
+    rows: int
+    width: int
+    is_full: bool
+    fields: tuple[str, ...]
+
+
+def bank_class(micro: MicroBatch, limit: int) -> BankClass:
+    """The class of a micro-batch. limit: tokens of the longest row the task lets through."""
     width = static_width(micro.longest, limit)
-    return micro.rows, width, micro.tokens == micro.rows * width
+    return BankClass(micro.rows, width, micro.tokens == micro.rows * width, tuple(micro.batch))
 
 
 def row_losses(task: Task) -> RowLosses | None:
@@ -164,8 +176,8 @@ class BankStep:
     def _shape(self, shares: Sequence[Share]) -> tuple[Shape, list[int], Tensor | None]:
         """The shape, the number of loss terms of every share, and for token targets the columns that have any."""
         micros = [micro for _, micro, _ in shares]
-        rows, width, is_full = bank_class(micros[0], self._limit)
-        fields = tuple(name for name in micros[0].batch if not (is_full and name == "attention_mask"))
+        rows, width, is_full, given = bank_class(micros[0], self._limit)
+        fields = tuple(name for name in given if not (is_full and name == "attention_mask"))
         columns, counts = None, [micro.rows for micro in micros]
         if micros[0].batch["labels"].dim() > 1:
             columns = torch.unique(torch.cat([target_columns(micro.batch["labels"]) for micro in micros]))

@@ -36,7 +36,17 @@ class Call:
 
     def is_like(self, other: Call | None) -> bool:
         """Whether the body is called in the same way, so that both can be run as one."""
-        return other is not None and len(self.args) == len(other.args) and self.kwargs.keys() == other.kwargs.keys()
+        return other is not None and self._shapes == other._shapes
+
+    @property
+    def _shapes(self) -> tuple[list[int], dict[str, int]]:
+        """Numbers of dimensions of all arguments: a mask of joined rows has more than one of padding."""
+        return list(map(_dimensions, self.args)), {name: _dimensions(value) for name, value in self.kwargs.items()}
+
+
+def _dimensions(value: Any) -> int:
+    """Those of a tensor, -1 of anything else."""
+    return value.dim() if isinstance(value, Tensor) else -1
 
 
 def find_body(model: nn.Module) -> nn.Module | None:

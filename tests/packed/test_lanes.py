@@ -11,10 +11,12 @@ from torch import nn
 
 from automl.lanes import joined, lane_of, number_in, own_number, parted, trial_name
 from automl.models.inventory import head_modules
+from automl.packed.bank import BankSize
 from automl.packed.trainer import PackedTrainer
 from automl.packed.workload import Workload
 from automl.tasks.base import Row
 from automl.tasks.classification import Classification
+from automl.tasks.joining import join_rows
 from automl.trial import Measurement, TrialSpec
 from tests.architectures import tiny_model
 from tests.packed.packed_oracle import SETTINGS, spec, token_rows, workload
@@ -68,6 +70,40 @@ def test_tasks_share_a_micro_step() -> None:
     assert trainer.micro_step(list(trainer.members.values())) == []
     assert [member.step for member in trainer.members.values()] == [1, 1]
     assert trainer.parted == ""
+
+
+@pytest.mark.parametrize("bank", [None, BankSize(2, 8, ("qv",))], ids=["one by one", "bank"])
+@pytest.mark.parametrize("first", [0, 1], ids=["joined beside single", "single beside joined"])
+def test_joined_rows_of_one_task_share_no_micro_step_with_single_ones(first: int, bank: BankSize | None) -> None:
+    task = workload("causal-lm")
+    rows = [row for row in task.train_rows if len(row["input_ids"]) == 9]
+    blocks = join_rows([{name: values[:3] for name, values in row.items()} for row in rows * 3], 9)
+    tasks = [replace(task, train_rows=rows), replace(task, train_rows=blocks)]
+    tasks = [tasks[first], tasks[1 - first]]
+    trial = in_lane(0)[0]
+    alone = []
+    for each in tasks:
+        trainer = PackedTrainer(tiny_model("llama", kind="causal-lm"), each, bank=bank)
+        alone.append(losses_of(trainer, [trial])[0])
+    trainer = PackedTrainer(tiny_model("llama", kind="causal-lm"), tasks[0], beside=tasks[1:], bank=bank)
+    found = losses_of(trainer, [replace(trial, number=number_in(lane, 0)) for lane in (0, 1)])
+    assert trainer.parted == ""
+    for one, other in zip(found, alone, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def losses_of(trainer: PackedTrainer, specs: Sequence[TrialSpec]) -> list[list[float]]:
+    """The training losses of each of these trials in three steps."""
+    for each in specs:
+        trainer.admit(each)
+    members = list(trainer.members.values())
+    found: list[list[float]] = [[] for _ in members]
+    for _ in range(3):
+        assert trainer.round(members) == []
+        for losses, member in zip(found, members, strict=True):
+            losses.append(member.loss)
+    trainer.close()
+    return found
 
 
 def two_classes(rows: Sequence[Row]) -> list[Row]:
