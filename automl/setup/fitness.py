@@ -152,12 +152,14 @@ def check_joins(spec: SweepSpec, model: nn.Module, virtual_tokens: int) -> None:
 def _joins_badly(spec: SweepSpec, model: nn.Module, virtual_tokens: int) -> str:
     """Why rows are not to be joined, as far as it is known without weights; empty if nothing is in the way."""
     config: Any = model.config
+    text = config.get_text_config(decoder=True)  # of a model that sees images too
     if virtual_tokens:
         return "virtual tokens belong before each row, and in a block they would stand before the first alone"
-    if not {"position_ids", "attention_mask"} <= signature(model.forward).parameters.keys():
+    is_told = {"position_ids", "attention_mask"} <= signature(model.forward).parameters.keys()
+    if not is_told or getattr(config, "alibi", False):  # Falcon's ALiBi counts positions by the mask of padding
         return f"a model of type {config.model_type} cannot be told where a joined row begins"
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < spec.task.max_length:
+    window = getattr(text, "sliding_window", None)
+    if window and getattr(text, "use_sliding_window", True) and window < spec.task.max_length:
         return f"the model attends to {window} tokens at once, fewer than max_length {spec.task.max_length}"
     return ""
 

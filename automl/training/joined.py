@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from automl.errors import ModelError
+from automl.models.calling import first_line
 from automl.tasks.base import Row
 from automl.tasks.causal import target_losses
 from automl.tasks.collate import pad_rows
 from automl.tasks.joining import join_rows, rows_of_block
+from automl.training.memory import is_out_of_memory
 
 _MOST_TOKENS = 64  # of each row that is looked at
 _LOOKED_AT = 256
@@ -23,7 +25,10 @@ _LOW_TOLERANCE = 0.1
 
 
 def check_joined(model: nn.Module, rows: Sequence[Row], pad_id: int) -> None:
-    """Raise ModelError if a row's losses change by another row before it in a block. rows: blocks."""
+    """Raise ModelError if a row's losses change by another row before it in a block, or blocks cannot be read.
+
+    rows: blocks.
+    """
     pair = _pair(rows)
     if pair is None:
         return
@@ -32,13 +37,11 @@ def check_joined(model: nn.Module, rows: Sequence[Row], pad_id: int) -> None:
     model.eval()
     with torch.no_grad():
         apart = torch.cat([_losses(model, row, pad_id, device) for row in pair])
-        joined = _losses(model, join_rows(pair, 2 * _MOST_TOKENS)[0], pad_id, device)
+        joined = _losses_of_block(model, join_rows(pair, 2 * _MOST_TOKENS)[0], pad_id, device)
     model.train(was_training)
     difference = float((joined - apart).abs().max())
     if not difference <= _TOLERANCE.get(apart.dtype if _is_exact(model) else torch.bfloat16, _LOW_TOLERANCE):
-        name = type(model).__name__
-        what = f"{name} lets joined rows see each other (losses of tokens differ by {difference:.2g} nats)"
-        raise ModelError(f"{what}; leave short_texts: join out, which is for models of attention alone")
+        raise _refusal(model, f"lets joined rows see each other (losses of tokens differ by {difference:.2g} nats)")
 
 
 def _is_exact(model: nn.Module) -> bool:
@@ -52,6 +55,20 @@ def _pair(rows: Sequence[Row]) -> list[Mapping[str, Any]] | None:
         if len(found) > 1:
             return sorted(found[:2], key=lambda row: len(row["input_ids"]), reverse=True)
     return None
+
+
+def _losses_of_block(model: nn.Module, block: Row, pad_id: int, device: torch.device) -> torch.Tensor:
+    try:
+        return _losses(model, block, pad_id, device)
+    except Exception as error:  # whatever a model raises that expects another mask
+        if is_out_of_memory(error):
+            raise
+        raise _refusal(model, f"cannot read joined rows ({first_line(error)})") from error
+
+
+def _refusal(model: nn.Module, what: str) -> ModelError:
+    advice = "leave short_texts: join out, which is for models of attention alone"
+    return ModelError(f"{type(model).__name__} {what}; {advice}")
 
 
 def _losses(model: nn.Module, row: Row, pad_id: int, device: torch.device) -> torch.Tensor:

@@ -213,7 +213,7 @@ def load_runtime(
         validation_rows=_validation_rows(rows, settings) if is_judging and settings.judged_on == "test" else (),
         kept=_kept(settings.keep, settings, device) if settings.keep is not None else None,
     )
-    if model is None and settings.task.short_texts:
+    if settings.task.short_texts and not is_other:
         check_joined(frozen, runtime.train_rows, int(tokenizer.pad_token_id))
     if settings.input_rank and model is None:
         know_inputs(frozen, _input_directions(settings, runtime))

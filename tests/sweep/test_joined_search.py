@@ -59,6 +59,9 @@ fixed: {max_length: 64}
 """
 
 
+TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 16}
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
@@ -67,6 +70,16 @@ fixed: {max_length: 64}
             "mistral",
             {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 32},
             "the model attends to 32 tokens at once, fewer than max_length 64",
+        ),
+        (
+            "gemma3",
+            {"text_config": {**TINY, "sliding_window": 32}, "vision_config": {**TINY, "image_size": 28}},
+            "the model attends to 32 tokens at once, fewer than max_length 64",
+        ),
+        (
+            "falcon",
+            {"num_hidden_layers": 1, "num_attention_heads": 2, "alibi": True},
+            "a model of type falcon cannot be told where a joined row begins",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from automl.errors import DataError, ModelError
+from automl.models.backbone import load_tokenizer
 from automl.packed.bank import BankSize
 from automl.packed.trainer import PackedTrainer
 from automl.packed.workload import Workload
@@ -24,8 +26,10 @@ from automl.tasks.collate import pad_rows
 from automl.tasks.completion import Completion
 from automl.tasks.joining import POSITIONS, join_rows, rows_of_block
 from automl.training.joined import check_joined
+from automl.training.runtime import load_runtimes
 from tests.architectures import tiny_model
 from tests.packed.packed_oracle import SETTINGS, PadOnly, PeftRun, spec, token_rows
+from tests.training.training_cases import host_settings, write_backbone
 
 
 def lively(name: str, attention: str = "sdpa") -> torch.nn.Module:
@@ -146,7 +150,7 @@ def test_a_length_that_cuts_every_response_is_an_error_still(plain_tokenizer: An
         make_task(settings(path, max_length=8)).prepare(plain_tokenizer, tmp_path / "cache")
 
 
-def test_a_model_that_carries_a_state_from_row_to_row_is_refused() -> None:
+def carrying_a_state() -> torch.nn.Module:
     config = AutoConfig.for_model(
         "recurrent_gemma",
         hidden_size=32,
@@ -160,11 +164,32 @@ def test_a_model_that_carries_a_state_from_row_to_row_is_refused() -> None:
         block_types=["recurrent"],
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-any-return]
+
+
+def test_a_model_that_carries_a_state_from_row_to_row_is_refused() -> None:
     blocks = blocks_of(token_rows("completion", count=14))
     with pytest.raises(
         ModelError, match=r"RecurrentGemmaForCausalLM lets joined rows see each other \(losses of tokens"
     ):
-        check_joined(model, blocks, 0)
+        check_joined(carrying_a_state(), blocks, 0)
     for name in ("llama", "gpt2"):
         check_joined(lively(name), blocks, 0)
+
+
+def test_a_model_that_fails_on_joined_rows_is_refused_in_a_line() -> None:
+    config = AutoConfig.for_model("falcon", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ModelError, match=r"FalconForCausalLM cannot read joined rows \(.+\); leave short_texts"):
+        check_joined(model, blocks_of(token_rows("completion", count=14)), 0)
+
+
+def test_the_rows_of_every_task_on_one_model_are_looked_at(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "model", "", model=carrying_a_state())
+    first = host_settings(tmp_path, kind="causal-lm")
+    task = replace(first.task, short_texts="join")
+    prepared = make_task(task).prepare(load_tokenizer(first.backbone), tmp_path / "cache")
+    second = replace(first, task=task, prepared=prepared)
+    assert len(load_runtimes(replace(first, beside=(first,)))) == 2
+    with pytest.raises(ModelError, match="RecurrentGemmaForCausalLM lets joined rows see each other"):
+        load_runtimes(replace(first, beside=(second,)))
