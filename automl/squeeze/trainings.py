@@ -205,7 +205,7 @@ def _pack_settings(course: Course, ground: Ground, cuts: Sequence[tuple[int, ...
     adapter, settings = course.adapter, ground.settings
     sets = {_ALL: adapter.paths, **{_target(ranks): _kept(adapter, ranks) for ranks in cuts}}
     most = max(cuts, key=lambda ranks: parameters(ranks, adapter.costs))
-    longest = min(settings.task.max_length, settings.prepared.longest)
+    longest = min(settings.task.longest_row, settings.prepared.longest)
     return replace(
         settings,
         targets={**settings.targets, **{name: tuple(map(re.escape, paths)) for name, paths in sets.items()}},

@@ -70,10 +70,24 @@ def _inputs(model: Any, batch: Batch) -> dict[str, Any]:
     Those that do not offer that (M2M-100, Blenderbot) are given the labels, and compute a loss that nobody reads.
     """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    shift = getattr(_base_of(model), "prepare_decoder_input_ids_from_labels", None)
+    base = _base_of(model)
+    shift = getattr(base, "prepare_decoder_input_ids_from_labels", None)
     if shift is None:
         return {**inputs, "labels": batch["labels"]}
-    return {**inputs, "decoder_input_ids": shift(batch["labels"])}
+    return {**inputs, "decoder_input_ids": _begun(shift(batch["labels"]), batch["labels"], base.config)}
+
+
+def _begun(shifted: torch.Tensor, labels: torch.Tensor, config: Any) -> torch.Tensor:
+    """Shifted targets (N, U), of which those that are cut begin with the model's own first token, as all of a T5 do.
+
+    mBART begins a target with its last token, which names the language or is the end; of a cut one it is any word.
+    """
+    if config.eos_token_id is None:
+        return shifted
+    ends = torch.tensor(config.eos_token_id, device=labels.device).reshape(-1)
+    is_cut = ~torch.isin(labels, ends).any(dim=1)
+    starts = shifted[:, 0].masked_fill(is_cut, config.decoder_start_token_id)
+    return torch.cat([starts[:, None], shifted[:, 1:]], dim=1)
 
 
 def _base_of(model: Any) -> Any:

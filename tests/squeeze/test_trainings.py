@@ -20,6 +20,7 @@ from automl.tasks.reference import untouched
 from automl.training.cut import TurnedAdapter
 from automl.training.runtime import HostSettings
 from tests.training.preference_cases import pairs, preference_settings
+from tests.training.seq2seq_cases import seq2seq_settings
 from tests.training.test_cut import trained
 from tests.training.training_cases import host_settings, runtime_with
 
@@ -85,6 +86,11 @@ def three_sizes_at_two_rates(adapter: TurnedAdapter) -> list[Job]:
 def test_packed_recovery_equals_recovery_alone(name: str, tmp_path: Path) -> None:
     kind = "classification" if name == "bert" else "causal-lm"
     settings = host_settings(tmp_path, architecture=name, kind=kind)
+    hold_together(settings, trained(settings, tmp_path / "out"), three_sizes_at_two_rates)
+
+
+def test_cuts_of_an_encoder_with_a_decoder_are_packed(tmp_path: Path) -> None:
+    settings = seq2seq_settings(tmp_path)
     hold_together(settings, trained(settings, tmp_path / "out"), three_sizes_at_two_rates)
 
 

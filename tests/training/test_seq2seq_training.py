@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, MBartConfig
 
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
@@ -18,7 +19,7 @@ from automl.packed.proof import disproof
 from automl.packed.trainer import PackedTrainer
 from automl.tasks.base import IGNORED, Batch
 from automl.tasks.batches import batch_rows
-from automl.tasks.encoder_decoder import generate
+from automl.tasks.encoder_decoder import generate, target_losses
 from automl.tasks.generation import end_tokens, plain_text
 from automl.tasks.virtual import call
 from automl.training.export import evaluate_export, evaluate_merged, load_adapter, merge_adapter
@@ -146,6 +147,30 @@ def alone(runtime: Runtime, spec: TrialSpec) -> tuple[list[float], dict[str, flo
     metrics = dict(trial.measure().metrics)
     trial.detach()
     return losses, metrics
+
+
+def test_a_target_that_is_cut_begins_as_the_model_writes_it() -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = MBartConfig(
+        vocab_size=64,
+        d_model=16,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=50,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    for target, start in (([10, 11, 2, 51], 51), ([10, 11, 12, 13], 50)):  # 51: of a language, behind the end
+        ids = torch.tensor([target])
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        with torch.no_grad():
+            found = target_losses(model, batch)
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[start, *target[:-1]]])).logits
+        wanted = torch.nn.functional.cross_entropy(logits[0], ids[0], reduction="none")
+        torch.testing.assert_close(found, wanted)
 
 
 def test_both_stacks_are_adapted() -> None:
