@@ -11,12 +11,16 @@ from automl.cli import console
 from automl.cli.plan_devices import Asked, show
 from automl.errors import ConfigError, Problem
 
+_OF_A_MODEL = ("method", "rank", "target", "dropout", "precision", "quantization", "labels")
+_OF_DEVICES = ("gpus", "batch_size", "max_length", "attention", "checkpointing", "explain")
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @app.command(epilog="Example: automl plan --model ./Llama-2-13b --gpu-memory 24GB --method qlora --rank 64")
     def plan(
+        context: typer.Context,
         space: Annotated[Path | None, typer.Argument(help="The space file (YAML).", metavar="SPACE.YAML")] = None,
         probe: Annotated[
             bool, typer.Option("--probe/--no-probe", help="Train a few steps here to estimate time and memory.")
@@ -62,6 +66,8 @@ def register(app: typer.Typer) -> None:
         """
         if (space is None) == (model is None):
             raise ConfigError([Problem("", 0, 0, "plan", "name a space file, or a model with --model, and not both")])
+        if space is not None:
+            _check_given(context, is_for_devices=gpu_memory is not None)
         if model is None and gpu_memory is None:
             assert space is not None
             _plan_search(space, probe=probe, as_json=as_json)
@@ -84,6 +90,17 @@ def register(app: typer.Typer) -> None:
             recompute=checkpointing,
         )
         show(asked, explain=explain, as_json=as_json)
+
+
+def _check_given(context: typer.Context, *, is_for_devices: bool) -> None:
+    """Raises ConfigError for an option that would say nothing beside a space file."""
+    wrong = dict.fromkeys(_OF_A_MODEL, "is said by the space file; leave it out, or plan for --model")
+    if not is_for_devices:
+        wrong |= dict.fromkeys(_OF_DEVICES, "is for a plan for devices; add --gpu-memory, or leave it out")
+    for name, message in wrong.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError([Problem("", 0, 0, f"--{name.replace('_', '-')}", message)])
 
 
 def _plan_search(space: Path, *, probe: bool, as_json: bool) -> None:

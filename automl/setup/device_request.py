@@ -76,6 +76,8 @@ def variants_of(
     ):
         if value is not None and value not in known:
             raise _wrong(name, f"'{value}' is not known; known: {', '.join(known)}")
+    if method == "qlora" and quantization == "none":
+        raise _wrong("--quantization", "none is lora, and --method asks for qlora; leave one of them out")
     if method == "qlora":
         method, quantization = "lora", quantization or "nf4"
     if method is not None and method not in METHODS:

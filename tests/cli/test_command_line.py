@@ -154,6 +154,7 @@ def test_plan_for_devices_needs_a_config_alone(
         ((*asked, "--attention", "flsh"), "flash"),
         ((*asked, "--precision", "fp8"), "fp8"),
         ((*asked, "--method", "full", "--quantization", "nf4"), "leave it out"),
+        ((*asked, "--method", "qlora", "--quantization", "none"), "leave one of them out"),
     ):
         code, _, err = run(*wrong, capsys=capsys)
         assert code != 0, wrong
@@ -174,6 +175,24 @@ def test_plan_for_devices_reads_what_a_space_file_asks(
     assert code == 0, err
     way = json.loads(out)["ways"][0]
     assert (way["method"], way["rank"], way["smallest"]) == ("lora", 8, "one-device")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--gpu-memory", "24GB", "--rank", "8"), "--rank: is said by the space file"),
+        (("--gpu-memory", "24GB", "--method", "qlora"), "--method: is said by the space file"),
+        (("--quantization", "nf4"), "--quantization: is said by the space file"),
+        (("--gpus", "1"), "--gpus: is for a plan for devices; add --gpu-memory"),
+        (("--batch-size", "4"), "--batch-size: is for a plan for devices"),
+    ],
+)
+def test_plan_refuses_options_that_would_say_nothing_beside_a_space_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str
+) -> None:
+    code, _, err = run("plan", str(tmp_path / "space.yaml"), *given, capsys=capsys)
+    assert code == 2
+    assert said in err
 
 
 def test_plan_says_what_will_be_searched(
