@@ -44,7 +44,8 @@ def register(app: typer.Typer) -> None:
 
         if output is not None and output.exists() and not force:
             raise ConfigError([Problem(str(output), 0, 0, "", "exists already; add --force to replace it")])
-        start = starting_space(model, data, task_type=task, study=study, methods=method or ())
+        folder = output.parent if output is not None else None
+        start = starting_space(model, data, task_type=task, study=study, methods=method or (), folder=folder)
         for line in start.advice:
             console.warning(line)
         if output is None:

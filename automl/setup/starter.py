@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +16,13 @@ from torch import nn
 from automl.errors import ConfigError, Problem
 from automl.head import Kind
 from automl.methods.registry import METHODS
+from automl.methods.settings import Span
+from automl.methods.virtual import TOKENS
 from automl.models.backbone import BackboneRef, load_tokenizer, resolve_model, skeleton
 from automl.models.folder import folder_at_hand, read_config
 from automl.models.inventory import ModelReport, inspect_model, resolvable_sets
 from automl.models.memory import MethodCost, held_bytes, method_costs
-from automl.models.positions import positions
+from automl.models.positions import Positions, positions
 from automl.results.folders import cache_folder
 from automl.setup.shape import PAIR_COLUMNS, columns_of, fitting, guess, renamed
 from automl.space.budget import coverage_advice, starting_budget
@@ -54,19 +57,26 @@ class StartingSpace(NamedTuple):
 
 
 def starting_space(
-    model: str, data: str, *, task_type: str | None, study: str | None, methods: Sequence[str] = ()
+    model: str,
+    data: str,
+    *,
+    task_type: str | None,
+    study: str | None,
+    methods: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> StartingSpace:
     """A commented space file for this model and data: ranges by the model's size, a budget by the rows.
 
-    task_type: None reads it off the data's columns. methods: searched ones, or the one that is fixed. Raises ModelError
-    and DataError as a search would, DataError if the columns do not tell what the task is, and ConfigError for a method
-    or a task that is not there.
+    task_type: None reads it off the data's columns. methods: searched ones, or the one that is fixed. folder: where the
+    file will lie, from which its paths start; None: here. Raises ModelError and DataError as a search would, DataError
+    if the columns do not tell what the task is, and ConfigError for a method or a task that is not there, or for what
+    is no name of a study.
     """
     if task_type is not None and task_type not in TASKS:
         raise ConfigError([Problem("", 0, 0, "--task", TASKS.unknown(task_type))])
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError([Problem("", 0, 0, "--method", METHODS.unknown(unknown[0]))])
-    spec = _provisional(model, data)
+    spec = _provisional(model, data, study or "start")
     first = _first_records(spec.task.data, has_classes=task_type != "completion")
     columns = columns_of(first)
     found, names = guess(first, columns, data) if task_type is None else (task_type, renamed(columns, task_type))
@@ -77,21 +87,22 @@ def starting_space(
     target_sets = resolvable_sets(skeleton(backbone, head_of(found)))
     settings = parse_space(commented_space("start", model, data, found, columns=names), "command line", Path.cwd()).task
     lengths, of_targets = _lengths(backbone, settings)
-    longest, cut = _max_length(config, lengths, in_pieces=_is_cut_in_pieces(found, data))
+    limit = _positions(config, methods)
+    longest, cut = _max_length(limit, lengths, in_pieces=_is_cut_in_pieces(found, data))
     records, classes = _amounts(settings)
     pieces = _pieces(lengths, longest) if _is_cut_in_pieces(found, data) else 1.0
     rows = max(1, round(records * pieces))
     budget = starting_budget(rows, classes, longest)
     text = commented_space(
         study or study_name(data),
-        model,
-        data,
+        _seen_from(folder, model, is_local=spec.model.kind in ("folder", "gguf")),
+        _seen_from(folder, data, is_local=spec.task.data.kind in ("folder", "files")),
         found,
         backbone.parameters,
         names,
         target_sets,
         max_length=longest,
-        target_length=_max_length(config, of_targets, in_pieces=False)[0],
+        target_length=_max_length(limit, of_targets, in_pieces=False)[0],
         cut=cut,
         methods=tuple(dict.fromkeys(methods)),
         fixed=_SINGLE_LABELS if found == "preference" and not set(columns) >= PAIR_COLUMNS else {},
@@ -175,13 +186,22 @@ def _lengths(backbone: BackboneRef, settings: TaskSettings) -> tuple[list[int], 
     return task.lengths(tokenizer, _MEASURED), task.target_lengths(tokenizer, _MEASURED)
 
 
-def _max_length(config: Mapping[str, Any], lengths: Sequence[int], *, in_pieces: bool) -> tuple[int, str]:
+def _positions(config: Mapping[str, Any], methods: Sequence[str]) -> Positions | None:
+    """Those of the model that are left for a text beside as many virtual tokens as these methods may have."""
+    limit = positions(config)
+    assert isinstance(TOKENS.tried, Span)
+    most = int(TOKENS.tried.high) if any(TOKENS in METHODS[name].settings for name in methods) else 0
+    if limit is None or not limit.is_hard or limit.tokens < most + _SHORTEST:
+        return limit
+    return limit._replace(tokens=limit.tokens - most)
+
+
+def _max_length(limit: Positions | None, lengths: Sequence[int], *, in_pieces: bool) -> tuple[int, str]:
     """A length that leaves most rows whole, within what the model can read, and what it means in words."""
     if not lengths:
         return DEFAULT_LENGTH, "longer ones are cut"
     most = share_length(lengths)
     wanted = max(_SHORTEST, -(-most // _ROUND) * _ROUND)
-    limit = positions(config)
     if in_pieces:
         longest = min(wanted, _LONGEST_PIECE, limit.tokens if limit is not None else wanted)
         return longest, "the text is cut into pieces of so many, and nothing is left out"
@@ -191,9 +211,19 @@ def _max_length(config: Mapping[str, Any], lengths: Sequence[int], *, in_pieces:
     return wanted, f"{covered}; longer ones are cut"
 
 
-def _provisional(model: str, data: str) -> SweepSpec:
+def _seen_from(folder: Path | None, place: str, *, is_local: bool) -> str:
+    """What a file in `folder` calls a model or data that are given by a path from here."""
+    if folder is None or not is_local or place.startswith("~") or os.path.isabs(place):
+        return place
+    found = os.path.relpath(place, folder)
+    if found == os.path.normpath(place):
+        return place
+    return found if found.startswith(os.pardir) else os.path.join(os.curdir, found)
+
+
+def _provisional(model: str, data: str, study: str = "start") -> SweepSpec:
     """Model and data as the space file would mean them: the template is valid whatever they are."""
-    return parse_space(commented_space("start", model, data, "classification"), "command line", Path.cwd())
+    return parse_space(commented_space(study, model, data, "classification"), "command line", Path.cwd())
 
 
 def _first_records(data: DataSettings, *, has_classes: bool = True) -> list[Record]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from automl.errors import ConfigError
+from automl.setup.fitness import model_remarks
 from automl.setup.starter import starting_space
 from automl.space.load import parse_space
 from tests.training.training_cases import write_backbone
@@ -69,3 +71,44 @@ def test_a_text_counts_as_the_pieces_it_is_cut_into(folder: Path, monkeypatch: p
 def test_a_task_that_nobody_has_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"--task: unknown task 'tabel'; known: .*, table \(did you mean 'table'\?\)"):
         starting_space("./model", "data.jsonl", task_type="tabel", study=None)
+
+
+def test_what_is_no_name_of_a_study_is_refused_and_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="study: 'a/b' is not a name"):
+        starting_space("./model", "few.jsonl", task_type=None, study="a/b")
+
+
+@pytest.mark.parametrize(
+    ("place", "model", "data"),
+    [(".", "model", "few.jsonl"), ("sub/deep", "../../model", "../../few.jsonl"), ("..", None, None)],
+)
+def test_paths_start_from_where_the_file_will_lie(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, model: str | None, data: str | None
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("few.jsonl").write_text('{"text": "w1 w2", "label": "a"}\n{"text": "w3", "label": "b"}\n', encoding="utf-8")
+    start = starting_space("model", "few.jsonl", task_type=None, study=None, folder=Path(place))
+    assert f"\nmodel: {model or f'./{folder.name}/model'}  #" in start.text.replace('"', "")
+    assert f"\n  data: {data or f'./{folder.name}/few.jsonl'}  #" in start.text.replace('"', "")
+    spec = parse_space(start.text, "space.yaml", folder / place)
+    assert (spec.model.location, spec.task.data.files["train"]) == (str(folder / "model"), str(folder / "few.jsonl"))
+
+
+def test_texts_leave_virtual_tokens_their_positions(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "model", "model")
+    config = json.loads(Path("model/config.json").read_text(encoding="utf-8"))
+    Path("model/config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}), encoding="utf-8")
+    row = " ".join(f"w{number % 50}" for number in range(600))
+    Path("data.jsonl").write_text(
+        "".join(f'{{"text": "{row}", "label": {label}}}\n' for label in (0, 1) * 5), encoding="utf-8"
+    )
+    start = starting_space("./model", "data.jsonl", task_type=None, study=None, methods=("prompt", "lora"))
+    spec = parse_space(start.text, "space.yaml", tmp_path)
+    assert spec.task.max_length == 384
+    assert model_remarks(spec) == []
+    start = starting_space("./model", "data.jsonl", task_type=None, study=None)
+    assert parse_space(start.text, "space.yaml", tmp_path).task.max_length == 512
