@@ -12,6 +12,7 @@ from pathlib import Path
 
 from automl.errors import ConfigError, Problem
 from automl.space.checks import build_space, check_settings, planned_trials, without_auto
+from automl.space.entries import head_of
 from automl.space.exclusions import implied_constraints
 from automl.space.messages import Problems, shown
 from automl.space.options import TaskOptions
@@ -98,7 +99,18 @@ def parse_spaces(text: str, source: str, folder: Path, *, is_users: bool = False
         except ConfigError as error:
             problems.found.extend(error.problems)
     problems.raise_if_any()
+    _check_one_kind(specs, problems)
+    problems.raise_if_any()
     return tuple(specs)
+
+
+def _check_one_kind(specs: Sequence[SweepSpec], problems: Problems) -> None:
+    """Report the first task that needs another kind of model than the one that all share."""
+    kinds = [head_of(spec.task.type) for spec in specs]
+    other = next((index for index, kind in enumerate(kinds) if kind != kinds[0]), None)
+    if other is not None:
+        needed = f"needs a {kinds[other]} model and the first task a {kinds[0]} one"
+        problems.at_value((TASKS_KEY, other, "type"), f"{needed}; put tasks of another kind into a file of their own")
 
 
 def _listed(specs: Sequence[SweepSpec]) -> str:

@@ -125,6 +125,10 @@ MANY = [f"{{name: t{number}, type: completion, data: a.jsonl}}" for number in ra
             entry("name: b, type: completion, data: b.jsonl") + "run: {executor: ray, shards: 2}\n",
             "s.yaml:5:30: run.shards: trials of several tasks are not shared out over processes",
         ),
+        (
+            entry("name: b, type: classification, data: b.jsonl"),
+            "s.yaml:4:69: tasks[1].type: needs a classification model and the first task a causal-lm one",
+        ),
         (entry("name: b, type: table, file: a.npz"), "tasks[1].type: a table of curves has no backbone to share"),
         (entry("name: b, type: completion, data: b.jsonl, fixed: 3"), "tasks[1].fixed: 3 is not a mapping"),
         (entry("name: b, type: completion, data: b.jsonl, fixed: {rankk: 3}"), "tasks[1].fixed.rankk: unknown key"),
