@@ -127,7 +127,8 @@ def bound(model: nn.Module, dtype: str) -> Activations:
 
 def _by_width(model: nn.Module, dtype: str, tokens: int) -> Activations:
     width = tokens * _TYPES[dtype].itemsize
-    layers = [layer for layer in linear_layers(model) if layer.path != _output(model)[0]]
+    output = _output(model)[0]
+    layers = [layer for layer in linear_layers(model) if layer.path != output]
     kept = width * sum(layer.in_features + layer.out_features for layer in layers)
     hidden = width * int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
     count = max(1, len(blocks_of(model)))
@@ -230,6 +231,9 @@ def _shapes(model: nn.Module, kinds: Sequence[_Kind], read: frozenset[str], key:
             module._modules = {str(n): each for n, each in enumerate(filter(None, module._modules.values()))}
     if attention == "eager":
         copied.set_attn_implementation("eager")
+    text = copied.config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None:
+        text.pad_token_id = 0  # decoders without one classify a single row at a time
     own = {each.untyped_storage()._cdata for each in (*copied.parameters(), *copied.buffers())}
     return _Shapes(mode, copied.train(), [memo[id(model.get_submodule(kind.path))] for kind in kinds], own)
 

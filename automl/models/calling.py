@@ -46,5 +46,8 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class if it has none."""
-    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
+    """The first line of an error's text, with the second where the first only leads to it; its class without text."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":") and rest.strip():
+        first = f"{first} {rest.strip().splitlines()[0]}"
+    return first or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -213,3 +214,21 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_line(monkeypatch: pytest.Monk
         with pytest.raises(ModelError, match=said) as caught:
             describe(name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_decoder_without_a_padding_token_is_counted_as_a_classifier(tmp_path: Path) -> None:
+    found = describe(small_config(tmp_path), 2)
+    assert Sizer(found.model, variant(), Load(rows=8, length=64)).counted.is_counted
+    assert getattr(found.model.config, "pad_token_id", None) is None, "the model itself stays as it is described"
+
+
+def test_what_transformers_says_of_a_wrong_value_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"Validation error for field 'hidden_size': .*int"):
+        describe(small_config(tmp_path, hidden_size="64"))
+
+
+def small_config(folder: Path, **entries: object) -> str:
+    small = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    small |= {"num_hidden_layers": 2, "vocab_size": 100, **entries}
+    (folder / "config.json").write_text(json.dumps(small), encoding="utf-8")
+    return str(folder)
