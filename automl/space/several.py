@@ -158,7 +158,8 @@ def _document(document: Document, index: int, name: str) -> Document:
     own: KeyPath = (TASKS_KEY, index)
     task = {key: value for key, value in entry.items() if key not in ("name", *_MERGED)}
     value = {key: section for key, section in given.items() if key != TASKS_KEY}
-    value |= {"study": study_of(str(given["study"]), name) if isinstance(given.get("study"), str) else None}
+    if isinstance(value.get("study"), str):  # anything else is told as what it is
+        value |= {"study": study_of(value["study"], name)}
     value |= {"task": task}
     moved: dict[KeyPath, KeyPath] = {("task",): own}
     for section in _MERGED:

@@ -31,14 +31,17 @@ def places_of(shares: Sequence[Share]) -> list[int]:
     return [max(1, math.floor(share.weight * epoch + 0.5)) for share in shares]
 
 
-def mixture_notes(shares: Sequence[Share], names: Iterable[str]) -> list[str]:
-    """A line for each part: its rows, its share of what is drawn, and how often an epoch sees each row."""
+def mixture_notes(shares: Sequence[Share], names: Iterable[str], *, rows: str) -> list[str]:
+    """A line for each part: its rows, its share of what is drawn, and how often an epoch sees each row.
+
+    rows: what they are, such as `training rows`.
+    """
     places = places_of(shares)
     epoch = sum(places)
     told = []
     for name, share, count in zip(names, shares, places, strict=True):
         times = f"an epoch of {epoch:,} draws sees each {count / share.rows:.3g} times"
-        told.append(f"{name}: {share.rows:,} training rows, {count / epoch:.1%} of what is trained on; {times}")
+        told.append(f"{name}: {share.rows:,} {rows}, {count / epoch:.1%} of what is trained on; {times}")
     return told
 
 

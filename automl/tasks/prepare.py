@@ -113,10 +113,17 @@ def prepare(
         target.parent.mkdir(parents=True, exist_ok=True)
         with durable.locked(target):
             found = load_prepared(target) or _build(examples, settings, recipe, target)
-            mixed = mixture_notes(found.shares, map(source_name, settings.data.places)) if found.shares else []
-            return replace(found, notes=(*notes, *mixed, *found.notes))
+            return replace(found, notes=(*notes, *_mixed(found, settings, recipe), *found.notes))
     except OSError as error:
         raise ResourceError(f"data cache {target.parent} cannot be used: {error.strerror or error}") from error
+
+
+def _mixed(prepared: Prepared, settings: TaskSettings, recipe: Recipe) -> list[str]:
+    """What there is to say of the parts of a mixture."""
+    if not prepared.shares:
+        return []
+    rows = "blocks of training rows" if recipe.joins else "training rows"
+    return mixture_notes(prepared.shares, map(source_name, settings.data.places), rows=rows)
 
 
 def prepared_key(examples: Examples, settings: TaskSettings, recipe: Recipe, tokenizer: Any) -> str:

@@ -136,6 +136,8 @@ MANY = [f"{{name: t{number}, type: completion, data: a.jsonl}}" for number in ra
             entry("name: b, type: completion, data: b.jsonl, space: {rank: {type: int, low: 9, high: 3}}"),
             "tasks[1].space.rank.low: 9 is above high 3",
         ),
+        (tasks(ONE, TWO).replace("study: s", "study: 5"), "s.yaml:2:8: study: 5 is not a text"),
+        (tasks(ONE, TWO).replace("study: s\n", ""), "study: is missing"),
         (
             tasks(ONE, TWO) + "task: {type: completion, data: a.jsonl}\n",
             "tasks: is given beside task:",

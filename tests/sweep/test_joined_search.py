@@ -44,7 +44,7 @@ def test_joined_rows_of_a_mixture_are_searched_over(home: Path, caplog: pytest.L
     study = automl.search("./model", parts, study="joined", task=task, **SEARCH)
     assert [trial.state for trial in study.trials] == ["COMPLETE", "COMPLETE"]
     assert "train: 55 rows are joined into 19 blocks of up to 32 tokens, 91% full" in caplog.messages
-    assert any("more.jsonl: 6 training rows, 69.8% of what is trained on" in note for note in caplog.messages)
+    assert any("more.jsonl: 6 blocks of training rows, 69.8% of what is trained on" in note for note in caplog.messages)
     assert any(" of 43 training rows (0.2 epochs)" in note for note in caplog.messages)
     with pytest.raises(ConfigError, match=r"task.short_texts: virtual tokens belong before each row"):
         automl.search("./model", parts, study="virtual", task=task, **SEARCH | {"fixed": {"method": "prompt"}})
