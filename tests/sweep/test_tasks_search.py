@@ -168,12 +168,12 @@ def test_trained_one_at_a_time_they_share_the_backbone_too(
         (
             "{name: halves, type: classification, data: ./halves.jsonl, metric: loss,",
             "{name: halves, type: completion, data: ./halves.jsonl, metric: loss,",
-            "tiny-halves: ",
+            "type: needs a causal-lm model and the first task a classification one",
         ),
         (
             "classification, data: ./halves.jsonl, metric: loss,",
             "regression, data: ./numbers.jsonl, metric: mse,",
-            "tasks: tiny-moods needs a classification model and tiny-halves a regression one",
+            "type: needs a regression model and the first task a classification one",
         ),
         ("fixed: {batch_size: 4}", "fixed: {batch_size: 4, target: none}", "tiny-halves: "),
     ],
