@@ -16,6 +16,8 @@ from automl.models.calling import first_line
 from automl.models.folder import read_json
 
 _MOST_LAYERS = 1024
+_MOST_CLASSES = 1_000_000
+_SHOWN = 60
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 
 
@@ -34,12 +36,13 @@ class Described(NamedTuple):
 def describe(location: str, labels: int = 0, revision: str | None = None) -> Described:
     """The network that a folder, a config.json or a hub id describes, with a head for `labels` classes.
 
-    labels: 0 = a language model. Raises ModelError in a line if there is no such configuration, if it asks for code of
-    its own, or if it describes no such model.
+    labels: 0 = a language model, which writes from an encoder if it has one. Raises ModelError in a line if there is no
+    such configuration, if it asks for code of its own, or if it describes no such model.
     """
     file = _file(location, revision)
     config = read_json(file)
-    kind: Kind = "classification" if labels else "causal-lm"
+    writes: Kind = "seq2seq-lm" if config.get("is_encoder_decoder") is True else "causal-lm"
+    kind: Kind = "classification" if labels else writes
     architecture = _checked(config, file)
     ref = BackboneRef(path=str(file), fingerprint="", architecture=architecture, parameters=0, bytes=0)
     names = tuple(map(str, range(labels)))
@@ -63,6 +66,9 @@ def _checked(config: Mapping[str, Any], file: Path) -> str:
     architecture = config.get("model_type")
     if not isinstance(architecture, str):
         raise ModelError(f"{file}: model_type is missing; it should name the architecture")
+    classes = config.get("num_labels")
+    if isinstance(classes, int) and classes > _MOST_CLASSES:
+        raise ModelError(f"{file}: num_labels: {classes:,} is above {_MOST_CLASSES:,}, the most that is planned for")
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         for name, value in ((name, part[name]) for name in _COUNTS if name in part):
@@ -72,8 +78,14 @@ def _checked(config: Mapping[str, Any], file: Path) -> str:
 
 
 def _file(location: str, revision: str | None) -> Path:
-    path = Path(location).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(location).expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long; '~name' of a user there is not
+        raise ModelError(
+            f"'{location[:_SHOWN]}': no such folder, config.json or hub id: {first_line(error)[:_SHOWN]}"
+        ) from error
+    if is_folder:
         return path / "config.json"
     if path.is_file():
         if path.suffix != ".json":

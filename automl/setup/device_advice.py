@@ -172,8 +172,9 @@ def _packed(found: Way, best: Cell) -> Iterator[str]:
 def _file(found: Way, sizer: Sizer) -> str:
     whole = sum(parameter.numel() for parameter in sizer.model.parameters())
     share = f"; the model has {whole / max(1, found.trained):,.0f} times as many" if found.trained < whole else ""
+    what = "the trained model" if found.variant.hyper.method == "full" else "a trained adapter"
     return (
-        f"a trained adapter is {gigabytes(2 * found.trained)} in 16 bits, {gigabytes(4 * found.trained)} in 32"
+        f"{what} is {gigabytes(2 * found.trained)} in 16 bits, {gigabytes(4 * found.trained)} in 32"
         f" ({found.trained:,} parameters{share})"
     )
 

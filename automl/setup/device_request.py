@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from automl.errors import ConfigError, ModelError, Problem, TargetError
-from automl.head import HEADS
+from automl.head import WRITERS
 from automl.lora import Hyperparameters
 from automl.methods.base import Method
 from automl.methods.registry import METHODS
@@ -152,8 +152,7 @@ def request_of(spec: SweepSpec) -> tuple[Described, list[Variant], Load]:
     place = spec.model.location
     if spec.model.kind == "package":
         place = str(inside_package(spec.model.location, spec.model.path))
-    kind = head_of(spec.task.type)
-    described = describe(place, 0 if HEADS[kind].peft == "CAUSAL_LM" else 2, spec.model.revision)
+    described = describe(place, 0 if head_of(spec.task.type) in WRITERS else 2, spec.model.revision)
     space = resolve(spec.space, described.parameters, spec.search.steps)
     precision = "fp32" if spec.run.precision in ("fp32", "bf16h") else "bf16"
     variants = []

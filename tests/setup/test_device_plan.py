@@ -15,7 +15,8 @@ from automl.models.described import Described, describe
 from automl.models.strategies import STRATEGIES
 from automl.setup.device_advice import advice, explained
 from automl.setup.device_plan import GB, Devices, Load, Sizer, Variant, way
-from automl.setup.device_request import devices_of, plan_devices, variants_of
+from automl.setup.device_request import devices_of, plan_devices, request_of, variants_of
+from automl.space.load import parse_space
 from automl.space.spec import Quantization
 
 CONFIGS = Path(__file__).resolve().parents[2] / "docs" / "configs"
@@ -192,6 +193,7 @@ def test_sizes_that_are_none_are_refused_in_a_line(text: str) -> None:
         ('{"model_type": "llama", "auto_map": {"AutoModel": "evil.py"}}', "never run"),
         ('{"model_type": "nothing-known"}', "cannot read config.json"),
         ('{"model_type": "llama", "num_hidden_layers": 1000000000}', "above 1,024"),
+        ('{"model_type": "llama", "num_labels": 1000000000000}', "above 1,000,000"),
         ('{"model_type": "bert"}', "give --labels"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "config"),
     ],
@@ -210,6 +212,8 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_line(monkeypatch: pytest.Monk
         ("nobody/nothing-here", "nothing-here"),
         ("a/b/c", "neither a folder"),
         ("./missing", "no such"),
+        ("~nobody-of-this-name/model", "no such folder"),
+        ("x" * 5000, "'x{60}': no such folder"),
     ):
         with pytest.raises(ModelError, match=said) as caught:
             describe(name)
@@ -225,6 +229,30 @@ def test_a_decoder_without_a_padding_token_is_counted_as_a_classifier(tmp_path: 
 def test_what_transformers_says_of_a_wrong_value_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"Validation error for field 'hidden_size': .*int"):
         describe(small_config(tmp_path, hidden_size="64"))
+
+
+def test_an_encoder_with_a_decoder_is_planned_as_a_model_that_writes(tmp_path: Path) -> None:
+    small = {"model_type": "t5", "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+    small |= {"vocab_size": 1000, "is_encoder_decoder": True}
+    (tmp_path / "config.json").write_text(json.dumps(small), encoding="utf-8")
+    found = describe(str(tmp_path))
+    assert type(found.model).__name__ == "T5ForConditionalGeneration"
+    rows = '{"source": "a", "target": "b"}'
+    (tmp_path / "data.jsonl").write_text(rows, encoding="utf-8")
+    text = f"version: 1\nstudy: s\nmodel: {{folder: {tmp_path}}}\ntask: {{type: seq2seq, data: data.jsonl}}\n"
+    asked, variants, load = request_of(parse_space(f"{text}space: {{rank: auto}}\n", "s.yaml", tmp_path))
+    assert type(asked.model) is type(found.model)
+    made = plan_devices(asked, variants, load, devices_of(1, "24GB"))
+    best = made.ways[0].best
+    assert best is not None
+    assert best.logits >= 12 * best.rows * load.length * 1000, "the vocabulary counts"
+
+
+def test_what_full_training_leaves_is_called_a_model(tmp_path: Path) -> None:
+    for method, said in (("full", "the trained model is "), ("lora", "a trained adapter is ")):
+        variants = variants_of(method, "bf16", None, Hyperparameters())
+        made = plan_devices(describe(small_config(tmp_path)), variants, Load(rows=1, length=16), devices_of(1, "24GB"))
+        assert [line for line in advice(made.ways, made.sizer, made.devices) if line.startswith(said)]
 
 
 def small_config(folder: Path, **entries: object) -> str:
