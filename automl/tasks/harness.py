@@ -26,6 +26,9 @@ from automl.watchdog import beat
 _SEED = 1234
 """Seed of everything that a task draws; lm-eval's default for examples in prompts."""
 
+_LISTED = 8
+"""Tasks that a message names."""
+
 
 def harness_scores(model: Any, tokenizer: Any, settings: TaskSettings) -> dict[str, float]:
     """What the tasks of lm-eval among the metrics say of the model, by name. Raises MetricError.
@@ -50,16 +53,28 @@ def harness_mistake(own: OwnMetric) -> str:
     try:
         check_harness(own.lm_eval.task)
         with _undisturbed(), _without_code_of_others():
-            tasks = _loaded(own.lm_eval.run, own.folder)["tasks"]
+            loaded = _loaded(own.lm_eval.run, own.folder)
     except MissingExtraError as error:
         return str(error)
     except (Exception, SystemExit, _CodeOfOthers) as error:  # noqa: BLE001 - of lm-eval, its data, and functions in task files
         return f"task {own.lm_eval.task!r} of lm-eval cannot be loaded: {_said(error)}"
+    tasks = loaded["tasks"]
+    if not _has_value(tasks, loaded["groups"]):
+        listed = ", ".join(list(tasks)[:_LISTED]) + (", ..." if len(tasks) > _LISTED else "")
+        return f"task {own.lm_eval.task!r} of lm-eval is {len(tasks)} tasks without a value for all; name one: {listed}"
     known = sorted({name for task in tasks.values() for name in task.aggregation()})
     wanted = own.lm_eval.metric.partition(",")[0]
     if wanted not in known:
         return f"task {own.lm_eval.task!r} of lm-eval has no metric {wanted!r}; it has {', '.join(known)}"
     return ""
+
+
+def _has_value(tasks: Mapping[str, Any], groups: Mapping[str, Any]) -> bool:
+    """Whether there is one value: of a task, or of a group that adds up; tasks may only share a tag."""
+    if not groups:
+        return len(tasks) == 1
+    whole = next(iter(groups.values()))  # the one that is named, before those within it
+    return bool(whole.has_aggregation)
 
 
 def check_harness(what: str) -> None:

@@ -6,7 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch
 import automl
 from automl.errors import ConfigError, MetricError
 from automl.space.spec import DataSettings, HarnessTask, OwnMetric, TaskSettings
-from automl.tasks.harness import harness_mistake, harness_scores
+from automl.tasks.harness import _has_value, harness_mistake, harness_scores
 from tests.training.preference_cases import lively_llama
 from tests.training.training_cases import write_backbone, write_rows
 
@@ -164,6 +164,20 @@ def test_a_task_that_cannot_be_used_is_one_line(home: Path, metric: str, task: s
     assert "\n" not in message
     assert message.startswith(f"task {task!r} of lm-eval ")
     assert re.search(said, message), message
+
+
+class Group(NamedTuple):
+    """What is asked of a group of lm-eval, which a task file cannot hold."""
+
+    has_aggregation: bool
+
+
+def test_several_tasks_are_a_metric_if_they_add_up() -> None:
+    both = {"arc_easy": object(), "arc_challenge": object()}
+    assert not _has_value(both, {})  # they share a tag
+    assert not _has_value(both, {"arc": Group(False)})
+    assert _has_value(both, {"arc": Group(True), "within": Group(False)})
+    assert _has_value({"arc_easy": object()}, {})
 
 
 def test_virtual_tokens_are_refused(home: Path) -> None:
