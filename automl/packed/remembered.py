@@ -1,8 +1,8 @@
 """Whether packing follows PEFT on a model, remembered in the cache, so that it is found out once.
 
 A file's name is a hash of all that the answer depends on: the model's fingerprint, its head and the layers that may be
-adapted, the path (loop or bank, gradient checkpointing, kernel, device), how long rows are, and the versions and
-sources of what computes.
+adapted, the path (loop or bank, gradient checkpointing, kernel, device), how long rows are and whether they are joined,
+and the versions and sources of what computes.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def _about(
         if device.type == "cuda"
         else torch.backends.cpu.get_cpu_capability(),
         "versions": _versions(),
+        **({"short_texts": settings.task.short_texts} if settings.task.short_texts else {}),
         **_quantised(settings.backbone.quantization),
     }
 

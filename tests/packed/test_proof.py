@@ -145,13 +145,14 @@ class TestMemory:
         assert self.asked(settings, model) == (first, 0)
         assert disagreement(settings, model, runtime=None) == first
 
-    def test_another_model_path_or_length_is_asked_anew(self, tmp_path: Path) -> None:
+    def test_another_model_path_length_or_mask_is_asked_anew(self, tmp_path: Path) -> None:
         model, settings = model_of("bert", "classification"), settings_of(tmp_path)
         self.asked(settings, model)
 
         other = replace(settings, backbone=replace(settings.backbone, fingerprint="e" * 64))
         longer = replace(settings, prepared=replace(settings.prepared, longest=20))
-        assert [self.asked(each, model)[1] for each in (other, longer)] == [1, 1]
+        joined = replace(settings, task=replace(settings.task, short_texts="join"))
+        assert [self.asked(each, model)[1] for each in (other, longer, joined)] == [1, 1, 1]
         assert self.asked(settings, model, bank=True)[1] == 1
 
     def test_a_damaged_file_is_as_none(self, tmp_path: Path) -> None:
