@@ -158,7 +158,7 @@ def _joins_badly(spec: SweepSpec, model: nn.Module, virtual_tokens: int) -> str:
     is_told = {"position_ids", "attention_mask"} <= signature(model.forward).parameters.keys()
     if not is_told or getattr(config, "alibi", False):  # Falcon's ALiBi counts positions by the mask of padding
         return f"a model of type {config.model_type} cannot be told where a joined row begins"
-    window = getattr(text, "sliding_window", None)
+    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
     if window and getattr(text, "use_sliding_window", True) and window < spec.task.max_length:
         return f"the model attends to {window} tokens at once, fewer than max_length {spec.task.max_length}"
     return ""

@@ -77,6 +77,11 @@ TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "int
             "the model attends to 32 tokens at once, fewer than max_length 64",
         ),
         (
+            "llama4_text",
+            {**TINY, "num_key_value_heads": 1, "head_dim": 4, "num_local_experts": 1, "attention_chunk_size": 16},
+            "the model attends to 16 tokens at once, fewer than max_length 64",
+        ),
+        (
             "falcon",
             {"num_hidden_layers": 1, "num_attention_heads": 2, "alibi": True},
             "a model of type falcon cannot be told where a joined row begins",
@@ -84,7 +89,7 @@ TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "int
     ],
 )
 def test_models_that_cannot_keep_rows_apart_are_refused(kind: str, settings: dict[str, Any], said: str) -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, hidden_size=8, vocab_size=16, **settings))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**TINY, **settings}))
     with pytest.raises(ConfigError, match=f"s.yaml: task.short_texts: {said}; leave it out"):
         check_joins(parse_space(TEXT % "join", "s.yaml", Path("/f")), model, 0)
     check_joins(parse_space(TEXT % "none", "s.yaml", Path("/f")), model, 0)
