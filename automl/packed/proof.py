@@ -37,18 +37,23 @@ from automl.trial import TrialSpec
 
 
 class Tolerance(NamedTuple):
-    """loss, gradient: largest relative difference to PEFT. visible: least relative effect of an adapter on the loss."""
+    """Largest relative differences to PEFT.
+
+    loss: at the first step. later: of a loss after a step, in which AdamW has made steps of full length of gradients
+    that are rounding alone. visible: least relative effect of an adapter on the loss.
+    """
 
     loss: float
+    later: float
     gradient: float
     visible: float
 
 
 TOLERANCES = {
-    # Sums in another order: 1e-7 for a loss, some 1e-6 for the gradient of one matrix.
-    "fp32": Tolerance(loss=1e-5, gradient=1e-3, visible=3e-4),
+    # Sums in another order: 1e-7 for a loss, some 1e-6 for the gradient of one matrix. SmolLM2-135M: 3e-6, 3e-5 later.
+    "fp32": Tolerance(loss=1e-5, later=1e-4, gradient=1e-3, visible=3e-4),
     # Eight bits of mantissa: PEFT differs by 1e-2 from itself with the same rows in another batch.
-    "bf16": Tolerance(loss=2e-2, gradient=0.2, visible=0.1),
+    "bf16": Tolerance(loss=2e-2, later=2e-2, gradient=0.2, visible=0.1),
 }
 """Tolerances by precision. bf16h is proven in fp32: it rounds inside of a layer, and sends no row elsewhere."""
 
@@ -278,9 +283,10 @@ def _compared(trainer: PackedTrainer, alone: Sequence[_Run], tolerance: Toleranc
         failures = trainer.micro_step(members)
         if trainer.parted or failures:
             return trainer.parted or _last_line(failures[0].message)
+        allowed = tolerance.later if step else tolerance.loss
         for member, run in zip(members, alone, strict=True):
-            if (difference := _relative(member.loss, run.losses[step])) > tolerance.loss:
-                return f"a trial's loss differs from PEFT's by {difference:.1e}, {tolerance.loss:.0e} is allowed"
+            if (difference := _relative(member.loss, run.losses[step])) > allowed:
+                return f"a trial's loss differs from PEFT's by {difference:.1e}, {allowed:.0e} is allowed"
     for member, run in zip(members, alone, strict=True):
         difference, name = _worst_gradient(member.snapshot().moments, run.moments)
         if difference > tolerance.gradient:

@@ -66,6 +66,12 @@ def test_a_model_that_follows_peft_is_packed(tmp_path: Path, shared_cache: Path)
     assert make_plan(spec, shared_cache, probe=True).packing.is_packed
 
 
+@pytest.mark.full  # a minute: 30 layers, in which rounding grows
+def test_the_preset_for_smollm2_is_packed(shared_cache: Path) -> None:
+    spec = load_space(Path(__file__).parents[2] / "search_spaces" / "smollm2-instruct.yaml")
+    assert make_plan(spec, shared_cache, probe=True).packing.is_packed
+
+
 def test_a_worker_that_finds_out_alone_does_without_a_pack(mixing: SweepSpec, tmp_path: Path) -> None:
     # As on a node of another kind than the driver's: nothing is remembered there.
     inputs = prepare(mixing, tmp_path / "cache")
