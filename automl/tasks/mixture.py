@@ -12,9 +12,10 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from automl.tasks.base import Row, Share
+from automl.tasks.rows import RowView
 
 LONGEST_EPOCH = 10
 """An epoch draws at most so many times the rows there are. Beyond, parts of small weight are not seen whole."""
@@ -52,7 +53,7 @@ class _Part(NamedTuple):
     order: array[int]
 
 
-class MixedRows(Sequence[Row]):
+class MixedRows(RowView):
     """The places of an epoch as rows. rows: of all parts, one after the other. seed: which rows come up once more."""
 
     def __init__(self, rows: Sequence[Row], shares: Sequence[Share], seed: str) -> None:
@@ -66,18 +67,6 @@ class MixedRows(Sequence[Row]):
 
     def __len__(self) -> int:
         return self._firsts[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self._row(place) for place in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self._row(place)
 
     def _row(self, place: int) -> Row:
         number = bisect_right(self._firsts, place) - 1

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ from torch import nn
 from automl.errors import ResourceError
 from automl.tasks.base import IGNORED, Batch, Row
 from automl.tasks.causal import target_losses
+from automl.tasks.rows import RowView
 from automl.watchdog import beat
 
 LOGPS = "reference_logps"
@@ -33,7 +33,7 @@ LOGPS = "reference_logps"
 Numbers = npt.NDArray[np.float32]
 
 
-class ReferredRows(Sequence[Row]):
+class ReferredRows(RowView):
     """Rows with `reference_logps`. compute: a row's, (tokens,) float32; called while the file is locked.
 
     Reading a row computes what is missing, so the model must be as it was then, unless the row was read before.
@@ -55,14 +55,7 @@ class ReferredRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
+    def _row(self, place: int) -> Row:
         row = self._rows[place]
         return {**row, LOGPS: self._of(place, row)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
@@ -20,17 +21,8 @@ class _Column(NamedTuple):
     bounds: npt.NDArray[np.int32] | None  # None: one number per row
 
 
-class MappedRows(Sequence[Row]):
-    """The rows of an Arrow table of numbers and lists of them; pages are shared by all processes."""
-
-    def __init__(self, table: Any) -> None:
-        batches = table.to_batches()
-        sizes = [int(batch.num_rows) for batch in batches]
-        self._starts = list(itertools.accumulate(sizes, initial=0))  # and the number of rows as its last
-        self._batches = [_columns(batch) for batch in batches]
-
-    def __len__(self) -> int:
-        return self._starts[-1]
+class RowView(Sequence[Row]):
+    """Rows that are made when they are read: all that a view has to say is how many there are, and one of them."""
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -43,6 +35,23 @@ class MappedRows(Sequence[Row]):
         if not 0 <= place < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         return self._row(place)
+
+    @abstractmethod
+    def _row(self, place: int) -> Row:
+        """The row at a place from 0 to below the length."""
+
+
+class MappedRows(RowView):
+    """The rows of an Arrow table of numbers and lists of them; pages are shared by all processes."""
+
+    def __init__(self, table: Any) -> None:
+        batches = table.to_batches()
+        sizes = [int(batch.num_rows) for batch in batches]
+        self._starts = list(itertools.accumulate(sizes, initial=0))  # and the number of rows as its last
+        self._batches = [_columns(batch) for batch in batches]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
 
     def _row(self, place: int) -> Row:
         number = bisect_right(self._starts, place) - 1
