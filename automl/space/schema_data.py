@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -192,6 +193,8 @@ Data = Annotated[
 ]
 
 MOST_PARTS = 100
+LEAST_SHARE = 1e-9
+"""Of what is trained on, that a part of a mixture can have: with less, no search would ever draw from it."""
 
 
 def _part(value: object) -> object:
@@ -216,6 +219,7 @@ def _one_or_parts(value: object, _: object, info: ValidationInfo) -> DataSection
         raise mistake("section", f"a mixture has 2 to {MOST_PARTS} parts, not {len(value)}; one alone needs no list")
     parts = _PARTS.validate_python(value, strict=True, context=info.context)
     _check_distinct(parts, folder_of(info))
+    _check_shares(parts)
     return parts
 
 
@@ -228,6 +232,14 @@ def _check_distinct(parts: list[PartSection], folder: Path) -> None:
         if first.setdefault(place, number) != number:
             what = f"parts {first[place]} and {number} are both {shown(part.hub or path)}"
             raise mistake("section", f"{what}; name it once, with the sum of the weights")
+
+
+def _check_shares(parts: list[PartSection]) -> None:
+    total = math.fsum(part.weight for part in parts)
+    for number, part in enumerate(parts, start=1):
+        if part.weight < LEAST_SHARE * total:
+            what = f"part {number} has a weight of {part.weight:g} of {total:g} in all"
+            raise mistake("section", f"{what}; a part has a share of {LEAST_SHARE:g} at least: leave it out")
 
 
 TaskData = Annotated[

@@ -68,11 +68,20 @@ class MixedRows(RowView):
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def _row(self, place: int) -> Row:
+    @property
+    def drawn_from(self) -> Sequence[Row]:
+        """The rows of all parts, each once."""
+        return self._rows
+
+    def number(self, place: int) -> int:
+        """Which of the rows of all parts lies at a place."""
         number = bisect_right(self._firsts, place) - 1
         part = self._parts[number]
         within = (place - self._firsts[number]) % len(part.order)
-        return self._rows[part.start + part.order[within]]
+        return part.start + part.order[within]
+
+    def _row(self, place: int) -> Row:
+        return self._rows[self.number(place)]
 
 
 def _shuffled(rows: int, seed: str) -> array[int]:

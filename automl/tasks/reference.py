@@ -24,6 +24,7 @@ from torch import nn
 from automl.errors import ResourceError
 from automl.tasks.base import IGNORED, Batch, Row
 from automl.tasks.causal import target_losses
+from automl.tasks.mixture import MixedRows
 from automl.tasks.rows import RowView
 from automl.watchdog import beat
 
@@ -36,6 +37,8 @@ Numbers = npt.NDArray[np.float32]
 class ReferredRows(RowView):
     """Rows with `reference_logps`. compute: a row's, (tokens,) float32; called while the file is locked.
 
+    A row that a mixture has at several places is computed once.
+
     Reading a row computes what is missing, so the model must be as it was then, unless the row was read before.
     """
 
@@ -44,7 +47,9 @@ class ReferredRows(RowView):
         self._rows = rows
         self._compute = compute
         self._file = file
-        self._bounds = list(accumulate((len(row["input_ids"]) for row in rows), initial=0))
+        self._mixed = rows if isinstance(rows, MixedRows) else None
+        each = self._mixed.drawn_from if self._mixed else rows
+        self._bounds = list(accumulate((len(row["input_ids"]) for row in each), initial=0))
         try:
             _make(file, self._bounds[-1])
             size = self._bounds[-1]  # an empty file cannot be mapped
@@ -66,7 +71,8 @@ class ReferredRows(RowView):
                 self._of(place, self._rows[place])
 
     def _part(self, place: int) -> Numbers:
-        return self._numbers[self._bounds[place] : self._bounds[place + 1]]
+        number = self._mixed.number(place) if self._mixed else place
+        return self._numbers[self._bounds[number] : self._bounds[number + 1]]
 
     def _of(self, place: int, row: Row) -> Numbers:
         part = self._part(place)

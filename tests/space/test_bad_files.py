@@ -554,6 +554,11 @@ HEADS = {
         with_line(4, "task: {type: completion, data: [{file: a.csv}, {file: b.csv, weight: 1}]}"),
         "4:33: task.data[0].weight: is missing",
     ),
+    "a weight of next to nothing": (
+        with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 1e-300}, {file: b.csv, weight: 1e9}]}"),
+        "4:25: task.data: part 1 has a weight of 1e-300 of 1e+09 in all; a part has a share of 1e-09 at least: "
+        "leave it out",
+    ),
     "a weight of nothing": (
         with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 0}, {file: b.csv, weight: 1}]}"),
         "4:55: task.data[0].weight: 0 is not above 0",

@@ -15,8 +15,10 @@ import torch
 from automl.lora import Hyperparameters
 from automl.space.schema_preference import PreferenceTask
 from automl.tasks import metrics
+from automl.tasks.base import Row, Share
+from automl.tasks.mixture import MixedRows
 from automl.tasks.preference_losses import Said, kto_of_pairs, pair_loss
-from automl.tasks.reference import LOGPS, ReferredRows
+from automl.tasks.reference import LOGPS, Numbers, ReferredRows
 from automl.training.export import evaluate_export, evaluate_merged, merge_adapter
 from automl.training.host import SoloHost
 from automl.training.runtime import HostSettings, Runtime, load_runtime
@@ -78,6 +80,23 @@ def test_rows_are_computed_when_they_are_drawn_and_once(settings: HostSettings) 
     broken = replace(load_runtime(settings), model=torch.nn.Identity())  # nothing can be computed any more
     assert isinstance(broken.train_rows, ReferredRows)
     assert known(settings, "train") == first
+
+
+def test_a_row_that_a_mixture_has_at_many_places_is_computed_once(tmp_path: Path) -> None:
+    rows = [{"input_ids": [number] * (number + 1)} for number in range(12)]
+    mixed = MixedRows(rows, [Share(0.5, 2), Share(0.5, 10)], "seed")
+    computed: list[int] = []
+
+    def compute(row: Row) -> Numbers:
+        computed.append(row["input_ids"][0])
+        return np.array([-0.5 * token for token in row["input_ids"]], dtype=np.float32)
+
+    referred = ReferredRows(mixed, tmp_path / "train.f32", compute)
+    assert len(referred) == len(mixed) == 20
+    for row in referred:
+        assert list(row[LOGPS]) == [-0.5 * token for token in row["input_ids"]]
+    assert sorted(computed) == list(range(12))
+    assert (tmp_path / "train.f32").stat().st_size == 4 * sum(len(row["input_ids"]) for row in rows)
 
 
 def raw(runtime: Runtime, place: int) -> Any:
