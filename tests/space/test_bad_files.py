@@ -556,7 +556,7 @@ HEADS = {
     ),
     "a weight of next to nothing": (
         with_line(4, "task: {type: completion, data: [{file: a.csv, weight: 1e-300}, {file: b.csv, weight: 1e9}]}"),
-        "4:25: task.data: part 1 has a weight of 1e-300 of 1e+09 in all; a part has a share of 1e-09 at least: "
+        "4:32: task.data: part 1 has a weight of 1e-300 of 1e+09 in all; a part has a share of 1e-09 at least: "
         "leave it out",
     ),
     "a weight of nothing": (
