@@ -3,8 +3,9 @@
 Every search spends the same evaluations; what is compared is the best value seen after 2, 5, 10 and 20 full runs'
 worth of them, as normalised regret (0 = best of the table, 1 = nothing learnt). Ours runs along the product's own path:
 Study, Dispatcher, sampler, pruner and, with `--storage sqlite`, SQL. Data: --data, or $AUTOML_REPLAY_DATA, a folder
-with hpo_taskset_nlp/taskset_nlp.npz and hpo_lcbench_surrogate/lcbench.npz. Finished searches are kept in --rows, so
-that the command continues where it was stopped.
+with hpo_taskset_nlp/taskset_nlp.npz and hpo_lcbench_surrogate/lcbench.npz; the tables `lora` and `lora-at-alpha` are
+those of `benchmarks.lora_curves`. Finished searches are kept in --rows, so that the command continues where it was
+stopped; `benchmarks.left_out` judges them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.measure import ROOT
 from benchmarks.replay_arms import by_optuna, by_top_k, product
-from benchmarks.replay_world import BUDGETS, TUNED_TASKS, recorded, tasks
+from benchmarks.replay_world import BUDGETS, LORA, TUNED_TASKS, recorded, tasks
 from benchmarks.report import Report, names, numbers, parser, table
 
 DATA_VARIABLE = "AUTOML_REPLAY_DATA"
+TRAININGS = ROOT / "benchmarks" / "recorded" / "lora_curves"
 
 ARMS = (
     "halving",
@@ -40,7 +43,10 @@ ARMS = (
 
 
 class Job(NamedTuple):
-    """One search. arm: a pruner of ours (`halving`, or `halving:first_rung=3`), `top-k(E)`, or `sampler+pruner`."""
+    """One search. arm: one of ours, `top-k(E)`, or `sampler+pruner` for Optuna's.
+
+    Ours: a pruner (`halving`, or `halving:first_rung=3;explore=0.4`), after a sampler if it is not TPE (`gp/halving`).
+    """
 
     arm: str
     workers: int
@@ -67,18 +73,28 @@ def run_job(job: Job) -> dict[str, Any]:
         sampler, pruner = job.arm.split("+")
         result = by_optuna(world, job.seed, job.workers, sampler=sampler, pruner=pruner)
     else:
-        pruner, _, options = job.arm.partition(":")
+        sampler, _, pruner = job.arm.rpartition("/")
+        (sampler, of_sampler), (pruner, of_pruner) = _named(sampler or "tpe"), _named(pruner)
         result = product(
-            world, job.seed, job.workers, pruner=pruner, options=_options(options), is_sql=job.storage == "sqlite"
+            world,
+            job.seed,
+            job.workers,
+            pruner=pruner,
+            options=of_pruner,
+            sampler=sampler,
+            sampler_options=of_sampler,
+            is_sql=job.storage == "sqlite",
         )
     row = {**job._asdict(), "key": job.key, "seconds": round(time.perf_counter() - began, 2), **result._asdict()}
     del row["data"]
     return row
 
 
-def _options(text: str) -> dict[str, float]:
-    pairs = (part.split("=") for part in text.split(",") if part)
-    return {name: float(value) if "." in value else int(value) for name, value in pairs}
+def _named(text: str) -> tuple[str, dict[str, float]]:
+    """A sampler or a pruner, and its options."""
+    name, _, options = text.partition(":")
+    pairs = (part.split("=") for part in options.split(";") if part)
+    return name, {option: float(value) if "." in value else int(value) for option, value in pairs}
 
 
 def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
@@ -86,9 +102,16 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     for arm in args.arms:
         for workers in args.workers:
             for kind in args.tables:
-                for task in tasks(args.data, kind):
+                folder = folder_of(args, kind)
+                for task in tasks(folder, kind):
                     for seed in range(args.first_seed, args.first_seed + args.seeds):
-                        yield Job(arm, workers, kind, task, seed, args.storage, str(args.data))
+                        yield Job(arm, workers, kind, task, seed, args.storage, str(folder))
+
+
+def folder_of(args: argparse.Namespace, kind: str) -> Path:
+    """Where the tables of this kind lie."""
+    found: Path = args.trainings if kind in LORA else args.data
+    return found
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -145,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = parser("replay", (__doc__ or "").split("\n\n")[0])
     options.add_argument("--data", type=Path, default=Path(os.environ.get(DATA_VARIABLE, "")), metavar="FOLDER")
-    options.add_argument("--tables", type=names, default=("taskset",), metavar="taskset,lcbench")
+    options.add_argument("--tables", type=tables, default=("taskset",), metavar="taskset,lcbench,lora,lora-at-alpha")
+    options.add_argument("--trainings", type=Path, default=TRAININGS, metavar="FOLDER", help="of the tables `lora`")
     options.add_argument("--arms", type=names, default=ARMS, metavar="NAME,…")
     options.add_argument("--workers", type=numbers, default=(1, 2, 8), metavar="N,N,…", help="trials at once")
     options.add_argument("--seeds", type=int, default=5)
@@ -157,11 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = options.parse_args(arguments)
     if args.quick:
         args.arms, args.workers, args.seeds = ("halving", "top-k(3)", "random+sha3"), (1,), 1
-    found = [kind for kind in args.tables if tasks(args.data, kind)]
-    if len(found) < len(args.tables):
-        print(f"no curves under {args.data.resolve()}: give --data or set {DATA_VARIABLE}")
+    if missing := next((kind for kind in args.tables if not tasks(folder_of(args, kind), kind)), None):
+        where = "--trainings" if missing in LORA else f"--data or set {DATA_VARIABLE}"
+        print(f"no curves under {folder_of(args, missing).resolve()}: give {where}")
         return 2
     return _run(args)
+
+
+def tables(text: str) -> tuple[str, ...]:
+    """Kinds of tables, as an option's type."""
+    known = ("taskset", "lcbench", *LORA)
+    if unknown := [name for name in names(text) if name not in known]:
+        raise argparse.ArgumentTypeError(f"there are no tables {unknown[0]!r}; there are {', '.join(known)}")
+    return names(text)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -160,7 +160,7 @@ def product(
                 sampler_options=sampler_options or {},
                 pruner=pruner,
                 pruner_options=options or {},
-                trials=1_000_000,
+                trials=len(world.table.curves),
                 steps=length,
                 evaluate_every=1,
                 seed=seed,
@@ -178,6 +178,7 @@ def product(
 
         dispatcher = Dispatcher(study, on_exchange=stop_in_time)
         InlineExecutor().run(dispatcher, lambda: Watched(host, score))
+        score.close()
         fates = {host.rows[trial.number]: _fate(trial) for trial in study.optuna.get_trials(deepcopy=False)}
     return outcome(score, fates)
 
@@ -204,13 +205,16 @@ def by_optuna(
         warnings.simplefilter("ignore")
         study = optuna.create_study(sampler=SAMPLERS[sampler](seed), pruner=PRUNERS[pruner](length))
         while not score.is_done:
-            while len(running) < workers:
+            while len(running) < workers and len(fates) < len(cube):
                 trial = study.ask(space)
                 distances = ((cube - np.array([trial.params[name] for name in names])) ** 2).sum(axis=1)
                 distances[list(fates)] = np.inf
                 row = int(distances.argmin())
                 fates[row], at[row] = "unfinished", 0
                 running.append((trial, row))
+            if not running:
+                score.close()
+                break
             for trial, row in running:
                 if not score.is_done:
                     at[row] += 1

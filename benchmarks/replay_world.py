@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl.execution.simulated import CurveTable
+from benchmarks.curve_file import WHOLE, CurveFile, read_curves
 
 BUDGETS = (2, 5, 10, 20)
 """Full runs' worth of evaluations at which a search is judged."""
@@ -20,6 +21,13 @@ TUNED_TASKS = ("patch128_LSTM128_avg_bs64", "patch32_GRU64_avg_bs128", "patch32_
 """TaskSet tasks that were looked at while the default policy was chosen (with seeds 0 to 5); the others were not."""
 
 _LCBENCH_LOG = frozenset({"batch_size", "learning_rate", "weight_decay", "max_units"})
+_LORA_LOG = frozenset({"rank", "alpha_ratio", "learning_rate", "batch_size"})
+
+LORA = ("lora", "lora-at-alpha")
+"""Tables of `benchmarks.lora_curves`: searched in learning rates as they are, and in those that AT_ALPHA would need."""
+
+AT_ALPHA = 32.0
+"""At another alpha a rate does what rate x sqrt(alpha / AT_ALPHA) does at this one (arXiv 2602.06204)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,10 +47,14 @@ class Recorded:
 
 @lru_cache(maxsize=64)
 def recorded(folder: Path, kind: str, task: str) -> Recorded:
-    """A task of `taskset` (validation loss, 51 evaluations, the first before training) or `lcbench` (100 - accuracy).
+    """A task of `taskset` (validation loss, 51 evaluations, the first before training), of `lcbench` (100 - accuracy),
+    or of LORA.
 
-    Arrays are read as they lie in hpo_taskset_nlp/taskset_nlp.npz and hpo_lcbench_surrogate/lcbench.npz.
+    Arrays are read as they lie in hpo_taskset_nlp/taskset_nlp.npz and hpo_lcbench_surrogate/lcbench.npz; for LORA the
+    folder has a file for each set.
     """
+    if kind in LORA:
+        return of_trainings(read_curves(folder / f"{task}.npz"), at_alpha=kind == "lora-at-alpha")
     test = None
     if kind == "taskset":
         with np.load(folder / "hpo_taskset_nlp" / "taskset_nlp.npz", allow_pickle=False) as file:
@@ -62,6 +74,22 @@ def recorded(folder: Path, kind: str, task: str) -> Recorded:
     return scaled(table, test)
 
 
+def of_trainings(file: CurveFile, *, at_alpha: bool = False) -> Recorded:
+    """The first training of each configuration as a table of losses, or of 1 - metric."""
+    curves = [file.curves[key] for key in sorted(file.curves) if key.repeat == 0]
+    names = [name for name in curves[0].configuration if name != "alpha"]
+    given = np.array([[curve.configuration[name] for name in names] for curve in curves])
+    if at_alpha:
+        alphas = np.array([curve.configuration["alpha"] for curve in curves])
+        given[:, names.index("learning_rate")] *= np.sqrt(alphas / AT_ALPHA)
+    values, test = (np.array([getattr(curve, rows)[:, 0] for curve in curves]) for rows in ("validation", "test"))
+    if file.metrics[0] != "loss":
+        values, test = 1.0 - values, 1.0 - test
+    return scaled(
+        CurveTable(names=tuple(names), configurations=given, curves=values, log=_LORA_LOG.intersection(names)), test
+    )
+
+
 def scaled(table: CurveTable, test: NDArray[np.float64] | None = None) -> Recorded:
     """A table with its scale. Rows that ever are non-finite are never among the best percent."""
     finite = np.where(np.isfinite(table.curves), table.curves, np.inf)
@@ -78,7 +106,10 @@ def scaled(table: CurveTable, test: NDArray[np.float64] | None = None) -> Record
 
 
 def tasks(folder: Path, kind: str) -> list[str]:
-    """Names of the tasks in the data folder; none if its file is not there."""
+    """Names of the tasks in the data folder; none if its file is not there; of LORA those recorded whole."""
+    if kind in LORA:
+        files = [read_curves(path) for path in sorted(folder.glob("*.npz"))]
+        return [file.path.stem for file in files if sum(key.repeat == 0 for key in file.curves) >= WHOLE]
     path = {
         "taskset": folder / "hpo_taskset_nlp" / "taskset_nlp.npz",
         "lcbench": folder / "hpo_lcbench_surrogate" / "lcbench.npz",
@@ -116,9 +147,18 @@ class Score:
             self.best, self.place = value, (row, evaluation - 1)
         for budget in self.budgets:
             if self.evaluations == budget * self.world.table.evaluations:
-                self.regret[budget] = (self.best - self.world.best) / (self.world.chance - self.world.best)
-                self._on_test(budget)
+                self._note(budget)
         return value
+
+    def close(self) -> None:
+        """A search that has used up the table's rows ends with what it has found, whatever it might still spend."""
+        for budget in self.budgets:
+            if budget not in self.regret:
+                self._note(budget)
+
+    def _note(self, budget: int) -> None:
+        self.regret[budget] = (self.best - self.world.best) / (self.world.chance - self.world.best)
+        self._on_test(budget)
 
     def _on_test(self, budget: int) -> None:
         """Note the incumbent's regret on test data, on the scale of the table's test values."""
@@ -145,6 +185,7 @@ def top_k(
         values = _advance(score, tried, 0, evaluations, workers)
         best = sorted((value, row) for row, value in values.items() if math.isfinite(value))
         _advance(score, [row for _, row in best], evaluations, length, workers)
+        score.close()
         yield score
 
 

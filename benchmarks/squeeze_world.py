@@ -170,7 +170,7 @@ class Lab:
 
     def train(self, trainings: Sequence[Training], finished: Callable[[Training, Trained], None]) -> None:
         """Train all of them in one pack; `finished` is told of each as soon as it is scored. A failure raises."""
-        workload = self._workload(self.runtime.evaluation_rows)
+        workload = self.workload(self.runtime.evaluation_rows)
         targets = {training.key: tuple(training.ranks) for training in trainings}
         by_number = dict(enumerate(trainings))
         with closing(
@@ -196,7 +196,7 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         training = Training(key="export", ranks=self.even(rank), start=params)
         targets = {"export": tuple(self.paths)}
-        workload = self._workload(())
+        workload = self.workload(())
         with closing(PackedTrainer(self.runtime.model, workload, targets=targets)) as trainer:
             trainer.admit(self._spec(0, training), self._state(training))
             trainer.export(0, folder, base=self.base)
@@ -222,12 +222,12 @@ class Lab:
         return {name: found[file_name(name)] for name in names if file_name(name) in found}
 
     def _heads(self) -> Mapping[str, Any]:
-        with closing(PackedTrainer(self.runtime.model, self._workload(()))) as trainer:
+        with closing(PackedTrainer(self.runtime.model, self.workload(()))) as trainer:
             return dict(trainer.backbone.heads)
 
     def _score(self, trainer: PackedTrainer, number: int, *, is_pilot: bool) -> Score:
         adapter = trainer.members[number].adapter
-        parts = [self._workload(rows) for rows in (self.runtime.evaluation_rows, () if is_pilot else self.test_rows)]
+        parts = [self.workload(rows) for rows in (self.runtime.evaluation_rows, () if is_pilot else self.test_rows)]
         return Score(
             *(
                 Evaluator(trainer.backbone, part).metrics(
@@ -237,7 +237,8 @@ class Lab:
             )
         )
 
-    def _workload(self, rows: Sequence[Any]) -> Workload:
+    def workload(self, rows: Sequence[Any]) -> Workload:
+        """What a pack trains on, judged by these rows."""
         runtime = self.runtime
         return Workload(
             task=runtime.task,
@@ -320,7 +321,7 @@ def open_lab(text_set: TextSet, data: Path, work: Path, *, precision: str, threa
     runtime = load_runtime(settings)
     test_rows = runtime.task.rows(setup.inputs.prepared, "test")
     lab = Lab(text_set, runtime, test_rows, settings.backbone.path, work)
-    with closing(PackedTrainer(runtime.model, lab._workload(()))) as trainer:  # of this module
+    with closing(PackedTrainer(runtime.model, lab.workload(()))) as trainer:  # of this module
         lab.layers = trainer.layers("all-linear")
     return lab
 

@@ -11,8 +11,9 @@ import pytest
 
 from automl.execution.simulated import CurveTable
 from benchmarks import replay
+from benchmarks.curve_file import WHOLE, Curve, CurveFile, Key
 from benchmarks.replay_arms import by_optuna, by_top_k, product
-from benchmarks.replay_world import Recorded, Score, scaled
+from benchmarks.replay_world import AT_ALPHA, Recorded, Score, of_trainings, recorded, scaled, tasks
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,76 @@ def test_the_command_on_a_small_copy_of_the_data(
     assert [result["arm"] for result in found["results"]] == ["random+none", "top-k(2)"]
     assert len(rows.read_text().splitlines()) == 2
     assert len(found["searches"]) == 2
+
+
+@pytest.mark.parametrize("arm", ["halving", "none", "tpe+sha1", "random+none", "top-k(1)"])
+def test_a_search_ends_where_a_small_table_is_used_up(world: Recorded, arm: str) -> None:
+    table = world.table
+    few = scaled(
+        CurveTable(names=table.names, configurations=table.configurations[:6], curves=table.curves[:6], log=table.log)
+    )
+    if arm.startswith("top-k"):
+        result = by_top_k(few, 0, 2, evaluations=1, budgets=(1, 20))
+    elif "+" in arm:
+        sampler, pruner = arm.split("+")
+        result = by_optuna(few, 0, 2, sampler=sampler, pruner=pruner, budgets=(1, 20))
+    else:
+        result = product(few, 0, 2, pruner=arm, is_sql=False, budgets=(1, 20))
+    assert result.regret[20] <= result.regret[1]
+    assert result.started in (0, 6)  # the top-k rule does not tell
+
+
+@pytest.fixture
+def trainings(tmp_path: Path) -> CurveFile:
+    """A whole table of trainings, the better the nearer rate x sqrt(alpha) is to 1e-2; one with a second seed."""
+    file = CurveFile(path=tmp_path / "toy.npz", plan={}, metrics=["accuracy", "loss"])
+    draws = np.random.default_rng(1)
+    for number in range(WHOLE):
+        rank, ratio, rate = int(draws.integers(1, 65)), float(draws.choice([0.5, 4.0])), 10 ** draws.uniform(-4, -1)
+        alpha = rank * ratio
+        accuracy = 0.9 - 0.2 * abs(np.log10(rate * alpha**0.5 / 1e-2)) * np.array([0.5, 1.0, 1.0])
+        values = np.stack([accuracy, 1 - accuracy], axis=1)
+        given = {"rank": rank, "alpha_ratio": ratio, "learning_rate": rate, "alpha": alpha}
+        file.curves[Key(number, 0)] = Curve(
+            configuration=given, validation=values, test=values - 0.1, seconds=np.ones(3), tokens=np.ones(3)
+        )
+    first = file.curves[Key(0, 0)]
+    file.add(Key(0, 1), first)
+    return file
+
+
+def test_trainings_are_a_table_of_losses(trainings: CurveFile) -> None:
+    plain = recorded(trainings.path.parent, "lora", "toy")
+    assert plain.table.curves.shape == (WHOLE, 3)
+    assert plain.table.curves[5, 1] == pytest.approx(1 - trainings.curves[Key(5, 0)].validation[1, 0])
+    assert plain.test is not None
+    assert plain.test - plain.table.curves == pytest.approx(np.full((WHOLE, 3), 0.1))
+    assert set(plain.table.names) == {"rank", "alpha_ratio", "learning_rate"}
+
+
+def test_the_other_coordinate_takes_alpha_out_of_the_best_rate(trainings: CurveFile) -> None:
+    moved = of_trainings(trainings, at_alpha=True).table
+    rates = moved.configurations[:, moved.names.index("learning_rate")]
+    best = rates[np.argsort(moved.curves[:, -1])[:5]]
+    assert np.log10(best) == pytest.approx(np.full(5, np.log10(1e-2 / AT_ALPHA**0.5)), abs=0.2)
+
+
+def test_tables_of_trainings_are_searched_when_they_are_whole(
+    trainings: CurveFile, document: Callable[[Any, list[str]], dict[str, Any]]
+) -> None:
+    folder = trainings.path.parent
+    arms = "random/halving:first_rung=1;explore=0.4,tpe+sha3"
+    given = ["--tables", "lora", "--trainings", str(folder), "--workers", "2", "--seeds", "1", "--jobs", "1"]
+    found = document(replay.main, [*given, "--arms", arms])
+    assert [row["task"] for row in found["searches"]] == ["toy", "toy"]
+    assert set(found["results"][0]["test_mean"]) == {"2", "5", "10", "20"}
+    del trainings.curves[Key(7, 0)]
+    trainings.add(Key(0, 1), trainings.curves[Key(0, 0)])
+    assert tasks(folder, "lora") == []
+    assert replay.main(given) == 2
+
+
+def test_unknown_tables_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        replay.main(["--tables", "lora2"])
+    assert "there are no tables 'lora2'; there are taskset" in capsys.readouterr().err

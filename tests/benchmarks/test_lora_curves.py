@@ -1,0 +1,117 @@
+"""Recorded LoRA trainings: equal examples whatever the batch, stored at once, the same when resumed or alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import lora_curves
+from benchmarks.curve_file import TARGETS, CurveFile, Key, read_curves
+from benchmarks.lora_curves_world import SETS, points
+
+Document = Callable[[Any, list[str]], dict[str, Any]]
+
+
+def options(work: Path, configurations: str = "0:4") -> list[str]:
+    return ["--quick", "--configurations", configurations, "--repeated", "1", "--work", str(work)]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> CurveFile:
+    """Four configurations of a tiny model, the first with two seeds."""
+    work = tmp_path_factory.mktemp("curves")
+    assert lora_curves.main(options(work)) == 0
+    return read_curves(work / "recorded" / "tiny.npz")
+
+
+def test_all_trainings_have_seen_the_same_tokens_at_every_evaluation(recorded: CurveFile) -> None:
+    first = [curve for key, curve in recorded.curves.items() if key.repeat == 0]
+    assert len({curve.configuration["batch_size"] for curve in first}) > 1
+    assert len({tuple(curve.tokens) for curve in first}) == 1
+    assert (np.diff(first[0].tokens) > 0).all()
+    assert all((np.diff(curve.seconds) > 0).all() for curve in first)
+
+
+def test_alpha_is_there_as_a_ratio_and_as_a_value(recorded: CurveFile) -> None:
+    for curve in recorded.curves.values():
+        given = curve.configuration
+        assert given["alpha"] == given["alpha_ratio"] * given["rank"]
+        assert given["target"] in range(len(TARGETS))
+
+
+def test_test_rows_are_other_rows_and_a_second_seed_is_another_training(recorded: CurveFile) -> None:
+    first, again = recorded.curves[Key(0, 0)], recorded.curves[Key(0, 1)]
+    assert first.configuration == again.configuration
+    assert not np.allclose(first.validation, again.validation)
+    assert not np.allclose(first.validation, first.test)
+    assert recorded.metrics == ["accuracy", "loss"]
+    assert first.validation.shape == first.test.shape == (3, 2)
+
+
+def test_a_run_goes_on_where_it_stopped_and_a_neighbour_changes_nothing(
+    recorded: CurveFile, document: Document
+) -> None:
+    file = read_curves(recorded.path)
+    del file.curves[Key(2, 0)]
+    file.add(Key(3, 0), recorded.curves[Key(3, 0)])
+    document(lora_curves.main, options(recorded.path.parent.parent))
+    found = read_curves(recorded.path)
+    assert found.curves.keys() == recorded.curves.keys()
+    alone, beside = found.curves[Key(2, 0)], recorded.curves[Key(2, 0)]
+    np.testing.assert_allclose(alone.validation, beside.validation, rtol=1e-4)
+    assert (alone.seconds != beside.seconds).any()
+    assert (found.curves[Key(3, 0)].seconds == recorded.curves[Key(3, 0)].seconds).all()
+    assert len(found.runs) == 2
+
+
+def test_what_was_recorded_otherwise_is_refused(recorded: CurveFile, capsys: pytest.CaptureFixture[str]) -> None:
+    other = CurveFile(path=recorded.path, plan={**recorded.plan, "examples": 9}, metrics=recorded.metrics)
+    other.add(Key(0, 0), recorded.curves[Key(0, 0)])
+    assert lora_curves.main(options(recorded.path.parent.parent)) == 2
+    assert "was recorded with other examples" in capsys.readouterr().out
+
+
+def test_one_process_records_a_set(recorded: CurveFile, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recorded.path.parent
+    with lora_curves._alone(folder, "tiny"):
+        assert lora_curves.main(options(folder.parent)) == 2
+    assert "another process is recording tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["--sets", "trek"], "there is no 'trek'"), (["--sets", "trec", "--data", "nowhere"], "no trec/train.jsonl")],
+)
+def test_what_cannot_be_recorded_is_said(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lora_curves.main(given) == 2
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["3", "5:5", "9:2", "a:b", ":"])
+def test_a_part_has_two_ends(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        lora_curves.main(["--configurations", text])
+    assert "FIRST:LAST is wanted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_evaluation_falls_between_two_batches(name: str) -> None:
+    each = SETS[name]
+    assert all(each.examples % (batch * each.evaluations) == 0 for batch in each.batches)
+    assert each.examples <= 2 * each.text_set.train
+
+
+def test_the_points_cover_the_space_and_more_of_them_begin_alike() -> None:
+    space = SETS["trec"].space
+    found = points(space, 64)
+    assert points(space, 96)[:64] == found
+    for parameter in space.parameters:
+        values = {point[parameter.name] for point in found}
+        assert len(values) >= len(getattr(parameter, "choices", range(20)))
+    ranks = sorted(int(point["rank"]) for point in found)
+    assert ranks[0] == 1
+    assert 5 <= ranks[32] <= 12
