@@ -28,7 +28,7 @@ from benchmarks.curve_file import TARGETS, Curve, Floats, Key, as_numbers
 from benchmarks.squeeze_world import SMOLLM2, Lab, TextSet, open_lab
 
 SEED = 15
-"""Of the scrambled sequence that the configurations come from."""
+"""Seed of the scrambled sequence that the configurations come from."""
 
 SPLITS = ("train", "validation", "test")
 _REPEAT = 100_000
