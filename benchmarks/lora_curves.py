@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from automl.storage.sqlite_file import try_flock
-from benchmarks.curve_file import WHOLE, CurveFile, Key, read_curves
+from benchmarks.curve_file import WHOLE, Curve, CurveFile, Key, read_curves
 from benchmarks.lora_curves_world import SETS, CurveSet, open_set, train
 from benchmarks.measure import ROOT, machine
 from benchmarks.report import Report, names, parser, table
@@ -137,8 +137,21 @@ def facts(file: CurveFile) -> dict[str, object]:
         "of": best,
         "sd of a seed": f"{np.sqrt(np.mean(np.square(known)) / 2):.3f}" if known else "–",
         "diverged": sum(bool(np.isnan(curve.validation[-1, 0])) for curve in first.values()),
+        "rate tells": f"{explained(first.values(), 0.0):.2f}",
+        "at alpha": f"{explained(first.values(), 0.5):.2f}",
         "CPU s of a training": f"{np.mean([curve.seconds[-1] for curve in file.curves.values()]):.1f}",
     }
+
+
+def explained(curves: Iterable[Curve], power: float) -> float:
+    """Share of the variance of the final losses' ranks that a cubic polynomial in log(rate x alpha^power) explains."""
+    kept = list(curves)
+    losses = np.nan_to_num([curve.validation[-1, -1] for curve in kept], nan=np.inf)
+    ranks = np.argsort(np.argsort(losses)).astype(np.float64)
+    rate, alpha = (np.log([curve.configuration[name] for curve in kept]) for name in ("learning_rate", "alpha"))
+    place = rate + power * alpha
+    fitted = np.polynomial.Polynomial.fit(place, ranks, min(3, len(kept) - 1))(place)
+    return float(1.0 - np.var(ranks - fitted) / np.var(ranks)) if len(kept) > 1 else float("nan")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

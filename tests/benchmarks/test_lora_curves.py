@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import lora_curves
-from benchmarks.curve_file import TARGETS, CurveFile, Key, read_curves
+from benchmarks.curve_file import TARGETS, Curve, CurveFile, Key, read_curves
 from benchmarks.lora_curves_world import SETS, points
 
 Document = Callable[[Any, list[str]], dict[str, Any]]
@@ -115,3 +115,24 @@ def test_the_points_cover_the_space_and_more_of_them_begin_alike() -> None:
     ranks = sorted(int(point["rank"]) for point in found)
     assert ranks[0] == 1
     assert 5 <= ranks[32] <= 12
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_the_coordinate_of_the_optimum_explains_most(power: float) -> None:
+    draws = np.random.default_rng(0)
+    curves = []
+    for _ in range(60):
+        rate, alpha = 10 ** draws.uniform(-4, -1), 2 ** draws.uniform(0, 8)
+        loss = abs(np.log10(rate * alpha**power / 1e-2))
+        curves.append(
+            Curve(
+                configuration={"learning_rate": rate, "alpha": alpha},
+                validation=np.array([[0.0, loss]]),
+                test=np.zeros((1, 2)),
+                seconds=np.ones(1),
+                tokens=np.ones(1),
+            )
+        )
+    right, other = (lora_curves.explained(curves, each) for each in (power, 0.5 - power))
+    assert right > 0.6
+    assert other < right - 0.1
