@@ -92,6 +92,10 @@ class TrialSpec:
     checkpoint_every: steps after which the state is saved and reported without metrics, where no measurement is due;
     0 = measurements alone do that. attempt counts how often the trial was handed out (from 1) and fences off late
     results. examination: what the last measurement finds out besides.
+
+    best_by: metric by which the best checkpoint is what the trial is worth; empty: it is the last one. early_stopping:
+    end the trial where training on brings nothing (`automl.training.early_stopping`); only with best_by. stop_after:
+    step after which training ends although the schedule goes on to `steps`; 0 = `steps`.
     """
 
     number: int
@@ -105,6 +109,14 @@ class TrialSpec:
     checkpoint_every: int = 0
     attempt: int = 1
     examination: Examination | None = None
+    best_by: str = ""
+    early_stopping: bool = False
+    stop_after: int = 0
+
+    @property
+    def last_step(self) -> int:
+        """The step after which it is trained no further, unless it ends itself before."""
+        return self.stop_after or self.steps
 
     def is_due(self, step: int) -> bool:
         """Whether the trial is saved and reports at this step: a measurement, or a checkpoint without metrics."""
@@ -119,7 +131,7 @@ class TrialSpec:
     def _is_measured(self, step: int) -> bool:
         if self.evaluations:
             return any(due == step for due, _ in self.evaluations)
-        return step % self.evaluate_every == 0 or step == self.steps
+        return step % self.evaluate_every == 0 or step == self.last_step
 
     def _is_checkpoint(self, step: int) -> bool:
         return self.checkpoint_every > 0 and step % self.checkpoint_every == 0 and not self._is_measured(step)
@@ -173,13 +185,35 @@ class Examined(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestCheckpoint:
+    """What a trial that is over is worth, if its spec has best_by.
+
+    metrics: of its best evaluation, at `step`, on all evaluation rows. reason: why it ended before its last step, in
+    words; empty if it did not.
+    """
+
+    step: int
+    metrics: Metrics
+    reason: str = ""
+
+    def in_words(self, steps: int) -> str:
+        """Why the trial ended, and of what step this is; empty if it was trained to its last one, which is this.
+
+        steps: that it was trained.
+        """
+        which = f"best at step {self.step}" if self.step != steps else ""
+        return ", ".join(part for part in (self.reason, which) if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """All metrics of one trial at one optimizer step. Every value is finite; a checkpoint has none.
 
     seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts.
     adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only. importances: those
     of the adapted modules so far, in module order; none if the trainer does not collect them. examined: by the last
-    measurement of a trial that is to be examined.
+    measurement of a trial that is to be examined. training_loss: mean over the steps since the measurement before; None
+    if the trainer does not tell. best: on the last measurement of a trial whose spec has best_by.
     """
 
     trial: int
@@ -190,6 +224,13 @@ class Measurement:
     adapter: str | None = None
     importances: tuple[ModuleImportance, ...] = ()
     examined: tuple[Examined, ...] = ()
+    training_loss: float | None = None
+    best: BestCheckpoint | None = None
+
+    @property
+    def worth(self) -> Metrics:
+        """What the trial is worth with this measurement: at its best checkpoint, if that is told."""
+        return self.metrics if self.best is None else self.best.metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

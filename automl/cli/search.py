@@ -101,6 +101,8 @@ def _show(summary: Summary) -> None:
         f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed; "
         f"{summary.spent_steps:,} training steps instead of {summary.full_steps:,} without pruning."
     )
+    if summary.early_ends:
+        console.result(f"{summary.early_ends}.")
     console.result(f"database: {summary.database}")
     if summary.best is not None:
         console.result(f"adapter:  {summary.best.adapter}")

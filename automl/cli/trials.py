@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
                     *(size_text(name, row.size) for name in second),
                     *([size_text(FORGETTING, row.forgetting)] if is_kept else []),
                     row.steps,
-                    row.stop_reason or "",
+                    row.shown_reason,
                     configuration_text(row.params),
                 )
                 for row in rows

@@ -143,10 +143,12 @@ def show_verification(result: Mapping[str, Any]) -> None:
         _show_methods(result["methods"], metric)
     optimism = result["selection_optimism"]
     if optimism is not None:
+        from automl.results.summary import chosen_text
+
         interval = f" [{optimism['low']:+.4f}, {optimism['high']:+.4f}]" if "low" in optimism else ""
         console.result(
             f"trial {optimism['trial']}: {metric} {optimism['validation']:.4f} in the search,"
-            f" {optimism['verified']:.4f} on the test rows; the search flattered it by"
+            f" {optimism['verified']:.4f} on the test rows{chosen_text(optimism)}; the search flattered it by"
             f" {optimism['optimism']:+.4f}{interval}"
         )
     console.result(f"recommended: {result['recommendation']['text']}")

@@ -17,6 +17,7 @@ from automl.space.write import yaml_of
 SEARCH = (
     *("sampler", "pruner", "trials", "steps", "evaluate_every", "seed", "time", "max_steps", "max_failed_trials"),
     *("keep", "importance", "squeeze", "warm_start", "patience", "also_minimize"),
+    *("checkpoint", "early_stopping"),
 )
 """Arguments that are entries of `search:`."""
 _SOURCE = "automl.search"

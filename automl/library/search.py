@@ -58,6 +58,8 @@ def search(
     warm_start: str | None = None,
     patience: int | None = None,
     also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None,
+    checkpoint: Literal["best", "last"] | None = None,
+    early_stopping: bool | None = None,
     keep_data: str | Options | None = None,
     verify: bool | Options | None = None,
     run: str | Options | None = None,

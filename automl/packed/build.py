@@ -146,7 +146,7 @@ def packed_host(settings: HostSettings, runtime: Runtime, *, beside: Sequence[Ru
         discard=lambda trial: discard_slot_files(settings, trial),
         export=export,
         majorities=[each.prepared.baseline for each in settings.lanes],
-        is_finalist=lambda last: finalists[lane_of(last.trial)].admit(last.metrics),
+        is_finalist=lambda last: finalists[lane_of(last.trial)].admit(last.worth),
         ahead=True,
     )
 

@@ -20,7 +20,9 @@ from automl.packed.member import Member
 from automl.packed.rounds import Rounds
 from automl.packed.thread import TrainingThread
 from automl.packed.trainer import Event, PackedTrainer
+from automl.training.best_checkpoint import is_at_end, is_over, settled
 from automl.training.checkpoint import SlotFolder
+from automl.training.early_stopping import steps_to_keep
 from automl.training.state import SlotRecord, TrainState
 from automl.trial import Measurement, Metrics, TrialFailure, TrialSpec, failure_of
 
@@ -113,6 +115,7 @@ class PackedHost:
             return ()
         with self._standstill():
             self.trainer.admit(spec, saved.state if saved else None)
+            self.trainer.members[spec.number].is_over = is_over(saved.measurements if saved else ())
             self._rounds.join(spec.number)
         known = [replace(item, trial=spec.number) for item in saved.measurements] if saved else []
         self._residents[spec.number] = _Resident(spec, files, known)
@@ -197,15 +200,38 @@ class PackedHost:
         """All that is to be written of an event, while its trial still stands where it was measured."""
         if isinstance(event, TrialFailure):
             return _Draft(event, None)
-        if event.step >= self._residents[event.trial].spec.steps:
-            if self._is_finalist(event):
-                spec = self._residents[event.trial].spec
-                with self._busy():
-                    event = self.trainer.measure_held_out(event, affordable_rows(spec.steps * spec.hyper.batch_size))
-            event = replace(event, adapter=self._export(self._residents[event.trial].spec, event))
+        resident, state = self._residents[event.trial], self.trainer.snapshot(event.trial)
+        if is_at_end(resident.spec, known := [*resident.measurements, event]):
             with self._busy():
-                event = self.trainer.examine(event)
-        return _Draft(event, self.trainer.snapshot(event.trial))
+                event = self._settled(resident, known, state)
+            if isinstance(event, TrialFailure):
+                return _Draft(event, None)
+            event = self._finished(resident.spec, event)
+        return _Draft(event, state)
+
+    def _settled(self, resident: _Resident, known: Sequence[Measurement], state: TrainState) -> Event:
+        """The last measurement with what the trial is worth; it stands where its best evaluation was made."""
+        number = resident.spec.number
+        try:
+            return settled(
+                resident.spec,
+                known,
+                state,
+                saved=resident.files.at,
+                go_back=lambda to: self.trainer.go_back(number, to),
+                measure=lambda: self.trainer.measure_last(number),
+            )
+        except Exception as error:  # noqa: BLE001 - the edge: what a task or model raises fails one trial
+            return self.trainer.fail(number, error)
+
+    def _finished(self, spec: TrialSpec, event: Measurement) -> Measurement:
+        """The last measurement with held-out rows looked at, the adapter exported, and what is examined."""
+        if self._is_finalist(event):
+            with self._busy():
+                event = self.trainer.measure_held_out(event, affordable_rows(spec.steps * spec.hyper.batch_size))
+        event = replace(event, adapter=self._export(spec, event))
+        with self._busy():
+            return self.trainer.examine(event)
 
     def _write(self, draft: _Draft) -> None:
         event = draft.event
@@ -213,5 +239,6 @@ class PackedHost:
             self.close(event.trial)
             return
         resident = self._residents[event.trial]
-        resident.files.save(SlotRecord(state=draft.state, measurements=(*resident.measurements, event)))
         resident.measurements.append(event)
+        record = SlotRecord(state=draft.state, measurements=tuple(resident.measurements))
+        resident.files.save(record, keep=steps_to_keep(resident.spec, resident.measurements))

@@ -38,7 +38,7 @@ class Evaluator:
 
     def measurement(self, member: Member) -> Measurement:
         """The trial's measurement at its current step. Raises Diverged, OutOfMemory and what the task raises."""
-        rows = member.spec.rows_at(member.step)
+        rows = None if member.is_finished else member.spec.rows_at(member.step)
         task = None if member.is_finished else self._workload.task.briefly()
         found, member.evaluation_tokens = halving(
             member.evaluation_tokens,
@@ -54,6 +54,7 @@ class Evaluator:
             tokens=member.tokens,
             importances=member.importances(),
             examined=own_outcomes(member.spec.examination, *found) if member.is_finished else (),
+            training_loss=member.training_loss(),
         )
 
     def _kept(self, member: Member) -> dict[str, float]:

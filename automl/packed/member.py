@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from automl.errors import OutOfMemory
@@ -21,7 +23,7 @@ class Member:
 
     The batch of a step is gathered over micro-batches of `micro_batch` rows.
 
-    sensitivity: None if it is not collected.
+    sensitivity: None if it is not collected. is_over: no step is left although the last one was not made.
     """
 
     def __init__(
@@ -40,15 +42,13 @@ class Member:
         self.evaluation_tokens = workload.evaluation_tokens
         self.seconds = 0.0
         self.tokens = 0
+        self.is_over = False
+        self._losses: list[float] = []  # of the steps since the last measurement
         self._sensitivity = sensitivity
         self._workload = workload
         self._upcoming: MicroBatch | None = None
         if state is not None:
-            adapter.restore(state.step, state.params, state.moments, state.dropout, state.method)
-            self.micro_batch, self.evaluation_tokens = state.micro_batch, state.evaluation_tokens
-            self.seconds, self.tokens = state.seconds, state.tokens
-            if sensitivity is not None:
-                sensitivity.load(state.importance)
+            self._restore(state)
         self._begin_step()
 
     @property
@@ -69,7 +69,7 @@ class Member:
     @property
     def is_finished(self) -> bool:
         """Whether no step is left."""
-        return self.step >= self.spec.steps
+        return self.is_over or self.step >= self.spec.last_step
 
     @property
     def is_due(self) -> bool:
@@ -128,6 +128,17 @@ class Member:
         self.adapter.settle()
         return self._sensitivity.report(factors(self.adapter), step=self.step, steps=self.spec.steps)
 
+    def training_loss(self) -> float | None:
+        """Mean over the steps since this was last asked; None if there were none."""
+        losses, self._losses = self._losses, []
+        return math.fsum(losses) / len(losses) if losses else None
+
+    def go_back(self, state: TrainState) -> None:
+        """Stand where the state was taken, to be measured and exported; the trial is over. Only between two steps."""
+        self.is_over = True
+        self._restore(state)
+        self._begin_step()
+
     def snapshot(self) -> TrainState:
         """Everything the trial needs to continue from here; only between two steps."""
         assert self._rows == 0, "a step is under way"
@@ -144,6 +155,13 @@ class Member:
             method=self.adapter.memory(),
         )
 
+    def _restore(self, state: TrainState) -> None:
+        self.adapter.restore(state.step, state.params, state.moments, state.dropout, state.method)
+        self.micro_batch, self.evaluation_tokens = state.micro_batch, state.evaluation_tokens
+        self.seconds, self.tokens = state.seconds, state.tokens
+        if self._sensitivity is not None:
+            self._sensitivity.load(state.importance)
+
     def _begin_step(self) -> None:
         self._rows = self._count = self._tokens = 0
         self._total = 0.0
@@ -155,6 +173,7 @@ class Member:
         spec, hyper = self.spec, self.spec.hyper
         require_targets(self._count, step=self.step)
         self.loss = self._total / self._count
+        self._losses.append(self.loss)
         if self._sensitivity is not None and is_sample(self.step):
             self._sensitivity.add(factors(self.adapter), self._count)
         multiplier = lr_multiplier(self.step, steps=spec.steps, warmup=hyper.warmup, schedule=hyper.schedule)

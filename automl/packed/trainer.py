@@ -248,6 +248,18 @@ class PackedTrainer:
         except Exception as error:  # noqa: BLE001 - the edge: what a task or model raises fails one trial
             return self._fail(member, error)
 
+    def go_back(self, trial: int, state: TrainState) -> None:
+        """Let a trial that trains no further stand where this state was taken."""
+        self.members[trial].go_back(state)
+
+    def measure_last(self, trial: int) -> Measurement:
+        """Measure a trial that trains no further where it stands, on all rows. Raises Diverged and what a task does."""
+        return self._evaluator(trial).measurement(self.members[trial])
+
+    def fail(self, trial: int, error: Exception) -> TrialFailure:
+        """Take a trial that cannot go on out of the pack."""
+        return self._fail(self.members[trial], error)
+
     def measure_held_out(self, measurement: Measurement, rows: int = HELD_OUT_ROWS) -> Measurement:
         """The measurement with what removing each module's update would do to the loss on the first evaluation rows.
 

@@ -11,6 +11,7 @@ from automl import ranking
 from automl.metric import as_loss
 from automl.ranking import Point, pareto_front, point
 from automl.report.frames import StudyFrame
+from automl.results.early_ends import ended_themselves
 from automl.storage.trials import TrialRow
 from automl.trial import TrialState
 
@@ -73,6 +74,7 @@ def spending(frame: StudyFrame) -> Spending:
     groups = {str(state): [t for t in frame.trials if t.state == state] for state in TrialState}
     by_state = {name: _cost(trials) for name, trials in groups.items() if trials}
     pruned = [t for t in frame.trials if t.state == TrialState.PRUNED and t.stop_reason in ("pruned", None)]
+    pruned += ended_themselves(frame.trials)
     saved = _saved(pruned, frame.planned_steps)
     total = _cost(frame.trials)
     full = total.steps + saved.steps

@@ -58,7 +58,7 @@ def dress(figure: go.Figure, height: int, **layout: Any) -> None:
 
 def hover_text(frame: StudyFrame, trial: TrialRow) -> str:
     size = "" if trial.trainable_params is None else f"<br>{number(trial.trainable_params)} trainable parameters"
-    reason = f" ({trial.stop_reason})" if trial.stop_reason not in (None, "finished") else ""
+    reason = f" ({trial.shown_reason})" if trial.shown_reason not in ("", "finished") else ""
     return (
         f"trial {trial.number}, {trial.state.lower()}{reason}, step {trial.steps}"
         f"<br>{frame.metric} {score(trial.value)}<br>{escaped(configuration(trial.params))}{size}"

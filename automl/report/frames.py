@@ -92,7 +92,8 @@ class VerificationFrame:
     started_at say something.
 
     seeds, planned_seeds: how many were and would have been spent. optimism: by how much the winner's validation value
-    flattered it, optimism_low, optimism_high: its interval, if fresh seeds were scored on those rows. recommendation:
+    flattered it, optimism_low, optimism_high: its interval, if fresh seeds were scored on those rows. optimism_step:
+    to which they were trained, if the search chose the winner's checkpoint too. recommendation:
     name of an arm, empty if none is recommended; advice: the same in words. deploy: which adapter to deploy, in words,
     if any was cut. suggestion_status: not_run, passed, no_gain or worse. methods: best mean first, none if the search
     had one; reference: the one that the others are held against; methods_text: what may be said of them.
@@ -112,6 +113,7 @@ class VerificationFrame:
     optimism: float | None = None
     optimism_low: float | None = None
     optimism_high: float | None = None
+    optimism_step: int | None = None
     recommendation: str = ""
     advice: str = ""
     deploy: str = ""

@@ -148,6 +148,7 @@ def read_verification(database: Database, study: str) -> VerificationFrame | Non
         optimism=optimism.get("optimism"),
         optimism_low=optimism.get("low"),
         optimism_high=optimism.get("high"),
+        optimism_step=optimism.get("step"),
         recommendation=result["recommendation"]["arm"] or "",
         advice=result["recommendation"]["text"],
         deploy=(result.get("deploy") or {}).get("text", ""),

@@ -26,6 +26,7 @@ from automl.report.wording import (
     sentence,
     signed,
 )
+from automl.results.early_ends import early_ends_text
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.storage.trials import TrialRow
 
@@ -106,9 +107,15 @@ def _verification(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         low, high = verification.optimism_low, verification.optimism_high
         where = "its verified score" if low is None else "fresh seeds of it on the same rows"
         interval = "" if low is None else f" ({signed(low)} to {signed(high)})"
+        step = verification.optimism_step
+        too = (
+            ""
+            if step is None
+            else f" Its step {step} was chosen on these rows too; the fresh seeds were trained to it."
+        )
         yield Text(
             f"Selection optimism {signed(verification.optimism)}{interval}: by so much the winner's value on validation"
-            f" rows, where it was chosen, looked better than {where}."
+            f" rows, where it was chosen, looked better than {where}.{too}"
         )
 
 
@@ -323,6 +330,8 @@ def _spent(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         " trial's own pace"
         + ("." if costs.share is None else f"; {percent(costs.share)} of the steps were not needed."),
     )
+    if early := early_ends_text(frame.trials, frame.planned_steps):
+        yield Text(f"{early}.")
     again = sum(max(0, trial.attempts - 1) for trial in frame.trials)
     if again:
         yield Text(f"{counted(again, 'hand-out')} of a trial was repeated after a worker or driver was lost.")

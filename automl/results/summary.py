@@ -11,6 +11,7 @@ from typing import Any
 
 from automl import durable, ranking
 from automl.metric import METRICS, Direction
+from automl.results.early_ends import early_ends_text
 from automl.results.folders import study_folder
 from automl.results.recorded import GROUND, recorded_baseline, recorded_space
 from automl.results.squeezed import squeeze_document, squeeze_headline, squeeze_of, squeezed_adapter
@@ -37,6 +38,7 @@ class Summary:
     metrics: names of what is measured beside it when a trial has made its last step.
     spent_steps: optimizer steps of all trials.
     full_steps: what the same trials would have taken without pruning.
+    early_ends: how many trials ended themselves, why, and what that saved, in words; empty if none did.
     patience: trials without a better value after which the search ended before its budget was spent, None if it did
         not.
     exhausted: number of configurations of a finite space of which none was left to try, None if there were more.
@@ -67,6 +69,7 @@ class Summary:
     verification: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    early_ends: str = ""
 
     @property
     def ranked(self) -> list[TrialRow]:
@@ -102,6 +105,7 @@ class Summary:
             "stop_reasons": self.reasons,
             "spent_steps": self.spent_steps,
             "full_steps": self.full_steps,
+            "early_ends": self.early_ends,
             "training_seconds": round(self.seconds, 3),
             "database": self.database,
             "folder": self.folder,
@@ -144,6 +148,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         verification=verified.result if verified is not None else None,
         notes=tuple((store.last_event(GROUND) or {}).get("notes", ())),
         metrics=beside,
+        early_ends=early_ends_text(rows, spec.search.steps),
     )
 
 
@@ -189,6 +194,8 @@ def headline(summary: Summary) -> str:
     text = f"Trial {best.number} is the best: {summary.metric} {best.value:.4f} on validation rows"
     if summary.baseline is not None:
         text += f" ({summary.baseline:.4f} without training)"
+    if best.checkpoint is not None and best.checkpoint.step < best.steps:
+        text += f", at step {best.checkpoint.step} of {best.steps}"
     if best.forgetting is not None:
         text += f"; on other text it forgets {size_text(FORGETTING, best.forgetting)}"
     if summary.at_baseline:
@@ -225,6 +232,7 @@ def markdown(summary: Summary) -> str:
         "",
         f"- trials: {counts['COMPLETE']} complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed",
         f"- training steps: {summary.spent_steps:,} of {summary.full_steps:,} that these trials would take unpruned",
+        *([f"- of these, {summary.early_ends}"] if summary.early_ends else []),
         f"- training time, summed over workers: {summary.seconds:,.0f} s",
         f"- database: `{summary.database}`",
         f"- adapter: `{summary.best.adapter if summary.best else 'none'}`",
@@ -252,18 +260,33 @@ def _belief(summary: Summary) -> Iterator[str]:
     """How far the winner's value may be believed, and what is recommended."""
     found = summary.verification
     if found is None:
-        yield "This is the winner of a search on validation rows, so its value is optimistic. Test rows were not read:"
+        yield f"This is the winner of a search on validation rows, so its value is optimistic{_twice(summary.best)}."
+        yield "Test rows were not read:"
         yield f"`automl verify {summary.study}` trains the winner again on fresh seeds and scores it on them."
         return
     yield f"Verified on test rows, which the search never read: {found['headline']}"
     if (optimism := found["selection_optimism"]) is not None:
         yield (
             f"Trial {optimism['trial']} had {summary.metric} {optimism['validation']:.4f} in the search and has"
-            f" {optimism['verified']:.4f} on the test rows."
+            f" {optimism['verified']:.4f} on the test rows{chosen_text(optimism)}."
         )
     yield f"**Recommended: {found['recommendation']['text']}**"
     if found.get("deploy"):
         yield f"To deploy: {found['deploy']['text']}."
+
+
+def _twice(best: TrialRow | None) -> str:
+    """What else than the choice among trials makes the winner's value optimistic."""
+    if best is None or best.checkpoint is None:
+        return ""
+    return ", and it is the best of its own evaluations on them"
+
+
+def chosen_text(optimism: Mapping[str, Any]) -> str:
+    """What the selection of a checkpoint adds to the optimism of a search, to be said of verified scores."""
+    if "step" not in optimism:
+        return ""
+    return f", trained to step {optimism['step']}, which the search had chosen among its evaluations"
 
 
 def _smaller(summary: Summary) -> Iterator[str]:

@@ -49,23 +49,33 @@ def settle_evaluation(spec: SweepSpec, inputs: Inputs, recorded: Mapping[str, An
         first_rung=int(spec.search.pruner_options.get("first_rung") or _FIRST_RUNG),
         batch_size=int(extremes(inputs.space, "batch_size")[0]),
         rows=whole_evaluation(spec, inputs),
+        has_best=spec.search.checkpoint == "best",
     )
     return replace(spec, search=replace(spec.search, evaluations=chosen))
 
 
-def evaluations(steps: int, *, every: int, first_rung: int, batch_size: int, rows: int) -> tuple[tuple[int, int], ...]:
+def evaluations(
+    steps: int, *, every: int, first_rung: int, batch_size: int, rows: int, has_best: bool = False
+) -> tuple[tuple[int, int], ...]:
     """(step, rows) of each measurement of a full trial: at the rungs of a search by halving, and once before them.
 
     Each but the last takes at most SHARE of the time since the one before, and at least LEAST_ROWS rows; the last takes
     all rows. every: steps to the smallest of the grid. batch_size: the smallest of the space; rows: there are at most.
+    has_best: the best checkpoint counts, so that there are some more, and those after the first rung share what they
+    may take evenly: their values can be compared.
     """
     at_rungs = rungs(every, steps, first_rung)
     before = first_rung // 2 * every
     due = (before, *at_rungs) if 0 < before < at_rungs[0] else at_rungs
     per_step = SHARE / (1 - SHARE) * _STEP_PASSES * batch_size
     since = zip(due, (0, *due), strict=False)
-    paid = [(step, min(rows, max(LEAST_ROWS, round((step - last) * per_step)))) for step, last in since]
-    return (*paid[:-1], (steps, rows))
+    paid = [(step, round((step - last) * per_step)) for step, last in since]
+    begin, gap = at_rungs[0], _FIRST_RUNG * every
+    if has_best and begin < steps:
+        between = sorted({*at_rungs[1:-1], *range(begin + gap, steps - every, gap)})
+        even = round((steps - begin) * per_step / max(1, len(between)))
+        paid = [*(pair for pair in paid if pair[0] <= begin), *((step, even) for step in between), (steps, rows)]
+    return (*((step, min(rows, max(LEAST_ROWS, some))) for step, some in paid[:-1]), (steps, rows))
 
 
 def measured_rows(spec: SweepSpec, rows: int) -> int:

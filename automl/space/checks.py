@@ -118,6 +118,7 @@ def check_settings(sections: Sections, problems: Problems) -> None:
             problems.at_value(("search", "pruner", wrong[0]), wrong[1])
         if search.warm_start is not None and search.warm_start == sections.study:
             problems.at_value(("search", "warm_start"), f"{search.warm_start!r} is this study; name an earlier one")
+        _check_checkpoint(search, problems, is_table=isinstance(task, TableTask))
         if search.also_minimize is not None:
             _check_two_objectives(search, problems, is_table=isinstance(task, TableTask))
         if search.also_minimize == FORGETTING and not _is_kept(problems):
@@ -186,6 +187,18 @@ def _check_two_objectives(search: SearchSection, problems: Problems, *, is_table
         problems.at_value(("search", "sampler"), message)
     if is_table:
         problems.at_value(("search", "also_minimize"), "a table of curves tells neither parameters nor time")
+
+
+def _check_checkpoint(search: SearchSection, problems: Problems, *, is_table: bool) -> None:
+    if search.checkpoint == "last":
+        if search.early_stopping:
+            message = "a trial that ended itself would be worth its last, bad value; add checkpoint: best"
+            problems.at_value(("search", "early_stopping"), message)
+    elif search.also_minimize is not None:
+        message = f"of two objectives (also_minimize: {search.also_minimize}) no checkpoint is the best; write last"
+        problems.at_value(("search", "checkpoint"), message)
+    elif is_table:
+        problems.at_value(("search", "checkpoint"), "a table of curves has no checkpoints; remove it")
 
 
 def missing_package(sampler: str, is_installed: Callable[[str], bool]) -> str:

@@ -303,7 +303,13 @@ def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> Se
         warm_start=section.warm_start,
         patience=section.patience,
         also_minimize=section.also_minimize,
+        checkpoint=section.checkpoint,
+        early_stopping=_stops_early(section),
     )
+
+
+def _stops_early(section: SearchSection) -> bool:
+    return section.checkpoint == "best" and section.early_stopping is not False
 
 
 def _run(section: RunSection) -> RunSettings:
@@ -346,4 +352,6 @@ def _fingerprint(
     }
     if search.also_minimize is not None:
         meaning["also_minimize"] = search.also_minimize
+    if search.checkpoint != "last":
+        meaning |= {"checkpoint": search.checkpoint, "early_stopping": _stops_early(search)}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()

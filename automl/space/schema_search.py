@@ -86,6 +86,10 @@ class SearchSection(Section):
     """Trials in a row without a better value after which no new one starts."""
     also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None
     """A second objective beside the metric: the search looks for the Pareto front of both, without pruning."""
+    checkpoint: Literal["best", "last"] = "last"
+    """Which checkpoint of a trial counts: that of its best evaluation, or its last one."""
+    early_stopping: bool | None = None
+    """End a trial itself once it overfits, diverges or is flat; with checkpoint best, unless this is false."""
 
     @model_validator(mode="before")
     @classmethod

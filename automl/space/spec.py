@@ -279,6 +279,8 @@ class SearchSettings:
     warm_start: another study of the database, whose best configurations are tried first.
     patience: trials without a better value after which no new one starts (None = no limit).
     also_minimize: the second objective, if there are two.
+    checkpoint: the one that a trial is worth: of its best evaluation, or the last.
+    early_stopping: a trial ends itself where training on brings nothing; only with the best checkpoint.
     """
 
     sampler: str = "tpe"
@@ -299,6 +301,8 @@ class SearchSettings:
     warm_start: str | None = None
     patience: int | None = None
     also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None
+    checkpoint: Literal["best", "last"] = "last"
+    early_stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

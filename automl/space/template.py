@@ -107,6 +107,7 @@ def commented_space(
             f"  pruner: halving  # pauses weak trials; or: {_others(PRUNERS, 'halving')}",
             "  trials: 24  # complete and pruned ones together",
             f"  steps: {budget.steps}  # {budget.meaning}",
+            "  checkpoint: best  # a trial is worth its best evaluation, and ends itself once it overfits; or: last",
             "  # evaluate_every: 10  # measure so often, on all rows; left out: where trials are judged, cheaply",
             "  seed: 7",
             "  # time: 2h  # stop after so long; the same command continues",

@@ -20,7 +20,7 @@ from automl.storage.ranking import filled
 from automl.storage.sql import Database
 from automl.storage.tables import Now, measurements
 from automl.storage.trials import STATE, CurvePoint, decoded
-from automl.trial import FORGETTING, Scalar
+from automl.trial import FORGETTING, BestCheckpoint, Scalar
 
 _PLACES = 500
 
@@ -30,6 +30,7 @@ class TrialLine:
     """One trial as a line of a page. value: the objective of an ended one, else the latest measurement.
 
     step: last measured. state: as in Optuna, or PARKED. worker: that trains it at this moment, None if none does.
+    detail: what else is to be said of its end.
     Narrower than `automl.storage.trials.TrialRow`, which is what a trial is everywhere else: a page of a study of
     10,000 trials is read every two seconds, so nothing is read that it does not show, and never all trials.
     """
@@ -45,6 +46,7 @@ class TrialLine:
     ended_at: datetime | None
     worker: int | None = None
     forgetting: float | None = None
+    detail: str = ""
 
 
 class TrialValue(NamedTuple):
@@ -128,7 +130,9 @@ WHERE trial_id IN :trials ORDER BY param_id""").bindparams(bindparam("trials", e
 _ATTRIBUTES = text("""
 SELECT trial_id, key, value_json FROM trial_user_attributes
 WHERE trial_id IN :trials
-  AND key IN ('stop_reason', 'error', 'forgetting')""").bindparams(bindparam("trials", expanding=True))
+  AND key IN ('stop_reason', 'error', 'forgetting', 'best_checkpoint')""").bindparams(
+    bindparam("trials", expanding=True)
+)
 
 _WORKERS = text("""
 SELECT trial, worker FROM automl_attempts WHERE study_name = :study AND state = 'RUNNING' AND trial IN :numbers
@@ -223,15 +227,22 @@ def trial_curves(database: Database, study: str, numbers: Iterable[int]) -> dict
     return dict(found)
 
 
+def _detail(row: Row[Any], best: Mapping[str, Any] | None, last: Mapping[int, Row[Any]]) -> str:
+    """Why a complete trial ended that is worth its best checkpoint, and which one that is."""
+    if best is None or row.state != "COMPLETE":
+        return ""
+    kept = BestCheckpoint(step=best["step"], metrics=best["metrics"], reason=best["reason"])
+    return kept.in_words(last[row.trial_id].step)
+
+
 def _lines(connection: Connection, study: str, rows: Sequence[Row[Any]]) -> list[TrialLine]:
     ids = [row.trial_id for row in rows]
     last = {row.trial_id: row for row in connection.execute(_STEPS, {"trials": ids})}
     params: dict[int, dict[str, Scalar]] = defaultdict(dict)
     for row in connection.execute(_PARAMS, {"trials": ids}):
         params[row.trial_id][row.param_name] = decoded(row.param_value, row.distribution_json)
-    told: dict[tuple[int, str], str] = {
-        (row.trial_id, row.key): str(json.loads(row.value_json))
-        for row in connection.execute(_ATTRIBUTES, {"trials": ids})
+    told: dict[tuple[int, str], Any] = {
+        (row.trial_id, row.key): json.loads(row.value_json) for row in connection.execute(_ATTRIBUTES, {"trials": ids})
     }
     numbers = [row.number for row in rows if row.state == "RUNNING"]
     workers = {row.trial: row.worker for row in connection.execute(_WORKERS, {"study": study, "numbers": numbers})}
@@ -244,7 +255,8 @@ def _lines(connection: Connection, study: str, rows: Sequence[Row[Any]]) -> list
             params=params[row.trial_id],
             stop_reason=told.get((row.trial_id, "stop_reason"), ""),
             error=told.get((row.trial_id, "error"), ""),
-            forgetting=float(told[row.trial_id, FORGETTING]) if (row.trial_id, FORGETTING) in told else None,
+            forgetting=told.get((row.trial_id, FORGETTING)),
+            detail=_detail(row, told.get((row.trial_id, "best_checkpoint")), last),
             started_at=instant(row.started),
             ended_at=instant(row.ended),
             worker=workers.get(row.number),

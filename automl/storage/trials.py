@@ -19,7 +19,7 @@ from automl import ranking
 from automl.errors import StudyNotFoundError
 from automl.metric import Direction
 from automl.storage.sql import Database
-from automl.trial import Scalar, TrialState
+from automl.trial import BestCheckpoint, Scalar, TrialState
 
 
 class CurvePoint(NamedTuple):
@@ -33,7 +33,8 @@ class CurvePoint(NamedTuple):
 class TrialRow:
     """One trial as it is now.
 
-    value: objective at the last measurement of an ended trial, None otherwise.
+    value: objective at the last measurement of an ended trial, or at its best checkpoint; None otherwise.
+    checkpoint: the best one, of a complete trial that is worth it, else None.
     size: for a complete trial, what is minimised beside it (`search.also_minimize`), else None.
     steps, seconds, tokens: trained so far, up to the last measurement.
     adapter: folder of its adapter, if that is still kept.
@@ -61,6 +62,7 @@ class TrialRow:
     is_parked: bool = False
     tokens: int = 0
     attempts: int = 0
+    checkpoint: BestCheckpoint | None = None
     curve: tuple[CurvePoint, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -74,6 +76,12 @@ class TrialRow:
     def shown_state(self) -> str:
         """State as people see it."""
         return PARKED if self.is_parked else str(self.state)
+
+    @property
+    def shown_reason(self) -> str:
+        """Why it ended, as people see it: `finished: overfits since step 40, best at step 40`."""
+        said = self.checkpoint.in_words(self.steps) if self.checkpoint is not None else ""
+        return ": ".join(part for part in (self.stop_reason, said) if part)
 
 
 PARKED = "PARKED"
@@ -110,7 +118,8 @@ WHERE {chosen} ORDER BY p.param_id"""
 
 _ATTRIBUTES = """
 SELECT p.trial_id, p.key, p.value_json FROM trial_user_attributes p
-WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'stop_reason', 'trainable_params', 'forgetting', 'error')"""
+WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'stop_reason', 'trainable_params', 'forgetting', 'error',
+  'best_checkpoint')"""
 
 # Seconds and tokens grow with the step, so the row of a trial's last step holds what it has cost.
 _SPENT = """
@@ -151,7 +160,7 @@ def best_trials(database: Database, study: str, direction: Direction, limit: int
 
 
 def with_metrics(database: Database, study: str, rows: Sequence[TrialRow], names: Sequence[str]) -> list[TrialRow]:
-    """The trials with their latest values of these metrics."""
+    """The trials with their latest values of these metrics, or those at their best checkpoints."""
     if not names:
         return list(rows)
     found: dict[int, dict[str, float]] = defaultdict(dict)
@@ -159,6 +168,10 @@ def with_metrics(database: Database, study: str, rows: Sequence[TrialRow], names
     with database.reading(f"read the metrics of study {study!r}") as connection:
         for trial, metric, value in connection.execute(query, {"study": study, "names": names}):
             found[trial][metric] = value
+    for row in rows:
+        if row.checkpoint is not None:
+            known = row.checkpoint.metrics
+            found[row.number] = {name: known[name] for name in names if name in known}
     return [replace(row, metrics=found.get(row.number, {})) for row in rows]
 
 
@@ -221,9 +234,16 @@ def _completed(connection: Connection, study: str, rows: _Outlines, *, all_of: i
             trainable_params=_whole(known[trial_id].get("trainable_params")),
             forgetting=known[trial_id].get("forgetting"),
             error=str(known[trial_id].get("error", "")),
+            checkpoint=_checkpoint(known[trial_id], row),
         )
         for trial_id, row in rows.items()
     ]
+
+
+def _checkpoint(told: Mapping[str, Any], row: TrialRow) -> BestCheckpoint | None:
+    if row.state != TrialState.COMPLETE or (kept := told.get("best_checkpoint")) is None:
+        return None
+    return BestCheckpoint(step=kept["step"], metrics=kept["metrics"], reason=kept["reason"])
 
 
 def _chosen(connection: Connection, query: str, ids: Sequence[int], all_of: int | None) -> Iterable[Any]:

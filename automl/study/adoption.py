@@ -17,6 +17,7 @@ from optuna.trial import TrialState as OptunaState
 from automl.space.assemble import active_parameters, assemble
 from automl.space.spec import SearchSpace
 from automl.storage.base import Attempt, AttemptState, ResultStore
+from automl.study.checkpoints import remember
 from automl.study.distributions import suggest
 from automl.study.enqueueing import FIXED, WARM_START, lent, missing
 from automl.study.open_trials import OpenTrial
@@ -57,13 +58,15 @@ def reopen(study: optuna.Study, frozen: FrozenTrial, space: SearchSpace) -> Open
     params: Mapping[str, Scalar] = {name: frozen.params[name] for name in _names(space) if name in frozen.params}
     if FIXED in frozen.system_attrs:
         params = suggest(trial, space)  # an enqueued trial keeps its values, whenever the driver was killed
-    return OpenTrial(
+    opened = OpenTrial(
         trial=trial,
         params=params,
         hyper=assemble(space, params),
         seen=set(frozen.intermediate_values),
         reached=frozen.last_step or 0,
     )
+    remember(opened, frozen)
+    return opened
 
 
 def ending_of(frozen: FrozenTrial, opened: OpenTrial, space: SearchSpace) -> Ending | None:

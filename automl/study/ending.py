@@ -24,15 +24,15 @@ def missed_at_end(
     opened: OpenTrial, reason: StopReason, settings: SearchSettings, feasibility: Feasibility
 ) -> Missed | None:
     """Why a trial that was trained to its end does not count after all; None if it does, or ends for another reason."""
-    last = opened.last
-    if last is None or opened.reached < settings.steps or reason not in (StopReason.FINISHED, StopReason.INFEASIBLE):
+    is_over = opened.last is not None and opened.is_over(settings.steps)
+    if not is_over or reason not in (StopReason.FINISHED, StopReason.INFEASIBLE):
         return None
-    if settings.also_minimize == FORGETTING and FORGETTING not in last.metrics:
+    if settings.also_minimize == FORGETTING and FORGETTING not in opened.worth:
         return Missed(f"{FORGETTING} could not be measured", NOT_MEASURED)
-    found = feasibility.missed(opened.params, last.metrics)
+    found = feasibility.missed(opened.params, opened.worth)
     if found is None:
         return None
-    value = last.metrics.get(FORGETTING)
+    value = opened.worth.get(FORGETTING)
     told = "could not be measured" if value is None else f"is {value:.4g}"
     return Missed(f"violates {found[0].expression!r}: {FORGETTING} {told}", found[1])
 
@@ -50,7 +50,7 @@ def state_of(opened: OpenTrial, reason: StopReason, settings: SearchSettings, *,
         return TrialState.FAIL
     if reason is StopReason.BUDGET and settings.also_minimize is not None:
         return TrialState.FAIL  # TPE (Optuna 5.0) cannot rank a PRUNED trial that is feasible among two objectives
-    if reason is StopReason.INFEASIBLE and opened.reached >= settings.steps:
+    if reason is StopReason.INFEASIBLE and opened.is_over(settings.steps):
         return TrialState.PRUNED  # it was trained, and samplers learn from what it violates
     return STATE_OF[reason]
 
@@ -59,7 +59,7 @@ def objectives_of(opened: OpenTrial, last: Measurement, metric: str, second: str
     """The objectives of a trial that was trained to its end: the metric, and what is minimised beside it."""
     match second:
         case None:
-            return [last.metrics[metric]]
+            return [opened.worth[metric]]
         case "seconds":
             return [last.metrics[metric], last.seconds]
         case "forgetting":
@@ -75,8 +75,8 @@ def attributes_of(opened: OpenTrial, reason: StopReason, error: str, derive: Der
         attributes.update(derive(opened.hyper))
     if opened.last is not None:
         attributes |= {"seconds": opened.last.seconds, "tokens": opened.last.tokens}
-        if FORGETTING in opened.last.metrics:
-            attributes[FORGETTING] = opened.last.metrics[FORGETTING]
+        if FORGETTING in opened.worth:
+            attributes[FORGETTING] = opened.worth[FORGETTING]
         if opened.last.adapter is not None:
             attributes[ADAPTER] = opened.last.adapter
     if opened.worker is not None:

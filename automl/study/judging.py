@@ -56,8 +56,9 @@ class Judge:
 
     def _decision(self, opened: OpenTrial, peers: Sequence[FrozenTrial]) -> Decision:
         number, step = opened.number, opened.reached
-        if step >= self._settings.steps:
-            return Decision(trial=number, action=Action.FINISH, reason=f"reached step {step}")
+        if opened.is_over(self._settings.steps):
+            ended = opened.best.reason if opened.best is not None else ""
+            return Decision(trial=number, action=Action.FINISH, reason=ended or f"reached step {step}")
         if step == opened.judged:  # a worker that reopens a trial sends what was decided on long ago
             return Decision(trial=number, action=Action.CONTINUE, reason=f"nothing new since step {step}")
         if self._parking is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import optuna
 
 from automl.lora import Hyperparameters
-from automl.trial import Measurement, Scalar, TrialSpec
+from automl.trial import BestCheckpoint, Measurement, Metrics, Scalar, TrialSpec
 
 
 @dataclass(slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class OpenTrial:
     """A trial that is RUNNING in Optuna.
 
     seen: steps whose values are stored. reached: the last of them, 0 if there is none. last: its newest measurement.
-    judged: the step it was last decided on.
+    judged: the step it was last decided on. best: what it is worth, told with the measurement of step `settled_at`.
     """
 
     trial: optuna.Trial
@@ -29,6 +29,8 @@ class OpenTrial:
     judged: int = 0
     worker: int | None = None
     spec: TrialSpec | None = None
+    best: BestCheckpoint | None = None
+    settled_at: int = 0
 
     @property
     def number(self) -> int:
@@ -42,6 +44,22 @@ class OpenTrial:
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self.params.items()
         )
+
+    def is_over(self, steps: int) -> bool:
+        """Whether it trains no further: it has made its last step, or has ended itself before."""
+        return self.reached >= steps or self.is_settled
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is worth something else than its last measurement."""
+        return self.best is not None and self.reached >= self.settled_at
+
+    @property
+    def worth(self) -> Metrics:
+        """The metrics that it is worth, if it has any."""
+        if self.best is not None and self.is_settled:
+            return self.best.metrics
+        return {} if self.last is None else self.last.metrics
 
     def take(self, measurement: Measurement) -> None:
         """Note a measurement whose value is stored."""

@@ -35,6 +35,10 @@ STALLED = "stalled"
 EXHAUSTED = "exhausted"
 """Event: every configuration of a finite space has been tried."""
 
+BEST_CHECKPOINT = "best_checkpoint"
+"""User attribute of a trial whose best checkpoint is what it is worth: step, metrics, reason, and the step `settled_at`
+with whose measurement this was told."""
+
 STOP_REASON = "stop_reason"
 """User attribute of an ended trial: why it ended."""
 

@@ -14,7 +14,15 @@ from automl.ranking import Front, Point, point
 from automl.storage.base import ResultStore
 from automl.study.curves import Look
 from automl.study.grid import Configurations
-from automl.study.outcome import CONSTRAINT_OF, EXHAUSTED, STALLED, STOP_REASON, direction_of, exhausted_text
+from automl.study.outcome import (
+    BEST_CHECKPOINT,
+    CONSTRAINT_OF,
+    EXHAUSTED,
+    STALLED,
+    STOP_REASON,
+    direction_of,
+    exhausted_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +84,9 @@ class Stall:
 
     Trials count in the order in which they were created, once they are COMPLETE, PRUNED or parked. One has brought
     something better if no earlier trial is at least as good at equal steps: at its own last step, where the other has a
-    value there, whatever came of it later. With two objectives: if no earlier COMPLETE trial is at least as good in
-    both. Trials that failed do not count; nobody is compared with them, or with what diverged or ran out of memory.
+    value there, whatever came of it later. A COMPLETE trial whose best checkpoint counts is compared with COMPLETE ones
+    by what they are worth. With two objectives: if no earlier COMPLETE trial is at least as good in both. Trials that
+    failed do not count; nobody is compared with them, or with what diverged or ran out of memory.
     """
 
     def __init__(self, directions: Sequence[StudyDirection], patience: int) -> None:
@@ -131,16 +140,19 @@ class Stall:
 
     def _step(self, trial: FrozenTrial) -> int | None:
         """The step at which a trial is compared."""
-        if self._has_two:
-            return _AT_THE_END if trial.state is TrialState.COMPLETE else None
-        return trial.last_step
+        if trial.state is TrialState.COMPLETE and (self._has_two or BEST_CHECKPOINT in trial.user_attrs):
+            return _AT_THE_END
+        return None if self._has_two else trial.last_step
 
     def _point(self, trial: FrozenTrial, step: int) -> Point | None:
         """The trial among others at a step: its loss, and what the earlier or the smaller one of equals wins by."""
         if trial.state is TrialState.FAIL or trial.user_attrs.get(STOP_REASON) in CONSTRAINT_OF:
             return None
+        is_complete = trial.state is TrialState.COMPLETE
         if self._has_two:
-            is_complete = trial.state is TrialState.COMPLETE
             return point(trial.number, trial.values, self._direction) if is_complete else None
-        value = trial.intermediate_values.get(step)
+        if step == _AT_THE_END:
+            value = trial.values[0] if is_complete else None
+        else:
+            value = trial.intermediate_values.get(step)
         return None if value is None else Point(as_loss(value, self._direction), trial.number, trial.number)

@@ -26,6 +26,7 @@ from automl.storage.base import AttemptState, ResultStore
 from automl.storage.optuna_cache import CachedStorage
 from automl.study.adoption import describe, ending_of, enqueue, left_running, reopen, was_parked
 from automl.study.budget import Budget, last_line
+from automl.study.checkpoints import in_words, note
 from automl.study.continuing import OURS, refuse_unfit
 from automl.study.distributions import suggest
 from automl.study.ending import attributes_of, missed_at_end, objectives_of, state_of, violations_of
@@ -39,8 +40,8 @@ from automl.study.pruning import make_pruner
 from automl.study.retention import Retention
 from automl.study.sampling import configurations_of, make_sampler, view_for
 from automl.study.screening import screen
-from automl.study.seeding import data_seed, trial_seed
 from automl.study.shown import ShownTrials
+from automl.study.specs import spec_for
 from automl.study.stopping import Stopping
 from automl.trial import Action, Decision, Measurement, Scalar, StopReason, TrialFailure, TrialSpec, TrialState
 
@@ -218,6 +219,7 @@ class Study:
         Measurements of trials that are not live, and steps that are stored already, are ignored. A metric that is not
         finite, or an objective outside its bounds, ends the trial as diverged and is never stored.
         """
+        note(self._open.live, measurements)
         sound, failures = screen(measurements, self._is_new, metric=self.metric, bounds=self._bounds)
         self._store.add_measurements(sound)
         for measurement in sound:
@@ -275,17 +277,7 @@ class Study:
         number = opened.number
         attempt = self._store.start_attempt(number, worker=worker, run=self._run)
         opened.worker = worker
-        opened.spec = TrialSpec(
-            number=number,
-            params=opened.params,
-            hyper=opened.hyper,
-            seed=trial_seed(self._settings.seed, number),
-            data_seed=data_seed(self._settings.seed),
-            steps=self._settings.steps,
-            evaluate_every=self._settings.evaluate_every,
-            evaluations=self._settings.evaluations or (),
-            attempt=attempt.number,
-        )
+        opened.spec = spec_for(opened, self._settings, metric=self.metric, attempt=attempt.number)
         self._open.hand_out(opened)
         kind = "started" if attempt.number == 1 else "continued"
         progress = f" after step {opened.reached}" if opened.reached else ""
@@ -356,7 +348,7 @@ class Study:
     def _carry_out(self, opened: OpenTrial, decision: Decision) -> None:
         match decision.action:
             case Action.FINISH:
-                self._end(opened, StopReason.FINISHED)
+                self._end(opened, StopReason.FINISHED, detail=in_words(opened, self.metric))
             case Action.PRUNE:
                 self._end(opened, StopReason.PRUNED, detail=decision.reason)
             case Action.PARK:
@@ -411,7 +403,7 @@ class Study:
         if state is TrialState.COMPLETE and last is not None:
             final = objectives_of(opened, last, self.metric, self._settings.also_minimize, self._derive)
         if last is not None and last.adapter is not None and (final or missed):
-            self._retention.record(number, last.adapter, last.metrics[self.metric])
+            self._retention.record(number, last.adapter, opened.worth[self.metric])
         attempt = AttemptState.FAILED if state is TrialState.FAIL else AttemptState.SUCCEEDED
         self._store.end_attempt(number, attempt, reason)
         with warnings.catch_warnings():  # CMA-ES warns that it does not steer away from what diverged

@@ -52,9 +52,9 @@ class AdapterMeta:
         return {
             "kind": "adapter",
             "trial": self.measurement.trial,
-            "step": self.measurement.step,
-            "metric": {"name": self.metric, "value": self.measurement.metrics[self.metric]},
-            "metrics": dict(self.measurement.metrics),
+            "step": self.measurement.step if self.measurement.best is None else self.measurement.best.step,
+            "metric": {"name": self.metric, "value": self.measurement.worth[self.metric]},
+            "metrics": dict(self.measurement.worth),
             "hyperparameters": self.hyper.as_dict(),
             "backbone": _backbone_json(self.backbone),
             "data": {"fingerprint": self.data},

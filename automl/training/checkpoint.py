@@ -1,6 +1,7 @@
 """Slot files: a trial's state on disk, written before any of its values is believed.
 
-`slots/trial-00012/` holds one mark `attempt-00003-<identity>` and the last two states, each a sealed folder:
+`slots/trial-00012/` holds one mark `attempt-00003-<identity>` and the last two states, and that of the best evaluation
+if the trial is worth that, each a sealed folder:
 `step-00000040/{params,optimizer,importance,method}.safetensors, state.json, manifest.json`,
 where importance and method are there only if they hold something. See docs/adr/0006-slot-files.md.
 """
@@ -11,7 +12,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from automl.errors import CheckpointError
 from automl.lanes import own_number
 from automl.training.runtime import HostSettings
 from automl.training.state import SlotRecord, TrainState, identity
-from automl.trial import Examined, Measurement, ModuleImportance, TrialSpec
+from automl.trial import BestCheckpoint, Examined, Measurement, ModuleImportance, TrialSpec
 from automl.trial_folders import adapter_folder, slot_folder
 
 logger = logging.getLogger(__name__)
@@ -107,8 +108,17 @@ class SlotFolder:
             raise CheckpointError(f"{self.folder}: none of its {len(steps)} slot files is undamaged")
         return None
 
-    def save(self, record: SlotRecord) -> None:
-        """Write the state durably; afterwards it and the one before it are what is left in the folder.
+    def at(self, step: int) -> TrainState | None:
+        """The state of this step, if it was kept and is undamaged; else None, and one line in the log."""
+        try:
+            return _read(self._step(step)).state
+        except CheckpointError as error:
+            logger.warning("passed over a slot file: %s", error)
+            return None
+
+    def save(self, record: SlotRecord, *, keep: Collection[int] = ()) -> None:
+        """Write the state durably; afterwards it and the one before it are what is left in the folder, with those of
+        the steps in `keep`.
 
         Raises CheckpointError if a later attempt has claimed the folder, ResourceError if the disk refuses.
         """
@@ -122,7 +132,7 @@ class SlotFolder:
                     durable.write_file(draft / f"{name}.safetensors", save(dict(tensors)))
             durable.write_file(draft / "state.json", durable.canonical(_to_json(record, self.attempt)))
         before = [other for other in self._steps() if other < step]
-        for other in set(self._steps()) - {step, *before[len(before) - (KEPT - 1) :]}:
+        for other in set(self._steps()) - {step, *before[len(before) - (KEPT - 1) :], *keep}:
             durable.remove_folder(self._step(other))
 
     def remove(self) -> None:
@@ -186,7 +196,9 @@ def _read(folder: Path) -> SlotRecord:
 def _measurement(item: dict[str, Any]) -> Measurement:
     modules = [{**module, "components": tuple(module["components"])} for module in item.pop("importances", ())]
     examined = tuple(Examined(*found) for found in item.pop("examined", ()))
-    return Measurement(**item, importances=tuple(ModuleImportance(**module) for module in modules), examined=examined)
+    best = None if (found := item.pop("best", None)) is None else BestCheckpoint(**found)
+    importances = tuple(ModuleImportance(**module) for module in modules)
+    return Measurement(**item, importances=importances, examined=examined, best=best)
 
 
 def _to_json(record: SlotRecord, attempt: int) -> dict[str, Any]:

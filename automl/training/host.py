@@ -16,7 +16,9 @@ from automl.errors import CheckpointError, ResourceError
 from automl.importance.heldout import affordable_rows
 from automl.lanes import joined, lane_of, trial_name
 from automl.training.adapter import adapter_meta
+from automl.training.best_checkpoint import is_at_end, is_over, settled
 from automl.training.checkpoint import SlotFolder, discard_slot_files, finished_folder, slot_files
+from automl.training.early_stopping import steps_to_keep
 from automl.training.export import export_adapter, travelling
 from automl.training.finalists import Finalists
 from automl.training.parallel import SINGLE_PROCESS, ParallelStrategy
@@ -58,7 +60,7 @@ class Resident:
 
     @property
     def is_finished(self) -> bool:
-        return self.step >= self.spec.steps
+        return self.step >= self.spec.last_step or is_over(self.measurements)
 
     def restore(self) -> None:
         """Read the slot file; if all of it is damaged, that is kept as the trial's failure."""
@@ -199,9 +201,20 @@ class SoloHost:
 
     def _stretch(self, resident: Resident) -> Measurement:
         """Train up to the next measurement, which is in the slot file then."""
-        measurement = self._finish(resident, next(self._attach(resident)))
-        self._save(resident, measurement)
+        measurement = next(self._attach(resident))
+        assert resident.trial is not None
+        state, known = resident.trial.snapshot(), [*resident.measurements, measurement]
+        if is_at_end(resident.spec, known):
+            measurement = self._finish(resident.trial, self._settled(resident, known, state))
+        self._save(resident, measurement, state)
         return measurement
+
+    def _settled(self, resident: Resident, known: Sequence[Measurement], state: TrainState) -> Measurement:
+        """The last measurement with what the trial is worth; it stands where its best evaluation was made."""
+        trial = resident.trial
+        assert trial is not None
+        saved = resident.slot.at
+        return settled(resident.spec, known, state, saved=saved, go_back=trial.go_back, measure=trial.measure)
 
     def _attach(self, resident: Resident) -> Generator[Measurement, None, None]:
         """Attach the trial to the backbone, detaching any other; returns what trains it."""
@@ -214,16 +227,13 @@ class SoloHost:
             resident.generator = train(resident.trial)
         return resident.generator
 
-    def _finish(self, resident: Resident, measurement: Measurement) -> Measurement:
+    def _finish(self, trial: SoloTrial, measurement: Measurement) -> Measurement:
         """After the last step, look at held-out rows, export the adapter and name it in the measurement."""
-        if measurement.step < resident.spec.steps:
-            return measurement
-        assert resident.trial is not None
-        if self._finalists[lane_of(measurement.trial)].admit(measurement.metrics):
-            trained = resident.spec.steps * resident.spec.hyper.batch_size
-            measurement = resident.trial.measure_held_out(measurement, affordable_rows(trained))
-        exported = replace(measurement, adapter=str(self._export(resident.trial, measurement)))
-        return resident.trial.examine(exported)
+        if self._finalists[lane_of(measurement.trial)].admit(measurement.worth):
+            trained = trial.spec.steps * trial.spec.hyper.batch_size
+            measurement = trial.measure_held_out(measurement, affordable_rows(trained))
+        exported = replace(measurement, adapter=str(self._export(trial, measurement)))
+        return trial.examine(exported)
 
     def _export(self, trial: SoloTrial, measurement: Measurement) -> Path:
         """The finished adapter's folder. Every process gives its share of the tensors."""
@@ -234,13 +244,12 @@ class SoloHost:
             export_adapter(trial.model, folder, meta, tokenizer=self.runtime.tokenizer, tensors=tensors)
         return folder
 
-    def _save(self, resident: Resident, measurement: Measurement) -> None:
+    def _save(self, resident: Resident, measurement: Measurement, state: TrainState) -> None:
         """Write the slot file before the measurement leaves the host, so that it is never lost."""
-        assert resident.trial is not None
-        state = resident.trial.snapshot()
         measurements = [*resident.measurements, measurement]
         if self._strategy.is_writer:
-            resident.slot.save(SlotRecord(state=state, measurements=tuple(measurements)))
+            record = SlotRecord(state=state, measurements=tuple(measurements))
+            resident.slot.save(record, keep=steps_to_keep(resident.spec, measurements))
         resident.state, resident.measurements = state, measurements
         if resident.is_finished:
             resident.detach()

@@ -56,7 +56,7 @@ class SoloTrial:
 
     state: where an earlier attempt stood; None starts at step 0. micro_batch, evaluation_tokens: how much is
     worked on at once; they shrink when memory is short, while the effective batch and the grid of steps stay. loss:
-    that of the last step, mean over its batch.
+    that of the last step, mean over its batch. is_over: no step is left although the last one was not made.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class SoloTrial:
         self.micro_batch = state.micro_batch if state else spec.hyper.batch_size
         self.evaluation_tokens = state.evaluation_tokens if state else runtime.evaluation_tokens
         self.loss = math.nan
+        self.is_over = False
+        self._losses: list[float] = []  # of the steps since the last measurement
         self._strategy = strategy
         self._method = METHODS[spec.hyper.method]
         self._task = runtime.task.for_trial(spec.hyper)
@@ -111,6 +113,16 @@ class SoloTrial:
                 self._method.detach(self._attached.model)
             self._attached = None
 
+    def go_back(self, state: TrainState) -> None:
+        """Stand where the state was taken, to be measured and exported: the trial is over. Only while attached."""
+        adapter = self._adapter
+        self.is_over, self.step = True, state.step
+        self._put_back(
+            self._strategy.scatter(state, adapter.parameters), adapter.model, adapter.parameters, adapter.optimizer
+        )
+        if adapter.sensitivity is not None:
+            adapter.sensitivity.load(state.importance)
+
     def snapshot(self) -> TrainState:
         """Copies of everything the trial needs to continue from here; only while it is attached."""
         adapter = self._adapter
@@ -140,6 +152,7 @@ class SoloTrial:
                 what=f"{trial_name(self.spec.number)} ({self._size})",
             )
             check_finite({"training loss": self.loss}, self.step + 1)
+            self._losses.append(self.loss)
             if adapter.sensitivity is not None and is_sample(self.step):
                 adapter.sensitivity.add(self._factors(adapter.model))
             if (penalty := self._method.penalty(adapter.model)) is not None:
@@ -151,8 +164,9 @@ class SoloTrial:
     def measure(self) -> Measurement:
         """Metrics on the evaluation rows of this step, none at a checkpoint. Raises Diverged or OutOfMemory."""
         found: tuple[dict[str, float], Outcomes | None] = {}, None
-        if rows := some_of(self.runtime.evaluation_rows, self.spec.rows_at(self.step)):
-            task = None if self.step >= self.spec.steps else self.runtime.task.briefly()
+        is_last = self.is_finished
+        if rows := some_of(self.runtime.evaluation_rows, None if is_last else self.spec.rows_at(self.step)):
+            task = None if is_last else self.runtime.task.briefly()
             found, self.evaluation_tokens = self._strategy.within_memory(
                 self.evaluation_tokens,
                 lambda at_once: self.runtime.evaluate_by_row(self._adapter.model, rows, at_once, task=task),
@@ -167,13 +181,19 @@ class SoloTrial:
             seconds=self.seconds,
             tokens=self.tokens,
             importances=self._importances(),
-            examined=own_outcomes(self.spec.examination, *found) if self.step >= self.spec.steps else (),
+            examined=own_outcomes(self.spec.examination, *found) if is_last else (),
+            training_loss=self._training_loss(),
         )
+
+    def _training_loss(self) -> float | None:
+        """Mean over the steps since the last measurement; None if there were none."""
+        losses, self._losses = self._losses, []
+        return math.fsum(losses) / len(losses) if losses else None
 
     def _kept(self) -> dict[str, float]:
         """What is known at the last step of what the trial has forgotten."""
         kept = self.runtime.kept
-        if kept is None or self.step < self.spec.steps:
+        if kept is None or not self.is_finished:
             return {}
         found, self.evaluation_tokens = self._strategy.within_memory(
             self.evaluation_tokens,
@@ -199,6 +219,11 @@ class SoloTrial:
     def is_due(self) -> bool:
         """Whether a measurement belongs to the current step."""
         return self.spec.is_due(self.step)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left."""
+        return self.is_over or self.step >= self.spec.last_step
 
     @property
     def _size(self) -> str:
@@ -315,7 +340,7 @@ class SoloTrial:
         """Let the untuned model read all rows of the trial before weights of it are trained."""
         rows, size = self.runtime.train_rows, self.spec.hyper.batch_size
         if isinstance(rows, ReferredRows):
-            for step in range(self.step, self.spec.steps):
+            for step in range(self.step, self.spec.last_step):
                 rows.fill(batch_rows(self.spec.data_seed, step, size, len(rows)))
 
     def _measure_untuned(self) -> float:
@@ -374,7 +399,7 @@ def train(trial: SoloTrial) -> Generator[Measurement, None, None]:
     """
     try:
         trial.attach()
-        while trial.step < trial.spec.steps:
+        while not trial.is_finished:
             trial.take_step()
             if trial.is_due:
                 yield trial.measure()

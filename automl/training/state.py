@@ -78,5 +78,6 @@ def identity(
         "targets": {name: list(patterns) for name, patterns in sorted(targets.items())},
         **({"shards": shards} if shards > 1 else {}),
         **({"quantization": asdict(quantization)} if quantization else {}),
+        **({"stop_after": spec.stop_after} if spec.stop_after else {}),
         **({"evaluations": [list(pair) for pair in spec.evaluations]} if spec.evaluations else {}),
     }

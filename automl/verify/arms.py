@@ -258,6 +258,7 @@ class Candidates:
             hyper=hyper,
             trainable_params=self._parameters(hyper) + self._shift(trial.number, hyper),
             learning_rates=(hyper.learning_rate,),
+            steps=None if trial.checkpoint is None else trial.checkpoint.step,
         )
 
     def _shift(self, trial: int, hyper: Hyperparameters) -> int:

@@ -111,7 +111,8 @@ def _optimism(plan: Plan, scores: Scores) -> dict[str, Any]:
     """By how much the search's value flattered its winner: positive = it looked better than it is.
 
     Against fresh seeds on the same validation rows, with an interval over seeds; where these were not scored there (one
-    diverged, or an older version trained them), against the test rows.
+    diverged, or an older version trained them), against the test rows. step: to which they were trained, where the
+    search chose the winner's checkpoint too: its value is the best of several evaluations, theirs are of that step.
     """
     verified, metric = mean_score(plan, scores, plan.winner), METRICS[plan.metric]
     found = {
@@ -119,6 +120,7 @@ def _optimism(plan: Plan, scores: Scores) -> dict[str, Any]:
         "validation": plan.winner_value,
         "verified": verified,
         "optimism": metric.gain(plan.winner_value, over=verified),
+        **({"step": plan.winner.steps} if plan.winner.steps is not None else {}),
     }
     fresh = validation_values(plan, scores)
     if len(fresh) < 2:

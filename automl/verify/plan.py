@@ -62,7 +62,9 @@ class Arm:
 
     trial: the one of the search that it comes from. params: as the search gave them, for people. hyper: all of it; its
     learning rate is the first choice. learning_rates: candidates, one of which is chosen on validation rows if there
-    are several. cut: what it is of the winner's adapter; such an arm is not trained.
+    are several. cut: what it is of the winner's adapter; such an arm is not trained. steps: after which training ends,
+    where the trial that it comes from is worth an earlier checkpoint than its last one; the schedule goes on to the
+    plan's.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Arm:
     trainable_params: int
     learning_rates: tuple[float, ...]
     cut: Cut | None = None
+    steps: int | None = None
 
     @property
     def is_tuned(self) -> bool:
@@ -156,6 +159,10 @@ class Plan:
         """The best trial of each method, best first; none where the search had one method."""
         return [arm for arm in self.arms if arm.kind == "method"]
 
+    def steps_of(self, arm: str) -> int:
+        """Optimizer steps of a training of the arm of that name."""
+        return self.arm(arm).steps or self.steps
+
     def tuned_on(self, arm: Arm) -> tuple[int, ...]:
         """Seeds on which its learning rate is chosen: one for methods, which are many, all for others."""
         return self.tuning_seeds[:1] if arm.kind == "method" else self.tuning_seeds
@@ -181,6 +188,8 @@ class Plan:
             document["hyper"] = {**arm.hyper.as_dict(), "rank_pattern": arm.hyper.ranks}
             if arm.cut is None:  # as versions without cuts have recorded it
                 del document["cut"]
+            if arm.steps is None:  # as versions that knew last checkpoints only have recorded it
+                del document["steps"]
         if self.budget_seconds is None:  # as versions without budgets have recorded it
             del plain["looks"], plain["budget_seconds"]
         listed: dict[str, Any] = _listed(plain)
@@ -250,6 +259,7 @@ def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
         evaluate_every=plan.steps,
         checkpoint_every=math.ceil(plan.steps / (_CHECKPOINTS + 1)),
         examination=_examination(plan, training),
+        stop_after=arm.steps or 0,
     )
 
 

@@ -23,8 +23,8 @@ Keep = Callable[[Training, Mapping[str, float], Sequence[Examined]], None]
 class Trainings:
     """What a verification still has to train and score on one split; follows `automl.execution.source.TrialSource`.
 
-    Which trainings those are is what the rules of `protocol` make of the scores so far; every one is trained to its
-    last step.
+    Which trainings those are is what the rules of `protocol` make of the scores so far; every one is trained to the
+    last step of its arm.
 
     number: the verification's.
     keep: called with a training's scores before `report` or `fail` returns.
@@ -60,7 +60,9 @@ class Trainings:
         self._live: dict[int, _Live] = {}
         self._share = 0  # most trainings that a worker is given at once
         self._ended = 0
+        self._ended_steps = 0
         self._wanted = 0
+        self._wanted_steps = 0
 
     @property
     def live(self) -> Mapping[int, TrialSpec]:
@@ -80,14 +82,14 @@ class Trainings:
     @property
     def steps(self) -> int:
         """Training steps of this run so far; it may be asked for from another thread."""
-        return self._ended * self._plan.steps + sum(live.step for live in list(self._live.values()))
+        return self._ended_steps + sum(live.step for live in list(self._live.values()))
 
     def so_far(self) -> str:
         """How far the trainings are, in words; before any was handed out, that workers start."""
         if not self._wanted:
             return "workers start"
-        total = self._wanted * self._plan.steps
-        return f"{self._ended} of {self._wanted} trainings, {self.steps:,} of {total:,} training steps"
+        steps = f"{self.steps:,} of {self._wanted_steps:,} training steps"
+        return f"{self._ended} of {self._wanted} trainings, {steps}"
 
     def next(self, worker: int) -> TrialSpec | None:
         """See `TrialSource.next`. No worker gets more than its share while others may come for theirs."""
@@ -114,7 +116,7 @@ class Trainings:
             if live is None:
                 continue
             live.step = item.step
-            if item.step >= live.spec.steps:
+            if item.step >= live.spec.last_step:
                 self._end(item.trial, {**item.metrics, SECONDS: item.seconds}, item.examined)
 
     def fail(self, failure: TrialFailure) -> None:
@@ -150,6 +152,7 @@ class Trainings:
         self._share = math.ceil(len(trainings) / (self._workers * rounds))
         self._waiting.extend(trainings)
         self._wanted += len(trainings)
+        self._wanted_steps += sum(self._plan.steps_of(each.arm) for each in trainings)
         what = f"{len(trainings)} trainings of {self._plan.steps} steps, scored on {self._split} rows"
         logger.info("verification %d: %s", self._number, what)
 
@@ -158,6 +161,7 @@ class Trainings:
         self._keep(training, metrics, examined)
         del self._live[trial]
         self._ended += 1
+        self._ended_steps += self._plan.steps_of(training.arm)
         self._discard(trial)
         logger.info("%d of %d: %s", self._ended, self._wanted, _in_words(training, self._plan.metric, metrics))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,25 @@ def test_trials_are_measured_where_halving_judges_them() -> None:
         chosen = [step for step, _ in evaluations(120, every=10, first_rung=first_rung, batch_size=8, rows=256)]
         assert set(rungs(10, 120, first_rung)) <= set(chosen)
         assert chosen == sorted(set(chosen))
+
+
+@pytest.mark.parametrize("rows", [160, 2000])
+@pytest.mark.parametrize("steps", [12, 30, 120, 420])
+def test_best_checkpoints_are_chosen_among_values_that_compare(steps: int, rows: int) -> None:
+    chosen = evaluations(steps, every=steps // 12, first_rung=2, batch_size=8, rows=rows, has_best=True)
+    due = [step for step, _ in chosen]
+    assert set(rungs(steps // 12, steps, 2)) <= set(due)
+    assert due == sorted(set(due))
+    assert chosen[-1] == (steps, rows)
+    assert len({used for step, used in chosen[:-1] if step > due[1]}) == 1, "the same rows after the first rung"
+    assert all(after - before <= steps / 4 for before, after in pairwise(due))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_trials_are_measured_at_their_end(steps: int) -> None:
+    chosen = evaluations(steps, every=1, first_rung=2, batch_size=8, rows=99, has_best=True)
+    assert chosen[-1] == (steps, 99)
+    assert [step for step, _ in chosen] == list(range(1, steps + 1))
 
 
 def test_a_study_of_before_is_measured_as_it_was(open_spec: SweepSpec, inputs: Inputs) -> None:

@@ -382,6 +382,22 @@ BODIES = {
         "search: {also_minimize: rank}",
         "5:25: search.also_minimize: 'rank' is not known; known: trainable_params, seconds",
     ),
+    "unknown checkpoint": (
+        "search: {checkpoint: first}",
+        "5:22: search.checkpoint: 'first' is not known; known: best, last",
+    ),
+    "no checkpoint of two objectives is the best": (
+        "search: {also_minimize: trainable_params, checkpoint: best}",
+        "5:55: search.checkpoint: of two objectives (also_minimize: trainable_params) no checkpoint is the best",
+    ),
+    "an early end with a bad value": (
+        "search: {early_stopping: true}",
+        "5:26: search.early_stopping: a trial that ended itself would be worth its last, bad value",
+    ),
+    "early stopping that is none": (
+        "search: {checkpoint: best, early_stopping: 3}",
+        "5:44: search.early_stopping: 3 is not true or false",
+    ),
     "no trials": ("search: {trials: 0}", "5:18: search.trials: 0 is below 1"),
     "too many trials": ("search: {trials: 100001}", "5:18: search.trials: 100001 is above 100,000"),
     "never evaluated": ("search: {steps: 5, evaluate_every: 10}", "5:36: search.evaluate_every: 10 is above steps 5"),

@@ -241,6 +241,7 @@ BASE = "space: {rank: {type: int, low: 2, high: 8}}\n"
         BASE + "run: {executor: inline, slots: 2}\nstorage: {url: sqlite:///x.db}",
         BASE + "# a comment",
         BASE + "search: {sampler: tpe, pruner: {name: halving}, seed: 0}",
+        BASE + "search: {checkpoint: last, early_stopping: false}",
         "fixed: {max_length: 128}\n" + BASE,
     ],
 )
@@ -261,11 +262,21 @@ def test_what_leaves_the_study_the_same(rest: str) -> None:
         BASE + "search: {seed: 1}",
         BASE + "search: {sampler: random}",
         BASE + "search: {also_minimize: seconds}",
+        BASE + "search: {checkpoint: best}",
         BASE + "search: {pruner: {name: peer, guard: 0.1}}",
     ],
 )
 def test_what_makes_it_another_study(rest: str) -> None:
     assert parse(rest).sha256 != parse(BASE).sha256
+
+
+def test_trials_end_themselves_where_the_best_checkpoint_counts() -> None:
+    plain, best = parse(BASE).search, parse(BASE + "search: {checkpoint: best}").search
+    assert (plain.checkpoint, plain.early_stopping) == ("last", False)
+    assert (best.checkpoint, best.early_stopping) == ("best", True)
+    patient = parse(BASE + "search: {checkpoint: best, early_stopping: false}")
+    assert (patient.search.checkpoint, patient.search.early_stopping) == ("best", False)
+    assert patient.sha256 != parse(BASE + "search: {checkpoint: best}").sha256
 
 
 def test_two_objectives_are_not_pruned() -> None:

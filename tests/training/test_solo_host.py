@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from automl.errors import CheckpointError, DataError, ResourceError
 from automl.training.host import SoloHost, build_solo_host
@@ -18,6 +20,8 @@ from automl.training.runtime import HostSettings
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
 from tests.fresh import run_python
 from tests.training.training_cases import BadMetric, FailsAt, SmallMemory, curve, run, runtime_with, trial_spec
+
+WEIGHTS_OF_TRIAL_0 = "adapters/trial-00000/adapter_model.safetensors"
 
 
 def host_in(settings: HostSettings, output: str, *, wrap: object = None, capacity: int = 1) -> SoloHost:
@@ -331,3 +335,43 @@ def test_build_solo_host_loads_what_the_settings_name(llama: HostSettings, outpu
     host.open(trial_spec(steps=2, evaluate_every=2))
     assert len(advance_to_the_end(host)) == 1
     host.shutdown()
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_the_best_checkpoint_is_gone_back_to_and_exported(bert: HostSettings, output: str, method: str) -> None:
+    """At this rate the model gets worse again; the adapter is that of a training that ends where it was best."""
+    spec = trial_spec(steps=12, evaluate_every=2, learning_rate=0.5, method=method, schedule="constant")
+    host = host_in(bert, output)
+    host.open(replace(spec, best_by="loss"))
+    found = advance_to_the_end(host)
+    best, losses = found[-1].best, {item.step: item.metrics["loss"] for item in found}
+    assert best is not None
+    assert best.step == min(losses, key=lambda step: losses[step]) < 12
+    assert best.metrics["loss"] == losses[best.step]
+    about = json.loads((Path(output) / "adapters" / "trial-00000" / "manifest.json").read_text())["about"]
+    assert (about["step"], about["metric"]["value"]) == (best.step, best.metrics["accuracy"])
+
+    short = host_in(bert, f"{output}-short")
+    short.open(replace(spec, stop_after=best.step))
+    assert [item.step for item in advance_to_the_end(short)] == [step for step in losses if step <= best.step]
+    adapters = [load_file(Path(f"{output}{end}") / WEIGHTS_OF_TRIAL_0) for end in ("", "-short")]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def test_a_trial_that_ended_itself_is_over_for_the_next_host_too(bert: HostSettings, output: str) -> None:
+    spec = trial_spec(steps=24, evaluate_every=2, learning_rate=1e-12)
+    ending = replace(spec, best_by="loss", early_stopping=True)
+    found: list[Measurement] = []
+    while not found or found[-1].best is None:  # every measurement is made by a host of its own
+        host = host_in(bert, output)
+        told = host.open(replace(ending, attempt=len(found) + 1))
+        assert len(told) == len(found)
+        found = [*told, *(item for item in host.advance() if isinstance(item, Measurement))]
+    assert found[-1].step < 24
+    assert found[-1].best is not None
+    assert found[-1].best.reason.startswith("flat since step ")
+    assert found[-1].adapter is not None
+    again = host_in(bert, output)
+    assert again.open(replace(ending, attempt=99))[-1] == found[-1]
+    assert again.advance() == ()

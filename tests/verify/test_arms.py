@@ -15,7 +15,7 @@ from automl.metric import standard_error
 from automl.setup.prepare import Derivation
 from automl.space.spec import CategoricalParameter, FloatParameter, IntParameter, SearchSpace
 from automl.storage.trials import TrialRow
-from automl.trial import Scalar, TrialState
+from automl.trial import BestCheckpoint, Scalar, TrialState
 from automl.verify.arms import Candidates, choose_arms, choose_comparisons
 from automl.verify.plan import GRID
 from automl.verify.ranks import cost, even_ranks, random_ranks, spent
@@ -49,6 +49,14 @@ def trial(number: int, value: float | None, state: TrialState = TrialState.COMPL
 
 def candidates(*trials: TrialRow, metric: str = "accuracy", rows: int = 100) -> Candidates:
     return Candidates(trials, SPACE, DERIVE, metric=metric, rows=rows)
+
+
+def test_what_comes_from_a_best_checkpoint_is_trained_to_its_step() -> None:
+    best = replace(trial(0, 0.9), checkpoint=BestCheckpoint(step=6, metrics={"accuracy": 0.9}))
+    found = choose_arms(candidates(best, trial(1, 0.8, rank=4)), finalists=2, squeeze="auto")
+    steps = {arm.name: arm.steps for arm in found}
+    assert steps["trial-0"] == steps["rank-2"] == 6
+    assert steps["trial-1"] is steps["default"] is None
 
 
 def test_finalists_are_the_best_complete_trials_and_no_configuration_twice() -> None:

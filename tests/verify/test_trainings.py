@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,22 @@ class Bench:
 
     def train(self, spec: TrialSpec, value: float = 0.8) -> None:
         self.trainings.report([last(spec, value)])
+
+
+def test_a_training_ends_at_the_step_that_the_search_chose_on_the_same_schedule() -> None:
+    short = replace(BEST, steps=12)
+    bench = Bench(make_plan([short, DEFAULT], seeds=4), workers=1, slots=8)
+    specs = bench.given(0)
+    assert {(spec.stop_after, spec.last_step, spec.steps) for spec in specs} == {(12, 12, 20), (0, 20, 20)}
+    chosen = [spec for spec in specs if spec.stop_after]
+    assert all(spec.is_due(12) and spec.rows_at(12) is None for spec in chosen), "it is measured at its last step"
+    for spec in chosen:
+        bench.trainings.report([Measurement(trial=spec.number, step=12, metrics={"accuracy": 0.8}, seconds=3.0)])
+    assert len(bench.kept) == len(chosen) == 4
+    assert bench.trainings.so_far() == "4 of 8 trainings, 48 of 128 training steps"
+    documents = [plan.as_dict()["arms"] for plan in (bench.plan, make_plan([BEST, DEFAULT]))]
+    assert [[arm.get("steps") for arm in arms] for arms in documents] == [[12, None], [None, None]]
+    assert "steps" not in documents[1][0], "as older versions have recorded it"
 
 
 def last(spec: TrialSpec, value: float = 0.8) -> Measurement:
