@@ -3,25 +3,30 @@
 Measures training steps of decoders built from their configuration, random weights and tokens, every token a target.
 Wall time with the device waited for, arms interleaved; sequential PEFT costs the same per trial whatever K is. The pack
 is what a search uses on a GPU: slots computed together, micro-steps replayed from CUDA graphs; --causes adds it without
-graphs, and slot by slot. Does not measure loading, evaluation, data loaders, Ray or SQL, and nothing about quality.
-Needs neither Ray nor the Hub.
+graphs, and slot by slot. Where memory is too short for an arm, the arm says so and has no time. Does not measure
+loading, evaluation, data loaders, Ray or SQL, and nothing about quality. Needs neither Ray nor the Hub.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import nn
 
+from automl.errors import OutOfMemory
 from automl.packed import PackedTrainer
 from automl.packed.bank import BankSize
+from automl.packed.kernels import choose_kernel
 from automl.trial import TrialSpec
 from benchmarks.measure import Timing, interleaved, repetitions, spread, timed
 from benchmarks.plain_peft import Exactness, PlainPeft, exactness, run_rounds
@@ -43,7 +48,11 @@ WARM_UP = 4
 
 
 class Cell:
-    """One model with one batch: PEFT and packs of several sizes, ready to run on the device."""
+    """One model with one batch: PEFT and packs of several sizes, ready to run on the device.
+
+    All arms train on the same copy of the frozen model, one after the other; a pack has room for its own trials alone.
+    ranks: of the trials in turn, if they differ. model: in the place of the one that is built of the shape.
+    """
 
     def __init__(
         self,
@@ -56,35 +65,27 @@ class Cell:
         seconds: float,
         hyper: Mapping[str, Any],
         causes: Sequence[str] = ("packed",),
+        ranks: Sequence[int] = (),
+        model: nn.Module | None = None,
     ) -> None:
         self.shape, self.tokens, self.device = shape, tokens, device
         self.batch, self.length = BATCHES.get(tokens) or (2, tokens // 2)
-        self.out_of_memory: list[str] = []
-        autocast = PRECISIONS[precision]
-        self._precision, self._stored = precision, autocast or torch.float32
-        load = workload(shape, tokens=self.length, evaluation_rows=1)
+        self.out_of_memory: dict[str, str] = {}
+        self.graphs: dict[str, int] = {}
+        self._precision, self._autocast = precision, PRECISIONS[precision]
+        self._model = model or build(shape, device=device, dtype=self._autocast or torch.float32)
+        self._load = workload(shape, tokens=self.length, evaluation_rows=1)
         self._hyper = {"batch_size": self.batch, "schedule": "constant", "warmup": 0.0, **hyper}
+        self._ranks = ranks or (int(hyper["rank"]),)
         self._seconds = seconds
         self._repetitions: dict[str, int] = {}
-        self._peft = PlainPeft(
-            build(shape, device=device, dtype=self._stored),
-            load,
-            trial(0, **self._hyper),
-            autocast=autocast,
-        )
-        self._bank = BankSize(max(slots), int(hyper["rank"]), (str(hyper["target"]),))
-        self._trainers = {
-            cause: PackedTrainer(
-                build(shape, device=device, dtype=self._stored),
-                load,
-                **{"precision": precision, "bank": self._bank, **CAUSES[cause]},
-            )
-            for cause in causes
-        }
-        self.kernel = self._trainers[causes[0]].kernel
+        self.kernel = choose_kernel(precision, torch.device(device))
         self.idle_bytes = _allocated(device)
-        self.runs: dict[str, Callable[[], tuple[Timing, int] | None]] = {PEFT: self._step_alone} | {
-            f"{cause} K={count}": partial(self._step_packed, cause, count) for cause in causes for count in slots
+        self.runs: dict[str, Callable[[], tuple[Timing, int] | None]] = {PEFT: partial(self._unless_short, PEFT)} | {
+            name: partial(self._unless_short, name, cause, count)
+            for cause in causes
+            for count in slots
+            for name in (f"{cause} K={count}",)
         }
 
     def proofs(self) -> list[Exactness]:
@@ -109,28 +110,79 @@ class Cell:
             for precision in dict.fromkeys(("fp32", self._precision))
         ]
 
-    def _step_alone(self) -> tuple[Timing, int] | None:
-        return self._measured(PEFT, 1, lambda steps: [self._peft.take_step() for _ in range(steps)])
+    def difference(self, steps: int = 2) -> float:
+        """Largest relative difference of a loss of two packed trials to PEFT's, both in the precision of the arms."""
+        trials = [trial(number, **self._own(number)) for number in range(2)]
+        alone = []
+        for each in trials:
+            with self._peft(each) as peft:
+                alone.append([float(peft.take_step()) for _ in range(steps)])
+        with self._trainer("packed", len(trials)) as trainer:
+            for each in trials:
+                trainer.admit(each)
+            found: list[list[float]] = [[] for _ in trials]
+            for _ in range(steps):
+                run_rounds(trainer, 1)
+                for losses, member in zip(found, trainer.members.values(), strict=True):
+                    losses.append(float(member.loss))
+        pairs = zip(chain(*found), chain(*alone), strict=True)
+        return max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
 
-    def _step_packed(self, cause: str, count: int) -> tuple[Timing, int] | None:
-        trainer, name = self._trainers[cause], f"{cause} K={count}"
-        try:
-            for number in range(count):
-                trainer.admit(trial(number, **self._hyper))
-            return self._measured(name, count, partial(run_rounds, trainer))
-        except torch.OutOfMemoryError:
-            self.out_of_memory.append(name)
+    def _own(self, number: int) -> dict[str, Any]:
+        return {**self._hyper, "rank": self._ranks[number % len(self._ranks)]}
+
+    def _unless_short(self, name: str, cause: str = "", count: int = 0) -> tuple[Timing, int] | None:
+        """What was measured; None if memory is too short for the arm, with its reason in `out_of_memory`."""
+        if name in self.out_of_memory:
             return None
-        finally:
+        try:
+            return self._step_packed(name, cause, count) if count else self._step_alone()
+        except (torch.OutOfMemoryError, OutOfMemory) as error:
+            self.out_of_memory[name] = str(error).split("\n", maxsplit=1)[0]
+        _free()
+        return None
+
+    def _step_alone(self) -> tuple[Timing, int]:
+        with self._peft(trial(0, **self._own(0))) as peft:
+            return self._measured(PEFT, 1, lambda steps: [peft.take_step() for _ in range(steps)])
+
+    def _step_packed(self, name: str, cause: str, count: int) -> tuple[Timing, int]:
+        with self._trainer(cause, count) as trainer:
             for number in range(count):
-                trainer.evict(number)
+                trainer.admit(trial(number, **self._own(number)))
+            found = self._measured(name, count, partial(run_rounds, trainer))
+            self.graphs[name] = trainer.bank_step.graphs if trainer.bank_step else 0
+            return found
+
+    @contextmanager
+    def _peft(self, spec: TrialSpec) -> Iterator[PlainPeft]:
+        peft = PlainPeft(self._model, self._load, spec, autocast=self._autocast, is_fast=True)
+        try:
+            yield peft
+        finally:
+            peft.close()
+            _free()
+
+    @contextmanager
+    def _trainer(self, cause: str, count: int) -> Iterator[PackedTrainer]:
+        """Raises OutOfMemory if there is no room for the slots together: one by one they are another arm."""
+        bank = BankSize(count, max(self._ranks), (str(self._hyper["target"]),))
+        options: dict[str, Any] = {"precision": self._precision, "bank": bank, **CAUSES[cause]}
+        trainer = PackedTrainer(self._model, self._load, **options)
+        try:
+            if options["bank"] is not None and trainer.bank_step is None:
+                raise OutOfMemory(f"there is no memory for a bank of {count} slots")
+            yield trainer
+        finally:
+            trainer.close()
+            del trainer
             _free()
 
     def _measured(self, name: str, trials: int, take: Callable[[int], object]) -> tuple[Timing, int]:
-        """Time of one step of one trial, and the peak of the device's memory above the two idle models."""
+        """Time of one step of one trial, and the peak of the device's memory above the idle model."""
         wait = partial(_wait, self.device)
+        timed(lambda: take(WARM_UP), finish=wait)
         if name not in self._repetitions:
-            timed(lambda: take(WARM_UP), finish=wait)
             self._repetitions[name] = repetitions(timed(lambda: take(1), finish=wait).wall, self._seconds)
         steps = self._repetitions[name]
         _reset_peak(self.device)
@@ -160,27 +212,34 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
         found = interleaved(cell.runs, rounds)
         flops = frozen_flops(build(cell.shape, device="meta"), cell.tokens)
         result["frozen_gflop_per_step"] = flops / 1e9
-        result["arms"] = _arms({name: [each for each in values if each] for name, values in found.items()}, flops)
+        result["arms"] = arms_of(cell, found, flops)
     return result
 
 
-def _arms(found: Mapping[str, Sequence[tuple[Timing, int]]], flops: float) -> dict[str, Any]:
-    base = spread([timing.wall for timing, _ in found[PEFT]]).median
-    arms: dict[str, Any] = {}
-    for name, rounds in found.items():
-        if not rounds:
-            arms[name] = {"out_of_memory": True}
-            continue
-        wall = spread([timing.wall for timing, _ in rounds]).median
-        arms[name] = {
-            "wall_seconds": [timing.wall for timing, _ in rounds],
-            "cpu_seconds": [timing.cpu for timing, _ in rounds],
-            "peak_bytes_above_models": max(peak for _, peak in rounds),
-            "median_wall_seconds": wall,
-            "ratio_to_peft": base / wall,
-            "tflops": flops / wall / 1e12,
-        }
-    return arms
+def arms_of(
+    cell: Cell, found: Mapping[str, Sequence[tuple[Timing, int] | None]], flops: float
+) -> dict[str, dict[str, Any]]:
+    """What was measured of every arm, or why memory was too short for it. flops: of one trial's step."""
+    times = {name: [each for each in rounds if each] for name, rounds in found.items()}
+    base = spread([timing.wall for timing, _ in times[PEFT]]).median if times[PEFT] else math.nan
+    return {
+        name: {"out_of_memory": cell.out_of_memory[name]}
+        if name in cell.out_of_memory
+        else _arm(rounds, base, flops) | {"graphs": cell.graphs.get(name, 0)}
+        for name, rounds in times.items()
+    }
+
+
+def _arm(rounds: Sequence[tuple[Timing, int]], base: float, flops: float) -> dict[str, Any]:
+    wall = spread([timing.wall for timing, _ in rounds]).median
+    return {
+        "wall_seconds": [timing.wall for timing, _ in rounds],
+        "cpu_seconds": [timing.cpu for timing, _ in rounds],
+        "peak_bytes_above_models": max(peak for _, peak in rounds),
+        "median_wall_seconds": wall,
+        "ratio_to_peft": None if math.isnan(base) else base / wall,
+        "tflops": flops / wall / 1e12,
+    }
 
 
 def rows_of(result: Mapping[str, Any]) -> Iterator[dict[str, object]]:
@@ -190,9 +249,10 @@ def rows_of(result: Mapping[str, Any]) -> Iterator[dict[str, object]]:
         if "out_of_memory" in arm:
             yield row | {"ms per step": "out of memory"}
             continue
+        ratio = arm["ratio_to_peft"]
         yield row | {
             "ms per step": spread([1e3 * value for value in arm["wall_seconds"]]).text(2),
-            "x PEFT": f"{arm['ratio_to_peft']:.2f}",
+            "x PEFT": "-" if ratio is None else f"{ratio:.2f}",
             "host ms": f"{1e3 * spread(arm['cpu_seconds']).median:.2f}",
             "TFLOP/s": f"{arm['tflops']:.2f}",
             "GiB above models": f"{arm['peak_bytes_above_models'] / 2**30:.1f}",
@@ -245,7 +305,7 @@ def _free() -> None:
 
 
 @contextmanager
-def _exact_products() -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     """float32 means float32 inside the block: no TF32 in products."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -276,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.models, args.tokens, args.slots = ("tiny-llama",), (16,), (1, 4)
         args.rounds, args.seconds = 2, 0.02
         print("a tiny model: this shows that the benchmark runs, its figures mean nothing")
-    with _exact_products():
+    with exact_products():
         return _run(args, "cuda" if torch.cuda.is_available() else "cpu")
 
 

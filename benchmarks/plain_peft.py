@@ -20,13 +20,15 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from automl.errors import OutOfMemory
 from automl.methods.noise import NoisyRows, noisy, step_noise
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed import PackedTrainer, Workload
 from automl.packed.bank import BankSize
 from automl.tasks.batches import batch_rows, evaluation_batches
-from automl.trial import TrialSpec
+from automl.training.memory import is_out_of_memory
+from automl.trial import StopReason, TrialSpec
 
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}
 """Largest relative difference of a fp32 loss to PEFT's, by type of device; cuBLAS picks other kernels for a pack."""
@@ -39,7 +41,9 @@ class PlainPeft:
     """One trial alone on the model. Optimizer, schedule, clipping and dropout as any user of PEFT has them.
 
     own_masks: dropout draws from the trial's generator, as the packed trainer's does, so that losses can be compared
-    number by number; otherwise it is torch's own. autocast: the type to compute in, None = the model's.
+    number by number; otherwise it is torch's own. autocast: the type to compute in, None = the model's. is_fast: a
+    fused optimizer, and of a language model the loss that it computes itself, as who cares for speed has them; for rows
+    of which every token is a target.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class PlainPeft:
         *,
         own_masks: bool = False,
         autocast: torch.dtype | None = None,
+        is_fast: bool = False,
     ) -> None:
         hyper = trial.hyper
         self.trial = trial
         self.step = 0
         self._load = load
         self._autocast = autocast
+        self._is_fast = is_fast
         self._device = next(model.parameters()).device
         self._method = METHODS["lora"]
         layers = [layer.path for layer in resolve_targets(model, hyper.target)]
@@ -69,7 +75,7 @@ class PlainPeft:
             {"params": [named[name] for name in named if rates[name] == rate], "lr": rate * hyper.learning_rate}
             for rate in dict.fromkeys(rates.values())
         ]
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=hyper.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=hyper.weight_decay, fused=is_fast or None)
         self._schedule = _schedule(self._optimizer, trial)
         self.model.train()
 
@@ -83,8 +89,7 @@ class PlainPeft:
         noise = step_noise(hyper.neftune_alpha, self.trial.seed, self.step, self._device)
         rows = [NoisyRows(noise, 0, batch["attention_mask"])] if noise else []
         with self._casting(), noisy(self.model.get_base_model(), rows):
-            parts = load.task.loss(self.model, batch)
-        loss = parts.total / parts.count
+            loss = self._loss(batch)
         torch.autograd.backward(loss)
         if hyper.clip > 0:
             nn.utils.clip_grad_norm_(self._parameters, hyper.clip)
@@ -93,6 +98,13 @@ class PlainPeft:
         self._optimizer.zero_grad()
         self.step += 1
         return loss.detach()
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        if self._is_fast and "attention_mask" in batch and batch["labels"].dim() > 1:
+            found: Tensor = self.model(**batch).loss
+            return found
+        parts = self._load.task.loss(self.model, batch)
+        return parts.total / parts.count
 
     def evaluate(self) -> dict[str, float]:
         """All metrics over the evaluation rows."""
@@ -125,7 +137,8 @@ class PlainPeft:
 class Exactness:
     """How far packed losses are from those of separate PEFT runs: the largest relative difference over all steps.
 
-    precision: the pack's; PEFT ran in float32. kernel: that the pack ran on.
+    precision: the pack's; PEFT ran in float32. kernel: that the pack ran on. graphs: shapes of micro-steps that were
+    replayed from CUDA graphs.
     """
 
     precision: str
@@ -134,6 +147,7 @@ class Exactness:
     steps: int
     difference: float
     tolerance: float
+    graphs: int = 0
 
     @property
     def holds(self) -> bool:
@@ -171,7 +185,7 @@ def exactness(
     trial fails.
     """
     alone = {trial.number: _losses_alone(model, load, trial, steps) for trial in trials}
-    found, kernel = _losses_packed(packed or model, load, trials, precision, steps, bank)
+    found, kernel, graphs = _losses_packed(packed or model, load, trials, precision, steps, bank)
     differences = [
         abs(ours - theirs) / abs(theirs)
         for number in alone
@@ -185,15 +199,25 @@ def exactness(
         steps=steps,
         difference=math.inf if any(map(math.isnan, differences)) else max(differences),
         tolerance=TOLERANCE.get(device, TOLERANCE["cpu"]) if precision == "fp32" else REDUCED_TOLERANCE,
+        graphs=graphs,
     )
 
 
 def run_rounds(trainer: PackedTrainer, rounds: int) -> None:
-    """Take `rounds` optimizer steps of every member. Raises RuntimeError if one fails: its time would not compare."""
+    """Take `rounds` optimizer steps of every member, each of them in the passes that it was meant to share.
+
+    Raises OutOfMemory if memory was short, so that a pass was divided or a trial failed, and RuntimeError if something
+    else was in the way: the time of either would be that of something else.
+    """
     for _ in range(rounds):
-        failures = trainer.round(list(trainer.members.values()))
-        if failures:
-            raise RuntimeError(f"packed trial {failures[0].trial} failed: {failures[0].message}")
+        for failure in trainer.round(list(trainer.members.values())):
+            kind = OutOfMemory if failure.reason is StopReason.OOM else RuntimeError
+            raise kind(f"packed trial {failure.trial} failed: {failure.message}")
+    if trainer.parted:
+        kind = OutOfMemory if is_out_of_memory(RuntimeError(trainer.parted)) else RuntimeError
+        raise kind(f"a micro-step of several trials failed: {trainer.parted}")
+    if any(member.micro_batch < member.spec.hyper.batch_size for member in trainer.members.values()):
+        raise OutOfMemory("memory was too short for the batch of a step")
 
 
 def _losses_alone(model: nn.Module, load: Workload, trial: TrialSpec, steps: int) -> list[float]:
@@ -211,7 +235,8 @@ def _losses_packed(
     precision: str,
     steps: int,
     bank: BankSize | None,
-) -> tuple[dict[int, list[float]], str]:
+) -> tuple[dict[int, list[float]], str, int]:
+    """Losses by trial and step, the kernel, and the number of recorded shapes."""
     trainer = PackedTrainer(model, load, precision=precision, bank=bank)
     try:
         for trial in trials:
@@ -221,7 +246,7 @@ def _losses_packed(
             run_rounds(trainer, 1)
             for number, member in trainer.members.items():
                 losses[number].append(float(member.loss))
-        return losses, trainer.kernel
+        return losses, trainer.kernel, trainer.bank_step.graphs if trainer.bank_step else 0
     finally:
         trainer.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from automl.lora import Hyperparameters, LinearShape
 from automl.models.backbone import without_dropout
-from automl.models.inventory import linear_layers, resolve_targets
+from automl.models.inventory import linear_layers, quantised_layers, resolve_targets
+from automl.models.quantisation import check_installed
+from automl.models.quantised import compute_as_in_training
 from automl.packed import Workload
 from automl.space.spec import DataSettings, TaskSettings
 from automl.tasks import make_task
@@ -52,8 +55,18 @@ def bert(hidden: int, layers: int, heads: int, inner: int, vocabulary: int) -> S
     return Shape(model_type="bert", settings=settings, is_decoder=False)
 
 
-def llama(hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocabulary: int) -> Shape:
-    """A decoder with tied embeddings."""
+def llama(
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    inner: int,
+    vocabulary: int,
+    *,
+    model_type: str = "llama",
+    tied: bool = True,
+) -> Shape:
+    """A decoder of Llama's settings, which Qwen's have too. tied: its lm_head is its embeddings."""
     settings = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -61,24 +74,29 @@ def llama(hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab
         "num_key_value_heads": kv_heads,
         "intermediate_size": inner,
         "vocab_size": vocabulary,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return Shape(model_type="llama", settings=settings, is_decoder=True)
+    return Shape(model_type=model_type, settings=settings, is_decoder=True)
 
 
 SHAPES: dict[str, Shape] = {
     "tiny-bert": bert(32, 2, 4, 64, 64),
     "tiny-llama": llama(32, 2, 4, 2, 64, 64),
+    "tiny-qwen": llama(32, 2, 4, 2, 64, 320, model_type="qwen2"),
     "minilm": bert(384, 6, 12, 1536, 30522),
     "smollm2-135m": llama(576, 30, 9, 3, 1536, 49152),
+    "bert-base": bert(768, 12, 12, 3072, 30522),
     "0.1b": llama(768, 12, 12, 12, 2048, 32000),
     "0.4b": llama(1024, 24, 16, 16, 4096, 32000),
+    "0.5b": llama(896, 24, 14, 2, 4864, 151936, model_type="qwen2"),
     "1b": llama(2048, 16, 32, 8, 8192, 32000),
+    "8b": llama(4096, 32, 32, 8, 14336, 128256, tied=False),
 }
-"""minilm and smollm2-135m have the shapes of MiniLM-L6 and SmolLM2-135M; 0.1b to 1b are decoders of that size."""
+"""minilm, smollm2-135m, 0.5b and 8b have the shapes of MiniLM-L6, SmolLM2-135M, Qwen2.5-0.5B and Llama-3-8B; the others
+are of the size that they are named after."""
 
 
 class PadOnly:
@@ -87,10 +105,18 @@ class PadOnly:
     pad_token_id = 0
 
 
-def build(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    """The model with random weights: frozen, in eval mode, without dropout; the same for the same seed and device."""
+def build(
+    name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, is_telling: bool = False
+) -> nn.Module:
+    """The model with random weights: frozen, in eval mode, without dropout; the same for the same seed and device.
+
+    is_telling: weights so large that what a layer says decides what the model says. As transformers initialises it, a
+    small model says nearly nothing, and a mistake in an adapter would not show in its loss.
+    """
     shape = SHAPES[name]
     config = AutoConfig.for_model(shape.model_type, **shape.settings)
+    if is_telling:
+        config.initializer_range = 2.0 / shape.settings["hidden_size"] ** 0.5
     without_dropout(config)
     config.use_cache = False
     if not shape.is_decoder:
@@ -102,6 +128,32 @@ def build(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32,
         model = auto.from_config(config)
     assert isinstance(model, nn.Module)
     return model.to(dtype).requires_grad_(False).eval()
+
+
+def held_in_4_bits(model: nn.Module, compute: torch.dtype) -> nn.Module:
+    """The model, changed in place: the layers that a quantised backbone holds in few bits are in NF4, their scales too.
+
+    compute: type of their products. Layer by layer on the model's device, so that no second copy of it is made. Raises
+    MissingExtraError without bitsandbytes.
+    """
+    check_installed("nf4")
+    bits: Any = import_module("bitsandbytes.nn")
+    for layer in quantised_layers(model):
+        owner, _, name = layer.path.rpartition(".")
+        old: Any = model.get_submodule(layer.path)
+        held = bits.Linear4bit(
+            old.in_features,
+            old.out_features,
+            old.bias is not None,
+            compute_dtype=compute,
+            quant_type="nf4",
+            device="meta",
+        )
+        weight = bits.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4", module=held)
+        held.weight, held.bias = weight.to(old.weight.device), old.bias
+        setattr(model.get_submodule(owner), name, held)
+    compute_as_in_training(model, compute)
+    return model.requires_grad_(False).eval()
 
 
 def workload(name: str, *, tokens: int, rows: int = 256, evaluation_rows: int = 32, seed: int = 3) -> Workload:
