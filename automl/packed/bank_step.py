@@ -4,7 +4,8 @@ Every shape has buffers of its own that stay where they are: tokens, labels, and
 writes into them, computes, and reads the losses back as one vector, the only time it waits for the device. So on a GPU
 the computation of a shape can be recorded once as a CUDA graph and replayed, whichever adapters take part: a slot is
 changed by copying into its row of the bank. The recording is one guarded piece (`_Recorder`); without it the same lines
-run eagerly, on any device. Legend: K segments, B rows of each, T tokens, C columns with targets.
+run eagerly, on any device. Segments may have different numbers of rows of different lengths: all rows lie below each
+other, padded to the longest. Legend: K segments, B most rows of one, N rows, T tokens, C columns with targets.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn import functional
 from automl.packed import masks
 from automl.packed.adapter import Adapter
 from automl.packed.bank import Bank
-from automl.packed.segments import Pack, Segmentation
+from automl.packed.segments import Pack, Segmentation, Spread
 from automl.packed.workload import MicroBatch
 from automl.tasks import causal, classification
 from automl.tasks.base import IGNORED, Batch, Task
@@ -54,11 +55,13 @@ Share = tuple[Adapter, MicroBatch, int]
 class Shape(NamedTuple):
     """What decides the sizes of all tensors of a micro-step. columns: 0 for classification.
 
-    is_full: no token is padding, so no mask is given. is_dropping: some segment has dropout. fields: its names.
+    total: rows of the batch, K * B if every segment has B. is_full: no token is padding, so no mask is given.
+    is_dropping: some segment has dropout. fields: its names.
     """
 
     segments: int
     rows: int
+    total: int
     width: int
     columns: int
     is_full: bool
@@ -75,22 +78,28 @@ def static_width(longest: int, limit: int) -> int:
     return max(longest, min(-(-longest // step) * step, limit))
 
 
-class BankClass(NamedTuple):
-    """What micro-batches must have in common to share a micro-step of a bank.
+WORTH_A_PASS = 1024
+"""Tokens of padding at which a trial waits for a pass of its own: a GPU computes about so many while a host launches
+the kernels of one."""
 
-    is_full: no token is padding. fields: of a batch; a model reads joined rows and pairs of texts by some of their own.
+
+def bank_tokens(micros: Sequence[MicroBatch], limit: int, most: int) -> int:
+    """Tokens of these micro-batches in one micro-step, padding included; 0 if they are not to share one.
+
+    They share one if their batches have the same fields (a model reads joined rows and pairs of texts by some of their
+    own), if the last of them causes less padding than a pass is worth, and if all are at most `most` tokens. limit:
+    tokens of the longest row the task lets through.
     """
+    if len({tuple(micro.batch) for micro in micros}) > 1:
+        return 0
+    tokens = _padded(micros, limit)
+    own = _padded(micros[:-1], limit) + _padded(micros[-1:], limit)
+    return tokens if tokens <= most and tokens - own <= WORTH_A_PASS else 0
 
-    rows: int
-    width: int
-    is_full: bool
-    fields: tuple[str, ...]
 
-
-def bank_class(micro: MicroBatch, limit: int) -> BankClass:
-    """The class of a micro-batch. limit: tokens of the longest row the task lets through."""
-    width = static_width(micro.longest, limit)
-    return BankClass(micro.rows, width, micro.tokens == micro.rows * width, tuple(micro.batch))
+def _padded(micros: Sequence[MicroBatch], limit: int) -> int:
+    rows = sum(micro.rows for micro in micros)
+    return rows * max((static_width(micro.longest, limit) for micro in micros), default=0)
 
 
 def row_losses(task: Task) -> RowLosses | None:
@@ -136,7 +145,7 @@ class BankStep:
     def run(self, shares: Sequence[Share]) -> list[tuple[float, int]]:
         """Sum and number of the loss terms of every segment, in order, the gradients added to the bank's.
 
-        All shares are of one `bank_class`. A sum that is not finite concerns its own segment alone.
+        `bank_tokens` says which shares go together. A sum that is not finite concerns its own segment alone.
         """
         self.bank.update()
         shape, counts, columns = self._shape(shares)
@@ -168,23 +177,27 @@ class BankStep:
     def _compute(self, static: _Static) -> None:
         """The micro-step on the buffers as they are: nothing here looks at a value or waits for the device."""
         with self._segmentation.packed(static.pack), self._around(static.shape.width):
-            losses = self._losses(self._model, static.batch)  # (K * B,)
-            totals = losses.view(static.shape.segments, -1).sum(dim=1)  # (K,)
+            losses = self._losses(self._model, static.batch)  # (N,)
+            totals = static.pack.totals(losses)  # (K,)
             static.totals.copy_(totals.detach())
             torch.autograd.backward(totals.sum())  # a gradient of 1 for each segment, whatever the others' values are
 
     def _shape(self, shares: Sequence[Share]) -> tuple[Shape, list[int], Tensor | None]:
         """The shape, the number of loss terms of every share, and for token targets the columns that have any."""
         micros = [micro for _, micro, _ in shares]
-        rows, width, is_full, given = bank_class(micros[0], self._limit)
-        fields = tuple(name for name in given if not (is_full and name == "attention_mask"))
+        width = max(static_width(micro.longest, self._limit) for micro in micros)
+        is_full = all(micro.tokens == micro.rows * width for micro in micros)
+        fields = tuple(name for name in micros[0].batch if not (is_full and name == "attention_mask"))
         columns, counts = None, [micro.rows for micro in micros]
         if micros[0].batch["labels"].dim() > 1:
             columns = torch.unique(torch.cat([target_columns(micro.batch["labels"]) for micro in micros]))
             counts = [int((micro.batch["labels"][:, 1:] != IGNORED).sum()) for micro in micros]
+        segments, rows = _rounded_segments(len(shares), self.bank.slots), max(micro.rows for micro in micros)
+        is_even = all(micro.rows == rows for micro in micros)
         shape = Shape(
-            segments=_rounded_segments(len(shares), self.bank.slots),
+            segments=segments,
             rows=rows,
+            total=segments * rows if is_even else _rounded_rows(sum(micro.rows for micro in micros)),
             width=width,
             columns=0 if columns is None else max(1, min(static_width(len(columns), width), width - 1)),
             is_full=is_full,
@@ -197,6 +210,12 @@ class BankStep:
 def _rounded_segments(segments: int, most: int) -> int:
     """The next power of two, at most as many as there are slots: few shapes, and little for nobody."""
     return min(1 << (segments - 1).bit_length(), most)
+
+
+def _rounded_rows(rows: int) -> int:
+    """The next multiple of an eighth of the power of two below: at most an eighth of the rows is nobody's."""
+    step = max(1, (1 << (rows.bit_length() - 1)) // 8)
+    return -(-rows // step) * step
 
 
 class _Static:
@@ -213,6 +232,7 @@ class _Static:
         self._batch = {name: self._mirrored(*size, dtype=torch.int64, device=device) for name, size in self._sizes()}
         self._rows, rows = self._mirrored(shape.segments, dtype=torch.int64, device=device)
         self._scaling, scaling = self._mirrored(shape.segments, 1, 1, dtype=torch.float32, device=device)
+        self._spread = self._mirrored_spread(device) if shape.total != shape.segments * shape.rows else None
         self._numbers, numbers = self._mirrored(4, shape.segments, dtype=torch.int32, device=device)
         self.batch = {name: on_device for name, (_, on_device) in self._batch.items()}
         if shape.is_full:
@@ -228,14 +248,18 @@ class _Static:
             first=first,
             limits=limits.view(-1, 1, 1, 1),
             is_dropping=shape.is_dropping,
+            spread=self._spread[1] if self._spread else None,
         )
 
     def segment(self, shares: Sequence[Share], columns: Tensor | None) -> None:
-        """Write these shares into the buffers. Segments beyond them repeat the first share's rows for the spare
-        slot."""
+        """Write these shares into the buffers. Segments beyond them are the spare slot's, and rows beyond theirs repeat
+        those of the first share.
+        """
         filling = self.shape.segments - len(shares)
         self._write_segments([*((adapter, first) for adapter, _, first in shares), *[(None, 0)] * filling])
-        micros = [micro for _, micro, _ in shares] + [shares[0][1]] * filling
+        micros = [micro for _, micro, _ in shares]
+        if self._spread is not None:
+            self._write_spread(self._spread[0], [micro.rows for micro in micros])
         for name in self.shape.fields:
             joined = self._joined(name, [micro.batch[name] for micro in micros])
             host, _ = self._batch[name]
@@ -262,12 +286,30 @@ class _Static:
         self._scaling.copy_(torch.tensor(scaling).view(-1, 1, 1))
         self._numbers.copy_(torch.tensor(numbers, dtype=torch.int32).t())
 
+    def _write_spread(self, spread: Spread, counts: Sequence[int]) -> None:
+        """Where the rows of segments with so many of them each are."""
+        each = self.shape.rows
+        rows: list[int] = []
+        places: list[int] = []
+        for segment, count in enumerate(counts):
+            start = len(places)
+            places += range(segment * each, segment * each + count)
+            rows += [*range(start, len(places)), *[start] * (each - count)]
+        rows += [0] * (self.shape.segments * each - len(rows))
+        places += [0] * (self.shape.total - len(places))
+        taken = torch.tensor([*counts, *[0] * (self.shape.segments - len(counts))]).view(-1, 1)
+        spread.rows.copy_(torch.tensor(rows))
+        spread.places.copy_(torch.tensor(places))
+        spread.is_taken.copy_(torch.arange(each) < taken)
+
     def _joined(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
-        """All segments' rows below each other, filled up to the width."""
-        if tensors[0].dim() == 1:
-            return torch.cat(list(tensors))
-        filler, width = self._fillers.get(name, 0), self.shape.width
-        return torch.cat([functional.pad(tensor, (0, width - tensor.shape[1]), value=filler) for tensor in tensors])
+        """All segments' rows below each other, filled up to the width and to the number of rows."""
+        if tensors[0].dim() > 1:
+            filler, width = self._fillers.get(name, 0), self.shape.width
+            tensors = [functional.pad(each, (0, width - each.shape[1]), value=filler) for each in tensors]
+        joined = torch.cat(list(tensors))
+        missing = self.shape.total - len(joined)
+        return torch.cat([joined, *_repeated(tensors[0], missing)]) if missing else joined
 
     def _at(self, columns: Tensor, labels: Tensor) -> Tensor:
         """What is to be predicted at these columns, with columns that predict nothing up to the shape's number."""
@@ -280,12 +322,19 @@ class _Static:
                 on_device.copy_(host, non_blocking=True)
 
     def _sizes(self) -> list[tuple[str, tuple[int, ...]]]:
-        shape = self.shape
-        total = shape.segments * shape.rows
+        shape, total = self.shape, self.shape.total
         sizes = [(name, (total, shape.width)) for name in shape.fields if name != "labels"]
         if shape.columns:
             return [*sizes, ("labels", (total, shape.columns)), ("columns", (shape.columns,))]
         return [*sizes, ("labels", (total,))]
+
+    def _mirrored_spread(self, device: torch.device) -> tuple[Spread, Spread]:
+        """As `_mirrored`: on the host, and on the device."""
+        shape = self.shape
+        sizes = ((shape.segments * shape.rows,), torch.int64), ((shape.total,), torch.int64)
+        pairs = [self._mirrored(*size, dtype=dtype, device=device) for size, dtype in sizes]
+        pairs.append(self._mirrored(shape.segments, shape.rows, dtype=torch.float32, device=device))
+        return Spread(*(host for host, _ in pairs)), Spread(*(own for _, own in pairs))
 
     def _mirrored(self, *size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """A buffer on the host, pinned for a GPU, and the one on the device; on a CPU they are the same."""
@@ -293,6 +342,12 @@ class _Static:
         host = torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
         self._mirrors.append((host, torch.zeros(size, dtype=dtype, device=device) if is_remote else host))
         return self._mirrors[-1]
+
+
+def _repeated(tensor: Tensor, rows: int) -> list[Tensor]:
+    """Its rows over and over, so many altogether."""
+    whole, rest = divmod(rows, len(tensor))
+    return [*[tensor] * whole, tensor[:rest]]
 
 
 class _Recorder:

@@ -54,8 +54,8 @@ class _Part:
         if pack is None:
             return self._plain(x)
         with torch.autocast(x.device.type, enabled=False):
-            own = x.float().reshape(pack.segments, -1, x.shape[-1])  # (K, M, I)
-            y = self._linear(pack, own) if isinstance(self._module, nn.Linear) else self._norm(pack, own)
+            own = pack.by_segment(x.float().reshape(-1, x.shape[-1]))  # (K, M, I)
+            y = pack.by_row(self._linear(pack, own) if isinstance(self._module, nn.Linear) else self._norm(pack, own))
         return y.view(*x.shape[:-1], -1)
 
     def _linear(self, pack: Pack, x: Tensor) -> Tensor:

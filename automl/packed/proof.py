@@ -25,7 +25,6 @@ from automl.methods.registry import METHODS
 from automl.methods.seeding import stream
 from automl.models.inventory import resolve_targets
 from automl.packed.bank import BankSize
-from automl.packed.bank_step import bank_class
 from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
 from automl.packed.workload import Workload
 from automl.tasks.batches import batch_rows
@@ -209,7 +208,7 @@ def _batches(runtime: Runtime, seed: int) -> tuple[object, object, int]:
     load = Workload(task=runtime.task, train_rows=[], evaluation_rows=[], tokenizer=runtime.tokenizer)
     numbers = [batch_rows(seed, step, _ROWS, len(runtime.train_rows)) for step in range(_STEPS)]
     micros = [load.micro_batch([runtime.train_rows[at] for at in batch], torch.device("cpu")) for batch in numbers]
-    classes = [(micro.shape_class, bank_class(micro, runtime.task.settings.longest_row)) for micro in micros]
+    classes = [(micro.shape_class, micro.rows, tuple(micro.batch)) for micro in micros]
     return [sorted(batch) for batch in numbers], tuple(classes), max(micro.width for micro in micros)
 
 

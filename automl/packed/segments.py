@@ -1,4 +1,7 @@
-"""Segments: the rows of a forward pass by adapter, one by one or as a pack of equal shares."""
+"""Segments: the rows of a forward pass by adapter, one by one or as a pack of all.
+
+Legend: K segments, B places of each, N rows of the batch, M places times tokens, I, O features, R padded rank.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from automl.packed import masks
@@ -27,15 +31,28 @@ class Segment(NamedTuple):
     first: int = 0
 
 
+class Spread(NamedTuple):
+    """Where the rows of segments with unequal numbers of them are: as in places of equal numbers, some of them empty.
+
+    rows: of the batch, for every place of every segment, (K * B,) int64; an empty one has its segment's first row.
+    places: of every row of the batch, (N,) int64. is_taken: (K, B) float32, 0 for empty places.
+    """
+
+    rows: Tensor
+    places: Tensor
+    is_taken: Tensor
+
+
 class Pack:
-    """Segments of a bank with equal numbers of rows, described by tensors alone, so that the adapters may change.
+    """Segments of a bank, described by tensors alone, so that the adapters may change.
 
     rows: in the bank, (K,) int64.
-    rows_each: in the batch, for each segment.
+    rows_each: B, the most rows of the batch that a segment has.
     scaling: for the low-rank updates, divided by 1 - dropout, (K, 1, 1).
     seeds, steps, first: what names the dropout masks (`automl.packed.masks`), (K,) int32.
     limits: largest values that they keep, (K, 1, 1, 1) int32.
     is_dropping: whether any of these slots has dropout.
+    spread: None if all segments have B rows, in order.
     """
 
     def __init__(
@@ -50,21 +67,69 @@ class Pack:
         first: Tensor,
         limits: Tensor,
         is_dropping: bool,
+        spread: Spread | None = None,
     ) -> None:
         self.bank = bank
         self.rows = rows
         self.rows_each = rows_each
-        self.scaling = scaling
         self.is_dropping = is_dropping
+        self._scaling = scaling
+        self._spread = spread
         self._named = seeds, steps, first
         self._limits = limits
         self._widest = max(stack.a.shape[-1] for stack in bank.stacks.values())
         self._bits: dict[tuple[int, int], Tensor] = {}
+        self._scalings: dict[int, Tensor] = {}
 
     @property
     def segments(self) -> int:
         """Number of segments."""
         return len(self.rows)
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the batch."""
+        return self.segments * self.rows_each if self._spread is None else len(self._spread.places)
+
+    def by_segment(self, x: Tensor) -> Tensor:
+        """(N * tokens, I) of the batch as (K, B * tokens, I). An empty place has a row of its own segment.
+
+        So a row that is not a number stays among its own, whatever empty places are multiplied by.
+        """
+        if self._spread is None:
+            return x.view(self.segments, -1, x.shape[-1])
+        rows = x.view(self.batch_rows, -1).index_select(0, self._spread.rows)
+        return rows.view(self.segments, -1, x.shape[-1])
+
+    def by_row(self, y: Tensor) -> Tensor:
+        """What `by_segment` undoes: (K, B * tokens, O) as (N * tokens, O). Empty places are left out."""
+        if self._spread is None:
+            return y.reshape(-1, y.shape[-1])
+        places = y.reshape(self.segments * self.rows_each, -1).index_select(0, self._spread.places)
+        return places.view(-1, y.shape[-1])
+
+    def totals(self, losses: Tensor) -> Tensor:
+        """Sums of the losses of the rows, (N,), by segment, (K,)."""
+        if self._spread is None:
+            return losses.view(self.segments, -1).sum(dim=1)
+        own = losses.index_select(0, self._spread.rows).view(self.segments, -1)
+        return own.where(self._spread.is_taken > 0, 0.0).sum(dim=1)
+
+    def add_to(self, y: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add the products (K, M, R) x (K, R, O) of the segments to the rows y, (N * tokens, O), in place."""
+        if self._spread is None:
+            self.by_segment(y).baddbmm_(left, right)
+        else:
+            y.add_(self.by_row(torch.bmm(left, right)))
+
+    def scaling(self, places: int) -> Tensor:
+        """The scaling of the updates, to multiply with (K, places, R): 0 in places that are empty."""
+        if self._spread is None:
+            return self._scaling
+        if places not in self._scalings:
+            each = self._scaling.squeeze(-1) * self._spread.is_taken  # (K, B)
+            self._scalings[places] = each.repeat_interleave(places // self.rows_each, dim=1).unsqueeze(-1)
+        return self._scalings[places]
 
     def mask(self, path: str, x: Tensor, per_row: int) -> Tensor | None:
         """Which elements of a layer's input are kept, bool like x; None if nobody drops any. x: (K, B * per_row, I)."""
@@ -76,9 +141,10 @@ class Pack:
         drawn = self._bits[count, per_row][..., : x.shape[-1]]
         return masks.layer_mask(drawn, path, self._limits).view(x.shape)
 
-    def forget_bits(self) -> None:
-        """Forget the masks between two passes: the next one has masks of its own."""
+    def forget(self) -> None:
+        """Forget masks and scalings between two passes: the next one has its own."""
         self._bits.clear()
+        self._scalings.clear()
 
 
 class Segmentation:
@@ -94,7 +160,7 @@ class Segmentation:
     @property
     def rows(self) -> int:
         """Rows of the batch under way; 1 for a single adapter that all rows belong to, however many there are."""
-        return self.pack.segments * self.pack.rows_each if self.pack is not None else self.segments[-1].stop
+        return self.pack.batch_rows if self.pack is not None else self.segments[-1].stop
 
     @contextmanager
     def divided(self, segments: Sequence[Segment]) -> Iterator[None]:
@@ -107,13 +173,13 @@ class Segmentation:
 
     @contextmanager
     def packed(self, pack: Pack) -> Iterator[None]:
-        """Rows belong to the segments of this pack, in equal shares, inside the block."""
+        """Rows belong to the segments of this pack inside the block."""
         self.pack = pack
         try:
             yield
         finally:
             self.pack = None
-            pack.forget_bits()
+            pack.forget()
 
     @contextmanager
     def alone(self, adapter: Adapter | None) -> Iterator[None]:

@@ -28,7 +28,7 @@ from automl.methods.principal import as_plain_lora
 from automl.models.calling import first_line
 from automl.packed.adapter import COUNTED_STATE, Adapter, constant_bytes, layout_of
 from automl.packed.bank import Bank, BankSize, Storage
-from automl.packed.bank_step import bank_class, row_losses
+from automl.packed.bank_step import bank_tokens, row_losses
 from automl.packed.body import Call, Outputs
 from automl.packed.convert import adapter_config, made_anew_parameters, write_adapter
 from automl.packed.install import PackedBackbone
@@ -278,17 +278,15 @@ class PackedTrainer:
         """Forward and backward pass for the first waiting trial and all that fit beside it; returns who failed."""
         failures: list[TrialFailure] = []
         turns: list[_Turn] = []
-        budget = self.token_budget
         for member in waiting:
             try:
                 micro = member.upcoming(CPU if member.adapter.storage.bank else self.device)
-                if turns and not (self._fits_beside(turns[0], member, micro) and micro.rows * micro.width <= budget):
+                if turns and not self._fits_beside(turns, member, micro):
                     continue
                 call = None if member.adapter.storage.bank else self._recorded(member, micro)
                 if turns and call is not None and not call.is_like(turns[0].call):
                     continue
                 turns.append(_Turn(member, micro, call))
-                budget -= micro.rows * micro.width
             except Exception as error:  # noqa: BLE001 - the edge: one trial's data or task
                 failures.append(self._fail(member, error))
         if not turns:
@@ -309,15 +307,16 @@ class PackedTrainer:
             failures += self.micro_step([turn.member])
         return failures
 
-    def _fits_beside(self, first: _Turn, member: Member, micro: MicroBatch) -> bool:
-        """Whether a trial's batch can share a pass with the first: both in the bank or both not, and of one class."""
+    def _fits_beside(self, turns: Sequence[_Turn], member: Member, micro: MicroBatch) -> bool:
+        """Whether a trial's batch can share a pass with these: all in the bank or none, alike, and not too many."""
         bank = member.adapter.storage.bank
-        if bank is not first.member.adapter.storage.bank:
+        if bank is not turns[0].member.adapter.storage.bank:
             return False
-        if bank is None:
-            return micro.shape_class == first.micro.shape_class
-        limit = self.workload.longest_row
-        return bank_class(micro, limit) == bank_class(first.micro, limit)
+        micros = [*(turn.micro for turn in turns), micro]
+        if bank is not None:
+            return bank_tokens(micros, self.workload.longest_row, self.token_budget) > 0
+        tokens = sum(each.rows * each.width for each in micros)
+        return micro.shape_class == turns[0].micro.shape_class and tokens <= self.token_budget
 
     def _blamed(self, member: Member, error: Exception) -> list[TrialFailure]:
         """The trial failed alone: fewer rows at once if memory was short, otherwise it has failed for good."""

@@ -24,6 +24,7 @@ ROOM = BankSize(slots=4, rank=20, targets=("qv", "mlp", "all-linear"))
 TRIALS = [
     spec(0, rank=4, target="qv", batch_size=4, learning_rate=1e-3, weight_decay=0.5),
     spec(1, rank=16, dropout=0.1, batch_size=4, learning_rate=1e-3, use_rslora=True),
+    spec(2, rank=3, dropout=0.2, target="mlp", batch_size=3, learning_rate=1e-3),
     spec(3, rank=20, target="mlp", batch_size=4, learning_rate=1e-3, schedule="cosine", clip=0.0),
 ]
 MODELS = [("bert", "classification"), ("llama", "causal-lm"), ("gpt2", "causal-lm")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from automl.errors import CheckpointError, OutOfMemory
 from automl.lora import Hyperparameters
 from automl.packed.bank import Bank, BankSize, adamw_rows
-from automl.packed.bank_step import BankStep, static_width
+from automl.packed.bank_step import BankStep, bank_tokens, static_width
 from automl.packed.masks import bits, keep_limit, layer_mask, mask_seed
 from automl.packed.trainer import PackedTrainer
+from automl.packed.workload import MicroBatch
 from automl.trial import StopReason, TrialSpec
 from tests.architectures import tiny_model
 from tests.packed.packed_oracle import PeftRun, spec, workload
@@ -250,9 +252,10 @@ def test_half_the_rows_at_once_change_neither_gradient_nor_masks() -> None:
         assert all(torch.allclose(one.params[key], other.params[key], atol=1e-6) for key in one.params)
 
 
-def test_a_slot_that_diverges_leaves_alone() -> None:
+@pytest.mark.parametrize("batch_size", [4, 3, 7], ids=["of equal batches", "fewer rows", "more rows"])
+def test_a_slot_that_diverges_leaves_alone(batch_size: int) -> None:
     calm = trainer_after("bert", "classification", TRIALS[:1], 6, bank=ROOM).snapshot(0)
-    wild = spec(5, rank=4, batch_size=4, learning_rate=1e38, warmup=0.0, weight_decay=0.0)
+    wild = spec(5, rank=4, batch_size=batch_size, learning_rate=1e38, warmup=0.0, weight_decay=0.0)
     trainer = trainer_after("bert", "classification", TRIALS[:1], 0, bank=ROOM)
     trainer.admit(wild)
     failures = [failure for _ in range(6) for failure in trainer.round(list(trainer.members.values()))]
@@ -281,6 +284,36 @@ def test_few_shapes_cover_a_run() -> None:
     assert [static_width(longest, 384) for longest in (3, 32, 33, 250, 257, 380)] == [32, 32, 64, 256, 384, 384]
 
 
+@pytest.mark.parametrize(("name", "kind"), MODELS)
+def test_trials_of_any_batch_size_and_length_share_a_micro_step(name: str, kind: str) -> None:
+    sizes = {0: 1, 1: 5, 2: 2, 3: 8}
+    trials = [replace(each, hyper=replace(each.hyper, batch_size=sizes[each.number])) for each in TRIALS]
+    together, alone = trainer_after(name, kind, trials, 0, bank=ROOM), trainer_of(name, kind, bank=ROOM)
+    for _ in range(6):
+        assert together.micro_step(list(together.members.values())) == []
+    assert [member.step for member in together.members.values()] == [6] * 4
+    for trial in trials:
+        alone.admit(trial)
+        advance(alone, 6)
+        mine, theirs = together.snapshot(trial.number), alone.snapshot(trial.number)
+        assert all(torch.allclose(mine.params[key], theirs.params[key], atol=1e-6) for key in theirs.params)
+        assert mine.tokens == theirs.tokens
+        alone.evict(trial.number)
+
+
+def micro(rows: int, longest: int, **fields: torch.Tensor) -> MicroBatch:
+    return MicroBatch({"input_ids": torch.zeros(rows, longest), **fields}, rows, longest, longest, 0, False, rows)
+
+
+def test_batches_share_a_micro_step_unless_padding_costs_more_than_a_pass() -> None:
+    assert bank_tokens([micro(4, 30), micro(2, 60)], 512, 8192) == 6 * 64
+    assert bank_tokens([micro(4, 30), micro(2, 60)], 512, 6 * 64 - 1) == 0  # more than may be at once
+    assert bank_tokens([micro(2, 512), micro(2, 30)], 512, 8192) == 4 * 512  # 960 tokens of padding
+    assert bank_tokens([micro(2, 512), micro(3, 30)], 512, 8192) == 0  # 1,440
+    pair = micro(2, 30, token_type_ids=torch.zeros(2, 30))
+    assert bank_tokens([micro(2, 30), pair], 512, 8192) == 0
+
+
 class NoValues(TorchDispatchMode):
     """Refuses operations that wait for a value of a tensor: a CUDA graph could not be recorded with them."""
 
@@ -298,7 +331,7 @@ class NoValues(TorchDispatchMode):
 def test_a_micro_step_waits_for_no_value(
     name: str, kind: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trainer_after(name, kind, TRIALS[:2], 1, bank=ROOM, recompute=recompute)
+    trainer = trainer_after(name, kind, TRIALS[:3], 1, bank=ROOM, recompute=recompute)
     together = trainer.bank_step
     assert isinstance(together, BankStep)
     # transformers leaves its own shortcuts out while a graph is recorded.
