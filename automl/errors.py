@@ -33,6 +33,7 @@ All are picklable across processes.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -181,3 +182,19 @@ class MetricError(AutomlError, RuntimeError):
 
 class OutOfMemory(AutomlError, MemoryError):
     """A trial does not fit into memory even with the smallest micro-batch."""
+
+
+_SHORT_OF_MEMORY = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc")
+"""What RuntimeErrors of torch say: of its allocators for GPUs and CPUs, of cuBLAS and cuDNN, of C++."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that memory was not enough, on any device.
+
+    torch has a class for accelerators only, a RuntimeError too; its CPU allocator raises a plain one.
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        return any(phrase in str(error).lower() for phrase in _SHORT_OF_MEMORY)
+    return isinstance(error, MemoryError)

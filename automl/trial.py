@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from automl.errors import CheckpointError, Diverged, MetricError, OutOfMemory
+from automl.errors import CheckpointError, Diverged, MetricError, OutOfMemory, is_out_of_memory
 from automl.lora import Hyperparameters
 
 Scalar = bool | int | float | str
@@ -257,6 +257,8 @@ def failure_of(error: Exception, *, trial: int, step: int) -> TrialFailure:
     for kind, reason in _SAID_IN_FULL.items():
         if isinstance(error, kind):
             return TrialFailure(trial=trial, step=step, reason=reason, message=str(error))
+    if is_out_of_memory(error):
+        return TrialFailure(trial=trial, step=step, reason=StopReason.OOM, message=f"does not fit into memory: {error}")
     text = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
     return TrialFailure(trial=trial, step=step, reason=StopReason.ERROR, message=text)
 
@@ -309,10 +311,10 @@ class Cohort:
     """What a worker returns at once: measurements and failures that arrived together.
 
     epoch counts the starts of this worker, seq its cohorts since that start. hello marks the first cohort of a start:
-    it is empty, and asks for every trial that belongs to the worker. baseline: metrics without any training, sent
-    once per sweep by the first worker. capacity: most trials the worker can hold at once. busy_seconds: spent on
-    training and evaluating since hello; idle_seconds: spent on anything else, waiting for orders above all, while
-    there were trials for it.
+    it is empty, and asks for every trial that belongs to the worker. baseline: metrics without any training, sent once
+    per sweep by the first worker. capacity: most trials the worker can hold at once; it may become smaller.
+    busy_seconds: spent on training and evaluating since hello; idle_seconds: spent on anything else, waiting for orders
+    above all, while there were trials for it.
     """
 
     worker: int

@@ -83,7 +83,7 @@ def _made(asked: Asked) -> DevicePlan:
 
 
 def _show_ways(made: DevicePlan) -> None:
-    from automl.setup.device_plan import gigabytes
+    from automl.space.sizes import gigabytes
 
     if len(made.ways) == 1:
         return
@@ -111,7 +111,7 @@ def _show_strategies(made: DevicePlan) -> None:
 
 def _explained(made: DevicePlan) -> Iterator[str]:
     from automl.setup.device_advice import explained
-    from automl.setup.device_plan import gigabytes
+    from automl.space.sizes import gigabytes
 
     first = made.ways[0]
     cell = first.best or (first.cells[0] if first.cells else None)

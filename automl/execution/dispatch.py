@@ -203,6 +203,7 @@ class Dispatcher:
 
     def _judge(self, cohort: Cohort) -> list[Order]:
         worker = self._workers[cohort.worker]
+        worker.capacity = cohort.capacity
         reported = self._report(worker, cohort)
         over = [trial for trial in reported if trial not in self._source.live]
         orders = [worker.let_go(trial, OrderKind.CLOSE) for trial in over]

@@ -90,7 +90,7 @@ def disagreement(settings: HostSettings, model: nn.Module, *, runtime: Callable[
     and is answered by None if nothing is.
     """
     device = choose_device(settings.device)
-    way = choose_way(settings, model, device, available=_available(settings, device))
+    way = choose_way(settings, model, device, available=_available(settings, model, device))
     return objection(settings, model, device, bank=way.bank is not None, recompute=way.recompute, runtime=runtime)
 
 
@@ -111,7 +111,9 @@ def packed_host(settings: HostSettings, runtime: Runtime, *, beside: Sequence[Ru
     """
     runtimes = [runtime, *beside]
     workloads = [_workload(each, runtime.model) for each in runtimes]
-    way = choose_way(settings, runtime.model, runtime.device, available=_available(settings, runtime.device))
+    way = choose_way(
+        settings, runtime.model, runtime.device, available=_available(settings, runtime.model, runtime.device)
+    )
     logger.info("%d slots, %s", way.slots, "together" if way.bank else "one by one")
     trainer = PackedTrainer(
         runtime.model,
@@ -223,8 +225,8 @@ def _has_room(model: nn.Module, largest: Hyperparameters, slots: int, room: floa
     return plain <= pack_bytes(model, largest, slots=slots, recompute=True, **sizes)
 
 
-def _available(settings: HostSettings, device: torch.device) -> int:
-    """Memory this worker may plan with.
+def _available(settings: HostSettings, model: nn.Module, device: torch.device) -> int:
+    """Memory this worker may plan with beside the frozen weights, which are loaded.
 
     A CPU worker counts on its part of what is free on its machine: as many workers may be there as there are, or as
     the CPUs suffice for.
@@ -233,4 +235,7 @@ def _available(settings: HostSettings, device: torch.device) -> int:
     if device.type == "cpu":
         cpus = os.cpu_count() or 1
         share = max(1 / settings.workers, min(1.0, (settings.threads or cpus) / cpus))
-    return int(share * available_bytes(device))
+    free = int(share * available_bytes(device))
+    if settings.memory is None:
+        return free
+    return max(0, min(free, settings.memory - sum(parameter.nbytes for parameter in model.parameters())))

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from automl.errors import CheckpointError
+from automl.errors import CheckpointError, is_out_of_memory
 from automl.importance.heldout import affordable_rows
 from automl.lanes import joined, trial_name
 from automl.packed.member import Member
@@ -56,6 +56,9 @@ class PackedHost:
         and cohorts are those of a host that waits. Nobody else may touch the trainer then.
     busy_seconds: spent on training and evaluating.
     is_finalist: whether a trial that finishes with this measurement is looked at on held-out rows.
+
+    A trial that lacks memory beside others makes the pack smaller: it waits until one of them has gone, and goes on
+    from its slot file. One that lacks it alone has failed.
     """
 
     def __init__(
@@ -85,12 +88,14 @@ class PackedHost:
         self._residents: dict[int, _Resident] = {}
         self._known: dict[int, SlotFolder] = {}  # of every trial that was ever handed to this host
         self._damaged: list[TrialFailure] = []
+        self._room = capacity  # trials in the pack for which there is memory
+        self._waiting: list[int] = []  # residents that are not in the pack for want of it
         self._steps_of_others = 0  # of trials that are not resident any more
 
     @property
     def capacity(self) -> int:
-        """Most trials that can be resident at once."""
-        return self._capacity
+        """Most trials that can be resident at once; lower than it was when memory was short."""
+        return self._room
 
     @property
     def steps(self) -> int:
@@ -104,8 +109,8 @@ class PackedHost:
         if a later attempt has the trial already, ValueError if the host is full, OutOfMemory if it does not fit.
         """
         self.park(spec.number)
-        if len(self._residents) >= self.capacity:
-            raise ValueError(f"cannot open {trial_name(spec.number)}: all {self.capacity} slots of the host are taken")
+        if len(self._residents) >= self._capacity:
+            raise ValueError(f"cannot open {trial_name(spec.number)}: all {self._capacity} slots of the host are taken")
         files = self._known[spec.number] = self._files(spec)
         files.claim()
         try:
@@ -113,10 +118,7 @@ class PackedHost:
         except CheckpointError as error:
             self._damaged.append(failure_of(error, trial=spec.number, step=0))
             return ()
-        with self._standstill():
-            self.trainer.admit(spec, saved.state if saved else None)
-            self.trainer.members[spec.number].is_over = is_over(saved.measurements if saved else ())
-            self._rounds.join(spec.number)
+        self._admit(spec, saved)
         known = [replace(item, trial=spec.number) for item in saved.measurements] if saved else []
         self._residents[spec.number] = _Resident(spec, files, known)
         return tuple(known)
@@ -127,13 +129,17 @@ class PackedHost:
         Raises ResourceError if the disk is full and CheckpointError if a later attempt has taken a trial over: both
         concern the host, not the trial.
         """
+        self._admit_waiting()
         if self._damaged:
             failures, self._damaged = self._damaged, []
             for failure in failures:
                 self.close(failure.trial)
             return failures
         self._train()
-        news = self._rounds.cohort()
+        cohort = self._rounds.cohort()
+        news = self._spared(cohort)
+        if cohort and not news:
+            return self.advance()  # in a smaller pack
         drafts = [self._drafted(event) for event in news]
         if self._thread is not None:
             self._thread.go_on()
@@ -149,6 +155,7 @@ class PackedHost:
             self._steps_of_others += member.step if member is not None else 0
             self.trainer.evict(trial)
         self._residents.pop(trial, None)
+        self._waiting = [number for number in self._waiting if number != trial]
         self._damaged = [failure for failure in self._damaged if failure.trial != trial]
 
     def close(self, trial: int) -> None:
@@ -172,6 +179,49 @@ class PackedHost:
         if self._thread is not None:
             self._thread.close()
         self.trainer.close()
+
+    def _admit(self, spec: TrialSpec, saved: SlotRecord | None) -> None:
+        """Into the pack, as far as there is memory beside the others; otherwise the trial waits."""
+        with self._standstill():
+            if len(self.trainer.members) >= self._room:
+                self._waiting.append(spec.number)
+                return
+            try:
+                self.trainer.admit(spec, saved.state if saved else None)
+                self.trainer.members[spec.number].is_over = is_over(saved.measurements if saved else ())
+                self._rounds.join(spec.number)
+            except (RuntimeError, MemoryError, OSError) as error:
+                if not (is_out_of_memory(error) and self.trainer.members):
+                    raise
+                self._let_wait(spec.number)
+
+    def _admit_waiting(self) -> None:
+        """Let those go on who waited for others to go, from their slot files."""
+        waiting, self._waiting = self._waiting, []
+        for number in waiting:
+            resident = self._residents[number]
+            try:
+                self._admit(resident.spec, resident.files.load())
+            except Exception as error:  # noqa: BLE001 - the edge: a trial that cannot go on is data
+                self._damaged.append(failure_of(error, trial=number, step=0))
+
+    def _spared(self, news: Sequence[Event]) -> Sequence[Event]:
+        """The news without the failures of trials that may fit beside fewer others, and wait for that."""
+        crowded = [event.trial for event in news if event.trial in self.trainer.crowded]
+        for trial in crowded:
+            self.trainer.crowded.discard(trial)
+            self._let_wait(trial)
+        return [event for event in news if event.trial not in crowded]
+
+    def _let_wait(self, trial: int) -> None:
+        """Make the pack smaller for a trial that lacks memory beside the others."""
+        self._room = max(1, min(self._room - 1, len(self.trainer.members)))
+        self._waiting.append(trial)
+        logger.warning(
+            "%s lacks memory beside others: at most %d trials are packed from now on, and it waits",
+            trial_name(trial),
+            self._room,
+        )
 
     def _train(self) -> None:
         if self._thread is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
-from automl.errors import TargetError
+from automl.errors import TargetError, is_out_of_memory
 from automl.lora import Hyperparameters, LinearShape
 from automl.methods.eva import starting_matrices
 from automl.methods.lora import EVA, INIT, PARTS
@@ -30,7 +30,6 @@ from automl.packed.quantised import Dequantised
 from automl.packed.recompute import Recomputation, recomputable
 from automl.packed.segments import Segmentation
 from automl.packed.workload import Workload
-from automl.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -137,11 +137,11 @@ _UPDATE_SHARE = 8
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory of the device; on a CPU what the system, and the container if there is one, still has to give."""
+    """Free memory of the device; on a CPU what system, container and limits of this process still have to give."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return min(_system_bytes(), _container_bytes())
+    return min(_system_bytes(), _container_bytes(), _limited_bytes())
 
 
 def _system_bytes() -> int:
@@ -149,6 +149,19 @@ def _system_bytes() -> int:
         return sys.maxsize
     fields = dict(line.split(":", maxsplit=1) for line in _MEMINFO.read_text().splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _limited_bytes() -> int:
+    """What `ulimit -v` leaves; the limit is on addresses, of which a process has more than memory."""
+    if sys.platform != "linux":
+        return sys.maxsize
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return max(0, limit - pages * resource.getpagesize())
 
 
 def _container_bytes() -> int:

@@ -19,14 +19,13 @@ import torch
 from torch import nn
 
 from automl import durable
-from automl.errors import ResourceError
+from automl.errors import ResourceError, is_out_of_memory
 from automl.models.calling import first_line
 from automl.models.inventory import resolve_targets
 from automl.packed.kernels import choose_kernel
 from automl.provenance import versions
 from automl.space.spec import Quantization
 from automl.tasks import make_task
-from automl.training.memory import is_out_of_memory
 from automl.training.runtime import HostSettings, Runtime
 
 logger = logging.getLogger(__name__)

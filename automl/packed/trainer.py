@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from automl.errors import Diverged, OutOfMemory
+from automl.errors import Diverged, OutOfMemory, is_out_of_memory
 from automl.importance.heldout import HELD_OUT_ROWS
 from automl.importance.sensitivity import Sensitivity
 from automl.lanes import lane_of, trial_name
@@ -40,9 +40,8 @@ from automl.packed.memory import available_bytes, keep_freed_memory
 from automl.packed.rounds import Rounds
 from automl.packed.segments import Segment
 from automl.packed.workload import MicroBatch, Workload
-from automl.training.memory import is_out_of_memory
 from automl.training.state import TrainState
-from automl.trial import Measurement, TrialFailure, TrialSpec, check_finite, failure_of
+from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec, check_finite, failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +80,7 @@ class PackedTrainer:
     graphs: record a bank's micro-steps as CUDA graphs, on a GPU.
     importance: measure on the way how much the loss of each trial depends on each module's update.
     parted: why a micro-step of several trials last failed, so that each went alone; empty if none did.
+    crowded: trials that have failed for want of memory while others were in the pack; they may fit beside fewer.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class PackedTrainer:
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
         self.members: dict[int, Member] = {}
         self.parted = ""
+        self.crowded: set[int] = set()
         if self.device.type == "cpu":
             keep_freed_memory()
         self._importance = importance
@@ -146,6 +147,7 @@ class PackedTrainer:
     def evict(self, trial: int) -> None:
         """Free a trial's memory; unknown trials are ignored. What it was is kept with `snapshot` before."""
         member = self.members.pop(trial, None)
+        self.crowded.discard(trial)
         if member is not None and (bank := member.adapter.storage.bank) is not None:
             bank.give_back(member.adapter.storage)
 
@@ -388,6 +390,8 @@ class PackedTrainer:
     def _fail(self, member: Member, error: Exception) -> TrialFailure:
         self.evict(member.number)
         failure = failure_of(error, trial=member.number, step=member.step)
+        if failure.reason is StopReason.OOM and self.members:
+            self.crowded.add(member.number)
         logger.info("%s failed at step %d: %s", trial_name(member.number), member.step, failure.reason)
         return failure
 

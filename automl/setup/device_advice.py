@@ -8,7 +8,8 @@ from typing import NamedTuple
 from automl.methods.registry import METHODS
 from automl.models.activations import vocabulary
 from automl.models.strategies import MEANINGS, RECIPES
-from automl.setup.device_plan import ROOM, Cell, Devices, Sizer, Way, gigabytes
+from automl.setup.device_plan import ROOM, Cell, Devices, Sizer, Way
+from automl.space.sizes import gigabytes
 
 
 class Line(NamedTuple):

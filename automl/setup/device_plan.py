@@ -20,9 +20,8 @@ from automl.models.inventory import head_parameters, resolve_targets
 from automl.models.memory import MemoryEstimate, backbone_bytes, estimate_bytes
 from automl.models.strategies import RECIPES, STRATEGIES, Split, States, Strategy, buffers, split, states
 from automl.packed.memory import capacity
+from automl.space.sizes import gigabytes
 from automl.space.spec import Quantization
-
-GB = 10**9
 
 ROOM = 0.95
 """Share of a device's memory that is planned with; the rest is for its context, libraries and gaps between tensors.
@@ -267,11 +266,6 @@ def way(model: nn.Module, variant: Variant, load: Load, devices: Devices, usual:
         return Way(variant, sizer.trained, cells, slots(sizer, devices, cells[0], usual))
     except TargetError as error:
         return Way(variant, 0, (), Slots(0, 0), str(error))
-
-
-def gigabytes(number: float) -> str:
-    """`13.5 GB`, or `35 MB` where it is less than a tenth; of 10^9 and 10^6 bytes."""
-    return f"{number / GB:,.1f} GB" if number >= GB / 10 else f"{number / 1e6:,.0f} MB"
 
 
 def as_json(found: Way) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,11 +15,12 @@ from automl.models.described import Described, describe
 from automl.models.folder import inside_package
 from automl.models.inventory import head_parameters, resolve_targets
 from automl.models.positions import positions
-from automl.setup.device_plan import GB, Devices, Load, Sizer, Variant, Way, way
+from automl.setup.device_plan import Devices, Load, Sizer, Variant, Way, way
 from automl.setup.packing import DEFAULT_SLOTS
 from automl.space.defaults import resolve
 from automl.space.entries import head_of
 from automl.space.extremes import corners, extremes, methods_of
+from automl.space.sizes import bytes_of
 from automl.space.spec import Quantization, SweepSpec
 from automl.tasks import make_task
 
@@ -28,7 +28,6 @@ PRECISIONS = ("fp32", "bf16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 ATTENTIONS = ("eager", "sdpa", "flash")
 
-_UNITS = {"": 10**9, "g": 10**9, "gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20, "tb": 10**12}
 _MOST_DEVICES = 100_000
 
 
@@ -53,14 +52,10 @@ def devices_of(count: int, memory: str) -> Devices:
     """
     if not 1 <= count <= _MOST_DEVICES:
         raise _wrong("--gpus", f"{count} is not between 1 and {_MOST_DEVICES:,}")
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([a-zA-Z]*)\s*", memory)
-    unit = _UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
-        raise _wrong("--gpu-memory", f"'{memory}' is no size; write 80GB, 24GiB, 40000MB")
-    size = int(float(found[1]) * unit)
-    if size < GB // 100:
-        raise _wrong("--gpu-memory", f"'{memory}' is below 10 MB; write 80GB, 24GiB, 40000MB")
-    return Devices(count=count, memory=size)
+    try:
+        return Devices(count=count, memory=bytes_of(memory))
+    except ValueError as error:
+        raise _wrong("--gpu-memory", f"'{memory}' {error}") from None
 
 
 def variants_of(

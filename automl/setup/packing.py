@@ -12,7 +12,7 @@ import torch
 
 from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
-from automl.models.memory import backbone_bytes, estimate_bytes
+from automl.models.memory import MemoryEstimate, backbone_bytes, estimate_bytes
 from automl.packed.build import disagreement, examine
 from automl.packed.kernels import choose_kernel
 from automl.packed.memory import available_bytes, capacity
@@ -22,7 +22,7 @@ from automl.setup.machine import Layout
 from automl.setup.precision import settle_untimed
 from automl.setup.prepare import Inputs
 from automl.space.extremes import corners, extremes, starts_from_inputs, target_names
-from automl.space.spec import SweepSpec
+from automl.space.spec import RunSettings, SweepSpec
 from automl.tasks import make_task
 from automl.training.runtime import HostSettings, stored_dtype
 
@@ -106,6 +106,7 @@ def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Pack
         choices=tuple(target_names(inputs.space)),
         tokens=_most_tokens(spec, inputs),
         workers=layout.workers,
+        memory=spec.run.memory,
         shards=layout.shards,
         proofs=str(proofs_folder(inputs.cache)),
         keep=inputs.keep,
@@ -165,21 +166,87 @@ def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packi
     """
     together = packing.slots if packing.is_packed else 1
     tokens = _most_tokens(spec, inputs)
-    estimate = estimate_bytes(
-        inputs.model,
+    estimate = _estimate(
+        spec,
+        inputs,
+        layout,
+        packing,
         hyper,
         tokens=max(tokens, min(TOKEN_BUDGET[layout.device], together * tokens)),
         rows=extremes(inputs.space, "batch_size")[-1],
+    )
+    backbone = _packed_bytes(inputs, layout) if packing.is_packed else estimate.backbone
+    return _on_one(layout, backbone, together * estimate.adapter, estimate.step)
+
+
+def least_bytes(
+    spec: SweepSpec,
+    inputs: Inputs,
+    layout: Layout,
+    packing: Packing,
+    hyper: Hyperparameters,
+    *,
+    is_bound: bool = False,
+) -> int:
+    """Estimated memory of a worker with one trial like this one, which is trained row by row: it cannot do with less.
+
+    The frozen weights are there once, whatever copies of them kernels may make. is_bound: as of `estimate_bytes`.
+    """
+    texts = make_task(spec.task).texts
+    tokens = texts * min(spec.task.longest_row, inputs.prepared.longest)
+    estimate = _estimate(
+        spec,
+        inputs,
+        layout,
+        packing,
+        hyper,
+        tokens=tokens,
+        rows=texts,
+        recompute=packing.is_packed,  # a pack computes activations again where only that makes room
+        is_bound=is_bound,
+    )
+    return _on_one(layout, estimate.backbone, estimate.adapter, estimate.step)
+
+
+def _estimate(
+    spec: SweepSpec,
+    inputs: Inputs,
+    layout: Layout,
+    packing: Packing,
+    hyper: Hyperparameters,
+    *,
+    tokens: int,
+    rows: int,
+    recompute: bool = False,
+    is_bound: bool = False,
+) -> MemoryEstimate:
+    return estimate_bytes(
+        inputs.model,
+        hyper,
+        tokens=tokens,
+        rows=rows,
         dtype=stored_dtype(spec.run.precision),
         targets=inputs.space.targets,
+        recompute=recompute,
         quantization=inputs.backbone.quantization,
         device=layout.device,
         is_packed=packing.is_packed,
+        is_bound=is_bound,
     )
-    backbone = _packed_bytes(inputs, layout) if packing.is_packed else estimate.backbone
-    if layout.shards > 1:
-        return math.ceil((backbone + estimate.adapter) / layout.shards) + estimate.step
-    return backbone + together * estimate.adapter + estimate.step
+
+
+def _on_one(layout: Layout, frozen: int, trained: int, step: int) -> int:
+    """Bytes of one process of as many as hold a trial together."""
+    return math.ceil((frozen + trained) / layout.shards) + step
+
+
+def worker_memory(run: RunSettings, layout: Layout) -> int:
+    """Bytes that a worker may take: what the file says, else its device or its share of what is free here."""
+    if run.memory is not None:
+        return run.memory
+    if layout.device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return available_bytes(torch.device("cpu")) // (layout.workers * layout.shards)
 
 
 def _packed_bytes(inputs: Inputs, layout: Layout) -> int:
@@ -192,10 +259,7 @@ def _packed_bytes(inputs: Inputs, layout: Layout) -> int:
 
 def _room(spec: SweepSpec, inputs: Inputs, layout: Layout, wanted: int) -> int:
     """Trials like the costliest of the space that fit into a worker's share of the memory, at most `wanted`."""
-    if layout.device == "cuda":
-        available = torch.cuda.get_device_properties(0).total_memory
-    else:
-        available = available_bytes(torch.device("cpu")) // layout.workers
+    available = worker_memory(spec.run, layout)
     return capacity(
         inputs.model,
         _largest(inputs),

@@ -26,6 +26,7 @@ from automl.setup.hosts import build_host
 from automl.setup.machine import Layout
 from automl.setup.packing import Packing, worker_bytes
 from automl.setup.prepare import Inputs
+from automl.setup.room import shortages
 from automl.setup.setup import set_up
 from automl.space.extremes import corners, extremes, highest, methods_of, target_names
 from automl.space.points import count_configurations, grid_values, values
@@ -251,7 +252,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search),
         probe=_probe(inputs, setup.worker_settings()) if probe and layout.shards == 1 else None,
-        advice=(*remarks, *inputs.advice, *packing_warnings(spec, inputs, layout, packing)),
+        advice=(*remarks, *inputs.advice, *shortages(setup), *packing_warnings(spec, inputs, layout, packing)),
     )
 
 

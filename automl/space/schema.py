@@ -16,6 +16,18 @@ from automl.space.schema_base import Section, Text, mistake
 from automl.space.schema_search import SearchSection, Seconds
 from automl.space.schema_space import Assignment, FixedSection, SpaceSection
 from automl.space.schema_task import AnyTask, Keep, Model
+from automl.space.sizes import bytes_of
+
+
+def _memory(value: object) -> int:
+    try:
+        return bytes_of(str(value))  # of true or a list, no size either
+    except ValueError as error:
+        raise mistake("value", str(error)) from None
+
+
+Memory = Annotated[int, BeforeValidator(_memory), WithJsonSchema({"type": ["number", "string"]})]
+"""Bytes, written as 24GB or 40000MB; a number alone is of GB."""
 
 
 class RunSection(Section):
@@ -31,6 +43,8 @@ class RunSection(Section):
     """Processes that hold one trial together, each with a device of its own: for models larger than one device."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of a worker."""
+    memory: Memory | None = None
+    """What trials may take of a device, or on a CPU in a worker, such as 24GB; what is free if left out."""
     precision: Literal["auto", "fp32", "bf16", "bf16h"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     address: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None

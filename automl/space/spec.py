@@ -311,8 +311,9 @@ class RunSettings:
 
     executor: ray (workers of Ray Tune), inline (this process) or another by name. workers, slots, threads: None =
     chosen for the machine; slots is the number of trials a worker holds at once. shards: processes, each with a device
-    of its own, that hold one trial together. output: folder for adapters, slot files and the summary. address: a
-    running Ray cluster, None = a private one on this machine.
+    of its own, that hold one trial together. memory: bytes of a device, or on a CPU of a worker, that trials may take;
+    None: what is free. output: folder for adapters, slot files and the summary. address: a running Ray cluster, None =
+    a private one on this machine.
     """
 
     executor: str = "ray"
@@ -320,6 +321,7 @@ class RunSettings:
     slots: int | None = None
     shards: int = 1
     threads: int | None = None
+    memory: int | None = None
     precision: Literal["auto", "fp32", "bf16", "bf16h"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     address: str | None = None

@@ -87,11 +87,11 @@ class Budget:
                 " the same command goes on"
             )
 
-    def check_feasible(self, constraint: str) -> None:
-        """Raise SearchError if the space seems to hold nothing that satisfies the constraints."""
+    def check_feasible(self, refusal: str) -> None:
+        """Raise SearchError if the space seems to hold nothing that satisfies the constraints and fits into memory."""
         if self._infeasible >= INFEASIBLE_IN_A_ROW:
             raise SearchError(
-                f"{self._infeasible} configurations in a row violate a constraint, last {constraint!r};"
+                f"{self._infeasible} configurations in a row are infeasible, and the last one {refusal};"
                 " widen the constraint or narrow the space"
             )
 

@@ -18,11 +18,13 @@ from automl.study.grid import Configurations
 from automl.trial import Scalar
 
 ATTEMPTS = 200
-"""Configurations in all before the last one is handed on, violated constraint and all."""
+"""Configurations in all before the last one is handed on, infeasible as it is."""
 
 
 class ConstrainedSampler(BaseSampler):
     """Asks the base sampler for whole configurations until one satisfies every constraint, then draws at random.
+
+    That there is memory for a trial is a constraint, too.
 
     In a finite space it must also be new to the study: trained again, it would differ by its random start only. There
     the first untried configuration in a random order takes the place of random draws.
@@ -79,7 +81,7 @@ class ConstrainedSampler(BaseSampler):
 
     def _is_wanted(self, study: Study, trial: FrozenTrial, params: Mapping[str, Scalar]) -> bool:
         is_fresh = self.configurations is None or self.configurations.is_fresh(study, trial, params)
-        return is_fresh and self._feasibility.violated(params) is None
+        return is_fresh and not self._feasibility.refusal(params)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from automl.lora import Hyperparameters
 from automl.space.assemble import assemble, constraint_values
 from automl.space.constraints import Constraint
 from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSpace
-from automl.trial import FORGETTING, Scalar
+from automl.study.room import Room
+from automl.trial import FORGETTING, Scalar, StopReason
 
 NOT_MEASURED = 1.0
 """Violation of a constraint on something that could not be measured."""
 
 
 class Feasibility:
-    """The constraints of one space, with what they need to know about the model."""
+    """The constraints of one space, with what they need to know about the model, and the memory there is.
 
-    def __init__(self, space: SearchSpace, derive: Derive) -> None:
+    room: None if memory is in nobody's way.
+    """
+
+    def __init__(self, space: SearchSpace, derive: Derive, room: Room | None = None) -> None:
         self._space = space
         self._derive = derive
+        self.room = room
+
+    def refusal(self, params: Mapping[str, Scalar]) -> str:
+        """Why no trial with these active parameters is started; empty if one may be."""
+        violated = self.violated(params)
+        if violated is not None:
+            return f"violates {violated.expression!r}"
+        return "" if self.room is None else self.room.shortage(assemble(self._space, params))
+
+    def learn(self, hyper: Hyperparameters, reason: StopReason) -> None:
+        """Note why a trial of this configuration could not go on."""
+        if self.room is not None and reason is StopReason.OOM:
+            self.room.learn(hyper)
 
     def violated(self, params: Mapping[str, Scalar]) -> Constraint | None:
         """The first constraint these active parameters violate, None if they satisfy all.

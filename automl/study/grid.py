@@ -44,14 +44,26 @@ class Configurations:
         self._seed = seed
         self._values = values
         self._keys: dict[int, Key] = {}
+        self._fitting: tuple[float, list[Configuration]] | None = None
 
     @cached_property
-    def feasible(self) -> list[Configuration]:
+    def allowed(self) -> list[Configuration]:
         """All of them, made when they are first asked for."""
         every = configurations(self._space, self._values)
-        feasible: list[Configuration] = [point for point in every if self._feasibility.violated(point) is None]
-        random.Random(self._seed).shuffle(feasible)  # noqa: S311
-        return feasible
+        allowed: list[Configuration] = [point for point in every if self._feasibility.violated(point) is None]
+        random.Random(self._seed).shuffle(allowed)  # noqa: S311
+        return allowed
+
+    @property
+    def feasible(self) -> list[Configuration]:
+        """Those of them for which there is memory, as far as the study knows by now."""
+        room = self._feasibility.room
+        if room is None:
+            return self.allowed
+        if self._fitting is None or self._fitting[0] != room.factor:
+            fitting = [point for point in self.allowed if not self._feasibility.refusal(point)]
+            self._fitting = room.factor, fitting
+        return self._fitting[1]
 
     def is_fresh(self, study: Study, trial: FrozenTrial, point: Configuration) -> bool:
         """Whether no trial of the study has had this configuration, the one that is being sampled aside."""
@@ -98,7 +110,7 @@ class GridSampler(BaseSampler):
             raise refuse("sampler", f"grid: {problem}")
         self._distributions = distributions(space)
         self.configurations = Configurations(space, feasibility, seed=seed, values=grid_values)
-        if not self.configurations.feasible:
+        if not self.configurations.allowed:
             raise refuse("sampler", "grid: no configuration satisfies the constraints")
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -109,7 +121,7 @@ class GridSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The next configuration that has the trial's enqueued values; once all have been tried, the first one."""
-        return dict(self.configurations.fresh(study, trial) or self.configurations.feasible[0])
+        return dict(self.configurations.fresh(study, trial) or self.configurations.allowed[0])
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -118,7 +130,7 @@ class GridSampler(BaseSampler):
 
         Never of one that `sample_relative` gave: its values are all those of the distributions.
         """
-        return next(point[param_name] for point in self.configurations.feasible if param_name in point)
+        return next(point[param_name] for point in self.configurations.allowed if param_name in point)
 
 
 def grid_problem(space: SearchSpace) -> str:

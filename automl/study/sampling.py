@@ -1,7 +1,7 @@
 """The sampler that a search asks, made from its name and options.
 
-A sampler of a finite space or of one with constraints is wrapped by `ConstrainedSampler`; any other is Optuna's own
-object. Which samplers there are: `automl.space.entries`.
+A sampler of a finite space, of one with constraints or where memory may be short is wrapped by `ConstrainedSampler`;
+any other is Optuna's own object. Which samplers there are: `automl.space.entries`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make_sampler(settings: SearchSettings, space: SearchSpace, feasibility: Feas
     except (TypeError, ValueError) as error:
         raise refuse("sampler_options", str(error)) from error
     finite = _finite(context)
-    if isinstance(base, GridSampler) or (finite is None and not space.constraints):
+    if isinstance(base, GridSampler) or (finite is None and not space.constraints and feasibility.room is None):
         return base
     return ConstrainedSampler(
         base, space, feasibility, proposals=entry.proposals, seed=context.seed, configurations=finite

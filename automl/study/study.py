@@ -38,6 +38,7 @@ from automl.study.outlook import Outlook, outlook
 from automl.study.parking import ParkingPruner
 from automl.study.pruning import make_pruner
 from automl.study.retention import Retention
+from automl.study.room import Room
 from automl.study.sampling import configurations_of, make_sampler, view_for
 from automl.study.screening import screen
 from automl.study.shown import ShownTrials
@@ -79,6 +80,7 @@ class Study:
         digest: Callable[[str], tuple[str, int]] = lambda folder: ("", 0),
         on_event: Callable[[StudyEvent], None] = lambda event: None,
         label: str = "",
+        room: Room | None = None,
     ) -> None:
         """Create the study or open it, and settle or queue what an earlier driver left RUNNING.
 
@@ -87,12 +89,11 @@ class Study:
         run of the study, from 1. derive: quantities that constraints may use, such as trainable_params; stored with
         the trial. retire: called with a trial whose adapter may be deleted, perhaps again after a crash. discard:
         called with a parked trial that has ended: its slot files may be deleted. digest: (sha256, bytes) of an adapter
-        folder. label: stands before what is logged of its trials.
+        folder. label: stands before what is logged of its trials. room: memory for a trial; None: there is enough.
 
         Raises ConfigError for unusable search settings, SpaceChangedError if the stored trials do not fit the space.
         """
-        known = METRICS.get(metric)
-        if known is None and (direction is None or bounds is None):
+        if metric not in METRICS and (direction is None or bounds is None):
             message = f"unknown {metric!r}; known: {', '.join(METRICS)}"
             raise ConfigError([Problem("space file", 0, 0, "task.metric", message)])
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its INFO lines repeat what this module logs
@@ -110,7 +111,7 @@ class Study:
         self._discard = discard
         self._on_event = on_event
         self._label = label
-        self._feasibility = Feasibility(space, derive)
+        self._feasibility = Feasibility(space, derive, room)
         self._budget = Budget(settings)
         self._open = OpenTrials()
         self._waiting = 0
@@ -202,11 +203,11 @@ class Study:
         many trials have failed, or if the sampler finds nothing that satisfies the constraints.
         """
         while (opened := self._take()) is not None:
-            violated = self._feasibility.violated(opened.params)
-            if violated is None:
+            refusal = self._feasibility.refusal(opened.params)
+            if not refusal:
                 return self._hand_out(opened, worker)
-            self._end(opened, StopReason.INFEASIBLE, detail=f"violates {violated.expression!r}")
-            self._budget.check_feasible(violated.expression)
+            self._end(opened, StopReason.INFEASIBLE, error=refusal)
+            self._budget.check_feasible(refusal)
         return None
 
     def restart(self, trial: int, worker: int) -> TrialSpec:
@@ -231,6 +232,7 @@ class Study:
         """End a live trial that cannot go on. Diverged and out of memory are infeasible, the rest is replaced."""
         opened = self._open.live.get(failure.trial)
         if opened is not None:
+            self._feasibility.learn(opened.hyper, failure.reason)
             self._end(opened, failure.reason, detail=f"at step {failure.step}", error=failure.message)
 
     def decide(self, trials: Sequence[int]) -> list[Decision]:

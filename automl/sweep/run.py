@@ -26,6 +26,7 @@ from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
 from automl.setup.executors import Executors, lent
+from automl.setup.room import room_for
 from automl.setup.setup import Setup, layout_of, set_up
 from automl.space.spec import SweepSpec
 from automl.squeeze.winner import squeeze_winner
@@ -35,6 +36,7 @@ from automl.storage.depot import Depot
 from automl.storage.lease import StudyLease
 from automl.storage.runs import RunLog
 from automl.storage.sql import Database, open_database
+from automl.study.room import MEMORY
 from automl.study.study import Study, StudyEvent
 from automl.sweep.drive import drive_search
 from automl.sweep.ending import recorded_run
@@ -290,6 +292,7 @@ class Sweep:
             discard=partial(delete_slot_files, self.folder),
             on_event=self.observer.event,
             label=self._label,
+            room=room_for(setup, self.store.last_event(MEMORY), partial(self.store.add_event, MEMORY)),
         )
 
     def _train(self, study: Study, setup: Setup, executor: Executor, stop: StopRequest) -> None:

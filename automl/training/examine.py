@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from automl.errors import CheckpointError
+from automl.errors import CheckpointError, is_out_of_memory
 from automl.importance.cuts import even_ranks, global_ranks
 from automl.importance.heldout import in_batches
 from automl.importance.squeeze import Directions, directions
@@ -24,7 +24,6 @@ from automl.methods.base import LowRank
 from automl.outcomes import Outcomes, encoded
 from automl.tasks.base import Batch, Row
 from automl.tasks.batches import some_of
-from automl.training.memory import is_out_of_memory
 from automl.training.moments import moments_of
 from automl.trial import PEAK_BYTES, Cut, Examination, Examined, Measurement, Metrics
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from automl.errors import is_out_of_memory
 from automl.importance.heldout import in_batches, with_held_out
 from automl.lanes import trial_name
 from automl.tasks.base import Row
-from automl.training.memory import is_out_of_memory
 from automl.trial import Measurement
 
 logger = logging.getLogger(__name__)

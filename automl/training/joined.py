@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from automl.errors import ModelError
+from automl.errors import ModelError, is_out_of_memory
 from automl.models.calling import first_line
 from automl.tasks.base import Row
 from automl.tasks.causal import target_losses
 from automl.tasks.collate import pad_rows
 from automl.tasks.joining import join_rows, rows_of_block
-from automl.training.memory import is_out_of_memory
 
 _MOST_TOKENS = 64  # of each row that is looked at
 _LOOKED_AT = 256

@@ -7,21 +7,9 @@ from typing import TypeVar
 
 import torch
 
-from automl.errors import OutOfMemory
+from automl.errors import OutOfMemory, is_out_of_memory
 
 T = TypeVar("T")
-
-_PHRASES = ("out of memory", "can't allocate memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this error says that memory was not enough, on any device.
-
-    torch has a class for accelerators only; its CPU allocator raises a plain RuntimeError.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
 
 
 def halving(size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
@@ -32,7 +20,7 @@ def halving(size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:
     while True:
         try:
             return work(size), size
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             if size == 1:

@@ -54,6 +54,7 @@ class HostSettings:
     largest, tokens: the costliest trial there may be, and the tokens of its largest batch.
     choices: the target sets that trials may have.
     workers: how many there are.
+    memory: bytes that each may take, None: what is free.
     importance: measure on the way how much the loss depends on each module's update.
     shards: processes that hold one trial together.
     input_rank: the largest rank of trials that start from inputs of the layers; 0: there are none.
@@ -81,6 +82,7 @@ class HostSettings:
     choices: tuple[str, ...] = ()
     tokens: int = 0
     workers: int = 1
+    memory: int | None = None
     importance: bool = True
     shards: int = 1
     proofs: str = ""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from automl.errors import OutOfMemory
+from automl.errors import OutOfMemory, is_out_of_memory
 from automl.importance.heldout import HELD_OUT_ROWS, removal_effects
 from automl.importance.sensitivity import Factors, Sensitivity, is_sample
 from automl.lanes import trial_name
@@ -33,7 +33,6 @@ from automl.tasks.reference import ReferredRows
 from automl.training import optim
 from automl.training.examine import Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
-from automl.training.memory import is_out_of_memory
 from automl.training.parallel import SINGLE_PROCESS, BatchLoss, ParallelStrategy
 from automl.training.peak import step_bytes
 from automl.training.runtime import Runtime

@@ -79,6 +79,15 @@ def test_a_free_slot_is_filled_in_the_same_exchange_and_the_end_sends_home() -> 
     assert talk.say((1, 2), (1, 4)) == ["close 1", "stop"]
 
 
+def test_a_worker_whose_pack_has_become_smaller_gets_no_more_than_it_has_room_for() -> None:
+    talk = Talk(Dispatcher(ScriptedStudy(5)), capacity=3)
+    talk.hello()
+    talk.capacity = 1
+    assert talk.say((0, 2), (0, 4)) == ["close 0"]
+    assert talk.say((1, 2), (1, 4)) == ["close 1"]
+    assert talk.say((2, 2), (2, 4)) == ["close 2", "open 3.1"]
+
+
 def test_a_parked_trial_frees_its_slot_and_is_opened_again_later() -> None:
     talk = Talk(Dispatcher(ScriptedStudy(2, {(0, 2): Action.PARK})))
     talk.hello()

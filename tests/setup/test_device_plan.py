@@ -14,9 +14,10 @@ from automl.lora import Hyperparameters
 from automl.models.described import Described, describe
 from automl.models.strategies import STRATEGIES
 from automl.setup.device_advice import advice, explained
-from automl.setup.device_plan import GB, Devices, Load, Sizer, Variant, way
+from automl.setup.device_plan import Devices, Load, Sizer, Variant, way
 from automl.setup.device_request import devices_of, plan_devices, request_of, variants_of
 from automl.space.load import parse_space
+from automl.space.sizes import GB
 from automl.space.spec import Quantization
 
 CONFIGS = Path(__file__).resolve().parents[2] / "docs" / "configs"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from automl.training.memory import is_out_of_memory
+from automl.errors import is_out_of_memory
 
 
 @pytest.mark.parametrize(
