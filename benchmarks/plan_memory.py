@@ -28,9 +28,11 @@ from automl.methods.settings import chosen
 from automl.models.backbone import without_dropout
 from automl.models.inventory import head_modules, resolve_targets
 from automl.models.memory import estimate_bytes
+from automl.tasks.joining import POSITIONS, attention_of
 from automl.training import optim
 
 LLAMA = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "pad_token_id": 0}
+_STACK = {"layers": 4, "attention_heads": 8, "ffn_dim": 1024}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {**LLAMA, "intermediate_size": 688},
     "qwen3": {**LLAMA, "intermediate_size": 688},
@@ -42,15 +44,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "bert": {"num_attention_heads": 8, "intermediate_size": 1024},
     "roberta": {"num_attention_heads": 8, "intermediate_size": 1024, "max_position_embeddings": 514},
     "modernbert": {"num_attention_heads": 8, "intermediate_size": 512, "pad_token_id": 0},
+    "t5": {"num_attention_heads": 8, "d_kv": 32, "d_ff": 1024, "decoder_start_token_id": 0},
+    "bart": {
+        **{f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in _STACK.items()},
+        "pad_token_id": 0,
+    },
 }
 """By model_type: what differs; all are 256 wide and 4 blocks deep."""
 
-_CLASSIFIERS = {"bert", "roberta", "modernbert"}
+_CLASSIFIERS = {"bert", "roberta", "modernbert", "t5", "bart"}
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
 
 class Case(NamedTuple):
-    """model: a name of MODELS. own: settings of the method."""
+    """model: a name of MODELS. own: settings of the method. joined: rows are blocks of four."""
 
     model: str
     method: str
@@ -59,9 +66,11 @@ class Case(NamedTuple):
     own: tuple[tuple[str, Any], ...] = ()
     rows: int = 4
     length: int = 128
+    joined: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model} {self.method} {self.precision}" + " dropout" * (self.dropout > 0)
+        marks = " dropout" * (self.dropout > 0) + " joined" * self.joined
+        return f"{self.model} {self.method} {self.precision}{marks}" + "".join(f" {value}" for _, value in self.own)
 
 
 CASES: tuple[Case, ...] = (
@@ -69,10 +78,18 @@ CASES: tuple[Case, ...] = (
     *(Case(model, "full") for model in ("llama", "gpt2", "bert", "qwen3")),
     *(Case(model, "lora", "bf16") for model in ("llama", "qwen3", "gemma3_text", "gpt2")),
     *(Case(model, "lora", dropout=0.1) for model in ("llama", "bert")),
+    *(Case(model, "lora", length=512, joined=True) for model in ("llama", "qwen3")),
     *(Case("llama", method) for method in ("adalora", "ia3", "prompt", "prefix", "adapter")),
     *(Case("bert", method) for method in ("ia3", "bitfit", "adapter")),
+    Case("llama", "adapter", own=(("adapter_place", "parallel"),)),
 )
-QUICK: tuple[Case, ...] = (Case("qwen3", "lora", length=64), Case("bert", "full", length=64))
+QUICK: tuple[Case, ...] = (
+    Case("qwen3", "lora", length=64),
+    Case("bert", "full", length=64),
+    Case("llama", "adapter", length=64),
+    Case("t5", "lora", length=64),
+    Case("llama", "lora", length=128, joined=True),
+)
 
 
 class Measured(NamedTuple):
@@ -147,15 +164,23 @@ class Training:
             self._optimizer.zero_grad(set_to_none=True)
             for _ in range(2):
                 ids = torch.randint(3, 1900, (self.case.rows, self.case.length), generator=generator)
+                ids[:, -1] = _SPECIAL["eos_token_id"]  # where T5's and BART's classifiers read
                 torch.autograd.backward(self._loss(ids))
             optim.take_step(self._optimizer, self._parameters, self.hyper, step=step, steps=10)
 
     def _loss(self, ids: Tensor) -> Tensor:
         half = self.case.precision == "bf16"
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            logits = self.model(input_ids=ids).logits
+            logits = self.model(input_ids=ids, **self._apart(ids)).logits
         found = logits.float().flatten(0, -2)
         return functional.cross_entropy(found, torch.ones(found.shape[0], dtype=torch.long), reduction="none").sum()
+
+    def _apart(self, ids: Tensor) -> dict[str, Tensor]:
+        """What keeps the rows of a block apart."""
+        if not self.case.joined:
+            return {}
+        positions = torch.arange(self.case.length) % (self.case.length // 4)
+        return attention_of(self._backbone, {"input_ids": ids, POSITIONS: positions.expand_as(ids)})
 
 
 def network(case: Case) -> nn.Module:
@@ -172,7 +197,15 @@ def network(case: Case) -> nn.Module:
 def planned(model: nn.Module, hyper: Hyperparameters, case: Case) -> int:
     """What the product plans for the case. Weights that are trained in place are there once here."""
     tokens = case.rows * case.length
-    found = estimate_bytes(model, hyper, tokens=tokens, rows=case.rows, dtype=case.precision, length=case.length)
+    found = estimate_bytes(
+        model,
+        hyper,
+        tokens=tokens,
+        rows=case.rows,
+        dtype=case.precision,
+        length=case.length,
+        is_joined=case.joined,
+    )
     if case.method in ("full", "bitfit"):
         return found.total - 4 * METHODS[case.method].trainable(model, [], hyper)
     return found.total

@@ -29,7 +29,8 @@ class Footprint(NamedTuple):
     backward pass, those of the backbone aside: per_token and per_row for each of them, per_pass once for all.
 
     virtual_tokens: positions that it puts before the tokens of every row. spared: bytes that its optimizer takes less
-    than two moments of float32 for each parameter.
+    than two moments of float32 for each parameter. begins: path of the module to whose output the first update is
+    added, so that below it nothing is kept; empty: gradients go down to the embeddings.
     """
 
     parameters: int
@@ -38,6 +39,7 @@ class Footprint(NamedTuple):
     virtual_tokens: int = 0
     spared: int = 0
     per_pass: int = 0
+    begins: str = ""
 
 
 def check_exclusions(method: Method, hyper: Hyperparameters) -> None:

@@ -97,7 +97,9 @@ class Bottlenecks(Stateless):
         """With the bottleneck's units before and after the non-linearity, and what goes in and comes out."""
         found = places(layers, str(PLACE.of(hyper)), type(model).__name__)
         kept = sum(2 * int(SIZE.of(hyper)) + 2 * place.features for place in found)
-        return Footprint(self.trainable(model, layers, hyper), kept)
+        order = {layer.path: number for number, layer in enumerate(layers)}
+        first = min((place.path for place in found), key=order.__getitem__)
+        return Footprint(self.trainable(model, layers, hyper), kept, begins=first)
 
     def learning_rates(self, model_parameters: int, steps: int) -> tuple[float, float]:
         """Around 3e-5 to 3e-3 for BERT (Houlsby et al. 2019, section 3.2) and 3e-4 for 7B to 13B parameters (Hu et al.

@@ -86,21 +86,37 @@ def activations(
     dtype: str = "fp32",
     attention: str = "sdpa",
     is_shared: bool = True,
+    is_joined: bool = False,
 ) -> Activations:
     """What the backbone keeps if the method adapts these layers; what the method keeps besides is its footprint.
 
     attention: `eager` keeps the scores; `sdpa` and `flash` do not. is_shared: layers that read the same keep it once;
-    otherwise what adapted layers read is left out.
+    otherwise what adapted layers read is left out. is_joined: rows are blocks, with a mask (T, T) of their own.
     """
     known = _known.setdefault(model, {})
     names = frozenset(_read(model, layers, hyper) if is_shared else ())
-    key = (names, _from_embeddings(hyper) or not is_shared, tokens, dtype, attention)
+    begins = _begins(model, layers, hyper) if is_shared else ""
+    key = _Key(names, begins, tokens, dtype, attention, is_joined)
     if key not in known:
-        known[key] = _counted(model, names, key) or _by_width(model, dtype, tokens)
+        known[key] = _counted(model, key) or _by_width(model, dtype, tokens)
     return known[key]
 
 
-_Key = tuple[frozenset[str], bool, int, str, str]
+class _Key(NamedTuple):
+    """What the count follows from.
+
+    read: parameters whose gradients would need what is read. begins: module from whose output on gradients are needed
+    anyway, empty: from the embeddings on; None: from the first of `read`.
+    """
+
+    read: frozenset[str]
+    begins: str | None
+    tokens: int
+    dtype: str
+    attention: str
+    is_joined: bool
+
+
 _known: WeakKeyDictionary[nn.Module, dict[_Key, Activations]] = WeakKeyDictionary()
 
 
@@ -113,10 +129,12 @@ def _read(model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameter
         yield from (f"{layer.path}.weight" for layer in layers)
 
 
-def _from_embeddings(hyper: Hyperparameters) -> bool:
-    """Whether gradients are taken to go down to the embeddings although nothing of the backbone is read."""
+def _begins(model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> str | None:
+    """Down to where gradients go although nothing of the backbone is read."""
     method = METHODS[hyper.method]
-    return not isinstance(method, InPlace) and "rank" not in method.takes
+    if isinstance(method, InPlace) or "rank" in method.takes:
+        return None
+    return method.footprint(model, layers, hyper).begins
 
 
 def bound(model: nn.Module, dtype: str) -> Activations:
@@ -160,11 +178,11 @@ class _Kind(NamedTuple):
     times: int
 
 
-def _counted(model: nn.Module, read: frozenset[str], key: _Key) -> Activations | None:
+def _counted(model: nn.Module, key: _Key) -> Activations | None:
     """None if this architecture cannot be run without numbers."""
-    kinds = _kinds(model, read, is_flowing=key[1])
+    kinds = _kinds(model, key)
     try:
-        return _run(_shapes(model, kinds, read, key), kinds, key)
+        return _run(_shapes(model, kinds, key), kinds, key)
     except Exception:  # noqa: BLE001  # whatever a model's own code raises when there are no numbers
         logger.info("%s cannot be run on shapes; what it keeps is told from its linear layers", type(model).__name__)
         return None
@@ -180,35 +198,40 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _kinds(model: nn.Module, read: frozenset[str], *, is_flowing: bool) -> list[_Kind]:
+def _kinds(model: nn.Module, key: _Key) -> list[_Kind]:
     """Blocks are alike if they have the same shapes, the same is read in them, and gradients reach them or do not."""
     found: dict[object, _Kind] = {}
     blocks = blocks_of(model)
     inside = tuple(f"{path}." for path in blocks)
-    is_reached = is_flowing or any(not name.startswith(inside) for name in read)
+    is_reached = key.begins == "" or any(not name.startswith(inside) for name in key.read)
     for path, block in blocks.items():
         shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
-        reads = tuple(name for name, _ in shapes if f"{path}.{name}" in read)
-        alike = (path.rpartition(".")[0], type(block), shapes, reads, is_reached)
+        reads = tuple(name for name, _ in shapes if f"{path}.{name}" in key.read)
+        is_begin = (key.begins or "").startswith(f"{path}.")
+        alike = (path.rpartition(".")[0], type(block), shapes, reads, is_begin, is_reached)
         kind = found.get(alike, _Kind(path, 0))
         found[alike] = kind._replace(times=kind.times + 1)
-        is_reached = is_reached or bool(reads)
+        is_reached = is_reached or is_begin or bool(reads)
     return list(found.values())
 
 
 class _Shapes(NamedTuple):
-    """A copy of the network without numbers. blocks: those that are left of it, in the order of the kinds."""
+    """A copy of the network without numbers. blocks: those that are left of it, in the order of the kinds.
+
+    begins: the module from whose output on gradients are needed anyway, if there is one.
+    """
 
     mode: FakeTensorMode
     model: nn.Module
     blocks: list[nn.Module]
+    begins: nn.Module | None
     own: set[int]
 
 
-def _shapes(model: nn.Module, kinds: Sequence[_Kind], read: frozenset[str], key: _Key) -> _Shapes:
+def _shapes(model: nn.Module, kinds: Sequence[_Kind], key: _Key) -> _Shapes:
     """One block of each kind, and all that is around them, on a CPU that is not asked to compute."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    dtype, attention = _TYPES[key[3]], key[4]
+    dtype, read = _TYPES[key.dtype], key.read
     heads = tuple(f"{name}." for name in head_modules(model))
 
     def fake(tensor: Tensor, *, is_converted: bool) -> Tensor:
@@ -229,13 +252,17 @@ def _shapes(model: nn.Module, kinds: Sequence[_Kind], read: frozenset[str], key:
     for module in copied.modules():
         if isinstance(module, nn.ModuleList) and None in module._modules.values():
             module._modules = {str(n): each for n, each in enumerate(filter(None, module._modules.values()))}
-    if attention == "eager":
+    if key.attention == "eager":
         copied.set_attn_implementation("eager")
     text = copied.config.get_text_config()
     if getattr(text, "pad_token_id", None) is None:
         text.pad_token_id = 0  # decoders without one classify a single row at a time
     own = {each.untyped_storage()._cdata for each in (*copied.parameters(), *copied.buffers())}
-    return _Shapes(mode, copied.train(), [memo[id(model.get_submodule(kind.path))] for kind in kinds], own)
+    begins = None
+    if key.begins is not None:
+        original: Any = model.get_submodule(key.begins) if key.begins else model.get_input_embeddings()  # type: ignore[operator]
+        begins = memo[id(original)]
+    return _Shapes(mode, copied.train(), [memo[id(model.get_submodule(kind.path))] for kind in kinds], begins, own)
 
 
 def _dense(module: nn.Linear, fake: Any, *, is_read: bool) -> nn.Linear:
@@ -247,9 +274,10 @@ def _dense(module: nn.Linear, fake: Any, *, is_read: bool) -> nn.Linear:
 
 def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
     """A forward pass over _ROWS rows with the loss, whose kept tensors are put down to where they were kept."""
-    mode, model, blocks, own = shapes
+    mode, model, blocks, begins, own = shapes
     network: Any = model
-    tokens = min(key[2], getattr(network.config.get_text_config(), "max_position_embeddings", None) or key[2])
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    tokens = min(key.tokens, limit or key.tokens)
     ledger = _Ledger(own)
     for number, block in enumerate(blocks):
         block.register_forward_pre_hook(lambda _, given, number=number: ledger.enter(number, given))
@@ -257,12 +285,11 @@ def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
     _, output = _output(model)
     if output is not None:
         output.register_forward_pre_hook(lambda *_: ledger.enter(_HEAD))
-    if key[1]:
-        network.get_input_embeddings().register_forward_hook(lambda _, __, found: found.requires_grad_())
-    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=key[3] == "bf16")
+    if begins is not None:
+        begins.register_forward_hook(lambda _, __, found: found.requires_grad_())
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=key.dtype == "bf16")
     with mode, half, saved_tensors_hooks(ledger.note, lambda tensor: tensor):
-        ids = torch.zeros(_ROWS, tokens, dtype=torch.long)
-        loss = _loss(network(input_ids=ids).logits)
+        loss = _loss(_logits(network, _batch(tokens, is_joined=key.is_joined)))
     assert loss.requires_grad, "nothing is trained"
     found = tuple(
         Block(kind.times, ledger.sizes.get(number, 0) // _ROWS, ledger.given.get(number, 0) // _ROWS)
@@ -270,6 +297,24 @@ def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
     )
     rest, head = ledger.sizes.get(_AROUND, 0) // _ROWS, ledger.sizes.get(_HEAD, 0) // _ROWS
     return Activations(tokens, found, rest, head, ledger.widest // _ROWS, True)
+
+
+def _batch(tokens: int, *, is_joined: bool) -> dict[str, Tensor]:
+    """_ROWS rows; of blocks with what keeps their rows apart, as `automl.tasks.joining` has it."""
+    ids = torch.zeros(_ROWS, tokens, dtype=torch.long)
+    if not is_joined:
+        return {"input_ids": ids}
+    allowed = torch.ones(_ROWS, 1, tokens, tokens, dtype=torch.bool)
+    return {"input_ids": ids, "position_ids": torch.zeros_like(ids), "attention_mask": allowed}
+
+
+def _logits(network: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What the loss is made of. A classifier with encoder and decoder looks for the texts' ends: it is run in parts."""
+    head = getattr(network, "classification_head", None)
+    if head is None:
+        return network(**batch).logits  # type: ignore[no-any-return]
+    hidden = network.base_model(**batch, decoder_input_ids=batch["input_ids"]).last_hidden_state
+    return head(hidden[:, -1])  # type: ignore[no-any-return]
 
 
 def _loss(logits: Tensor) -> Tensor:

@@ -73,13 +73,15 @@ def estimate_bytes(
     device: str = "cpu",
     is_packed: bool = False,
     is_bound: bool = False,
+    is_joined: bool = False,
 ) -> MemoryEstimate:
     """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 10 %.
 
     rows: of the micro-batch, for methods that keep something for each of them. length: tokens of a row, which matters
     if `attention` is `eager`. recompute: with gradient checkpointing. quantization: how the backbone is held. device:
     its type. is_packed: by the trainer of packs, in which adapted layers that read the same share it; PEFT's have a
-    copy each in bfloat16. is_bound: say more than it can be, but at once: nothing is counted.
+    copy each in bfloat16. is_bound: say more than it can be, but at once: nothing is counted. is_joined: rows are
+    blocks of `length` tokens, which have a mask of so many squared.
 
     What the backbone keeps is counted (`automl.models.activations`); what the adapter itself adds the method says.
     """
@@ -99,6 +101,7 @@ def estimate_bytes(
             dtype=dtype,
             attention=attention,
             is_shared=not owned and not (is_low_rank and hyper.dropout > 0.0),  # what dropout leaves is the method's
+            is_joined=is_joined,
         )
     )
     share = tokens / found.tokens
