@@ -98,6 +98,9 @@ def _opened(path: Path, curve_set: CurveSet, plan: dict[str, object]) -> CurveFi
     changed = [name for name in plan.keys() | file.plan.keys() if plan.get(name) != file.plan.get(name)]
     if changed:
         raise ValueError(f"{path}: was recorded with other {', '.join(sorted(changed))}; name another --record")
+    for key, curve in file.curves.items():
+        if not np.allclose([*curve.configuration.values()], [*curve_set.configuration(key).values()]):
+            raise ValueError(f"{path}: configuration {key.configuration} is another one here; name another --record")
     return file
 
 

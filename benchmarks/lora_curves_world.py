@@ -76,6 +76,15 @@ class CurveSet:
             )
         )
 
+    def params(self, key: Key) -> dict[str, Scalar]:
+        """The point of the space that a training is of."""
+        return points(self.space, key.configuration + 1)[-1]
+
+    def configuration(self, key: Key) -> dict[str, float]:
+        """The same as the columns of the file."""
+        params = self.params(key)
+        return dict(as_numbers(params, assemble(self.space, params).alpha))
+
     def plan(self, rows: Path, precision: str) -> dict[str, Any]:
         """All that a curve depends on beside its key. rows: folder of the files that are used."""
         given = asdict(self)
@@ -102,16 +111,16 @@ SETS = {
                 kind="instruction",
                 model=SMOLLM2,
                 metric="loss",
-                max_length=64,
+                max_length=96,
                 train=128,
-                validation=40,
-                test=40,
+                validation=32,
+                test=32,
             ),
             examples=256,
             evaluations=8,
             batches=(4, 8, 16, 32),
             rates=(2e-5, 2e-2),
-            longest=170,
+            longest=150,
             slots=4,
         ),
         CurveSet(text_set=TextSet(name="agnews_10k", max_length=40, train=768, validation=200, test=200), examples=768),
@@ -216,17 +225,13 @@ class _Draft:
     told: float = 0.0
 
     @property
-    def params(self) -> dict[str, Scalar]:
-        space = self.curve_set.space
-        return points(space, self.key.configuration + 1)[-1]
-
-    @property
     def spec(self) -> TrialSpec:
-        hyper = assemble(self.curve_set.space, self.params)
+        params = self.curve_set.params(self.key)
+        hyper = assemble(self.curve_set.space, params)
         steps = self.curve_set.examples // hyper.batch_size
         return TrialSpec(
             number=_number(self.key),
-            params=self.params,
+            params=params,
             hyper=hyper,
             seed=_number(self.key) + 1,
             data_seed=self.key.repeat + 1,
@@ -259,7 +264,7 @@ class _Draft:
             np.array(column, dtype=np.float64) for column in zip(*self.rows, strict=True)
         )
         return Curve(
-            configuration=dict(as_numbers(self.params, self.spec.hyper.alpha)),
+            configuration=self.curve_set.configuration(self.key),
             validation=validation,
             test=test,
             seconds=seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ def test_what_was_recorded_otherwise_is_refused(recorded: CurveFile, capsys: pyt
     assert "was recorded with other examples" in capsys.readouterr().out
 
 
+def test_a_configuration_of_another_sequence_is_refused(
+    recorded: CurveFile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, curve = Key(0, 0), recorded.curves[Key(0, 0)]
+    file = CurveFile(path=recorded.path, plan=recorded.plan, metrics=recorded.metrics)
+    file.add(key, replace(curve, configuration={**curve.configuration, "rank": 65.0}))
+    assert lora_curves.main(options(recorded.path.parent.parent)) == 2
+    assert "configuration 0 is another one here" in capsys.readouterr().out
+
+
 def test_one_process_records_a_set(recorded: CurveFile, capsys: pytest.CaptureFixture[str]) -> None:
     folder = recorded.path.parent
     with lora_curves._alone(folder, "tiny"):
@@ -96,6 +107,21 @@ def test_a_part_has_two_ends(text: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         lora_curves.main(["--configurations", text])
     assert "FIRST:LAST is wanted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(lora_curves.RECORDED.glob("*.npz")), ids=lambda path: path.stem)
+def test_what_is_kept_here_is_what_its_set_says(path: Path) -> None:
+    file, its = read_curves(path), SETS[path.stem]
+    assert {key.configuration for key in file.curves if key.repeat == 0} == set(range(96))
+    assert file.metrics == its.metrics
+    assert {name: file.plan[name] for name in ("examples", "evaluations", "longest")} == {
+        "examples": its.examples,
+        "evaluations": its.evaluations,
+        "longest": its.longest,
+    }
+    for key, curve in file.curves.items():
+        assert curve.configuration == pytest.approx(its.configuration(key))
+        assert (curve.tokens == file.curves[Key(0, key.repeat)].tokens).all() or np.isnan(curve.validation[-1, 0])
 
 
 @pytest.mark.parametrize("name", SETS)
