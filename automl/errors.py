@@ -19,6 +19,7 @@ AutomlError                      root; carries the exit code of the command line
 │   └── NotEnoughEvidence        trials are too few, or disagree, for a conclusion                exit 1
 ├── InterruptedSearch            stopped by a signal; resumable                                 exit 4
 │   ├── TimeIsUp                 its search.time is over; resumable                             exit 4
+│   ├── BudgetSpent              its search.budget is spent; resumable with a larger one        exit 4
 │   └── ClusterLost              the Ray cluster it trained on went away; resumable             exit 4
 ├── ResourceError(OSError)       disk, memory or device is not enough                           exit 5
 │   └── PeerLost                 a process that trains a trial together with others is gone     exit 5
@@ -152,6 +153,10 @@ class InterruptedSearch(AutomlError):
 
 class TimeIsUp(InterruptedSearch):
     """The time the sweep was given is over before its budget was spent."""
+
+
+class BudgetSpent(InterruptedSearch):
+    """What the sweep may spend on devices, tokens, examples or money is spent; with more, the same command goes on."""
 
 
 class ClusterLost(InterruptedSearch):

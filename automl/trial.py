@@ -209,7 +209,8 @@ class BestCheckpoint:
 class Measurement:
     """All metrics of one trial at one optimizer step. Every value is finite; a checkpoint has none.
 
-    seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts.
+    seconds, tokens: training time and non-padding training tokens since step 0, summed over all attempts. examples:
+    rows trained on since then; whoever trains need not tell, the study knows.
     adapter: folder of the exported PEFT adapter, on the last measurement of a finished trial only. importances: those
     of the adapted modules so far, in module order; none if the trainer does not collect them. examined: by the last
     measurement of a trial that is to be examined. training_loss: mean over the steps since the measurement before; None
@@ -221,6 +222,7 @@ class Measurement:
     metrics: Metrics
     seconds: float = 0.0
     tokens: int = 0
+    examples: int = 0
     adapter: str | None = None
     importances: tuple[ModuleImportance, ...] = ()
     examined: tuple[Examined, ...] = ()

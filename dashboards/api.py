@@ -39,7 +39,8 @@ class StudyAnswer(_Answer):
 
     trials: by state; PARKED ones are paused, and may go on. planned: trials its latest run was asked for. progress:
     share of the expected steps that has been trained, steps_left: the rest, a guess; null in lists unless it runs.
-    ended: why that run ended, null while it runs and if it was killed.
+    ended: why that run ended, null while it runs and if it was killed. device_seconds: for which devices were held,
+    null if it was not recorded; cost: what they cost, in `currency`, null if no price was said.
     """
 
     study: str
@@ -53,10 +54,14 @@ class StudyAnswer(_Answer):
     planned: int
     progress: float | None
     steps_left: int | None
-    ended: Literal["finished", "time", "stopped", "interrupted", "failed"] | None
+    ended: Literal["finished", "time", "budget", "stopped", "interrupted", "failed"] | None
     steps: int
     seconds: float
     tokens: int
+    examples: int
+    device_seconds: float | None
+    cost: float | None
+    currency: str | None
     runs: int
     driver: str | None
     created_at: datetime
@@ -297,6 +302,7 @@ def _study(line: StudyLine) -> dict[str, Any]:
     times = ("created_at", "started_at", "last_at")
     return {
         **{name: getattr(totals, name) for name in (*shared, *times)},
+        **{name: getattr(totals.spent, name) for name in ("examples", "device_seconds", "cost", "currency")},
         "state": line.state,
         "verified": line.verified,
         "verification": totals.verification.headline if totals.verification else "",

@@ -12,7 +12,8 @@ from automl.report.reading import shares_of_modules
 from automl.report.render import render
 from automl.report.write import study_frame
 from automl.results.recorded import recorded_spec
-from automl.results.standing import Outlook, outlook_of
+from automl.results.spending import Spending
+from automl.results.standing import Outlook, outlook_of, spending_of
 from automl.schedule.cron import next_slots
 from automl.schedule.options import schedule_problem
 from automl.storage.invariants import Violation, check
@@ -99,6 +100,7 @@ class StudyView:
     curves: Mapping[int, Sequence[CurvePoint]]
     pace: Pace | None
     eta: datetime | None
+    spending: Spending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +253,7 @@ class Views:
             curves=trial_curves(database, name, drawn),
             pace=current,
             eta=_eta(line, current),
+            spending=spending_of(database, line.totals),
         )
 
     def _read_report(self, name: str) -> str:

@@ -105,6 +105,7 @@ def _check_given(context: typer.Context, *, is_for_devices: bool) -> None:
 
 def _plan_search(space: Path, *, probe: bool, as_json: bool) -> None:
     from automl.results.folders import cache_folder
+    from automl.setup.affordable import needs_together
     from automl.setup.plan import make_plan
     from automl.space.load import load_spaces
 
@@ -117,3 +118,7 @@ def _plan_search(space: Path, *, probe: bool, as_json: bool) -> None:
         return
     for made in plans:
         console.results(made.lines())
+    if len(plans) > 1:
+        shared = needs_together(made.needs for made in plans)
+        console.results(f"budget, all tasks together: {need}" for need in shared)
+        console.results(f"advice: {need.advice}" for need in shared if need.is_too_much)

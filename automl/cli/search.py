@@ -103,6 +103,7 @@ def _show(summary: Summary) -> None:
     )
     if summary.early_ends:
         console.result(f"{summary.early_ends}.")
+    console.result(f"spent: {summary.spending}")
     console.result(f"database: {summary.database}")
     if summary.best is not None:
         console.result(f"adapter:  {summary.best.adapter}")

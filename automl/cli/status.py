@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
         console.table("", ("state", ">trials"), ((state, totals.counts.get(state, 0)) for state in _STATES))
         driver = totals.driver or "nobody"
         console.result(f"driven by {driver}; {totals.runs} runs, {_steps_in_words(totals, outlook)}")
+        console.result(f"spent: {summary.spending}")
         console.result(headline(summary))
 
 

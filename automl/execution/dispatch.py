@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from automl.errors import ClusterLost, InterruptedSearch, ResourceError, TimeIsUp
+from automl.errors import BudgetSpent, ClusterLost, InterruptedSearch, ResourceError, TimeIsUp
 from automl.execution.source import TrialSource
+from automl.execution.stop import Halt
 from automl.lanes import trial_name
 from automl.trial import Action, Cohort, Metrics, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 
@@ -49,7 +50,8 @@ class Dispatcher:
 
     Not thread-safe but for `stop`, which may also be called from a signal handler. An error of the source or of a
     worker stops every worker and is raised by `finish`. max_seconds is counted from construction by `clock`.
-    on_exchange is called after every exchange.
+    halted is asked, once what a worker has brought is decided on, why nothing should be trained any more; on_exchange
+    is called after every exchange.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Dispatcher:
         *,
         max_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        halted: Callable[[], Halt | None] = lambda: None,
         on_exchange: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._max_seconds = max_seconds
         self._clock = clock
         self._began = clock()
+        self._halted = halted
         self._on_exchange = on_exchange
         self._workers: dict[int, _Worker] = {}
         self._records: dict[int, _Record] = {}
@@ -73,6 +77,7 @@ class Dispatcher:
         self._occupation: dict[tuple[int, int], Occupation] = {}
         self._error: Exception | None = None
         self._stopped: str | None = None
+        self._ending: type[InterruptedSearch] = InterruptedSearch
         self.baseline: Metrics | None = None
 
     @property
@@ -90,10 +95,10 @@ class Dispatcher:
         """How the workers' time was spent, one entry for each start of each worker."""
         return [self._occupation[start] for start in sorted(self._occupation)]
 
-    def stop(self, reason: str) -> None:
-        """Send every worker home at its next exchange; the first reason stays."""
+    def stop(self, reason: str, ending: type[InterruptedSearch] = InterruptedSearch) -> None:
+        """Send every worker home at its next exchange; the first reason stays, with what the run ends with."""
         if self._stopped is None:
-            self._stopped = reason
+            self._ending, self._stopped = ending, reason
 
     def exchange(self, cohort: Cohort) -> list[Order]:
         """Report all of the cohort's values, then decide on its trials, then fill what is free.
@@ -107,7 +112,7 @@ class Dispatcher:
             cohort.worker, cohort.epoch, cohort.busy_seconds, cohort.idle_seconds
         )
         if self._max_seconds is not None and self._clock() - self._began >= self._max_seconds:
-            self.stop(TIME_IS_UP)
+            self.stop(TIME_IS_UP, TimeIsUp)
         try:
             orders = self._register(cohort) if cohort.hello else self._judge(cohort)
             self._on_exchange()
@@ -150,7 +155,7 @@ class Dispatcher:
         if self._source.finished:
             self._stopped = None
         else:
-            self.stop(_NO_WORKER_LEFT)
+            self.stop(_NO_WORKER_LEFT, ClusterLost)
             self._source.interrupt(self._stopped or "")
 
     def interruption(self, so_far: str) -> InterruptedSearch | None:
@@ -160,10 +165,10 @@ class Dispatcher:
         """
         if self._stopped is None:
             return None
-        kinds = {TIME_IS_UP: TimeIsUp, CLUSTER_LOST: ClusterLost, _NO_WORKER_LEFT: ClusterLost}
-        return kinds.get(self._stopped, InterruptedSearch)(
-            f"stopped ({self._stopped}) after {so_far}; nothing is lost, the same command continues"
+        goes_on = (
+            "with more, the same command continues" if self._ending is BudgetSpent else "the same command continues"
         )
+        return self._ending(f"stopped ({self._stopped}) after {so_far}; nothing is lost, {goes_on}")
 
     def _interrupt_after(self, error: Exception) -> None:
         try:
@@ -182,7 +187,12 @@ class Dispatcher:
             return not cohort.hello
         return cohort.epoch <= worker.epoch if cohort.hello else cohort.epoch != worker.epoch
 
+    def _ask_to_halt(self) -> None:
+        if self._stopped is None and (halt := self._halted()) is not None:
+            self.stop(*halt)
+
     def _register(self, cohort: Cohort) -> list[Order]:
+        self._ask_to_halt()
         index = cohort.worker
         worker = self._workers.get(index)
         self._present.add(index)
@@ -212,6 +222,7 @@ class Dispatcher:
                 orders.append(worker.let_go(decision.trial, OrderKind.PARK))
             elif decision.action is not Action.CONTINUE and decision.trial in worker.open:
                 orders.append(worker.let_go(decision.trial, OrderKind.CLOSE))
+        self._ask_to_halt()
         return [*orders, *self._occupy(worker)]
 
     def _report(self, worker: _Worker, cohort: Cohort) -> list[int]:

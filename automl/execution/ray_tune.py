@@ -17,7 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from automl.errors import ResourceError
+from automl.errors import ClusterLost, ResourceError
 from automl.execution.base import Executor, HostFactory
 from automl.execution.cluster import unreachable
 from automl.execution.dispatch import CLUSTER_LOST, Dispatcher
@@ -162,7 +162,7 @@ class RayExecutor(Executor):
             self.close()
         except (EOFError, ConnectionError):
             logger.error(CLUSTER_LOST)
-            dispatcher.stop(CLUSTER_LOST)
+            dispatcher.stop(CLUSTER_LOST, ClusterLost)
             self.close()
         finally:
             shutil.rmtree(records, ignore_errors=True)

@@ -39,6 +39,10 @@ class SideBySide:
         """Whether every source has finished or given up."""
         return all(self._is_finished(lane) for lane in range(len(self._sources)))
 
+    def has_finished(self, lane: int) -> bool:
+        """Whether a source has come to its end without giving up."""
+        return self._is_finished(lane) and lane not in self.errors
+
     def next(self, worker: int) -> TrialSpec | None:
         """The next trial of the source with the fewest at work, or of the first other one that has any."""
         for lane in sorted(self._going(), key=lambda lane: len(self._sources[lane].live)):

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
+
+from automl.errors import InterruptedSearch
+
+
+class Halt(NamedTuple):
+    """Why no trial should go on, in words, and what the run ends with then."""
+
+    reason: str
+    ending: type[InterruptedSearch] = InterruptedSearch
 
 
 class StopRequest:

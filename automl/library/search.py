@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from automl.errors import InterruptedSearch, TimeIsUp
+from automl.errors import BudgetSpent, InterruptedSearch, TimeIsUp
 from automl.execution.stop import StopRequest
 from automl.library.document import document_of, mistake, named, read, with_columns
 from automl.library.given import holds_rows, is_mixture, keep_model, keep_rows
@@ -51,6 +51,7 @@ def search(
     seed: int | None = None,
     time: float | str | None = None,
     max_steps: int | None = None,
+    budget: Options | None = None,
     max_failed_trials: int | None = None,
     keep: int | None = None,
     importance: bool | None = None,
@@ -140,7 +141,7 @@ def _run(spec: SweepSpec, *, allow_space_change: bool, show_progress: bool) -> S
     try:
         watched(work, stop, lambda: observer.line, show=show_progress)
     except InterruptedSearch as end:
-        if not (stop.reason or isinstance(end, TimeIsUp)):
+        if not (stop.reason or isinstance(end, TimeIsUp | BudgetSpent)):
             raise
         logger.warning("%s", end)
         return study

@@ -21,12 +21,13 @@ LINES = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Sums over some trials: optimizer steps, training seconds, non-padding training tokens."""
+    """Sums over some trials: optimizer steps, training seconds, non-padding training tokens, rows trained on."""
 
     trials: int
     steps: int
     seconds: float
     tokens: int
+    examples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,18 +152,20 @@ def _cost(trials: Iterable[TrialRow]) -> Cost:
         steps=sum(trial.steps for trial in listed),
         seconds=sum(trial.seconds for trial in listed),
         tokens=sum(trial.tokens for trial in listed),
+        examples=sum(trial.examples for trial in listed),
     )
 
 
 def _saved(pruned: Sequence[TrialRow], full: int) -> Cost:
-    steps = seconds = tokens = 0.0
+    steps = seconds = tokens = examples = 0.0
     for trial in pruned:
         rest = max(0, full - trial.steps)
         steps += rest
         if trial.steps:
             seconds += rest * trial.seconds / trial.steps
             tokens += rest * trial.tokens / trial.steps
-    return Cost(trials=len(pruned), steps=int(steps), seconds=seconds, tokens=int(tokens))
+            examples += rest * trial.examples / trial.steps
+    return Cost(trials=len(pruned), steps=int(steps), seconds=seconds, tokens=int(tokens), examples=int(examples))
 
 
 def _group(frame: StudyFrame, label: str, trials: Sequence[TrialRow]) -> Group:

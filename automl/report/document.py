@@ -52,6 +52,7 @@ def document(frame: StudyFrame, found: Findings) -> dict[str, Any]:
         "modules": [asdict(module) for module in frame.module_importance],
         "suggestion": asdict(frame.suggestion) if frame.suggestion else None,
         "spending": asdict(spending(frame)),
+        "spent": frame.spending.as_dict(),
         "failures": {reason: [trial.number for trial in trials] for reason, trials in failures(frame).items()},
         "recipe": asdict(made) if made else None,
         "ground": dict(frame.ground),

@@ -11,6 +11,7 @@ from automl import ranking
 from automl.metric import Direction
 from automl.results.parameter_importance import ParameterImportance
 from automl.results.rank_gate import RankGate
+from automl.results.spending import UNKNOWN, Spending
 from automl.space.spec import Parameter
 from automl.storage.squeezes import SqueezeRow
 from automl.storage.trials import TrialRow, counts_of
@@ -173,6 +174,7 @@ class StudyFrame:
     trials: by number, with their curves; value: at the last measurement, of one that has not ended too.
     metrics: names of what is measured beside the objective.
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
+    spending: time of devices, tokens, examples and money, beside the budget.
     squeeze: what was found of smaller sizes of the winner's adapter, None if nobody has looked.
     gate: whether the rank binds; None for a table of curves. also_minimize: the second objective, trainable_params or
     seconds or forgetting, empty if there is one only. keep: the metric whose loss on other text is forgetting, empty if
@@ -210,6 +212,7 @@ class StudyFrame:
     keep: str = ""
     forgetting_limit: float | None = None
     metrics: tuple[str, ...] = ()
+    spending: Spending = UNKNOWN
 
     @property
     def counts(self) -> dict[str, int]:

@@ -22,10 +22,12 @@ from automl.results.curves import with_curves
 from automl.results.parameter_importance import parameter_importance
 from automl.results.rank_gate import rank_gate
 from automl.results.recorded import GROUND, recorded_baseline
+from automl.results.spending import Spending
 from automl.results.squeezed import squeeze_of
 from automl.space.constraints import upper_limit
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.runs import last_run
+from automl.storage.spending import spent_by
 from automl.storage.sql import Database
 from automl.storage.trials import list_trials, with_metrics
 from automl.storage.verification import latest
@@ -77,6 +79,7 @@ def read_frame(
         also_minimize=spec.search.also_minimize or "",
         keep=spec.keep.metric if spec.keep is not None else "",
         forgetting_limit=_limit(space),
+        spending=Spending(spent=spent_by(database, [spec.study])[spec.study], budget=spec.search.budget),
     )
 
 

@@ -27,6 +27,7 @@ from automl.report.wording import (
     signed,
 )
 from automl.results.early_ends import early_ends_text
+from automl.results.spending import saved_text
 from automl.space.spec import CategoricalParameter, Parameter
 from automl.storage.trials import TrialRow
 
@@ -321,20 +322,36 @@ def _spent(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     rows = [(_STATES[state], cost) for state, cost in costs.by_state.items()]
     rows += [("all", costs.total), ("saved by stopping early", costs.saved)]
     yield Table(
-        ("", ">trials", ">steps", ">training time", ">tokens"),
+        ("", ">trials", ">steps", ">training time", ">tokens", ">examples"),
         tuple(
-            (name, number(cost.trials), number(cost.steps), duration(cost.seconds), number(cost.tokens))
+            (
+                name,
+                *map(number, (cost.trials, cost.steps)),
+                duration(cost.seconds),
+                *map(number, (cost.tokens, cost.examples)),
+            )
             for name, cost in rows
         ),
-        "Training time is summed over workers and leaves evaluation out. Saved time and tokens are estimated from each"
-        " trial's own pace"
+        "Training time is summed over workers and leaves evaluation out. Saved time, tokens and examples are estimated"
+        " from each trial's own pace"
         + ("." if costs.share is None else f"; {percent(costs.share)} of the steps were not needed."),
     )
     if early := early_ends_text(frame.trials, frame.planned_steps):
         yield Text(f"{early}.")
+    yield from _paid(frame, costs.saved.seconds / costs.total.seconds if costs.total.seconds else 0.0)
     again = sum(max(0, trial.attempts - 1) for trial in frame.trials)
     if again:
         yield Text(f"{counted(again, 'hand-out')} of a trial was repeated after a worker or driver was lost.")
+
+
+def _paid(frame: StudyFrame, saved: float) -> Iterator[Block]:
+    """saved: training time that stopping early saved, over that which was spent."""
+    if text := saved_text(frame.spending, saved):
+        yield Text(sentence(text))
+        yield Text(
+            f"In all: {frame.spending}. Time of devices runs from when workers were asked for to when they had gone, in"
+            " all runs; so evaluations, waiting and failed trials are in it. What pruning saved is estimated."
+        )
 
 
 def _failures(frame: StudyFrame, found: Findings) -> Iterator[Block]:

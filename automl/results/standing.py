@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from automl.errors import ConfigError
+from automl.results.spending import NO_BUDGET, Spending
 from automl.space.load import parse_space
 from automl.space.spec import SearchSettings
 from automl.storage.overview import StudyTotals
@@ -17,7 +18,7 @@ from automl.storage.trial_pages import Standing, standing
 from automl.study.outcome import EXHAUSTED, STALLED
 from automl.study.outlook import Outlook, outlook
 
-__all__ = ["Outlook", "outlook_of"]
+__all__ = ["Outlook", "outlook_of", "spending_of"]
 
 _STARTED = ("RUNNING", "PARKED", "COMPLETE", "PRUNED", "FAIL")
 _UNFINISHED = ("RUNNING", "PARKED")
@@ -40,6 +41,12 @@ def outlook_of(database: Database, totals: StudyTotals) -> Outlook | None:
         unfinished=_by_step(known, _UNFINISHED),
         to_come=0 if has_enough else max(0, left),
     )
+
+
+def spending_of(database: Database, totals: StudyTotals) -> Spending:
+    """What the study has spent, beside the budget of the file that it was driven with last."""
+    settings = _settings(database.store(totals.study).sweep().space_text)
+    return Spending(spent=totals.spent, budget=NO_BUDGET if settings is None else settings.budget)
 
 
 def _starts_no_more(database: Database, totals: StudyTotals, settings: SearchSettings) -> bool:

@@ -14,10 +14,12 @@ from automl.metric import METRICS, Direction
 from automl.results.early_ends import early_ends_text
 from automl.results.folders import study_folder
 from automl.results.recorded import GROUND, recorded_baseline, recorded_space
+from automl.results.spending import UNKNOWN, Spending
 from automl.results.squeezed import squeeze_document, squeeze_headline, squeeze_of, squeezed_adapter
 from automl.space.assemble import assemble
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
+from automl.storage.spending import spent_by
 from automl.storage.sql import Database, mask_url
 from automl.storage.squeezes import SqueezeRow
 from automl.storage.trials import TrialRow, counts_of, list_trials, with_metrics
@@ -39,6 +41,7 @@ class Summary:
     spent_steps: optimizer steps of all trials.
     full_steps: what the same trials would have taken without pruning.
     early_ends: how many trials ended themselves, why, and what that saved, in words; empty if none did.
+    spending: time of devices, tokens, examples and money, beside the budget.
     patience: trials without a better value after which the search ended before its budget was spent, None if it did
         not.
     exhausted: number of configurations of a finite space of which none was left to try, None if there were more.
@@ -70,6 +73,7 @@ class Summary:
     notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     early_ends: str = ""
+    spending: Spending = UNKNOWN
 
     @property
     def ranked(self) -> list[TrialRow]:
@@ -107,6 +111,7 @@ class Summary:
             "full_steps": self.full_steps,
             "early_ends": self.early_ends,
             "training_seconds": round(self.seconds, 3),
+            "spent": self.spending.as_dict(),
             "database": self.database,
             "folder": self.folder,
             "ended_by_patience": self.patience,
@@ -149,6 +154,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         notes=tuple((store.last_event(GROUND) or {}).get("notes", ())),
         metrics=beside,
         early_ends=early_ends_text(rows, spec.search.steps),
+        spending=Spending(spent=spent_by(database, [spec.study])[spec.study], budget=spec.search.budget),
     )
 
 
@@ -234,6 +240,7 @@ def markdown(summary: Summary) -> str:
         f"- training steps: {summary.spent_steps:,} of {summary.full_steps:,} that these trials would take unpruned",
         *([f"- of these, {summary.early_ends}"] if summary.early_ends else []),
         f"- training time, summed over workers: {summary.seconds:,.0f} s",
+        f"- spent: {summary.spending}",
         f"- database: `{summary.database}`",
         f"- adapter: `{summary.best.adapter if summary.best else 'none'}`",
         *(f"- data: {note}" for note in summary.notes),

@@ -118,9 +118,9 @@ class Job(ABC):
 
 
 def was_cut_short(job: Job) -> bool:
-    """Whether a search that says it was interrupted has more to do: all but one whose own `search.time` is over."""
+    """Whether a search that says it was interrupted has more to do: not one whose own time or budget is spent."""
     run = last_run(job.database, job.study) if job.study else None
-    return run is None or run.ended is not RunEnd.TIME
+    return run is None or run.ended not in (RunEnd.TIME, RunEnd.BUDGET)
 
 
 def trials_ended(job: Job) -> int:

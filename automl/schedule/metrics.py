@@ -20,12 +20,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from automl.errors import ResourceError, StorageError
-from automl.results.standing import Outlook, outlook_of
+from automl.results.spending import Spending, accounts
+from automl.results.standing import Outlook, outlook_of, spending_of
 from automl.schedule.cron import next_slots
 from automl.schedule.options import schedule_problem
 from automl.storage.jobs import Schedule
 from automl.storage.operations import Operations, read_operations
-from automl.storage.overview import study_totals
+from automl.storage.overview import StudyTotals, study_totals
 from automl.storage.schedules import list_schedules
 from automl.storage.sql import Database
 
@@ -50,12 +51,14 @@ class ServiceCollector(Collector):
         try:
             found = read_operations(self._database)
             schedules = list_schedules(self._database)
-            outlooks = _outlooks(self._database, found)
+            totals = study_totals(self._database, [each.study for each in found.driven])
+            outlooks = _outlooks(self._database, totals)
+            spendings = {each.study: spending_of(self._database, each) for each in totals}
         except StorageError:
             yield _gauge("automl_up", "1 if the database answers", 0.0)
             return
         yield _gauge("automl_up", "1 if the database answers", 1.0)
-        yield from _families(found, schedules, outlooks)
+        yield from _families(found, schedules, outlooks, spendings)
 
 
 @contextmanager
@@ -80,7 +83,12 @@ def serving(database: Database, port: int) -> Iterator[int]:
         thread.join()
 
 
-def _families(found: Operations, schedules: Sequence[Schedule], outlooks: Mapping[str, Outlook]) -> Iterator[Metric]:
+def _families(
+    found: Operations,
+    schedules: Sequence[Schedule],
+    outlooks: Mapping[str, Outlook],
+    spendings: Mapping[str, Spending],
+) -> Iterator[Metric]:
     unreadable = {schedule.name for schedule in schedules if schedule_problem(schedule)}
     due = _next_slots([schedule for schedule in schedules if schedule.name not in unreadable], found.at)
     yield _gauge("automl_studies", "Studies in the database", float(found.studies))
@@ -93,6 +101,7 @@ def _families(found: Operations, schedules: Sequence[Schedule], outlooks: Mappin
     yield _labelled("automl_study_steps", "Training steps so far, of studies being driven", ("study",), steps)
     left = {(study,): each.left for study, each in outlooks.items()}
     yield _labelled("automl_study_steps_left", "Training steps to come, a guess", ("study",), left)
+    yield from _spending(spendings)
     leases = {(each.study,): each.lease_seconds for each in found.driven}
     yield _labelled("automl_lease_seconds", "Until a driver's lease ends unless renewed", ("study",), leases)
     yield _labelled("automl_queue_length", "Waiting to be run", ("kind",), {(k,): v for k, v in found.queued.items()})
@@ -112,8 +121,26 @@ def _families(found: Operations, schedules: Sequence[Schedule], outlooks: Mappin
     yield _labelled("automl_scheduler_silent_seconds", "Since a scheduler's last heartbeat", ("scheduler",), silent)
 
 
-def _outlooks(database: Database, found: Operations) -> dict[str, Outlook]:
-    totals = study_totals(database, [each.study for each in found.driven])
+def _spending(spendings: Mapping[str, Spending]) -> Iterator[Metric]:
+    """What studies being driven have spent in all their runs, and how much of their budget that is."""
+    spent = {study: each.spent for study, each in spendings.items()}
+    seconds = {(study,): each.device_seconds or 0.0 for study, each in spent.items()}
+    yield _labelled("automl_study_device_seconds", "For which devices were held, all together", ("study",), seconds)
+    tokens = {(study,): each.tokens for study, each in spent.items()}
+    yield _labelled("automl_study_tokens", "Training tokens of all trials", ("study",), tokens)
+    examples = {(study,): each.examples for study, each in spent.items()}
+    yield _labelled("automl_study_examples", "Rows trained on by all trials", ("study",), examples)
+    money = {(study, each.currency): each.cost for study, each in spent.items() if each.cost is not None}
+    yield _labelled("automl_study_cost", "Money for the time of devices", ("study", "currency"), money)
+    shares = {
+        (study, account.key): account.spent / account.limit
+        for study, each in spendings.items()
+        for account in accounts(each.budget, each.spent)
+    }
+    yield _labelled("automl_study_budget_share", "Part of a budget that is spent", ("study", "budget"), shares)
+
+
+def _outlooks(database: Database, totals: Sequence[StudyTotals]) -> dict[str, Outlook]:
     known = {each.study: outlook_of(database, each) for each in totals}
     return {study: each for study, each in known.items() if each is not None}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from automl.errors import SpaceChangedError
 from automl.results.recorded import recorded_space
 from automl.space.spec import SweepSpec
+from automl.storage.spending import spent_by
 from automl.storage.sql import Database
 from automl.study.continuing import objectives_of, refuse_unfit
 
@@ -27,7 +28,18 @@ def hindrance(database: Database, spec: SweepSpec) -> str:
         refuse_unfit(database.optuna_storage(), spec.study, space=space, objectives=objectives, directions=directions)
     except SpaceChangedError as reason:
         return str(reason)
-    return ""
+    return _other_currency(database, spec)
+
+
+def _other_currency(database: Database, spec: SweepSpec) -> str:
+    """Money in two currencies cannot be added."""
+    cost, paid = spec.search.budget.cost, spent_by(database, [spec.study])[spec.study].currency
+    if cost is None or paid in (None, cost.currency):
+        return ""
+    return (
+        f"study {spec.study!r} was paid for in {paid}, and search.budget.cost.currency is {cost.currency};"
+        f" write the price and its limit in {paid}, or choose another study name"
+    )
 
 
 def _missing(spec: SweepSpec) -> Iterator[str]:

@@ -36,6 +36,11 @@ class Layout:
         return int(self.device == "cuda")
 
     @property
+    def devices(self) -> int:
+        """Devices that are held while there are workers: GPUs, or on CPUs processes."""
+        return self.workers * self.shards
+
+    @property
     def each(self) -> str:
         """What a worker consists of, for a person."""
         group = f"{self.shards} processes x " if self.shards > 1 else ""

@@ -20,6 +20,7 @@ from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.inventory import linear_layers
 from automl.packed.memory import available_bytes
+from automl.setup.affordable import Need, most_steps, needs, spent_before
 from automl.setup.database_check import database_remarks
 from automl.setup.evaluation import in_words, measured_rows, whole_evaluation
 from automl.setup.hosts import build_host
@@ -29,7 +30,6 @@ from automl.setup.prepare import Inputs
 from automl.setup.room import shortages
 from automl.setup.setup import set_up
 from automl.space.extremes import corners, extremes, highest, methods_of, target_names
-from automl.space.points import count_configurations, grid_values, values
 from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
 from automl.study.pruning import expected_share
 from automl.tasks import make_task
@@ -86,6 +86,7 @@ class SweepPlan:
     evaluations: whole ones that the measurements of a full trial amount to.
     evaluation_rows: in a whole evaluation. most_steps: training steps of the search if nothing is pruned.
     verification_trainings: in the verification that follows the search, at most, rank patterns aside; 0 if none does.
+    needs: what the search takes of its budgets; of hours and money nothing without a probe.
     """
 
     study: str
@@ -112,6 +113,7 @@ class SweepPlan:
     pruned_share: float | None
     probe: Probe | None
     advice: tuple[str, ...]
+    needs: tuple[Need, ...] = ()
 
     @property
     def unpruned_seconds(self) -> float | None:
@@ -179,6 +181,7 @@ class SweepPlan:
         yield f"each worker trains {self.packing}"
         yield from self._steps()
         yield from self._time()
+        yield from (f"budget: {need}" for need in self.needs)
         yield from (f"advice: {text}" for text in self.advice)
 
     def _corners(self) -> Iterator[str]:
@@ -228,7 +231,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
     setup = set_up(spec, cache, is_thorough=probe)
     spec, inputs, layout, packing = setup.spec, setup.inputs, setup.layout, setup.packing
     rows = whole_evaluation(spec, inputs)
-    return SweepPlan(
+    plan = SweepPlan(
         study=spec.study,
         model=inputs.backbone.path,
         architecture=inputs.backbone.architecture,
@@ -241,7 +244,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         measured=in_words(spec.search),
         evaluations=measured_rows(spec, rows) / rows,
         evaluation_rows=rows,
-        most_steps=_most_steps(spec, inputs.space),
+        most_steps=most_steps(spec, inputs.space),
         verification_trainings=_verification_trainings(spec, inputs),
         parameters=tuple(map(describe, inputs.space.parameters)),
         constraints=tuple(each.expression for each in (*inputs.space.constraints, *inputs.space.measured)),
@@ -254,14 +257,14 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         probe=_probe(inputs, setup.worker_settings()) if probe and layout.shards == 1 else None,
         advice=(*remarks, *inputs.advice, *shortages(setup), *packing_warnings(spec, inputs, layout, packing)),
     )
+    return _with_needs(plan, spec, inputs)
 
 
-def _most_steps(spec: SweepSpec, space: SearchSpace) -> int:
-    """Training steps of the search without pruning, for all trials or configurations, within `max_steps`."""
-    search = spec.search
-    count = count_configurations(space, grid_values if search.sampler == "grid" else values)
-    trials = search.trials if count is None or not space.parameters else min(search.trials, count)
-    return min(trials * search.steps, search.max_steps or sys.maxsize)
+def _with_needs(plan: SweepPlan, spec: SweepSpec, inputs: Inputs) -> SweepPlan:
+    """The plan with what the search takes of its budgets, and what is said of those that are too small."""
+    seconds, devices = plan.unpruned_seconds, plan.layout.devices
+    found = tuple(needs(spec, inputs, seconds=seconds, devices=devices, spent=spent_before(spec)))
+    return replace(plan, needs=found, advice=(*plan.advice, *(need.advice for need in found if need.is_too_much)))
 
 
 def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:

@@ -319,6 +319,8 @@ def _check_table(task: TableTask, problems: Problems) -> None:
     for name in ("model", "space", "fixed", "targets", "enqueue", "constraints"):
         if problems.is_given((name,)):
             problems.at_key((name,), "is not used by a task of type table, whose columns are searched; remove it")
+    if problems.is_given(("search", "budget")):
+        problems.at_key(("search", "budget"), "is not used by a task of type table, which trains nothing; remove it")
     if task.metric is not None and (task.metric not in METRICS or is_own(task.metric)):
         problems.at_value(("task", "metric"), unknown("metric", task.metric, METRICS))
 

@@ -19,7 +19,7 @@ from automl.space.options import TaskOptions
 from automl.space.read import Sections, read_sections
 from automl.space.schema import RunSection, SpaceFile
 from automl.space.schema_data import DataSection, PartSection, PlaceSection
-from automl.space.schema_search import SearchSection, parse_seconds
+from automl.space.schema_search import BudgetSection, SearchSection, parse_seconds
 from automl.space.schema_space import FixedSection
 from automl.space.schema_task import (
     KeepSection,
@@ -32,6 +32,8 @@ from automl.space.schema_task import (
 from automl.space.several import TASKS_KEY, documents_of, is_several, with_tasks
 from automl.space.spec import (
     EVALUATE_EVERY,
+    BudgetSettings,
+    CostSettings,
     DataPart,
     DataSettings,
     HarnessTask,
@@ -296,6 +298,7 @@ def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> Se
         seed=section.seed,
         max_seconds=section.time,
         max_steps=section.max_steps,
+        budget=_budget(section.budget),
         max_failed_trials=section.max_failed_trials,
         keep=section.keep,
         importance=section.importance,
@@ -310,6 +313,13 @@ def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> Se
 
 def _stops_early(section: SearchSection) -> bool:
     return section.checkpoint == "best" and section.early_stopping is not False
+
+
+def _budget(section: BudgetSection | None) -> BudgetSettings:
+    if section is None:
+        return BudgetSettings()
+    cost = None if section.cost is None else CostSettings(**dict(section.cost))
+    return BudgetSettings(**{**dict(section), "cost": cost})
 
 
 def _run(section: RunSection) -> RunSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from automl.space.entries import PRUNERS, SAMPLERS
 from automl.space.named import SectionOf
@@ -41,12 +41,48 @@ Seconds = Annotated[
 ]
 
 
+def _currency(value: str) -> str:
+    if not re.fullmatch(r"[A-Z]{3}", value):
+        raise mistake("value", "is not a currency; write its code of three capital letters, such as EUR or USD")
+    return value
+
+
 Squeeze = Annotated[
     Literal["auto", "off"],
     BeforeValidator(lambda given: {True: "auto", False: "off"}[given] if isinstance(given, bool) else given),
     WithJsonSchema({"enum": ["auto", "off", True, False]}),
 ]
 """An unquoted off is refused as ambiguous where the file is read, so that false must do."""
+
+
+class CostSection(Section):
+    """What devices cost, and how much of it may be spent."""
+
+    per_gpu_hour: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+    """Price of a device for an hour."""
+    limit: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+    """Most that the search may cost."""
+    currency: Annotated[str, AfterValidator(_currency)] = "EUR"
+    """Of both: a code of three capital letters."""
+
+
+class BudgetSection(Section):
+    """What the whole search may spend beside trials and time. Each is counted over all runs of the study."""
+
+    gpu_hours: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] | None = None
+    """Hours of devices: each GPU, or on CPUs each worker, from when workers are asked for to when they have gone."""
+    tokens: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    """Training tokens of all trials, padding left out."""
+    examples: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    """Rows trained on by all trials, as often as each is."""
+    cost: CostSection | None = None
+    """Money for the hours of devices."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> BudgetSection:
+        if not any(value is not None for _, value in self):
+            raise mistake("section", f"says nothing; write one or more of {', '.join(type(self).model_fields)}")
+        return self
 
 
 class SearchSection(Section):
@@ -72,6 +108,8 @@ class SearchSection(Section):
     """Wall clock, in seconds or as 2h, 30m, 1h30m."""
     max_steps: Annotated[int, Field(ge=1, le=10**12)] | None = None
     """Training steps of all trials together."""
+    budget: BudgetSection | None = None
+    """What all trials together may spend: hours of devices, tokens, examples, money."""
     max_failed_trials: Annotated[int, Field(ge=0, le=100_000)] = 10
     """Failed trials that are replaced before the search gives up."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 3

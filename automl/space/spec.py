@@ -264,6 +264,25 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CostSettings:
+    """Price of a device for an hour, and most that may be spent, both in one currency (a code such as EUR)."""
+
+    per_gpu_hour: float
+    limit: float
+    currency: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSettings:
+    """What all runs of a search may spend together; None = without end. tokens: of training, without padding."""
+
+    gpu_hours: float | None = None
+    tokens: int | None = None
+    examples: int | None = None
+    cost: CostSettings | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSettings:
     """How the space is searched and when the search ends.
 
@@ -273,6 +292,7 @@ class SearchSettings:
     evaluations: (step, rows) of each measurement; empty = all evaluation rows at every multiple of evaluate_every; None
         = to be chosen by `automl.setup.evaluation` when model and data are known.
     max_seconds, max_steps: further budgets (None = none); max_steps counts training steps of all trials.
+    budget: what else may not be exceeded (`automl.sweep.meter`); the studies of one file share it.
     keep: adapters that stay on disk.
     importance: measure that of modules while trials train.
     squeeze: auto: measure the winner's adapter at smaller sizes when the search ends; off: do not.
@@ -294,6 +314,7 @@ class SearchSettings:
     seed: int = 0
     max_seconds: float | None = None
     max_steps: int | None = None
+    budget: BudgetSettings = BudgetSettings()
     max_failed_trials: int = 10
     keep: int = 3
     importance: bool = True

@@ -32,6 +32,7 @@ class RunEnd(StrEnum):
 
     FINISHED = "finished"  # its budget is spent, nothing is left to try, or nothing better came for long enough
     TIME = "time"  # its search.time is over
+    BUDGET = "budget"  # its search.budget is spent
     STOPPED = "stopped"  # by a signal
     INTERRUPTED = "interrupted"  # its workers were lost: the cluster went away
     FAILED = "failed"

@@ -19,6 +19,7 @@ from automl.metric import METRICS, Direction, as_loss
 from automl.storage.lease import drivers, holds
 from automl.storage.ranking import filled
 from automl.storage.runs import RunRow, StudyState, last_runs, study_state
+from automl.storage.spending import NOTHING, Spent, spent_in
 from automl.storage.sql import Database
 from automl.storage.tables import Now, sweeps
 from automl.storage.trials import STATE
@@ -41,8 +42,8 @@ class VerificationState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyTotals:
     """A study in numbers. counts: trials by state, parked ones as PARKED. best: objective of the best COMPLETE trial on
-    validation rows. steps, seconds, tokens: trained so far, by all trials. driver: who holds the lease, None if nobody
-    does. last_run: what the latest run was to do, and how it ended.
+    validation rows. steps, seconds, tokens: trained so far, by all trials. spent: with time of devices and money.
+    driver: who holds the lease, None if nobody does. last_run: what the latest run was to do, and how it ended.
 
     Sums made in SQL, for pages of many studies; `automl.results.summary.Summary` is a study read with its trials.
     """
@@ -63,6 +64,7 @@ class StudyTotals:
     started_at: datetime | None = None
     last_at: datetime | None = None
     verification: VerificationState | None = None
+    spent: Spent = NOTHING
 
     @property
     def state(self) -> StudyState:
@@ -158,6 +160,7 @@ class _Known:
         self._about = _by_study(connection, _ABOUT, studies)
         self._best = _by_study(connection, _BEST, studies)
         self._spent = _by_study(connection, _SPENT, studies)
+        self._paid = spent_in(connection, studies)
         self._verified = _by_study(connection, _VERIFIED, studies)
         self._runs = last_runs(connection, studies)
         self._states: dict[str, list[Row[Any]]] = defaultdict(list)
@@ -187,6 +190,7 @@ class _Known:
             tokens=int(spent.tokens) if spent is not None else 0,
             started_at=min((at for each in states if (at := instant(each.started))), default=None),
             last_at=max((at for each in states if (at := instant(each.ended))), default=None),
+            spent=self._paid[name],
             verification=None if verified is None else _verification(verified),
         )
 

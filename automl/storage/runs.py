@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
@@ -15,6 +15,14 @@ from automl.storage.base import RunEnd
 from automl.storage.connect import Guard
 from automl.storage.sql import Database
 from automl.storage.tables import Now, runs
+
+
+class Price(NamedTuple):
+    """What a device costs for an hour. currency: a code of three letters."""
+
+    price: float
+    currency: str
+
 
 StudyState = Literal["running", "finished", "stopped"]
 
@@ -68,15 +76,21 @@ class RunLog:
         self.has_trained = False
         self._guard = guard
 
-    def begin(self, *, trials: int, steps: int, metric: str) -> None:
-        """Record what the run is to do."""
+    def begin(self, *, trials: int, steps: int, metric: str, price: Price | None = None) -> None:
+        """Record what the run is to do, and what it pays for a device."""
         row = {"study_name": self._study, "run": self.run, "trials": trials, "steps": steps, "metric": metric}
+        row |= {} if price is None else price._asdict()
 
         def write(connection: Connection) -> None:
             if connection.execute(select(runs.c.run).where(*self._mine())).first() is None:  # else it is repeated
                 connection.execute(insert(runs).values(row | {"started_at": Now()}))
 
         self._write("record a run", write)
+
+    def spend(self, device_seconds: float) -> None:
+        """Record for how long devices have been held by now, all of them together."""
+        statement = update(runs).where(*self._mine()).values(device_seconds=device_seconds)
+        self._write("record the time of devices", lambda connection: connection.execute(statement))
 
     def end(self, how: RunEnd) -> None:
         """Record how it ended; the first end stays."""

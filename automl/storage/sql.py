@@ -223,7 +223,7 @@ class SqlStore(ResultStore):
     def measurements(self, trial: int | None = None) -> list[Measurement]:
         table, values = measurements, metric_values
         query = (
-            select(table.c.trial, table.c.step, table.c.seconds, table.c.tokens, table.c.adapter)
+            select(table.c.trial, table.c.step, table.c.seconds, table.c.tokens, table.c.examples, table.c.adapter)
             .add_columns(values.c.metric, values.c.value)
             .outerjoin_from(table, values, _same_measurement(table, values))
         )
@@ -353,6 +353,7 @@ def _insert_measurements(connection: Connection, study: str, fresh: Sequence[Mea
             "step": measurement.step,
             "seconds": measurement.seconds,
             "tokens": measurement.tokens,
+            "examples": measurement.examples,
             "adapter": measurement.adapter,
         }
         for measurement in fresh
@@ -383,6 +384,7 @@ def _measurement(rows: Sequence[Row[Any]]) -> Measurement:
         metrics={row.metric: row.value for row in rows if row.metric is not None},
         seconds=first.seconds,
         tokens=first.tokens,
+        examples=first.examples or 0,
         adapter=first.adapter,
     )
 

@@ -124,10 +124,18 @@ runs = Table(
     Column("started_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
     Column("ended", String(16)),
+    Column("device_seconds", Float(53)),
+    Column("price", Float(53)),
+    Column("currency", String(8)),
     CheckConstraint("run >= 1", name="run"),
     CheckConstraint("trials >= 0 AND steps >= 0", name="counts"),
     CheckConstraint(f"ended IS NULL OR ended IN ({_listed(RunEnd)})", name="ended"),
     CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended_at"),
+    CheckConstraint(
+        f"device_seconds IS NULL OR (device_seconds >= 0 AND device_seconds {_FINITE})", name="device_seconds"
+    ),
+    CheckConstraint(f"price IS NULL OR (price > 0 AND price {_FINITE})", name="price"),
+    CheckConstraint("(price IS NULL) = (currency IS NULL)", name="currency"),
 )
 
 attempts = Table(
@@ -158,6 +166,7 @@ measurements = Table(
     Column("tokens", BigInteger, nullable=False),
     Column("adapter", Text),
     Column("at", UtcDateTime, nullable=False),
+    Column("examples", BigInteger),
     CheckConstraint("step >= 0", name="step"),
     CheckConstraint(f"seconds >= 0 AND seconds {_FINITE}", name="seconds"),
     CheckConstraint("tokens >= 0", name="tokens"),

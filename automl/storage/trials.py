@@ -36,7 +36,7 @@ class TrialRow:
     value: objective at the last measurement of an ended trial, or at its best checkpoint; None otherwise.
     checkpoint: the best one, of a complete trial that is worth it, else None.
     size: for a complete trial, what is minimised beside it (`search.also_minimize`), else None.
-    steps, seconds, tokens: trained so far, up to the last measurement.
+    steps, seconds, tokens, examples: trained so far, up to the last measurement.
     adapter: folder of its adapter, if that is still kept.
     trainable_params: LoRA and head, None if unknown.
     forgetting: by how much it is worse on the rows of `keep:` than the untuned model; None if that was not measured.
@@ -61,6 +61,7 @@ class TrialRow:
     size: float | None = None
     is_parked: bool = False
     tokens: int = 0
+    examples: int = 0
     attempts: int = 0
     checkpoint: BestCheckpoint | None = None
     curve: tuple[CurvePoint, ...] = ()
@@ -118,12 +119,13 @@ WHERE {chosen} ORDER BY p.param_id"""
 
 _ATTRIBUTES = """
 SELECT p.trial_id, p.key, p.value_json FROM trial_user_attributes p
-WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'stop_reason', 'trainable_params', 'forgetting', 'error',
+WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'examples', 'stop_reason', 'trainable_params', 'forgetting', 'error',
   'best_checkpoint')"""
 
 # Seconds and tokens grow with the step, so the row of a trial's last step holds what it has cost.
 _SPENT = """
-SELECT p.trial, MAX(p.seconds) AS seconds, MAX(p.tokens) AS tokens FROM automl_measurements p
+SELECT p.trial, MAX(p.seconds) AS seconds, MAX(p.tokens) AS tokens, COALESCE(MAX(p.examples), 0) AS examples
+FROM automl_measurements p
 WHERE p.study_name = :study AND {chosen} GROUP BY p.trial"""
 
 _METRICS = """
@@ -228,6 +230,7 @@ def _completed(connection: Connection, study: str, rows: _Outlines, *, all_of: i
             params=params[trial_id],
             seconds=known[trial_id].get("seconds", 0.0),
             tokens=known[trial_id].get("tokens", 0),
+            examples=known[trial_id].get("examples", 0),
             stop_reason=known[trial_id].get("stop_reason"),
             adapter=adapters.get(row.number),
             attempts=attempts.get(row.number, 0),
@@ -254,7 +257,7 @@ def _chosen(connection: Connection, query: str, ids: Sequence[int], all_of: int 
 
 
 def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Seconds and tokens of trials that have not ended, by number."""
+    """Seconds, tokens and examples of trials that have not ended, by number."""
     if not numbers:
         return {}
     if len(numbers) > _FEW:
@@ -262,7 +265,7 @@ def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[i
     else:
         few = text(_SPENT.format(chosen="p.trial IN :numbers")).bindparams(bindparam("numbers", expanding=True))
         rows = connection.execute(few, {"study": study, "numbers": numbers})
-    return {row.trial: {"seconds": row.seconds, "tokens": row.tokens} for row in rows}
+    return {row.trial: {"seconds": row.seconds, "tokens": row.tokens, "examples": row.examples} for row in rows}
 
 
 def _whole(value: Any) -> int | None:

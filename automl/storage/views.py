@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from automl.storage.ranking import better, loss
 
-VIEWS = ("automl_leaderboard", "automl_curves", "automl_spent")
+VIEWS = ("automl_leaderboard", "automl_curves", "automl_spent", "automl_costs")
 
 # Optuna keeps a parameter as a number and a distribution; for a categorical one the number is an index. A value is
 # decoded to JSON, so that numbers, booleans and text stay what they were.
@@ -36,8 +36,11 @@ WITH curve AS (
   SELECT trial_id, MIN(intermediate_value) AS low, MAX(intermediate_value) AS high
   FROM trial_intermediate_values WHERE intermediate_value_type = 'FINITE' GROUP BY trial_id
 ), cost AS (
-  SELECT study_name, trial, MAX(step) AS steps, MAX(seconds) AS seconds, MAX(tokens) AS tokens
+  SELECT study_name, trial, MAX(step) AS steps, MAX(seconds) AS seconds, MAX(tokens) AS tokens,
+    MAX(examples) AS examples
   FROM automl_measurements GROUP BY study_name, trial
+), whole AS (
+  SELECT study_name, SUM(seconds) AS seconds FROM cost GROUP BY study_name
 ), handed AS (
   SELECT study_name, trial, COUNT(*) AS attempts FROM automl_attempts GROUP BY study_name, trial
 ), chosen AS (
@@ -59,7 +62,10 @@ SELECT
   REPLACE(r.value_json, '"', '') AS stop_reason,
   chosen.params,
   a.path AS adapter,
-  CAST(f.value_json AS DOUBLE PRECISION) AS forgetting
+  CAST(f.value_json AS DOUBLE PRECISION) AS forgetting,
+  cost.examples,
+  CASE WHEN whole.seconds > 0 THEN c.device_seconds * cost.seconds / whole.seconds END AS device_seconds,
+  CASE WHEN whole.seconds > 0 THEN c.cost * cost.seconds / whole.seconds END AS cost
 FROM trials t
 JOIN studies s ON s.study_id = t.study_id
 JOIN study_directions d ON d.study_id = t.study_id AND d.objective = 0
@@ -69,6 +75,8 @@ LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = 'stop_r
 LEFT JOIN trial_user_attributes f ON f.trial_id = t.trial_id AND f.key = 'forgetting'
 LEFT JOIN curve ON curve.trial_id = t.trial_id
 LEFT JOIN cost ON cost.study_name = s.study_name AND cost.trial = t.number
+LEFT JOIN whole ON whole.study_name = s.study_name
+LEFT JOIN automl_costs c ON c.study_name = s.study_name
 LEFT JOIN handed ON handed.study_name = s.study_name AND handed.trial = t.number
 LEFT JOIN chosen ON chosen.trial_id = t.trial_id
 LEFT JOIN automl_artifacts a
@@ -95,14 +103,33 @@ SELECT
   COUNT(*) AS trials,
   COALESCE(SUM(cost.steps), 0) AS steps,
   COALESCE(SUM(cost.seconds), 0) AS seconds,
-  CAST(COALESCE(SUM(cost.tokens), 0) AS BIGINT) AS tokens
+  CAST(COALESCE(SUM(cost.tokens), 0) AS BIGINT) AS tokens,
+  CAST(COALESCE(SUM(cost.examples), 0) AS BIGINT) AS examples
 FROM trials t
 JOIN studies s ON s.study_id = t.study_id
 LEFT JOIN (
-  SELECT study_name, trial, MAX(step) AS steps, MAX(seconds) AS seconds, MAX(tokens) AS tokens
+  SELECT study_name, trial, MAX(step) AS steps, MAX(seconds) AS seconds, MAX(tokens) AS tokens,
+    MAX(examples) AS examples
   FROM automl_measurements GROUP BY study_name, trial
 ) cost ON cost.study_name = s.study_name AND cost.trial = t.number
 GROUP BY s.study_name, t.state
+"""
+
+# A run that was not given a price is paid at the newest one.
+_COSTS = """
+CREATE VIEW automl_costs AS
+SELECT
+  r.study_name,
+  SUM(r.device_seconds) AS device_seconds,
+  SUM(r.device_seconds * COALESCE(r.price, n.price)) / 3600 AS cost,
+  MAX(n.currency) AS currency
+FROM automl_runs r
+LEFT JOIN (
+  SELECT p.study_name, p.price, p.currency FROM automl_runs p JOIN (
+    SELECT study_name, MAX(run) AS run FROM automl_runs WHERE price IS NOT NULL GROUP BY study_name
+  ) l ON l.study_name = p.study_name AND l.run = p.run
+) n ON n.study_name = r.study_name
+GROUP BY r.study_name
 """
 
 
@@ -110,12 +137,12 @@ def create_views(connection: Connection) -> None:
     """Create the views anew, inside the caller's transaction."""
     drop_views(connection)
     params = _PARAMS[connection.dialect.name]
-    for statement in (_leaderboard(params), _CURVES, _SPENT):
+    for statement in (_COSTS, _leaderboard(params), _CURVES, _SPENT):
         connection.execute(text(statement))
 
 
 def drop_views(connection: Connection) -> None:
-    """Drop the views, so that the tables under them can change."""
+    """Drop the views, those that others are made of last, so that the tables under them can change."""
     for name in VIEWS:
         connection.execute(text(f"DROP VIEW IF EXISTS {name}"))
 

@@ -75,6 +75,7 @@ def attributes_of(opened: OpenTrial, reason: StopReason, error: str, derive: Der
         attributes.update(derive(opened.hyper))
     if opened.last is not None:
         attributes |= {"seconds": opened.last.seconds, "tokens": opened.last.tokens}
+        attributes["examples"] = opened.last.examples
         if FORGETTING in opened.worth:
             attributes[FORGETTING] = opened.worth[FORGETTING]
         if opened.last.adapter is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import optuna
 
@@ -60,6 +60,14 @@ class OpenTrial:
         if self.best is not None and self.is_settled:
             return self.best.metrics
         return {} if self.last is None else self.last.metrics
+
+    def with_examples(self, measurement: Measurement) -> Measurement:
+        """The measurement with the rows that the trial was trained on by then; whoever trains knows tokens alone."""
+        return replace(measurement, examples=measurement.step * self.hyper.batch_size)
+
+    def position(self, metric: str) -> str:
+        """How far it has come, with the value of the metric there, in words; empty before the first measurement."""
+        return "" if self.last is None else f"at step {self.last.step}, {metric} {self.last.metrics[metric]:.4g}"
 
     def take(self, measurement: Measurement) -> None:
         """Note a measurement whose value is stored."""

@@ -25,7 +25,7 @@ from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
 from automl.storage.optuna_cache import CachedStorage
 from automl.study.adoption import describe, ending_of, enqueue, left_running, reopen, was_parked
-from automl.study.budget import Budget, last_line
+from automl.study.budget import Budget, Work, last_line
 from automl.study.checkpoints import in_words, note
 from automl.study.continuing import OURS, refuse_unfit
 from automl.study.distributions import suggest
@@ -176,6 +176,11 @@ class Study:
         return self._budget.steps
 
     @property
+    def work(self) -> Work:
+        """What all trials were trained on, up to their last measurement."""
+        return self._budget.work
+
+    @property
     def parked(self) -> int:
         """Trials that are paused; they may go on, or not."""
         return len(self._open.parked)
@@ -222,6 +227,7 @@ class Study:
         """
         note(self._open.live, measurements)
         sound, failures = screen(measurements, self._is_new, metric=self.metric, bounds=self._bounds)
+        sound = sound if self._space.columns else [self._open.live[each.trial].with_examples(each) for each in sound]
         self._store.add_measurements(sound)
         for measurement in sound:
             self._record(self._open.live[measurement.trial], measurement)
@@ -336,12 +342,12 @@ class Study:
         return opened is not None and measurement.step not in opened.seen
 
     def _record(self, opened: OpenTrial, measurement: Measurement) -> None:
-        reached = opened.reached
-        step, value = measurement.step, measurement.metrics[self.metric]
+        reached, step, value = opened.reached, measurement.step, measurement.metrics[self.metric]
         if self._settings.also_minimize is None:
             opened.trial.report(value, step)
         else:  # report refuses studies of two objectives (Optuna 5.0), though the tables have a place for their curves
             self._storage.set_trial_intermediate_value(opened.trial._trial_id, step, value)
+        self._budget.worked(opened.last, measurement)
         opened.take(measurement)
         self._budget.advanced(reached, opened.reached)
 
@@ -362,7 +368,7 @@ class Study:
         number = opened.number
         self._store.end_attempt(number, AttemptState.PARKED, "parked")
         self._open.park(opened)
-        self._tell_observers("parked", number, f"trial {number} parked {self._position(opened)}: {reason}")
+        self._tell_observers("parked", number, f"trial {number} parked {opened.position(self.metric)}: {reason}")
 
     def _give_up(self) -> list[Decision]:
         """End the parked trials that can no longer be promoted: their slot files would lie there to the end."""
@@ -418,7 +424,7 @@ class Study:
                 self._retention.give_up(dropped)
         elif missed is not None:
             self._retention.give_up(number)
-        text = f"trial {number} {reason} {self._position(opened)}".rstrip()
+        text = f"trial {number} {reason} {opened.position(self.metric)}".rstrip()
         self._tell_observers(reason, number, ": ".join(part for part in (text, detail, last_line(error)) if part))
 
     def _rank(self, number: int, values: Sequence[float], params: Mapping[str, Scalar]) -> list[int]:
@@ -427,11 +433,6 @@ class Study:
         if self._retention.best == number:
             self._best = BestTrial(number=number, value=values[0], params=params)
         return dropped
-
-    def _position(self, opened: OpenTrial) -> str:
-        if opened.last is None:
-            return ""
-        return f"at step {opened.last.step}, {self.metric} {opened.last.metrics[self.metric]:.4g}"
 
     def _tell_observers(self, kind: str, trial: int, text: str) -> None:
         logger.info("%s%s", self._label, text)
@@ -461,7 +462,7 @@ class Study:
     def _count(self, trial: FrozenTrial) -> None:
         reason = trial.user_attrs.get(STOP_REASON)
         error = trial.user_attrs.get("error", "")
-        self._budget.started(trial.last_step or 0)
+        self._budget.started(trial.last_step or 0, Work.of(trial.user_attrs))
         self._budget.ended(trial.number, TrialState(trial.state.name), StopReason(reason) if reason else None, error)
         if trial.state is OptunaState.COMPLETE:
             self._rank(trial.number, trial.values, trial.params)
@@ -472,6 +473,7 @@ class Study:
         self._budget.started(opened.reached)
         for measurement in self._store.measurements(opened.number):
             if measurement.step in opened.seen:
+                self._budget.worked(opened.last, measurement)
                 opened.last = measurement
             else:
                 self._record(opened, measurement)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from automl.errors import BudgetSpent
 from automl.execution.base import Executor, HostFactory
 from automl.execution.dispatch import Dispatcher
 from automl.execution.side_by_side import SideBySide
 from automl.execution.source import TrialSource
-from automl.execution.stop import StopRequest
+from automl.execution.stop import Halt, StopRequest
 from automl.lanes import parted
 from automl.results.recorded import BASELINE, WORKERS
 from automl.space.spec import SearchSettings
@@ -31,6 +32,7 @@ def drive(
     keep_baseline: Callable[[Metrics], None],
     so_far: Callable[[], str],
     shortage: Callable[[], str | None] = lambda: None,
+    overspent: Callable[[], str | None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
     max_seconds: float | None = None,
     about: Mapping[str, Any] | None = None,
@@ -41,7 +43,8 @@ def drive(
     stop: a signal ends it in good order, also while the database is away.
     keep_baseline: called with the metrics of the untrained model as soon as a worker has brought them.
     so_far: how much is done, in words, for whoever interrupts.
-    shortage: asked after every exchange why no trial should go on; None = nothing is short.
+    shortage: asked at every exchange why no trial should go on; None = nothing is short. overspent: likewise, of what
+    the search may spend; it ends with BudgetSpent then.
     tick: called after every exchange.
     about: what the event on the workers' time says beside that.
     """
@@ -52,16 +55,19 @@ def drive(
         if not has_baseline and dispatcher.baseline is not None:
             keep_baseline(dispatcher.baseline)
             has_baseline = True
-        if (reason := shortage()) is not None:
-            dispatcher.stop(reason)
         tick()
 
-    def halt(reason: str) -> None:
+    def halted() -> Halt | None:
+        if (reason := shortage()) is not None:
+            return Halt(reason)
+        return None if (reason := overspent()) is None else Halt(reason, BudgetSpent)
+
+    def stop_all(reason: str) -> None:
         dispatcher.stop(reason)
         database.retry.interrupt(reason)
 
-    dispatcher = Dispatcher(source, max_seconds=max_seconds, on_exchange=exchanged)
-    stop.then(halt)
+    dispatcher = Dispatcher(source, max_seconds=max_seconds, halted=halted, on_exchange=exchanged)
+    stop.then(stop_all)
     executor.run(dispatcher, build_host)
     for store in stores:
         store.add_event(WORKERS, {**(about or {}), "starts": [start._asdict() for start in dispatcher.occupation]})
@@ -79,6 +85,7 @@ def drive_search(
     store: ResultStore,
     stop: StopRequest,
     shortage: Callable[[], str | None] = lambda: None,
+    overspent: Callable[[], str | None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """`drive` with the trials of a study, whose baseline is an event of it."""
@@ -92,6 +99,7 @@ def drive_search(
         keep_baseline=partial(_note_baselines, [store]),
         so_far=lambda: _so_far([study], settings.trials),
         shortage=shortage,
+        overspent=overspent,
         tick=tick,
         max_seconds=settings.max_seconds,
     )
@@ -108,6 +116,7 @@ def drive_together(
     stores: Sequence[ResultStore],
     stop: StopRequest,
     shortage: Callable[[], str | None],
+    overspent: Callable[[], str | None],
     tick: Callable[[], None],
 ) -> None:
     """`drive_search` with the trials of several studies side by side, which `source` hands out.
@@ -124,6 +133,7 @@ def drive_together(
         keep_baseline=partial(_note_baselines, stores),
         so_far=lambda: _so_far(studies, sum(each.trials for each in settings)),
         shortage=shortage,
+        overspent=overspent,
         tick=tick,
         max_seconds=settings[0].max_seconds,
         about={"studies": [study.name for study in studies]},

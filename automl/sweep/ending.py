@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from automl.errors import AutomlError, ClusterLost, InterruptedSearch, TimeIsUp
+from automl.errors import AutomlError, BudgetSpent, ClusterLost, InterruptedSearch, TimeIsUp
 from automl.space.spec import SweepSpec
 from automl.storage.base import RunEnd
-from automl.storage.runs import RunLog
+from automl.storage.runs import Price, RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def recorded_run(log: RunLog, spec: SweepSpec) -> Iterator[RunLog]:
     """Record the run, and what it ends with if it ends by an error; that it has finished is for the block to record."""
-    log.begin(trials=spec.search.trials, steps=spec.search.steps, metric=spec.task.metric)
+    cost = spec.search.budget.cost
+    price = None if cost is None else Price(cost.per_gpu_hour, cost.currency)
+    log.begin(trials=spec.search.trials, steps=spec.search.steps, metric=spec.task.metric, price=price)
     try:
         yield log
     except BaseException as error:
@@ -38,6 +40,8 @@ def _record(log: RunLog, how: RunEnd) -> None:
 def _end_of(error: BaseException) -> RunEnd:
     if isinstance(error, TimeIsUp):
         return RunEnd.TIME
+    if isinstance(error, BudgetSpent):
+        return RunEnd.BUDGET
     if isinstance(error, ClusterLost):
         return RunEnd.INTERRUPTED
     return RunEnd.STOPPED if isinstance(error, InterruptedSearch | KeyboardInterrupt) else RunEnd.FAILED

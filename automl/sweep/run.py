@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automl.errors import SearchError, SpaceChangedError
+from automl.errors import BudgetSpent, SearchError, SpaceChangedError
 from automl.execution.base import Executor
 from automl.execution.stop import StopRequest
 from automl.provenance import provenance
@@ -40,6 +40,7 @@ from automl.study.room import MEMORY
 from automl.study.study import Study, StudyEvent
 from automl.sweep.drive import drive_search
 from automl.sweep.ending import recorded_run
+from automl.sweep.meter import check_budget, open_meter, tell_needs
 from automl.sweep.replay import replay
 from automl.sweep.upload import store_results
 from automl.trial_folders import delete_adapter, delete_slot_files, delete_slot_files_but, point_to_best, slots_folder
@@ -87,7 +88,7 @@ def run_sweep(
     single complete trial.
     """
     with (
-        opened_database(spec) as database,
+        opened_database([spec]) as database,
         opened_sweep(
             spec, database, observer=observer, on_lost=on_lost, allow_space_change=allow_space_change
         ) as sweep,
@@ -96,11 +97,16 @@ def run_sweep(
 
 
 @contextmanager
-def opened_database(spec: SweepSpec) -> Iterator[Database]:
-    """The database that the file names, made if it is not there; artifacts can be written where it says."""
+def opened_database(specs: Sequence[SweepSpec]) -> Iterator[Database]:
+    """The database that the file of these studies names, made if it is not there.
+
+    Artifacts can be written where the file says, and the studies may spend something yet; BudgetSpent if not.
+    """
+    spec = specs[0]
     if spec.artifacts is not None:
         Depot(spec.artifacts).check()
     with open_database(spec.storage_url, create=True, grace_seconds=spec.storage_grace_seconds) as database:
+        check_budget(database, specs)
         yield database
 
 
@@ -183,7 +189,8 @@ class Sweep:
             setup = set_up(self.spec, cache, self.recorded, layout=layout)
             study = self.begin(setup)
             if not study.finished:
-                self._train(study, setup, executor, stop)
+                with self.told_when_spent(setup):
+                    self._train(study, setup, executor, stop)
             study.close()  # not after an error: what is parked or interrupted then goes on in the next run
         return self.end(setup, stop)
 
@@ -204,15 +211,28 @@ class Sweep:
         self.observer.started(study)
         delete_slot_files_but(self.folder, study.in_progress)
 
+    @contextmanager
+    def told_when_spent(self, setup: Setup) -> Iterator[None]:
+        """Leave a report of what was found when the search's budget ends it; the search can still go on."""
+        try:
+            yield
+        except BudgetSpent:
+            renew_report(self._database, setup.spec, guard=self._lease.verify)
+            raise
+
     def end(self, setup: Setup, stop: StopRequest) -> Summary:
         """Record that the study is finished, and leave what is to be found of it. Raises SearchError if it has none."""
-        self.store.add_event("finished", {"run": self.log.run})
-        self.log.end(RunEnd.FINISHED)
+        self.finish()
         squeeze_winner(self._database, setup, guard=self._lease.verify, stop=stop, stage=self.stage)
         renew_report(self._database, setup.spec, guard=self._lease.verify)
         summary = self._sum_up(setup.spec)
         store_results(self.store, setup.spec)
         return summary
+
+    def finish(self) -> None:
+        """Record that nothing is left of the study."""
+        self.store.add_event("finished", {"run": self.log.run})
+        self.log.end(RunEnd.FINISHED)
 
     def _replay(self, stop: StopRequest) -> Summary:
         """A sweep over a table."""
@@ -297,22 +317,33 @@ class Sweep:
 
     def _train(self, study: Study, setup: Setup, executor: Executor, stop: StopRequest) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""
+        budget, devices = setup.spec.search.budget, setup.layout.devices
+        meter = open_meter(self._database, [(study, self.log)], budget, devices=devices)
+        meter.check()
+        tell_needs([setup])
         self.stage(starting(setup))
         self.start(study)
         if setup.spec.run.address is not None and setup.spec.artifacts is not None:
             self.stage(f"putting model and data where the nodes find them, {setup.spec.artifacts}")
         watch = DiskWatch(self.folder, workers=setup.layout.workers)
-        drive_search(
-            study,
-            executor,
-            setup.host_factory(setup.worker_settings()),
-            settings=setup.spec.search,
-            database=self._database,
-            store=self.store,
-            stop=stop,
-            shortage=lambda: watch.shortage(study.live),
-            tick=self.observer.tick,
-        )
+
+        def ticked() -> None:
+            meter.tick()
+            self.observer.tick()
+
+        with meter.running():
+            drive_search(
+                study,
+                executor,
+                setup.host_factory(setup.worker_settings()),
+                settings=setup.spec.search,
+                database=self._database,
+                store=self.store,
+                stop=stop,
+                shortage=lambda: watch.shortage(study.live),
+                overspent=meter.overspent,
+                tick=ticked,
+            )
 
     def _sum_up(self, spec: SweepSpec) -> Summary:
         summary = self._database.retry.call(lambda: summarise(self._database, spec))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from automl.errors import SearchError
+from automl.errors import InterruptedSearch, SearchError
 from automl.execution.base import Executor
 from automl.execution.side_by_side import SideBySide
 from automl.execution.stop import StopRequest
@@ -21,6 +21,7 @@ from automl.storage.base import RunEnd
 from automl.storage.sql import Database
 from automl.study.study import Study
 from automl.sweep.drive import drive_together
+from automl.sweep.meter import open_meter, tell_needs
 from automl.sweep.run import Observer, Sweep, opened_database, opened_sweep, run_sweep, starting
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def run_sweeps(
                 allow_space_change=allow_space_change,
             )
         ]
-    with opened_database(specs[0]) as database, ExitStack() as stack:
+    with opened_database(specs) as database, ExitStack() as stack:
         sweeps = [
             stack.enter_context(
                 opened_sweep(
@@ -96,7 +97,10 @@ class _Together:
             studies = [sweep.begin(setup) for sweep, setup in zip(self._sweeps, setups, strict=True)]
             source = SideBySide(studies)
             if not source.finished:
-                self._train(source, studies, setups, executor, stop)
+                with ExitStack() as told, self._closing_finished(source, studies):
+                    for sweep, setup in zip(self._sweeps, setups, strict=True):
+                        told.enter_context(sweep.told_when_spent(setup))
+                    self._train(source, studies, setups, executor, stop)
             for lane, study in enumerate(studies):
                 if lane not in source.errors:
                     study.close()
@@ -110,6 +114,10 @@ class _Together:
         executor: Executor,
         stop: StopRequest,
     ) -> None:
+        driven = [(study, sweep.log) for study, sweep in zip(studies, self._sweeps, strict=True)]
+        meter = open_meter(self._database, driven, setups[0].spec.search.budget, devices=setups[0].layout.devices)
+        meter.check()
+        tell_needs(setups)
         self._stage(starting(setups[0]))
         for sweep, study in zip(self._sweeps, studies, strict=True):
             sweep.start(study)
@@ -120,18 +128,36 @@ class _Together:
             found = (watch.shortage(study.live) for watch, study in zip(watches, studies, strict=True))
             return next(filter(None, found), None)
 
-        drive_together(
-            source,
-            studies,
-            executor,
-            setups[0].host_factory(worker_settings(setups)),
-            settings=[setup.spec.search for setup in setups],
-            database=self._database,
-            stores=[sweep.store for sweep in self._sweeps],
-            stop=stop,
-            shortage=shortage,
-            tick=self._tick,
-        )
+        def ticked() -> None:
+            meter.tick()
+            self._tick()
+
+        with meter.running():
+            drive_together(
+                source,
+                studies,
+                executor,
+                setups[0].host_factory(worker_settings(setups)),
+                settings=[setup.spec.search for setup in setups],
+                database=self._database,
+                stores=[sweep.store for sweep in self._sweeps],
+                stop=stop,
+                shortage=shortage,
+                overspent=meter.overspent,
+                tick=ticked,
+            )
+
+    @contextmanager
+    def _closing_finished(self, source: SideBySide, studies: Sequence[Study]) -> Iterator[None]:
+        """Where the block is interrupted, studies that had come to their end by then are finished all the same."""
+        try:
+            yield
+        except InterruptedSearch:
+            for lane, (sweep, study) in enumerate(zip(self._sweeps, studies, strict=True)):
+                if source.has_finished(lane):
+                    study.close()
+                    sweep.finish()
+            raise
 
     def _end(
         self, setups: Sequence[Setup], stop: StopRequest, errors: Mapping[int, SearchError]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from automl.errors import ClusterLost, InterruptedSearch, ModelError, ResourceError, StorageError, TimeIsUp
+from automl.errors import BudgetSpent, ClusterLost, InterruptedSearch, ModelError, ResourceError, StorageError, TimeIsUp
 from automl.execution.dispatch import CLUSTER_LOST, TIME_IS_UP, Dispatcher, Occupation
+from automl.execution.stop import Halt
 from automl.trial import Action, Cohort, Measurement, Order, OrderKind, StopReason, TrialFailure, TrialSpec
 from tests.execution.scripted import ScriptedStudy
 
@@ -275,26 +276,47 @@ class BrokenStudy(ScriptedStudy):
         raise StorageError("database is gone")
 
 
-# Who continues it, and when, depends on what it was: a cluster that went away, its own time, or somebody.
+# Who continues it, and when, depends on what it was: a cluster that went away, its own time or budget, or somebody.
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
         (CLUSTER_LOST, ClusterLost),
         (TIME_IS_UP, TimeIsUp),
+        ("40 EUR are spent", BudgetSpent),
         ("SIGTERM", InterruptedSearch),
         (None, ClusterLost),  # the executor ended with trials left, and nobody had asked it to
     ],
 )
-def test_why_a_run_stopped_before_its_end_is_known(reason: str | None, kind: type[Exception]) -> None:
+def test_why_a_run_stopped_before_its_end_is_known(reason: str | None, kind: type[InterruptedSearch]) -> None:
     study = ScriptedStudy(2)
     dispatcher = Dispatcher(study)
     Talk(dispatcher).hello()
     if reason is not None:
-        dispatcher.stop(reason)
+        dispatcher.stop(reason, kind)
     dispatcher.finish()
     interruption = dispatcher.interruption("1 of 2 trials, 8 training steps")
     assert type(interruption) is kind
-    assert "after 1 of 2 trials, 8 training steps; nothing is lost, the same command continues" in str(interruption)
+    more = "with more, " if kind is BudgetSpent else ""
+    said = f"after 1 of 2 trials, 8 training steps; nothing is lost, {more}the same command continues"
+    assert said in str(interruption)
+
+
+def test_what_must_not_go_on_is_asked_between_what_came_and_what_is_given() -> None:
+    """Not an evaluation later: the worker that brought the last of the budget is sent home with its answer."""
+    study = ScriptedStudy(4)
+    asked: list[int] = []
+
+    def halted() -> Halt | None:
+        asked.append(len(study.live))
+        return Halt("spent", BudgetSpent) if len(asked) == 3 else None
+
+    talk = Talk(dispatcher := Dispatcher(study, halted=halted))
+    talk.hello()
+    assert "stop" not in talk.say((0, 2))
+    assert "stop" in talk.say((0, 4))
+    assert asked == [0, 1, 0]
+    dispatcher.finish()
+    assert isinstance(dispatcher.interruption(""), BudgetSpent)
 
 
 def test_an_error_of_the_study_sends_workers_home_and_is_raised_at_the_end() -> None:

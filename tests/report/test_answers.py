@@ -8,9 +8,15 @@ from dataclasses import replace
 import pytest
 
 from automl.report.answers import failures, pareto, rates_by_rank, sizes_by_target, spending
+from automl.report.blocks import Text
 from automl.report.chart_style import round_ticks
+from automl.report.findings import findings
 from automl.report.frames import StudyFrame, place_of
 from automl.report.reading import shares_of_modules
+from automl.report.sections import sections
+from automl.results.spending import Spending
+from automl.space.spec import BudgetSettings, CostSettings
+from automl.storage.spending import Spent
 from automl.storage.trials import CurvePoint, TrialRow
 from automl.trial import ModuleImportance, TrialState
 
@@ -44,6 +50,25 @@ def test_pruning_saves_the_steps_that_were_not_trained(with_trials: Callable[...
     assert costs.share == 0.5
     # At each trial's own pace: a quarter of a second and a hundred tokens per step.
     assert (costs.saved.seconds, costs.saved.tokens) == (30.0, 12_000)
+
+
+def test_what_was_paid_is_said_with_what_pruning_saved(with_trials: Callable[..., StudyFrame]) -> None:
+    """Twice as much would have been trained: what was saved costs as much again."""
+    frame = with_trials([trial(0, 0.9), trial(1, 0.5, steps=20), trial(2, 0.4, steps=20)])
+    budget = BudgetSettings(cost=CostSettings(per_gpu_hour=2.5, limit=40, currency="EUR"))
+    spent = Spent(device_seconds=44_928, tokens=1_234, examples=960, cost=31.2, currency="EUR")
+    said = texts(replace(frame, spending=Spending(spent=spent, budget=budget)))
+    assert "Spent 31.20 of 40 EUR; pruning saved about 31.20." in said
+    assert "In all: 12.48 device hours, 1,234 tokens, 960 examples, 31.20 of 40 EUR." in said
+    said = texts(replace(frame, spending=Spending(spent=Spent(device_seconds=3600))))
+    assert "Spent 1.00 device hours; pruning saved about 1.00." in said
+    assert "Spent" not in texts(frame), "nothing is known of an older study"
+
+
+def texts(frame: StudyFrame) -> str:
+    """What the report says, without its tables."""
+    found = sections(frame, findings(frame))
+    return "\n".join(block.text for section in found for block in section.blocks if isinstance(block, Text))
 
 
 def test_a_diverged_trial_is_a_failure_and_saves_nothing(with_trials: Callable[..., StudyFrame]) -> None:

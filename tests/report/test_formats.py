@@ -150,11 +150,11 @@ def test_markdown_lets_no_hostile_text_become_markup(report: Report) -> None:
 
 KEYS = """
 automl baseline best counts database evidence failures findings forgetting ground made_at modules next_command
-parameter_importance pareto provenance rank_gate rates_by_rank recipe schema search space spending squeeze
+parameter_importance pareto provenance rank_gate rates_by_rank recipe schema search space spending spent squeeze
 stop_reasons study suggestion targets_by_size trials verification warnings
 """
 TRIAL_KEYS = """
-adapter attempts curve error forgetting metrics number params seconds state steps stop_reason tokens
+adapter attempts curve error examples forgetting metrics number params seconds state steps stop_reason tokens
 trainable_params value
 """
 VERIFICATION_KEYS = """

@@ -50,7 +50,8 @@ def _trial(database: Database, study: optuna.Study, number: int, run: int, folde
     store.start_attempt(number, worker=0, run=run)
     for index, value in enumerate(CURVES[number], start=1):
         metrics = {METRIC: value, "loss": 1 - value}
-        measured = Measurement(trial=number, step=10 * index, metrics=metrics, seconds=2.5 * index, tokens=1000 * index)
+        spent = {"tokens": 1000 * index, "examples": 80 * index}
+        measured = Measurement(trial=number, step=10 * index, metrics=metrics, seconds=2.5 * index, **spent)
         store.add_measurements([measured])
         trial.report(value, 10 * index)
     state, reason = STATES[number]

@@ -10,6 +10,8 @@ import optuna
 import pytest
 from sqlalchemy import text
 
+from automl.storage.runs import Price, RunLog
+from automl.storage.spending import spent_by
 from automl.storage.sql import Database
 from tests.storage.sweeps import CURVES, STUDY, finished_sweep
 
@@ -68,10 +70,32 @@ def test_curves_hold_every_metric_at_every_step(swept: Database) -> None:
 
 def test_spent_tells_what_pruned_trials_have_cost(swept: Database) -> None:
     assert ask(swept, "SELECT * FROM automl_spent ORDER BY state") == [
-        (STUDY, "COMPLETE", 2, 60, 15.0, 6000),
-        (STUDY, "FAIL", 1, 0, 0.0, 0),
-        (STUDY, "PRUNED", 2, 10, 2.5, 1000),
+        (STUDY, "COMPLETE", 2, 60, 15.0, 6000, 480),
+        (STUDY, "FAIL", 1, 0, 0.0, 0, 0),
+        (STUDY, "PRUNED", 2, 10, 2.5, 1000, 80),
     ]
+
+
+def test_what_devices_cost_is_shared_out_among_trials(swept: Database) -> None:
+    """Each run at its price, one without a price at the newest; a trial's share is that of its training time."""
+    assert ask(swept, "SELECT device_seconds, cost FROM automl_leaderboard WHERE trial = 0") == [(None, None)]
+    for number, price, seconds in ((1, None, 90.0), (2, Price(3600, "EUR"), 10.0), (3, Price(7200, "EUR"), 5.0)):
+        log = RunLog(swept, STUDY, number, lambda connection: None)
+        log.begin(trials=5, steps=30, metric="accuracy", price=price)
+        log.spend(seconds / 2)
+        log.spend(seconds)
+    assert ask(swept, "SELECT * FROM automl_costs") == [(STUDY, 105.0, pytest.approx(180 + 10 + 10), "EUR")]
+    rows = ask(swept, "SELECT trial, examples, device_seconds, cost FROM automl_leaderboard ORDER BY trial")
+    assert rows == [
+        (0, 240, pytest.approx(45.0), pytest.approx(600 / 7)),
+        (1, 80, pytest.approx(15.0), pytest.approx(200 / 7)),
+        (2, 240, pytest.approx(45.0), pytest.approx(600 / 7)),
+        (3, None, None, None),
+        (4, None, None, None),
+    ]
+    found = spent_by(swept, [STUDY])[STUDY]
+    assert (found.device_hours, found.tokens, found.examples) == (105 / 3600, 7000, 560)
+    assert (found.cost, found.currency) == (pytest.approx(200), "EUR")
 
 
 def test_running_and_foreign_trials_are_shown_too(database: Database) -> None:

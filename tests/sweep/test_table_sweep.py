@@ -145,6 +145,12 @@ def test_what_a_table_does_not_need_is_refused(line: str, message: str) -> None:
         parse_space(SPACE.format(folder="/there") + line + "\n", "space.yaml", Path("/there"))
 
 
+def test_a_table_spends_nothing_and_has_no_budget() -> None:
+    text = SPACE.format(folder="/there").replace("{sampler: random", "{budget: {gpu_hours: 1}, sampler: random")
+    with pytest.raises(ConfigError, match=r"search.budget: is not used by a task of type table, which trains nothing"):
+        parse_space(text, "space.yaml", Path("/there"))
+
+
 def test_every_other_task_needs_a_model() -> None:
     text = "version: 1\nstudy: a\nmodel:\ntask: {type: completion, data: a.jsonl}\n"
     for document in (text, text.replace("model:\n", "")):

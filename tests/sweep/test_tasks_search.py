@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from automl.errors import AutomlError, DataError, InterruptedSearch
+from automl.errors import AutomlError, BudgetSpent, DataError, InterruptedSearch
 from automl.execution.stop import StopRequest
 from automl.results.summary import Summary
 from automl.space.load import load_spaces
-from automl.space.spec import SweepSpec
+from automl.space.spec import BudgetSettings, SweepSpec
+from automl.storage.overview import study_totals
 from automl.storage.sql import open_database
 from automl.study.study import Study
 from automl.sweep.run import Observer, run_sweep
@@ -150,6 +151,31 @@ def test_an_interrupted_search_continues_every_study(
     for before, found, calm in zip(begun, specs_of(space), specs_of(world[0]), strict=True):
         for number in (number for number, points in before.items() if points):  # others are drawn anew by the next run
             assert_alike(curves(found)[number], curves(calm)[number])
+
+
+def within(specs: list[SweepSpec], examples: int) -> list[SweepSpec]:
+    budget = BudgetSettings(examples=examples)
+    return [replace(spec, search=replace(spec.search, budget=budget)) for spec in specs]
+
+
+def test_tasks_share_a_budget_and_one_that_had_ended_by_then_is_finished(tmp_path: Path, shared_cache: Path) -> None:
+    """One at a time: three trials of 10 steps of 8 rows, then half a trial of 10 steps of 4 rows."""
+    specs = specs_of(make_customers(tmp_path, slots=1))
+    with pytest.raises(BudgetSpent, match=r"search.budget.examples: 260 of 260 examples are spent"):
+        searched(within(specs, 260), shared_cache)
+    with open_database(specs[0].storage_url, create=False) as database:
+        moods, halves = study_totals(database, [spec.study for spec in specs])
+        assert (moods.state, moods.spent.examples) == ("finished", 240)
+        assert (halves.state, halves.spent.examples) == ("stopped", 20)
+        assert halves.last_run is not None
+        assert halves.last_run.ended == "budget"
+        held = [each.spent.device_seconds or 0.0 for each in (moods, halves)]
+        assert all(seconds > 0 for seconds in held)
+    with pytest.raises(BudgetSpent, match="nothing was trained"):
+        searched(within(specs, 260), shared_cache)
+    summaries = searched(within(specs, 360), shared_cache)
+    assert [summary.counts["COMPLETE"] for summary in summaries] == [3, 3]
+    assert [summary.spending.spent.examples for summary in summaries] == [240, 120]
 
 
 def test_trained_one_at_a_time_they_share_the_backbone_too(
