@@ -26,7 +26,7 @@ class Account(NamedTuple):
         return self.spent >= self.limit
 
     def amount(self, value: float) -> str:
-        """So much of it, without what it is counted in."""
+        """A number of it as it is shown, without what it is counted in."""
         return _amount(self.key, value).removesuffix(".00")
 
     def __str__(self) -> str:

@@ -63,7 +63,7 @@ class CostSection(Section):
     limit: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
     """Most that the search may cost."""
     currency: Annotated[str, AfterValidator(_currency)] = "EUR"
-    """Of both: a code of three capital letters."""
+    """Unit of both: a code of three capital letters."""
 
 
 class BudgetSection(Section):

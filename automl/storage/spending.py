@@ -71,7 +71,7 @@ def spent_by(database: Database, studies: Sequence[str]) -> dict[str, Spent]:
 
 
 def spent_in(connection: Connection, studies: Sequence[str]) -> dict[str, Spent]:
-    """As `spent_by`, in a transaction that is open."""
+    """Read what `spent_by` does, in a transaction that is open."""
     work: dict[str, Any] = {row.study_name: row for row in connection.execute(_WORK, {"studies": studies})}
     costs: dict[str, Any] = {row.study_name: row for row in connection.execute(_COSTS, {"studies": studies})}
     return {study: _spent(work.get(study), costs.get(study)) for study in studies}

@@ -97,7 +97,7 @@ def test_the_end_of_a_trial_is_recorded(database: Database) -> None:
         "trainable_params": trial.params["rank"] * (1000 if trial.params["target"] == "qv" else 4000),
         "seconds": 8.0,
         "tokens": 8000,
-            "examples": 640,
+        "examples": 640,
         "adapter": "adapters/0",
         "worker": 0,
         "stop_reason": "finished",

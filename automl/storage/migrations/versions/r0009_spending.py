@@ -22,7 +22,7 @@ _KEPT = "study_name, run, trials, steps, metric, started_at, ended_at, ended"
 
 
 def upgrade() -> None:
-    """Of what was spent before nothing is known."""
+    """Nothing is known of what was spent before."""
     op.add_column("automl_measurements", sa.Column("examples", sa.BigInteger))
     if op.get_bind().dialect.name == "sqlite":
         _make_anew(_ENDS, _added(), _CHECKS)
