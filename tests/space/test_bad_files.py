@@ -428,28 +428,40 @@ BODIES = {
     "an empty budget": ("search: {budget: {}}", "5:18: search.budget: says nothing; write one or more of gpu_hours,"),
     "a budget without a kind": ("search: {budget: 40}", "5:18: search.budget: 40 is not a mapping"),
     "no hours": ("search: {budget: {gpu_hours: 0}}", "5:30: search.budget.gpu_hours: 0 is not above 0"),
-    "endless hours": ("search: {budget: {gpu_hours: .inf}}", "gpu_hours: .inf is not a finite number"),
-    "hours that are none": ("search: {budget: {gpu_hours: .nan}}", "gpu_hours: .nan is not a finite number"),
-    "hours in quotes": ("search: {budget: {gpu_hours: '8'}}", "gpu_hours: '8' is not a number"),
+    "endless hours": (
+        "search: {budget: {gpu_hours: .inf}}",
+        "5:30: search.budget.gpu_hours: .inf is not a finite number",
+    ),
+    "hours that are none": (
+        "search: {budget: {gpu_hours: .nan}}",
+        "5:30: search.budget.gpu_hours: .nan is not a finite number",
+    ),
+    "hours in quotes": ("search: {budget: {gpu_hours: '8'}}", "5:30: search.budget.gpu_hours: '8' is not a number"),
     "half a token": ("search: {budget: {tokens: 1.5}}", "5:27: search.budget.tokens: 1.5 is not a whole number"),
-    "fewer than no examples": ("search: {budget: {examples: -5}}", "search.budget.examples: -5 is below 1"),
+    "fewer than no examples": ("search: {budget: {examples: -5}}", "5:29: search.budget.examples: -5 is below 1"),
     "a price without a limit": (
         "search: {budget: {cost: {per_gpu_hour: 2.5}}}",
         "5:25: search.budget.cost.limit: is missing",
     ),
-    "a limit without a price": ("search: {budget: {cost: {limit: 40}}}", "search.budget.cost.per_gpu_hour: is missing"),
-    "a free device": ("search: {budget: {cost: {per_gpu_hour: 0, limit: 4}}}", "cost.per_gpu_hour: 0 is not above 0"),
+    "a limit without a price": (
+        "search: {budget: {cost: {limit: 40}}}",
+        "5:25: search.budget.cost.per_gpu_hour: is missing",
+    ),
+    "a free device": (
+        "search: {budget: {cost: {per_gpu_hour: 0, limit: 4}}}",
+        "5:40: search.budget.cost.per_gpu_hour: 0 is not above 0",
+    ),
     "money in two lines": (
         'search: {budget: {cost: {per_gpu_hour: 2, limit: 4, currency: "E\\nUR"}}}',
-        "search.budget.cost.currency: 'E\\nUR' is not a currency; write its code of three capital letters",
+        "5:63: search.budget.cost.currency: 'E\\nUR' is not a currency; write its code of three capital letters",
     ),
     "money in quotes": (
         "search: {budget: {cost: {per_gpu_hour: 2, limit: 4, currency: '\"EUR\"'}}}",
-        "is not a currency; write its code of three capital letters, such as EUR or USD",
+        "5:63: search.budget.cost.currency: '\"EUR\"' is not a currency; write its code of three",
     ),
     "hours of another name": (
         "search: {budget: {gpu_hour: 4}}",
-        "search.budget.gpu_hour: unknown key; known: gpu_hours, tokens, examples, cost (did you mean 'gpu_hours'?)",
+        "5:19: search.budget.gpu_hour: unknown key; known: gpu_hours, tokens, examples, cost (did you",
     ),
     "hyperband above steps": (
         "search: {pruner: {name: hyperband, min_resource: 500}}",
