@@ -154,12 +154,12 @@ parameter_importance pareto provenance rank_gate rates_by_rank recipe schema sea
 stop_reasons study suggestion targets_by_size trials verification warnings
 """
 TRIAL_KEYS = """
-adapter attempts curve error examples forgetting metrics number params seconds state steps stop_reason tokens
+adapter attempts checkpoint curve error examples forgetting metrics number params seconds state steps stop_reason tokens
 trainable_params value
 """
 VERIFICATION_KEYS = """
 advice arms beats_majority comparisons deploy done headline majority methods methods_text metric number optimism
-optimism_high optimism_low planned_seeds recommendation reference seeds started_at suggestion_status
+optimism_high optimism_low optimism_step planned_seeds recommendation reference seeds started_at suggestion_status
 """
 
 
