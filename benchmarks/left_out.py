@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from automl.verify.statistics import Estimate, paired
 from benchmarks.replay_world import BUDGETS, LORA
-from benchmarks.report import Report, names, parser, table
+from benchmarks.report import Report, names, numbers, parser, table
 
 AT_ALPHA = "@alpha"
 """Ends the name of a policy whose learning rates are searched in the other coordinate."""
@@ -76,8 +76,10 @@ class Searches:
             return False
 
 
-def read(path: Path) -> Searches:
-    """The rows of a replay. Raises OSError, and ValueError if a line is none."""
+def read(path: Path, workers: Sequence[int] = ()) -> Searches:
+    """The rows of a replay. workers: numbers of trials at once that count; empty = all. Raises OSError, and ValueError
+    if a line is no row.
+    """
     found: dict[str, dict[Place, dict[int, Regrets]]] = {}
     seeds: dict[str, set[int]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -88,6 +90,8 @@ def read(path: Path) -> Searches:
             place = Place(kind, str(row["task"]), int(row["workers"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}:{number}: no row of benchmarks.replay: {error!r}") from error
+        if workers and place.workers not in workers:
+            continue
         if kind == LORA[1]:
             arm, place = arm + AT_ALPHA, place._replace(kind=LORA[0])
         found.setdefault(arm, {}).setdefault(place, {})[seed] = regrets
@@ -190,9 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("left_out", (__doc__ or "").split("\n\n")[0])
     options.add_argument("--rows", type=Path, required=True, metavar="FILE", help="of benchmarks.replay")
     options.add_argument("--policies", type=names, default=(), help="to choose from; default: all of ours in the rows")
+    options.add_argument("--workers", type=numbers, default=(), metavar="N,N,…", help="trials at once; default: all")
     args = options.parse_args(arguments)
     try:
-        searches = read(args.rows)
+        searches = read(args.rows, args.workers)
         policies = args.policies or [arm for arm in searches.by_arm if not is_rival(arm)]
         _check(searches, policies)
     except (OSError, ValueError) as error:

@@ -110,3 +110,13 @@ def test_an_arm_that_lacks_a_task_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "tpe+sha3 has not searched all tasks with seeds 100 to 103" in capsys.readouterr().out
     assert left_out.main(["--rows", str(path), "--policies", "peer"]) == 2
     assert "no rows of 'peer'" in capsys.readouterr().out
+
+
+def test_numbers_of_trials_at_once_may_be_left_aside(tmp_path: Path, document: Document) -> None:
+    path = rows(tmp_path / "rows.jsonl", REGRETS)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if not ('"halving"' in line and '"workers": 8' in line)]
+    path.write_text("\n".join(kept), encoding="utf-8")
+    assert left_out.main(["--rows", str(path)]) == 2
+    found = document(left_out.main, ["--rows", str(path), "--workers", "1"])
+    assert {row["at once"] for row in found["results"]} == {1}
