@@ -46,7 +46,12 @@ def register(app: typer.Typer) -> None:
                 f"Pareto front; any of these: automl export {name} --trial N --output my-adapter",
                 (">trial", f">{objective}", f">{summary.metric}", "configuration"),
                 (
-                    (row.number, size_text(objective, row.size), f"{row.value:.4f}", configuration_text(row.params))
+                    (
+                        row.number,
+                        size_text(objective, row.size),
+                        f"{row.value:.4f}",
+                        configuration_text(row.params, row.trained_rate),
+                    )
                     for row in summary.front
                 ),
             )

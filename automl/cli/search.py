@@ -92,7 +92,7 @@ def _show(summary: Summary) -> None:
     counts = summary.counts
     console.result(headline(summary))
     if summary.best is not None:
-        console.result(f"  {configuration_text(summary.best.params)}")
+        console.result(f"  {configuration_text(summary.best.params, summary.best.trained_rate)}")
     if summary.squeeze is not None:
         console.result(f"smaller adapter: {squeeze_headline(summary.squeeze)}")
         if (folder := squeezed_adapter(Path(summary.folder), summary.squeeze)) is not None:

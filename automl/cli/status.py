@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 def _steps_in_words(totals: StudyTotals, outlook: Outlook | None) -> str:
     if outlook is None or not outlook.left:
         return f"{totals.steps:,} training steps"
-    return f"{totals.steps:,} of about {outlook.expected:,} training steps ({100 * outlook.share:.0f} %)"
+    return f"{outlook.steps:,} of about {outlook.expected:,} training steps ({100 * outlook.share:.0f} %)"
 
 
 def _in_words(totals: StudyTotals) -> str:

@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
                     *([size_text(FORGETTING, row.forgetting)] if is_kept else []),
                     row.steps,
                     row.shown_reason,
-                    configuration_text(row.params),
+                    configuration_text(row.params, row.trained_rate),
                 )
                 for row in rows
             ),

@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
 
 def _in_words(spec: SweepSpec) -> str:
     names = ", ".join([*(parameter.name for parameter in spec.space.parameters), *spec.space.auto])
-    budget = f"{spec.search.trials:,} trials of up to {spec.search.steps:,} steps"
+    budget = f"{spec.search.trials:,} trials of up to {spec.search.length or f'{spec.search.steps:,} steps'}"
     held = f", the backbone held in {spec.model.quantization}" if spec.model.quantization else ""
     return f"study {spec.study!r} searches {names or 'nothing'} in {budget}{held}"
 

@@ -15,8 +15,9 @@ from automl.space.spec import SweepSpec
 from automl.space.write import yaml_of
 
 SEARCH = (
-    *("sampler", "pruner", "trials", "steps", "evaluate_every", "seed", "time", "max_steps", "budget"),
-    *("max_failed_trials", "keep", "importance", "squeeze", "warm_start", "patience", "also_minimize"),
+    *("sampler", "pruner", "trials", "steps", "epochs", "examples", "tokens"),
+    *("evaluate_every", "seed", "time", "max_steps", "budget", "max_failed_trials"),
+    *("keep", "importance", "squeeze", "warm_start", "patience", "also_minimize"),
     *("checkpoint", "early_stopping"),
 )
 """Arguments that are entries of `search:`."""

@@ -17,7 +17,8 @@ class Float:
     """A real number in [low, high].
 
     log: sample its logarithm uniformly. step: distance of neighbouring values, not with log. when: as in
-    `{"target": "all-linear"}`, active only if that parameter has this value, or one of these.
+    `{"target": "all-linear"}`, active only if that parameter has this value, or one of these. at_alpha: of learning
+    rates, the alpha that they are for.
     """
 
     type: ClassVar[str] = "float"
@@ -27,6 +28,7 @@ class Float:
     log: bool = False
     step: float | None = None
     when: When | None = None
+    at_alpha: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,6 @@ Range = Float | Int | Categorical
 def section(parameter: Range) -> dict[str, Any]:
     """The mapping that a space file has for it, defaults left out."""
     fields = {name: getattr(parameter, name) for name in parameter.__dataclass_fields__ if name != "_"}
-    defaults = {"log": False, "step": 1 if isinstance(parameter, Int) else None, "when": None}
+    defaults = {"log": False, "step": 1 if isinstance(parameter, Int) else None, "when": None, "at_alpha": None}
     given = {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
     return {"type": parameter.type, **given}

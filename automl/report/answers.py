@@ -76,7 +76,7 @@ def spending(frame: StudyFrame) -> Spending:
     by_state = {name: _cost(trials) for name, trials in groups.items() if trials}
     pruned = [t for t in frame.trials if t.state == TrialState.PRUNED and t.stop_reason in ("pruned", None)]
     pruned += ended_themselves(frame.trials)
-    saved = _saved(pruned, frame.planned_steps)
+    saved = _saved(pruned, frame.own_steps)
     total = _cost(frame.trials)
     full = total.steps + saved.steps
     return Spending(by_state=by_state, total=total, saved=saved, share=saved.steps / full if full else None)
@@ -156,10 +156,10 @@ def _cost(trials: Iterable[TrialRow]) -> Cost:
     )
 
 
-def _saved(pruned: Sequence[TrialRow], full: int) -> Cost:
+def _saved(pruned: Sequence[TrialRow], full: Mapping[int, int]) -> Cost:
     steps = seconds = tokens = examples = 0.0
     for trial in pruned:
-        rest = max(0, full - trial.steps)
+        rest = max(0, full[trial.number] - trial.steps)
         steps += rest
         if trial.steps:
             seconds += rest * trial.seconds / trial.steps

@@ -61,7 +61,7 @@ def hover_text(frame: StudyFrame, trial: TrialRow) -> str:
     reason = f" ({trial.shown_reason})" if trial.shown_reason not in ("", "finished") else ""
     return (
         f"trial {trial.number}, {trial.state.lower()}{reason}, step {trial.steps}"
-        f"<br>{frame.metric} {score(trial.value)}<br>{escaped(configuration(trial.params))}{size}"
+        f"<br>{frame.metric} {score(trial.value)}<br>{escaped(configuration(trial.params, trial.trained_rate))}{size}"
     )
 
 

@@ -37,7 +37,7 @@ def forgetting(frame: StudyFrame, found: Findings) -> Iterator[Block]:
                 score(trial.value),
                 number(trial.trainable_params),
                 str(trial.number),
-                configuration(trial.params),
+                configuration(trial.params, trial.trained_rate),
             )
             for trial in forgetting_front(frame)
         ),

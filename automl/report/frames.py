@@ -173,6 +173,8 @@ class StudyFrame:
 
     trials: by number, with their curves; value: at the last measurement, of one that has not ended too.
     metrics: names of what is measured beside the objective.
+    planned_steps: of a full trial, on the grid of curves; own_steps: those that each trial makes itself, by number;
+    step_rows: rows of a step of that grid, None where all trials make the same steps.
     baseline: objective without training. ground: fingerprints and sizes of model and data, as the search noted them.
     spending: time of devices, tokens, examples and money, beside the budget.
     squeeze: what was found of smaller sizes of the winner's adapter, None if nobody has looked.
@@ -189,6 +191,7 @@ class StudyFrame:
     data: str
     planned_trials: int
     planned_steps: int
+    own_steps: Mapping[int, int]
     sampler: str
     pruner: str
     seed: int
@@ -213,6 +216,7 @@ class StudyFrame:
     forgetting_limit: float | None = None
     metrics: tuple[str, ...] = ()
     spending: Spending = UNKNOWN
+    step_rows: int | None = None
 
     @property
     def counts(self) -> dict[str, int]:

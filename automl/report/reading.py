@@ -21,10 +21,11 @@ from automl.report.frames import (
 from automl.results.curves import with_curves
 from automl.results.parameter_importance import parameter_importance
 from automl.results.rank_gate import rank_gate
-from automl.results.recorded import GROUND, recorded_baseline
+from automl.results.recorded import GROUND, recorded_baseline, recorded_search
 from automl.results.spending import Spending
 from automl.results.squeezed import squeeze_of
 from automl.space.constraints import upper_limit
+from automl.space.length import batch_size_of, own_step
 from automl.space.spec import SearchSpace, SweepSpec
 from automl.storage.runs import last_run
 from automl.storage.spending import spent_by
@@ -47,6 +48,8 @@ def read_frame(
     direction = METRICS[spec.task.metric].direction
     trials = with_metrics(database, spec.study, list_trials(database, spec.study), spec.task.measured[1:])
     winner = ranking.best(trials, direction)
+    search = recorded_search(store, spec)
+    own = {row.number: own_step(search, search.steps, batch_size_of(space, row.params)) for row in trials}
     return StudyFrame(
         study=spec.study,
         metric=spec.task.metric,
@@ -56,12 +59,14 @@ def read_frame(
         task=spec.task.type,
         data=spec.task.data.shown,
         planned_trials=run.trials if run is not None and run.trials else spec.search.trials,
-        planned_steps=spec.search.steps,
+        planned_steps=search.steps,
+        own_steps=own,
+        step_rows=search.step_rows if len({*own.values()} - {search.steps}) else None,
         sampler=spec.search.sampler,
         pruner=spec.search.pruner,
         seed=spec.search.seed,
         parameters=space.parameters,
-        trials=with_curves(trials, store.measurements(), spec.task.metric),
+        trials=with_curves(trials, store.measurements(), spec.task.metric, search=search, space=space),
         baseline=recorded_baseline(store, spec.task.metric),
         ground=ground,
         provenance=sweep.provenance,

@@ -149,7 +149,7 @@ def _trial_row(trial: TrialRow, beside: Sequence[str]) -> tuple[str, ...]:
         *(score(trial.metrics.get(name)) for name in beside),
         number(trial.steps),
         number(trial.trainable_params),
-        configuration(trial.params),
+        configuration(trial.params, trial.trained_rate),
     )
 
 
@@ -276,7 +276,10 @@ def _pareto(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     yield Chart("pareto", f"Complete trials: {frame.metric} against {against}. On the line, no {text} is as good.")
     yield Table(
         (">training seconds" if is_time else ">trainable", f">{frame.metric}", ">trial", "configuration"),
-        tuple((number(frame.size(t)), score(t.value), str(t.number), configuration(t.params)) for t in front),
+        tuple(
+            (number(frame.size(t)), score(t.value), str(t.number), configuration(t.params, t.trained_rate))
+            for t in front
+        ),
         "Validation rows, one seed per trial: neighbours on the line may differ by luck.",
     )
 
@@ -336,7 +339,7 @@ def _spent(frame: StudyFrame, found: Findings) -> Iterator[Block]:
         " from each trial's own pace"
         + ("." if costs.share is None else f"; {percent(costs.share)} of the steps were not needed."),
     )
-    if early := early_ends_text(frame.trials, frame.planned_steps):
+    if early := early_ends_text(frame.trials, frame.own_steps):
         yield Text(f"{early}.")
     yield from _paid(frame, costs.saved.seconds / costs.total.seconds if costs.total.seconds else 0.0)
     again = sum(max(0, trial.attempts - 1) for trial in frame.trials)

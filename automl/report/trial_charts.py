@@ -70,7 +70,8 @@ def curves(frame: StudyFrame) -> go.Figure | None:
     if not drawn:
         return None
     best = frame.best
-    figure = new_figure(xaxis_title="optimizer step", yaxis_title=frame.metric)
+    step = "optimizer step" if frame.step_rows is None else f"steps of {frame.step_rows} rows, whatever a trial's batch"
+    figure = new_figure(xaxis_title=step, yaxis_title=frame.metric)
     groups = (
         ("not complete", thinned([t for t in drawn if t.state != TrialState.COMPLETE]), FAINT, 1),
         ("complete", [t for t in frame.complete[:LINES] if t.curve and t is not best], SKY, 1.3),

@@ -62,9 +62,10 @@ def moment(when: datetime | None) -> str:
     return "–" if when is None else when.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def configuration(params: Mapping[str, Any]) -> str:
-    """Parameters on one line: `rank 8, learning_rate 0.0031`."""
-    return ", ".join(f"{name} {number(value)}" for name, value in params.items()) or "defaults"
+def configuration(params: Mapping[str, Any], trained_rate: float | None = None) -> str:
+    """Parameters on one line: `rank 8, learning_rate 0.0031`; with the rate of the training if another was searched."""
+    shown = dict(params) if trained_rate is None else {**params, "trained at rate": trained_rate}
+    return ", ".join(f"{name} {number(value)}" for name, value in shown.items()) or "defaults"
 
 
 def counted(count: int, noun: str) -> str:

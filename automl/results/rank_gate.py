@@ -17,7 +17,7 @@ from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.metric import METRICS, practical_margin, standard_error
 from automl.results.curves import with_curves
-from automl.results.recorded import GROUND, recorded_space
+from automl.results.recorded import GROUND, recorded_search, recorded_space
 from automl.space.assemble import assemble
 from automl.space.spec import SweepSpec
 from automl.storage.sql import Database
@@ -78,10 +78,12 @@ def rank_gate(database: Database, spec: SweepSpec) -> RankGate | None:
     if verified is not None and verified.result is not None and (found := verified.result.get("rank")):
         return RankGate(**found)
     metric = spec.task.metric
-    rows = with_curves(list_trials(database, spec.study), store.measurements(), metric)
+    search = recorded_search(store, spec)
+    listed = list_trials(database, spec.study)
+    rows = with_curves(listed, store.measurements(), metric, search=search, space=space)
     hypers = {row.number: assemble(space, row.params) for row in rows}
     ground = store.last_event(GROUND) or {}
-    return gate_of_trials(rows, hypers, metric=metric, steps=spec.search.steps, rows_at=_RowsAt(spec, ground))
+    return gate_of_trials(rows, hypers, metric=metric, steps=search.steps, rows_at=_RowsAt(spec, ground))
 
 
 class _RowsAt:

@@ -9,8 +9,9 @@ from typing import Any
 
 from automl.results.folders import within
 from automl.space.defaults import TARGETS, resolve
+from automl.space.length import with_recorded_length
 from automl.space.load import parse_space
-from automl.space.spec import SearchSpace, SweepSpec
+from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 
@@ -31,7 +32,7 @@ def recorded_spec(database: Database, study: str) -> SweepSpec:
     row = store.sweep()
     source = Path(str(row.provenance.get("folder", ".")))
     written = parse_space(row.space_text, f"space of study {study}", source)
-    spec = with_recorded_rules(written, store.last_event(GROUND))
+    spec = as_begun(written, store.last_event(GROUND))
     folder = recorded_folder(store)
     return spec if folder is None else within(spec, folder)
 
@@ -50,8 +51,10 @@ def started_by(store: ResultStore) -> set[str]:
     return {str(detail.get("owner")) for _, kind, detail in store.events() if kind == "run_started"}
 
 
-def with_recorded_rules(spec: SweepSpec, recorded: Mapping[str, Any] | None) -> SweepSpec:
-    """The spec with the rules for data that the study began with; those of today if it has not begun.
+def as_begun(spec: SweepSpec, recorded: Mapping[str, Any] | None) -> SweepSpec:
+    """The spec with the rules for data, and the steps of a trial, that the study began with.
+
+    The rules are those of today, and the steps not known where the file says a length, if it has not begun.
 
     recorded: detail of the latest event `GROUND`. Studies that began before there were such versions have no number
     recorded: theirs are 1.
@@ -60,7 +63,8 @@ def with_recorded_rules(spec: SweepSpec, recorded: Mapping[str, Any] | None) -> 
         return spec
     rules = int(recorded.get("rules", 1))
     keep = None if spec.keep is None else replace(spec.keep, rules=rules)
-    return replace(spec, task=replace(spec.task, rules=rules), keep=keep)
+    search = with_recorded_length(spec.search, recorded)
+    return replace(spec, task=replace(spec.task, rules=rules), keep=keep, search=search)
 
 
 def recorded_baseline(store: ResultStore, metric: str) -> float | None:
@@ -77,4 +81,9 @@ def recorded_space(store: ResultStore, spec: SweepSpec) -> SearchSpace:
     if ground is None:
         return spec.space
     target_sets = ground.get("target_sets", TARGETS)
-    return resolve(spec.space, int(ground["model_parameters"]), spec.search.steps, target_sets)
+    return resolve(spec.space, int(ground["model_parameters"]), recorded_search(store, spec).steps, target_sets)
+
+
+def recorded_search(store: ResultStore, spec: SweepSpec) -> SearchSettings:
+    """The search with the steps that its study began with, where the file says how long a trial is in other words."""
+    return with_recorded_length(spec.search, store.last_event(GROUND) or {})

@@ -9,7 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from automl.errors import ConfigError
+from automl.results.recorded import GROUND
 from automl.results.spending import NO_BUDGET, Spending
+from automl.space.length import with_recorded_length
 from automl.space.load import parse_space
 from automl.space.spec import SearchSettings
 from automl.storage.overview import StudyTotals
@@ -28,9 +30,11 @@ def outlook_of(database: Database, totals: StudyTotals) -> Outlook | None:
     """What the study has spent and may take yet, nothing once it is finished; None if its space cannot be read."""
     if totals.state == "finished":
         return Outlook(steps=totals.steps, left=0)
-    settings = _settings(database.store(totals.study).sweep().space_text)
+    store = database.store(totals.study)
+    settings = _settings(store.sweep().space_text)
     if settings is None:
         return None
+    settings = with_recorded_length(settings, store.last_event(GROUND) or {})
     planned = totals.planned or settings.trials
     left = planned - totals.ended - sum(totals.counts.get(state, 0) for state in _UNFINISHED)
     has_enough = _starts_no_more(database, totals, settings)

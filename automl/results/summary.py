@@ -13,11 +13,12 @@ from automl import durable, ranking
 from automl.metric import METRICS, Direction
 from automl.results.early_ends import early_ends_text
 from automl.results.folders import study_folder
-from automl.results.recorded import GROUND, recorded_baseline, recorded_space
+from automl.results.recorded import GROUND, recorded_baseline, recorded_search, recorded_space
 from automl.results.spending import UNKNOWN, Spending
 from automl.results.squeezed import squeeze_document, squeeze_headline, squeeze_of, squeezed_adapter
 from automl.space.assemble import assemble
-from automl.space.spec import SearchSpace, SweepSpec
+from automl.space.length import batch_size_of, own_step
+from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.storage.base import ResultStore
 from automl.storage.spending import spent_by
 from automl.storage.sql import Database, mask_url
@@ -132,6 +133,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
     rows = tuple(with_metrics(database, spec.study, list_trials(database, spec.study), beside))
     direction = METRICS[spec.task.metric].direction
     winner = ranking.best(rows, direction)
+    full = _full_steps(recorded_search(store, spec), recorded_space(store, spec), rows)
     return Summary(
         study=spec.study,
         metric=spec.task.metric,
@@ -141,7 +143,7 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         baseline=recorded_baseline(store, spec.task.metric),
         trials=rows,
         spent_steps=sum(row.steps for row in rows),
-        full_steps=sum(spec.search.steps for row in rows if row.state in (TrialState.COMPLETE, TrialState.PRUNED)),
+        full_steps=sum(full[row.number] for row in rows if row.state in (TrialState.COMPLETE, TrialState.PRUNED)),
         seconds=sum(row.seconds for row in rows),
         database=mask_url(spec.storage_url),
         folder=str(study_folder(spec)),
@@ -153,9 +155,14 @@ def summarise(database: Database, spec: SweepSpec) -> Summary:
         verification=verified.result if verified is not None else None,
         notes=tuple((store.last_event(GROUND) or {}).get("notes", ())),
         metrics=beside,
-        early_ends=early_ends_text(rows, spec.search.steps),
+        early_ends=early_ends_text(rows, full),
         spending=Spending(spent=spent_by(database, [spec.study])[spec.study], budget=spec.search.budget),
     )
+
+
+def _full_steps(search: SearchSettings, space: SearchSpace, rows: Sequence[TrialRow]) -> dict[int, int]:
+    """Steps of a full trial, by the number of each."""
+    return {row.number: own_step(search, search.steps, batch_size_of(space, row.params)) for row in rows}
 
 
 def _exhausted(store: ResultStore) -> int | None:
@@ -183,9 +190,13 @@ def memory_text(size: int | None) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
 
 
-def configuration_text(params: Mapping[str, Scalar]) -> str:
-    """Parameters on one line, numbers to four digits: `rank 8, learning_rate 0.0031`."""
-    return ", ".join(f"{name} {_number(value)}" for name, value in params.items())
+def configuration_text(params: Mapping[str, Scalar], trained_rate: float | None = None) -> str:
+    """Parameters on one line, numbers to four digits: `rank 8, learning_rate 0.0031`.
+
+    trained_rate: the rate that the trial was trained with, if another number was searched.
+    """
+    text = ", ".join(f"{name} {_number(value)}" for name, value in params.items())
+    return text if trained_rate is None else f"{text}, trained at rate {_number(trained_rate)}"
 
 
 def _number(value: Scalar) -> str:
@@ -250,7 +261,7 @@ def markdown(summary: Summary) -> str:
     ]
     lines += [
         f"| {row.number} | {row.state} | {' | '.join((f'{row.value:.4f}', *metric_texts(row, summary.metrics)))}"
-        f" | {row.steps} | {configuration_text(row.params)} |"
+        f" | {row.steps} | {configuration_text(row.params, row.trained_rate)} |"
         for row in summary.ranked[:_SHOWN]
     ]
     if summary.also_minimize is not None:
@@ -309,7 +320,8 @@ def _front_lines(summary: Summary, name: str) -> Iterator[str]:
     yield from ("", f"Pareto front of {summary.metric} and {name}:", "")
     yield from (f"| trial | {name} | {summary.metric} | configuration |", "|--:|--:|--:|---|")
     for row in summary.front:
-        yield f"| {row.number} | {size_text(name, row.size)} | {row.value:.4f} | {configuration_text(row.params)} |"
+        configuration = configuration_text(row.params, row.trained_rate)
+        yield f"| {row.number} | {size_text(name, row.size)} | {row.value:.4f} | {configuration} |"
 
 
 def write_summary(summary: Summary, folder: Path) -> None:

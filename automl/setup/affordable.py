@@ -73,7 +73,7 @@ def needs(
     left out. spent: by earlier runs.
     """
     budget, share = spec.search.budget, expected_share(spec.search)
-    rows = most_steps(spec, inputs.space) * _batch(inputs.space)
+    rows = most_steps(spec, inputs.space) * (spec.search.step_rows or _batch(inputs.space))
     most = Spent(
         device_seconds=None if seconds is None else seconds * devices,
         tokens=round(rows * _tokens(spec, inputs)) if budget.tokens else 0,

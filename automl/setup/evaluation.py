@@ -14,6 +14,7 @@ from typing import Any
 
 from automl.setup.prepare import Inputs
 from automl.space.extremes import extremes
+from automl.space.length import grid_of
 from automl.space.spec import EVALUATE_EVERY, SearchSettings, SweepSpec
 from automl.study.curves import rungs
 
@@ -40,9 +41,11 @@ def settle_evaluation(spec: SweepSpec, inputs: Inputs, recorded: Mapping[str, An
         every = int(recorded.get("evaluate_every", _written(spec)))
         before = tuple((int(step), int(rows)) for step, rows in recorded.get("evaluations", ()))
         if not before or before[-1][0] == spec.search.steps:  # otherwise the user has changed the steps, and wants to
-            return replace(spec, search=replace(spec.search, evaluate_every=every, evaluations=before))
+            return _spelt_out(
+                replace(spec, search=replace(spec.search, evaluate_every=every, evaluations=before)), inputs
+            )
     if spec.search.evaluations is not None:
-        return spec
+        return _spelt_out(spec, inputs)
     chosen = evaluations(
         spec.search.steps,
         every=spec.search.evaluate_every,
@@ -52,6 +55,16 @@ def settle_evaluation(spec: SweepSpec, inputs: Inputs, recorded: Mapping[str, An
         has_best=spec.search.checkpoint == "best",
     )
     return replace(spec, search=replace(spec.search, evaluations=chosen))
+
+
+def _spelt_out(spec: SweepSpec, inputs: Inputs) -> SweepSpec:
+    """The spec with every measurement named where trials make different numbers of steps between two of them."""
+    search = spec.search
+    if search.evaluations or not grid_of(search, inputs.space):
+        return spec
+    due = dict.fromkeys((*range(search.evaluate_every, search.steps, search.evaluate_every), search.steps))
+    rows = whole_evaluation(spec, inputs)
+    return replace(spec, search=replace(search, evaluations=tuple((step, rows) for step in due)))
 
 
 def evaluations(

@@ -30,7 +30,8 @@ from automl.setup.prepare import Inputs
 from automl.setup.room import shortages
 from automl.setup.setup import set_up
 from automl.space.extremes import corners, extremes, highest, methods_of, target_names
-from automl.space.spec import CategoricalParameter, Parameter, SearchSpace, SweepSpec
+from automl.space.length import own_step
+from automl.space.spec import CategoricalParameter, FloatParameter, Parameter, SearchSettings, SearchSpace, SweepSpec
 from automl.study.pruning import expected_share
 from automl.tasks import make_task
 from automl.training.runtime import HostSettings
@@ -82,6 +83,7 @@ class SweepPlan:
     """A sweep before it is run. Times are seconds of wall clock with all workers busy; None without a probe.
 
     quantization: how the backbone's linear layers are held, in words; empty: as they are stored.
+    steps: of a full trial; length: in words, what the file says of it instead, empty if it says steps.
     measured: when, in words. kept: on what forgetting is measured, in words, empty if it is not.
     evaluations: whole ones that the measurements of a full trial amount to.
     evaluation_rows: in a whole evaluation. most_steps: training steps of the search if nothing is pruned.
@@ -98,6 +100,7 @@ class SweepPlan:
     longest: int
     trials: int
     steps: int
+    length: str
     measured: str
     evaluations: float
     evaluation_rows: int
@@ -160,7 +163,7 @@ class SweepPlan:
 
     def lines(self) -> Iterator[str]:
         """The plan for a person."""
-        yield f"study {self.study}: {self.trials} trials of {self.steps} steps, measured {self.measured}"
+        yield f"study {self.study}: {self.trials} trials of {self.steps} steps{self.length}, measured {self.measured}"
         held = f", linear layers held in {self.quantization}" if self.quantization else ""
         yield f"model: {self.architecture}, {self.model_parameters:,} parameters{held} ({self.model})"
         rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
@@ -241,6 +244,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         longest=inputs.prepared.longest,
         trials=spec.search.trials,
         steps=spec.search.steps,
+        length=_length(spec.search),
         measured=in_words(spec.search),
         evaluations=measured_rows(spec, rows) / rows,
         evaluation_rows=rows,
@@ -254,7 +258,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         packing=packing,
         available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search),
-        probe=_probe(inputs, setup.worker_settings()) if probe and layout.shards == 1 else None,
+        probe=_probe(inputs, setup.worker_settings(), spec.search) if probe and layout.shards == 1 else None,
         advice=(*remarks, *inputs.advice, *shortages(setup), *packing_warnings(spec, inputs, layout, packing)),
     )
     return _with_needs(plan, spec, inputs)
@@ -265,6 +269,11 @@ def _with_needs(plan: SweepPlan, spec: SweepSpec, inputs: Inputs) -> SweepPlan:
     seconds, devices = plan.unpruned_seconds, plan.layout.devices
     found = tuple(needs(spec, inputs, seconds=seconds, devices=devices, spent=spent_before(spec)))
     return replace(plan, needs=found, advice=(*plan.advice, *(need.advice for need in found if need.is_too_much)))
+
+
+def _length(search: SearchSettings) -> str:
+    """What the file says of a trial instead of its steps: ` of 8 rows (3 epochs)`."""
+    return "" if search.length is None else f" of {search.step_rows} rows ({search.length})"
 
 
 def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:
@@ -288,6 +297,8 @@ def describe(parameter: Parameter) -> str:
         text = f"{parameter.low:g} … {parameter.high:g}" + (", log" if parameter.log else "")
         if parameter.step not in (None, 1):
             text += f", step {parameter.step:g}"
+        if isinstance(parameter, FloatParameter) and parameter.at_alpha is not None:
+            text += f", at alpha {parameter.at_alpha:g}"
     if parameter.when is not None:
         values = " or ".join(str(value) for value in parameter.when.values)
         text += f", when {parameter.when.parameter} is {values}"
@@ -319,14 +330,17 @@ def _middling(space: SearchSpace) -> Hyperparameters:
     )
 
 
-def _probe(inputs: Inputs, settings: HostSettings) -> Probe:
+def _probe(inputs: Inputs, settings: HostSettings, search: SearchSettings) -> Probe:
     """Train as many middling trials as are trained together for a few steps; the first interval warms up."""
-    together = settings.capacity if settings.packed else 1
+    together, hyper = settings.capacity if settings.packed else 1, _middling(inputs.space)
+    share = (
+        own_step(search, search.steps, hyper.batch_size) / search.steps
+    )  # its batches may be larger than the study's
     trials = [
         TrialSpec(
             number=number,
             params={},
-            hyper=_middling(inputs.space),
+            hyper=hyper,
             seed=number,
             data_seed=number,
             steps=3 * _PROBE_STEPS,
@@ -347,7 +361,7 @@ def _probe(inputs: Inputs, settings: HostSettings) -> Probe:
             host.shutdown()
     scale = 1 if sys.platform == "darwin" else 1024
     return Probe(
-        step_seconds=(after - before) / (_PROBE_STEPS * together),
+        step_seconds=share * (after - before) / (_PROBE_STEPS * together),
         evaluation_seconds=max(0.0, wall - (after - before)) / together,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     )

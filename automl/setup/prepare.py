@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,13 @@ from automl.space.extremes import (
     target_names,
     variants,
 )
+from automl.space.length import Seen, settle_length
 from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
-from automl.space.spec import SearchSpace, SweepSpec
+from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.tasks import make_task
 from automl.tasks.base import Head, Prepared, Task
+from automl.tasks.batches import mean_tokens
 from automl.tasks.mixture import places_of
 from automl.training.beginning import resolve_start
 from automl.training.kept import Keep
@@ -90,7 +92,8 @@ class Inputs:
     """Backbone and data of a sweep, ready; `space` has every automatic range filled in.
 
     target_sets: named ones that the model has. obstacle: why its trials cannot be packed, empty if they can. notes: the
-    part of the advice, what the summary and the report repeat. keep: the data of `keep:`, if there is any.
+    part of the advice, what the summary and the report repeat. search: that of the spec, with the steps of a trial that
+    follow from the data. keep: the data of `keep:`, if there is any.
     """
 
     backbone: BackboneRef
@@ -103,6 +106,7 @@ class Inputs:
     notes: tuple[str, ...]
     obstacle: str
     cache: Path
+    search: SearchSettings
     keep: Keep | None = None
 
     @property
@@ -133,6 +137,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     unknown = tuple(check_vocabulary(tokenizer, model, task, prepared))
     check_ends(tokenizer, model, task, prepared)
     target_sets = resolvable_sets(model)
+    spec = replace(spec, search=_search(spec, backbone, prepared, head, task=task, target_sets=target_sets))
     space = resolve(spec.space, backbone.parameters, spec.search.steps, target_sets)
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
@@ -166,15 +171,37 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
         notes=seen,
         obstacle=hindrance,
         cache=cache,
+        search=spec.search,
         keep=keep,
     )
 
 
+def _search(
+    spec: SweepSpec, backbone: BackboneRef, prepared: Prepared, head: Head, *, task: Task, target_sets: tuple[str, ...]
+) -> SearchSettings:
+    """The search with the steps of a full trial; those of a length follow from the rows and the smallest batch."""
+    batches = resolve(spec.space, backbone.parameters, 1, target_sets)  # they do not depend on the steps
+    longest = min(prepared.longest, spec.task.longest_row)
+
+    def tokens() -> float:
+        return mean_tokens(task, task.rows(prepared, "train"))
+
+    seen = Seen(_rows(prepared), _classes(head), max(1, longest), tokens)
+    return settle_length(spec.search, seen, smallest=extremes(batches, "batch_size")[0], source=spec.source)
+
+
+def _rows(prepared: Prepared) -> int:
+    """Training rows of an epoch: each of every place once."""
+    return sum(places_of(prepared.shares)) if prepared.shares else prepared.rows["train"]
+
+
+def _classes(head: Head) -> int:
+    return len(head.labels) if head.kind == "classification" else 0
+
+
 def _coverage(spec: SweepSpec, space: SearchSpace, prepared: Prepared, head: Head) -> list[str]:
     smallest = extremes(space, "batch_size")[0]
-    classes = len(head.labels) if head.kind == "classification" else 0
-    rows = sum(places_of(prepared.shares)) if prepared.shares else prepared.rows["train"]
-    return coverage_advice(rows, classes, steps=spec.search.steps, batch_size=smallest)
+    return coverage_advice(_rows(prepared), _classes(head), steps=spec.search.steps, batch_size=smallest)
 
 
 def _check_constraints(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 from automl.execution.base import HostFactory
 from automl.provenance import processor
-from automl.results.recorded import with_recorded_rules
+from automl.results.recorded import as_begun
 from automl.setup.evaluation import settle_evaluation
 from automl.setup.hosts import host_factory
 from automl.setup.machine import Layout, choose_layout
 from automl.setup.packing import Packing, choose_packing, host_settings, kernel_of, pack_evenly, prove
 from automl.setup.precision import settle_precision
 from automl.setup.prepare import Inputs, prepare
+from automl.space.length import record_of
 from automl.space.spec import SweepSpec
 from automl.tasks.own_metrics import check_own_metrics
 from automl.training.runtime import HostSettings
@@ -63,6 +64,7 @@ class Setup:
             "packing": {"slots": self.packing.slots, "solo": self.packing.solo},
             "kernel": kernel_of(self.spec, self.layout, self.packing),
             "processor": processor(),
+            **record_of(search),
             "evaluate_every": search.evaluate_every,
             "evaluations": [list(pair) for pair in search.evaluations or ()],
         }
@@ -92,11 +94,12 @@ def set_up(
     training follows PEFT on this model, which loads it; otherwise what is not known yet is no obstacle. Raises
     ModelError, TargetError, DataError, ConfigError (everything wrong with the space at once) and ResourceError.
     """
-    spec = with_recorded_rules(spec, recorded)
+    spec = as_begun(spec, recorded)
     check_own_metrics(spec.task, spec.source)
     if layout is None:
         layout = layout_of(spec, recorded)
     inputs = prepare(spec, cache, has_trials=recorded is not None)
+    spec = replace(spec, search=inputs.search)
     inputs = prove(spec, inputs, layout, recorded, is_thorough=is_thorough)
     spec = settle_evaluation(settle_precision(spec, inputs, layout, recorded), inputs, recorded)
     return Setup(spec=spec, inputs=inputs, layout=layout, packing=choose_packing(spec, inputs, layout))

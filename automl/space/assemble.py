@@ -8,9 +8,10 @@ from dataclasses import fields
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.methods.settings import Setting, chosen
+from automl.space.coordinate import as_trained, searched_rate
 from automl.space.entries import TASKS
 from automl.space.extremes import names_of
-from automl.space.limits import NAMES, plain
+from automl.space.limits import NAMES, RATE, plain
 from automl.space.spec import Parameter, SearchSpace
 from automl.trial import Scalar
 
@@ -19,6 +20,8 @@ _FIELDS = {field.name: field.default for field in fields(Hyperparameters)}
 
 def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameters:
     """Sampled values over fixed ones over the defaults; alpha = alpha_ratio * rank where the ratio is given.
+
+    A learning rate that is searched at an alpha becomes the one that the trial is trained with.
 
     Names with a condition that does not hold are simply absent from `params` and take their default; settings that
     another method brings are left out.
@@ -36,7 +39,7 @@ def assemble(space: SearchSpace, params: Mapping[str, Scalar]) -> Hyperparameter
     general = {name: _as_declared(name, value) for name, value in values.items() if name in _FIELDS}
     method = METHODS[str(values.get("method", Hyperparameters().method))]
     own = chosen((*method.settings, *_of_task(space, values)), values)
-    return Hyperparameters(**general, own=own)  # type: ignore[arg-type]
+    return as_trained(space, params, Hyperparameters(**general, own=own))  # type: ignore[arg-type]
 
 
 def own_of_task(space: SearchSpace, values: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
@@ -81,9 +84,11 @@ def constraint_values(
     """All names that a constraint may read, with their values; `derived` holds trainable_params.
 
     hyper: what `params` assemble to. A ratio that is sampled or fixed is read as it was written, since alpha / rank
-    need not be the same number: 0.3 * 3 / 3 is not 0.3.
+    need not be the same number: 0.3 * 3 / 3 is not 0.3. So is a learning rate, which may be searched at an alpha.
     """
     plain = {name: getattr(hyper, name) for name in NAMES if name != "alpha_ratio"}
+    if (rate := searched_rate(params)) is not None:
+        plain[RATE] = rate
     own = {name: setting.of(hyper) for name, setting in names_of(space).own.items()}
     written = {"alpha_ratio": hyper.alpha / hyper.rank, **space.fixed, **params}
     return {**plain, **own, "alpha_ratio": written["alpha_ratio"], **derived}

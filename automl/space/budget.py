@@ -1,4 +1,4 @@
-"""How many rows and steps a trial needs: what a new space file begins with, and what is said of a trial that is short.
+"""How many rows a trial needs: what a new space file begins with, and what is said of a trial that is short.
 
 Three passes over the rows are what tables of LoRA trainings use for data sets of this kind; few rows are seen more
 often, up to twenty times, as no configuration can be told from another in fewer than about 100 steps. Many rows are
@@ -28,24 +28,34 @@ _LARGEST_BATCH = 32
 
 
 class Budget(NamedTuple):
-    """What a trial gets to see. batch_size: rows of a step. steps: of a full trial. meaning: of the steps."""
+    """What a trial gets to see. batch_size: rows of a step. steps: of a full trial. length: as a file says it, in
+    epochs, or in examples where no epochs are meant. meaning: of the length."""
 
     batch_size: int
     steps: int
+    length: str
     meaning: str
+
+    @property
+    def examples(self) -> int:
+        """Training rows that a full trial sees."""
+        return self.steps * self.batch_size
 
 
 def starting_budget(rows: int, classes: int, max_length: int) -> Budget:
-    """Batch size and steps to begin a search with.
+    """Batch size and length of a trial to begin a search with.
 
     rows: for training, at least 1. classes: 0 if the task has none. max_length: tokens that a row has at most.
     """
     batch_size = max(1, min(_batch_size(rows), _TOKENS // max_length))
-    epoch = rows / batch_size
-    enough = math.ceil(max(_EPOCHS * rows, LEAST_EXAMPLES * classes) / batch_size)
-    least = min(_FEWEST_STEPS, math.ceil(_MOST_EPOCHS * epoch))
-    steps = min(max(enough, least), _MOST_STEPS)
-    return Budget(batch_size, steps, "; ".join(_meaning(steps, enough, rows, classes, batch_size)))
+    wanted = max(_EPOCHS, LEAST_EXAMPLES * classes / rows)
+    least = min(_MOST_EPOCHS, _FEWEST_STEPS * batch_size / rows)
+    epochs = math.ceil(10 * max(wanted, least)) / 10
+    steps = min(math.ceil(epochs * rows / batch_size), _MOST_STEPS)
+    is_cut = epochs * rows > steps * batch_size
+    length = f"examples: {steps * batch_size}" if is_cut else f"epochs: {epochs:g}"
+    why = "; ".join(_meaning(steps, epochs, wanted, rows, classes=classes, batch_size=batch_size))
+    return Budget(batch_size, steps, length, f"of a full trial, {steps:,} steps of {batch_size} rows{why}")
 
 
 def coverage_advice(rows: int, classes: int, *, steps: int, batch_size: int) -> list[str]:
@@ -72,15 +82,16 @@ def _batch_size(rows: int) -> int:
     return next((size for below, size in _BATCHES if rows < below), _LARGEST_BATCH)
 
 
-def _meaning(steps: int, enough: int, rows: int, classes: int, batch_size: int) -> Iterator[str]:
-    seen, usual = steps * batch_size, math.ceil(_EPOCHS * rows / batch_size)
+def _meaning(steps: int, epochs: float, wanted: float, rows: int, *, classes: int, batch_size: int) -> Iterator[str]:
+    """Why so much: the passes over the rows, and what they are for where it is not three of them."""
+    seen = steps * batch_size
     if seen >= rows:
-        yield f"of a full trial: {seen / rows:.3g} passes over {rows:,} training rows"
+        yield f": {seen / rows:.3g} passes over {rows:,} training rows"
     else:
-        yield f"of a full trial: {seen:,} of {rows:,} training rows, enough to tell configurations apart"
-    if steps < enough:
-        yield f"{_EPOCHS} passes take {usual:,}"
-    elif steps > max(enough, usual):
+        yield f": {seen:,} of {rows:,} training rows, enough to tell configurations apart"
+    if seen < epochs * rows:
+        yield f"{wanted:.3g} passes take {math.ceil(wanted * rows / batch_size):,} steps"
+    elif wanted < epochs - 0.1:
         yield "as fewer steps teach little"
-    elif steps > usual:
+    elif wanted > _EPOCHS:
         yield f"{seen // classes:,} rows of each class"

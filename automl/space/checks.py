@@ -106,16 +106,7 @@ def check_settings(sections: Sections, problems: Problems) -> None:
             if mistake:
                 problems.at_value(path, mistake)
     if search:
-        if search.evaluate_every is not None and search.evaluate_every > search.steps:
-            message = (
-                f"{search.evaluate_every} is above steps {search.steps}, so no trial would be measured before its end"
-            )
-            problems.at_value(("search", "evaluate_every"), message)
-        if search.max_steps is not None and search.max_steps < search.steps:
-            message = f"{search.max_steps} is less than the {search.steps} steps of one trial"
-            problems.at_value(("search", "max_steps"), message)
-        if (wrong := PRUNERS[search.pruner.name].check(search.pruner, search.steps)) is not None:
-            problems.at_value(("search", "pruner", wrong[0]), wrong[1])
+        _check_trial(search, problems, is_table=isinstance(task, TableTask))
         if search.warm_start is not None and search.warm_start == sections.study:
             problems.at_value(("search", "warm_start"), f"{search.warm_start!r} is this study; name an earlier one")
         _check_checkpoint(search, problems, is_table=isinstance(task, TableTask))
@@ -138,6 +129,27 @@ def check_settings(sections: Sections, problems: Problems) -> None:
         mistake = place_mistake(sections.storage.artifacts)
         if mistake:
             problems.at_value(("storage", "artifacts"), mistake)
+
+
+def _check_trial(search: SearchSection, problems: Problems, *, is_table: bool) -> None:
+    """How long a trial is; what follows from the steps that a length means is checked when the data is known."""
+    first, *others = [
+        name for name in ("steps", "epochs", "examples", "tokens") if name in search.model_fields_set
+    ] or ["steps"]
+    for name in others:
+        problems.at_key(("search", name), f"says again how long a trial is, as {first} does; keep one of the two")
+    if search.length is not None:
+        if is_table:
+            problems.at_key(("search", search.length.unit), "is not known of a table of curves; write steps")
+        return
+    if search.evaluate_every is not None and search.evaluate_every > search.steps:
+        message = f"{search.evaluate_every} is above steps {search.steps}, so no trial would be measured before its end"
+        problems.at_value(("search", "evaluate_every"), message)
+    if search.max_steps is not None and search.max_steps < search.steps:
+        message = f"{search.max_steps} is less than the {search.steps} steps of one trial"
+        problems.at_value(("search", "max_steps"), message)
+    if (wrong := PRUNERS[search.pruner.name].check(search.pruner, search.steps)) is not None:
+        problems.at_value(("search", "pruner", wrong[0]), wrong[1])
 
 
 def _is_kept(problems: Problems) -> bool:

@@ -293,6 +293,7 @@ def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> Se
         pruner_options=section.pruner.given(),
         trials=planned_trials(section, space),
         steps=section.steps,
+        length=section.length,
         evaluate_every=section.evaluate_every or (EVALUATE_EVERY if is_table else section.steps // 12 or 1),
         evaluations=None if section.evaluate_every is None and not is_table else (),
         seed=section.seed,
@@ -347,6 +348,9 @@ def _fingerprint(
 ) -> str:
     """sha256 over all that gives a study its meaning; paths as written, so that the files may move together."""
     parts = asdict(replace(space, constraints=(), measured=()))
+    for parameter in parts["parameters"]:
+        if parameter.get("at_alpha", 0.0) is None:  # as versions before it have it
+            del parameter["at_alpha"]
     meaning: dict[str, object] = {
         "study": study,
         "model": model.model_dump(exclude_none=True) if model else None,
@@ -356,7 +360,7 @@ def _fingerprint(
         "max_length": fixed.max_length,
         "sampler": {"name": search.sampler.name, **search.sampler.given()},
         "pruner": {"name": search.pruner.name, **search.pruner.given()},
-        "steps": search.steps,
+        **({"steps": search.steps} if search.length is None else {"length": asdict(search.length)}),
         "evaluate_every": search.evaluate_every or EVALUATE_EVERY,
         "seed": search.seed,
     }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from automl.space.limits import RATE, Names, plain
+from automl.space.limits import RATE, Names, has, own_rate, plain
 from automl.space.messages import Problems, shown, unknown
 from automl.space.points import contains, is_divided, is_too_fine
 from automl.space.schema_space import ChoiceSection, FloatSection, IntSection
@@ -28,7 +28,7 @@ def build_parameters(
     """
     free: dict[str, Parameter] = {}
     for name, section in sections.items():
-        parameter = _unconditional(name, section, names, problems)
+        parameter = _unconditional(name, section, names, {*sections, *absent}, problems)
         if parameter is not None:
             free[name] = parameter
     ranged: dict[str, Parameter] = {}
@@ -50,7 +50,27 @@ def _methods_of_rates(name: str, given: Collection[str], names: Names) -> str | 
     return names.owner(name) or " and ".join(names.without_own_rates(given))
 
 
-def _unconditional(name: str, section: RangeSection, names: Names, problems: Problems) -> Parameter | None:
+def _check_coordinate(parameter: FloatParameter, names: Names, given: Collection[str], problems: Problems) -> None:
+    """Report `at_alpha` where there is no learning rate, or no alpha, that it could be about."""
+    if parameter.at_alpha is None:
+        return
+    path: KeyPath = ("space", parameter.name, "at_alpha")
+    if plain(parameter.name) != RATE:
+        problems.at_key(path, f"is known of learning rates alone, not of {parameter.name}; remove it")
+        return
+    owner = names.owner(parameter.name)
+    methods = (owner,) if owner else names.without_own_rates(given)
+    without = [method for method in methods if not has(method, "alpha")]
+    if without and len(without) == len(methods):
+        problems.at_key(path, f"method {' and '.join(without)} has no alpha; remove it")
+    elif without:
+        own = ", ".join(own_rate(method) for method in without)
+        problems.at_key(path, f"method {' and '.join(without)} has no alpha; give it rates of its own: {own}")
+
+
+def _unconditional(
+    name: str, section: RangeSection, names: Names, given: Collection[str], problems: Problems
+) -> Parameter | None:
     path: KeyPath = ("space", name)
     before = len(problems.found)
     if isinstance(section, ChoiceSection):
@@ -64,7 +84,15 @@ def _unconditional(name: str, section: RangeSection, names: Names, problems: Pro
         if names.is_whole(name):
             problems.at_value((*path, "type"), f"'float' does not suit {name}, a whole number; write type: int")
             return None
-        parameter = FloatParameter(name=name, low=section.low, high=section.high, log=section.log, step=section.step)
+        parameter = FloatParameter(
+            name=name,
+            low=section.low,
+            high=section.high,
+            log=section.log,
+            step=section.step,
+            at_alpha=section.at_alpha,
+        )
+        _check_coordinate(parameter, names, given, problems)
     else:
         parameter = IntParameter(name=name, low=section.low, high=section.high, log=section.log, step=section.step)
     if not isinstance(parameter, CategoricalParameter):
@@ -178,7 +206,9 @@ def described(parameter: Parameter) -> str:
     if isinstance(parameter, CategoricalParameter):
         return "is one of " + ", ".join(shown(choice) for choice in parameter.choices)
     grid = f" in steps of {shown(parameter.step)}" if parameter.step not in (None, 1) else ""
-    return f"lies between {shown(parameter.low)} and {shown(parameter.high)}{grid}"
+    coordinate = getattr(parameter, "at_alpha", None)
+    at = "" if coordinate is None else f" at alpha {coordinate:g}"
+    return f"lies between {shown(parameter.low)} and {shown(parameter.high)}{grid}{at}"
 
 
 def _with_condition(parameter: Parameter, when: When) -> Parameter:

@@ -194,7 +194,7 @@ Data = Annotated[
 
 MOST_PARTS = 100
 LEAST_SHARE = 1e-9
-"""Of what is trained on, that a part of a mixture can have: with less, no search would ever draw from it."""
+"""What a part of a mixture has of what is trained on, at least: with less, no search would ever draw from it."""
 
 
 def _part(value: object) -> object:

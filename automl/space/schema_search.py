@@ -11,6 +11,7 @@ from automl.space.entries import PRUNERS, SAMPLERS
 from automl.space.named import SectionOf
 from automl.space.options import Options
 from automl.space.schema_base import Section, Seed, mistake
+from automl.space.spec import Length
 
 SamplerSection = Annotated[Options, SectionOf(SAMPLERS, "name", lambda entry: entry.options, has_short_form=True)]
 PrunerSection = Annotated[Options, SectionOf(PRUNERS, "name", lambda entry: entry.options, has_short_form=True)]
@@ -85,6 +86,23 @@ class BudgetSection(Section):
         return self
 
 
+MOST_EPOCHS = 10_000
+
+
+def _parse_epochs(value: object) -> float | str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "auto" and not (is_number and 0 < value <= MOST_EPOCHS):  # type: ignore[operator]  # it is a number
+        raise mistake("value", f"must be auto or a number above 0 and at most {MOST_EPOCHS:,}")
+    return "auto" if value == "auto" else float(value)  # type: ignore[arg-type]  # as well
+
+
+Epochs = Annotated[
+    Any,
+    BeforeValidator(_parse_epochs),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": MOST_EPOCHS}, {"const": "auto"}]}),
+]
+
+
 class SearchSection(Section):
     """How the space is searched and when the search ends."""
 
@@ -99,7 +117,14 @@ class SearchSection(Section):
     trials: Annotated[int, Field(ge=1, le=100_000)] = 24
     """Complete and pruned trials of the whole study."""
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 120
-    """Optimizer steps of a full trial."""
+    """Optimizer steps of a full trial. Instead of them epochs, examples or tokens may be given: then trials see as many
+    rows whatever their batch size."""
+    epochs: Epochs | None = None
+    """Passes over the training rows that a full trial makes, instead of steps; auto: by rows and classes."""
+    examples: Annotated[int, Field(ge=1, le=10**10)] | None = None
+    """Training rows that a full trial sees, instead of steps."""
+    tokens: Annotated[int, Field(ge=1, le=10**13)] | None = None
+    """Tokens that a full trial sees, instead of steps: as many rows as have them on average."""
     evaluate_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Steps between two measurements, each on all of task.evaluate_rows. Left out, trials are measured where they are
     judged, and early on fewer rows, so that measuring takes about a sixth of the time."""
@@ -128,6 +153,15 @@ class SearchSection(Section):
     """Which checkpoint of a trial counts: that of its best evaluation, or its last one."""
     early_stopping: bool | None = None
     """End a trial itself once it overfits, diverges or is flat; with checkpoint best, unless this is false."""
+
+    @property
+    def length(self) -> Length | None:
+        """What is said of a trial instead of its steps."""
+        if self.epochs is not None:
+            return Length("epochs", None if self.epochs == "auto" else self.epochs)
+        if self.examples is not None:
+            return Length("examples", self.examples)
+        return None if self.tokens is None else Length("tokens", self.tokens)
 
     @model_validator(mode="before")
     @classmethod

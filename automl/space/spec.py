@@ -27,7 +27,11 @@ class When:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatParameter:
-    """A real number in [low, high]; `log` samples its logarithm uniformly, `step` makes a grid (never both)."""
+    """A real number in [low, high]; `log` samples its logarithm uniformly, `step` makes a grid (never both).
+
+    at_alpha: of learning rates alone: what is searched is the rate at this alpha, from which follows the one that a
+    trial is trained with (`automl.space.coordinate`). None: they are the same.
+    """
 
     name: str
     low: float
@@ -35,6 +39,7 @@ class FloatParameter:
     log: bool = False
     step: float | None = None
     when: When | None = None
+    at_alpha: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +268,17 @@ class TaskSettings:
         return max(self.max_length, self.max_target_length)
 
 
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How much a full trial sees, whatever its batch size. amount: None = to be chosen from the data."""
+
+    unit: Literal["epochs", "examples", "tokens"]
+    amount: float | None
+
+    def __str__(self) -> str:
+        return "as many epochs as the data wants" if self.amount is None else f"{self.amount:,.10g} {self.unit}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostSettings:
     """Price of a device for an hour, and most that may be spent, both in one currency (a code such as EUR)."""
@@ -287,7 +303,10 @@ class SearchSettings:
     """How the space is searched and when the search ends.
 
     trials: COMPLETE + PRUNED trials.
-    steps: optimizer steps of a full trial.
+    steps: optimizer steps of a full trial; with a length, those of one with batches of `step_rows` rows.
+    length: what the file says of a trial instead of its steps, None = steps. When the data is known, they follow.
+    step_rows: rows of a step by which `steps`, `evaluate_every`, `evaluations` and `max_steps` count then, so that
+        trials are judged after as many rows whatever their batches (`automl.space.length`); None = any step counts.
     evaluate_every: the grid on which trials are judged.
     evaluations: (step, rows) of each measurement; empty = all evaluation rows at every multiple of evaluate_every; None
         = to be chosen by `automl.setup.evaluation` when model and data are known.
@@ -309,6 +328,8 @@ class SearchSettings:
     pruner_options: Mapping[str, Scalar] = field(default_factory=dict)
     trials: int = 24
     steps: int = 120
+    length: Length | None = None
+    step_rows: int | None = None
     evaluate_every: int = EVALUATE_EVERY
     evaluations: tuple[tuple[int, int], ...] | None = ()
     seed: int = 0

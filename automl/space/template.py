@@ -22,7 +22,7 @@ from automl.space.write import scalar
 from automl.trial import Scalar
 
 DEFAULT_LENGTH = 128
-_UNKNOWN = Budget(batch_size=8, steps=120, meaning="optimizer steps of a full trial")
+_UNKNOWN = Budget(batch_size=8, steps=120, length="steps: 120", meaning="optimizer steps of a full trial")
 _OF_LANGUAGE = ("completion", "instruction", "preference")
 _KEEP = (
     "# keep: {data: {package: automl, file: tasks/texts/general.jsonl}}"
@@ -106,7 +106,7 @@ def commented_space(
             f"  sampler: tpe  # or: {_others(SAMPLERS, 'tpe')}",
             f"  pruner: halving  # pauses weak trials; or: {_others(PRUNERS, 'halving')}",
             "  trials: 24  # complete and pruned ones together",
-            f"  steps: {budget.steps}  # {budget.meaning}",
+            f"  {budget.length}  # {budget.meaning}",
             "  checkpoint: best  # a trial is worth its best evaluation, and ends itself once it overfits; or: last",
             "  # evaluate_every: 10  # measure so often, on all rows; left out: where trials are judged, cheaply",
             "  seed: 7",

@@ -16,6 +16,7 @@ from automl.results.folders import study_folder
 from automl.results.squeezed import squeeze_of
 from automl.setup.setup import Setup
 from automl.space.assemble import assemble
+from automl.space.length import own_step
 from automl.space.spec import SweepSpec
 from automl.squeeze.curve import Wanted
 from automl.squeeze.found import Squeezed
@@ -97,7 +98,8 @@ def _squeezed(database: Database, setup: Setup, row: TrialRow, stop: StopRequest
     output = squeezed_folder(study_folder(spec))
     durable.remove_folder(output)
     hyper = assemble(setup.inputs.space, row.params)
-    effort = Effort(seen=SEEN, rows=affordable_rows(spec.search.steps, hyper.batch_size), is_brief=True)
+    steps = own_step(spec.search, spec.search.steps, hyper.batch_size)
+    effort = Effort(seen=SEEN, rows=affordable_rows(steps, hyper.batch_size), is_brief=True)
     with adapter_of(database, spec, row) as folder:
         source = f"trial {row.number} of {spec.study}"
         settings, model = _settings(setup), setup.inputs.model

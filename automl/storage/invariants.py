@@ -1,7 +1,8 @@
 """What must hold in a database and on disk after anything, as queries that return no row; and what can be repaired.
 
 I1 to I10 concern Optuna's tables, I11 to I13, I18 and I19 our attempts, I15 the artifacts on disk, I20 to I22 the
-agreement of both kinds of tables. Optuna's tables are the truth of parameters, values and final states.
+agreement of both kinds of tables, and I23 that of values where trials make different steps (`automl.space.length`).
+Optuna's tables are the truth of parameters, values and final states.
 """
 
 from __future__ import annotations
@@ -190,12 +191,12 @@ _INVARIANTS = (
         SELECT s.study_name, t.number, i.step FROM trial_intermediate_values i
         JOIN trials t ON t.trial_id = i.trial_id JOIN studies s ON s.study_id = t.study_id
         JOIN automl_sweeps w ON w.study_name = s.study_name
-        WHERE {study} AND NOT EXISTS (SELECT 1 FROM automl_measurements m
+        WHERE {study} AND {one_grid} AND NOT EXISTS (SELECT 1 FROM automl_measurements m
           WHERE m.study_name = s.study_name AND m.trial = t.number AND m.step = i.step)
         UNION ALL
         SELECT s.study_name, s.trial, s.step FROM automl_measurements s
         LEFT JOIN named t ON t.study_name = s.study_name AND t.number = s.trial
-        WHERE {study} AND (t.trial_id IS NULL OR t.state <> 'RUNNING') AND NOT EXISTS (
+        WHERE {study} AND {one_grid} AND (t.trial_id IS NULL OR t.state <> 'RUNNING') AND NOT EXISTS (
           SELECT 1 FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id AND i.step = s.step)""",
     ),
     _Invariant(
@@ -207,9 +208,34 @@ _INVARIANTS = (
         JOIN study_user_attributes o ON o.study_id = s.study_id AND o.key = 'objective'
         JOIN automl_metric_values v ON v.study_name = s.study_name AND v.trial = t.number AND v.step = i.step
           AND v.metric = REPLACE(o.value_json, '"', '')
-        WHERE {study} AND (i.intermediate_value IS NULL OR i.intermediate_value <> v.value)""",
+        WHERE {study} AND {one_grid} AND (i.intermediate_value IS NULL OR i.intermediate_value <> v.value)""",
+    ),
+    _Invariant(
+        id="I23",
+        description="value that only Optuna's tables, or only ours, have of a trial with steps of its own",
+        query="""
+        SELECT s.study_name, t.number, i.step FROM trial_intermediate_values i
+        JOIN trials t ON t.trial_id = i.trial_id JOIN studies s ON s.study_id = t.study_id
+        JOIN study_user_attributes g ON g.study_id = s.study_id AND g.key = 'step_rows'
+        JOIN study_user_attributes o ON o.study_id = s.study_id AND o.key = 'objective'
+        WHERE {study} AND NOT EXISTS (SELECT 1 FROM automl_metric_values v
+          WHERE v.study_name = s.study_name AND v.trial = t.number AND v.metric = REPLACE(o.value_json, '"', '')
+          AND v.value = i.intermediate_value)
+        UNION ALL
+        SELECT s.study_name, t.number, v.step FROM trials t JOIN studies s ON s.study_id = t.study_id
+        JOIN study_user_attributes g ON g.study_id = s.study_id AND g.key = 'step_rows'
+        JOIN study_user_attributes o ON o.study_id = s.study_id AND o.key = 'objective'
+        JOIN automl_metric_values v ON v.study_name = s.study_name AND v.trial = t.number
+          AND v.metric = REPLACE(o.value_json, '"', '')
+        WHERE {study} AND t.state <> 'RUNNING' AND NOT EXISTS (SELECT 1 FROM trial_intermediate_values i
+          WHERE i.trial_id = t.trial_id AND i.intermediate_value = v.value)""",
     ),
 )
+
+_ONE_GRID = """NOT EXISTS (
+          SELECT 1 FROM studies x JOIN study_user_attributes g ON g.study_id = x.study_id AND g.key = 'step_rows'
+          WHERE x.study_name = s.study_name)"""
+"""Whether all trials of a study make the same steps, so that Optuna is told them as they are."""
 
 # A trial killed inside `ask`: no parameters, none enqueued, never handed out.
 _UNRESUMABLE = text(
@@ -261,7 +287,7 @@ def repair(database: Database, study: str | None) -> list[str]:
 
 def _statement(invariant: _Invariant) -> TextClause:
     study = "(CAST(:study AS VARCHAR(255)) IS NULL OR s.study_name = :study)"
-    statement = text(invariant.query.replace("{study}", study))
+    statement = text(invariant.query.replace("{study}", study).replace("{one_grid}", _ONE_GRID))
     return statement.bindparams(bindparam("driven", expanding=True)) if ":driven" in invariant.query else statement
 
 

@@ -77,7 +77,7 @@ class RunLog:
         self._guard = guard
 
     def begin(self, *, trials: int, steps: int, metric: str, price: Price | None = None) -> None:
-        """Record what the run is to do, and what it pays for a device."""
+        """Record what the run is to do, and what it pays for a device. steps: of a full trial, 0 if not known yet."""
         row = {"study_name": self._study, "run": self.run, "trials": trials, "steps": steps, "metric": metric}
         row |= {} if price is None else price._asdict()
 
@@ -91,6 +91,11 @@ class RunLog:
         """Record for how long devices have been held by now, all of them together."""
         statement = update(runs).where(*self._mine()).values(device_seconds=device_seconds)
         self._write("record the time of devices", lambda connection: connection.execute(statement))
+
+    def settle(self, steps: int) -> None:
+        """Record the steps of a full trial, now that they follow from the data."""
+        statement = update(runs).where(*self._mine()).values(steps=steps)
+        self._write("record the steps of a run", lambda connection: connection.execute(statement))
 
     def end(self, how: RunEnd) -> None:
         """Record how it ended; the first end stays."""

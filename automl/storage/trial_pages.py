@@ -67,7 +67,7 @@ class Pace:
 
 
 class Standing(NamedTuple):
-    """The number of a study's trials with this state and this last step, 0 without a measurement."""
+    """The number of a study's trials with this state and this last step on its grid, 0 without a measurement."""
 
     state: str
     step: int
@@ -106,8 +106,10 @@ _STANDING = text(
     """
 SELECT {state} AS state, COALESCE(m.step, 0) AS step, COUNT(*) AS trials
 FROM trials t JOIN studies s ON s.study_id = t.study_id LEFT JOIN (
-  SELECT trial, MAX(step) AS step FROM automl_measurements WHERE study_name = :study GROUP BY trial
-) m ON m.trial = t.number WHERE s.study_name = :study GROUP BY 1, 2""".replace("{state}", STATE)
+  SELECT i.trial_id, MAX(i.step) AS step FROM trial_intermediate_values i
+  JOIN trials t ON t.trial_id = i.trial_id JOIN studies s ON s.study_id = t.study_id
+  WHERE s.study_name = :study GROUP BY i.trial_id
+) m ON m.trial_id = t.trial_id WHERE s.study_name = :study GROUP BY 1, 2""".replace("{state}", STATE)
 )
 
 _LINES = filled("""

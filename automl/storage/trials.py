@@ -39,6 +39,7 @@ class TrialRow:
     steps, seconds, tokens, examples: trained so far, up to the last measurement.
     adapter: folder of its adapter, if that is still kept.
     trainable_params: LoRA and head, None if unknown.
+    trained_rate: the learning rate that an ended trial was trained with, where another number was searched, else None.
     forgetting: by how much it is worse on the rows of `keep:` than the untuned model; None if that was not measured.
     error: what a failed trial said last, empty otherwise.
     is_parked: it is RUNNING, but paused.
@@ -56,6 +57,7 @@ class TrialRow:
     stop_reason: str | None = None
     adapter: str | None = None
     trainable_params: int | None = None
+    trained_rate: float | None = None
     forgetting: float | None = None
     error: str = ""
     size: float | None = None
@@ -119,12 +121,13 @@ WHERE {chosen} ORDER BY p.param_id"""
 
 _ATTRIBUTES = """
 SELECT p.trial_id, p.key, p.value_json FROM trial_user_attributes p
-WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'examples', 'stop_reason', 'trainable_params', 'forgetting', 'error',
-  'best_checkpoint')"""
+WHERE {chosen} AND p.key IN ('seconds', 'tokens', 'examples', 'steps', 'stop_reason', 'trainable_params',
+  'trained_rate', 'forgetting', 'error', 'best_checkpoint')"""
 
 # Seconds and tokens grow with the step, so the row of a trial's last step holds what it has cost.
 _SPENT = """
-SELECT p.trial, MAX(p.seconds) AS seconds, MAX(p.tokens) AS tokens, COALESCE(MAX(p.examples), 0) AS examples
+SELECT p.trial, MAX(p.step) AS steps, MAX(p.seconds) AS seconds, MAX(p.tokens) AS tokens,
+  COALESCE(MAX(p.examples), 0) AS examples
 FROM automl_measurements p
 WHERE p.study_name = :study AND {chosen} GROUP BY p.trial"""
 
@@ -228,6 +231,7 @@ def _completed(connection: Connection, study: str, rows: _Outlines, *, all_of: i
         replace(
             row,
             params=params[trial_id],
+            steps=known[trial_id].get("steps", row.steps),
             seconds=known[trial_id].get("seconds", 0.0),
             tokens=known[trial_id].get("tokens", 0),
             examples=known[trial_id].get("examples", 0),
@@ -235,6 +239,7 @@ def _completed(connection: Connection, study: str, rows: _Outlines, *, all_of: i
             adapter=adapters.get(row.number),
             attempts=attempts.get(row.number, 0),
             trainable_params=_whole(known[trial_id].get("trainable_params")),
+            trained_rate=known[trial_id].get("trained_rate"),
             forgetting=known[trial_id].get("forgetting"),
             error=str(known[trial_id].get("error", "")),
             checkpoint=_checkpoint(known[trial_id], row),
@@ -257,7 +262,7 @@ def _chosen(connection: Connection, query: str, ids: Sequence[int], all_of: int 
 
 
 def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Seconds, tokens and examples of trials that have not ended, by number."""
+    """Steps, seconds, tokens and examples of trials that have not ended, by number."""
     if not numbers:
         return {}
     if len(numbers) > _FEW:
@@ -265,7 +270,9 @@ def _spent(connection: Connection, study: str, numbers: Sequence[int]) -> dict[i
     else:
         few = text(_SPENT.format(chosen="p.trial IN :numbers")).bindparams(bindparam("numbers", expanding=True))
         rows = connection.execute(few, {"study": study, "numbers": numbers})
-    return {row.trial: {"seconds": row.seconds, "tokens": row.tokens, "examples": row.examples} for row in rows}
+    return {
+        row.trial: {name: getattr(row, name) for name in ("steps", "seconds", "tokens", "examples")} for row in rows
+    }
 
 
 def _whole(value: Any) -> int | None:

@@ -12,12 +12,17 @@ from optuna.trial import FrozenTrial
 
 from automl.errors import SpaceChangedError
 from automl.metric import METRICS, Direction
-from automl.space.spec import SearchSpace, SweepSpec
+from automl.space.coordinate import in_words
+from automl.space.length import grid_of
+from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.study.distributions import check_compatible
 from automl.study.outcome import STOP_REASON
 
 OURS = "space_sha256"
 """User attribute of every study that this program has begun."""
+
+AT_ALPHA = "at_alpha"
+"""User attribute: the alphas at which learning rates are searched; missing where they are searched as they are."""
 
 
 def refuse_unfit(
@@ -34,7 +39,14 @@ def refuse_unfit(
     trials = stored.get_trials(deepcopy=False)
     _refuse_foreign(stored, trials)
     _refuse_other_objectives(stored, trials, objectives, directions)
+    _refuse_other_coordinate(stored, trials, space)
     check_compatible(space, {key: value for trial in trials for key, value in trial.distributions.items()})
+
+
+def scales_of(search: SearchSettings, space: SearchSpace) -> dict[str, str]:
+    """What is said of a study whose steps or learning rates are not those of its trials; mostly nothing."""
+    at_alpha = in_words(space)
+    return {**grid_of(search, space), **({AT_ALPHA: at_alpha} if at_alpha else {})}
 
 
 def objectives_of(spec: SweepSpec) -> tuple[list[str], list[Direction]]:
@@ -50,6 +62,16 @@ def _refuse_foreign(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         number = strange[0] if strange else trials[0].number
         raise SpaceChangedError(
             f"study {study.study_name!r} in this database holds trials that automl has not made (trial {number});"
+            " choose another study name"
+        )
+
+
+def _refuse_other_coordinate(study: optuna.Study, trials: Sequence[FrozenTrial], space: SearchSpace) -> None:
+    before, now = study.user_attrs.get(AT_ALPHA, ""), in_words(space)
+    if trials and before != now:
+        said = " and ".join(f"at alpha ({each})" if each else "as they are trained" for each in (before, now))
+        raise SpaceChangedError(
+            f"study {study.study_name!r} cannot search learning rates {said}: its values would mean other rates;"
             " choose another study name"
         )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from automl.space.coordinate import searched_rate
 from automl.space.satisfiable import Derive
 from automl.space.spec import SearchSettings
 from automl.study.feasibility import NOT_MEASURED, Feasibility
 from automl.study.open_trials import OpenTrial
-from automl.study.outcome import CONSTRAINT_OF, MEASURED, STATE_OF, STOP_REASON
+from automl.study.outcome import CONSTRAINT_OF, MEASURED, STATE_OF, STOP_REASON, TRAINED_RATE
 from automl.study.retention import ADAPTER
 from automl.trial import FORGETTING, LONGEST_TRACEBACK, Measurement, StopReason, TrialState
 
@@ -73,9 +74,14 @@ def attributes_of(opened: OpenTrial, reason: StopReason, error: str, derive: Der
     attributes: dict[str, Any] = {}
     if reason is not StopReason.LOST:
         attributes.update(derive(opened.hyper))
+    rate = searched_rate(opened.params)
+    if rate is not None and rate != opened.hyper.learning_rate:
+        attributes[TRAINED_RATE] = opened.hyper.learning_rate
     if opened.last is not None:
         attributes |= {"seconds": opened.last.seconds, "tokens": opened.last.tokens}
         attributes["examples"] = opened.last.examples
+        if opened.last.step != opened.reached:
+            attributes["steps"] = opened.last.step
         if FORGETTING in opened.worth:
             attributes[FORGETTING] = opened.worth[FORGETTING]
         if opened.last.adapter is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import optuna
 
 from automl.lora import Hyperparameters
+from automl.space.length import grid_steps
+from automl.space.spec import SearchSettings
 from automl.trial import BestCheckpoint, Measurement, Metrics, Scalar, TrialSpec
 
 
@@ -17,7 +19,8 @@ class OpenTrial:
     """A trial that is RUNNING in Optuna.
 
     seen: steps whose values are stored. reached: the last of them, 0 if there is none. last: its newest measurement.
-    judged: the step it was last decided on. best: what it is worth, told with the measurement of step `settled_at`.
+    judged: the step it was last decided on. best: what it is worth, told with the measurement of step `settled_at`. All
+    steps but that of `best` lie on the study's grid (`automl.space.length`).
     """
 
     trial: optuna.Trial
@@ -69,11 +72,19 @@ class OpenTrial:
         """How far it has come, with the value of the metric there, in words; empty before the first measurement."""
         return "" if self.last is None else f"at step {self.last.step}, {metric} {self.last.metrics[metric]:.4g}"
 
-    def take(self, measurement: Measurement) -> None:
-        """Note a measurement whose value is stored."""
-        self.seen.add(measurement.step)
-        if measurement.step > self.reached:
-            self.reached, self.last = measurement.step, measurement
+    def steps_of(self, measurement: Measurement, settings: SearchSettings) -> tuple[int, ...]:
+        """The steps on the grid that a measurement of the trial speaks of, ascending."""
+        return grid_steps(settings, measurement.step, self.hyper.batch_size)
+
+    def has_seen(self, measurement: Measurement, settings: SearchSettings) -> bool:
+        """Whether its value is stored."""
+        return self.seen.issuperset(self.steps_of(measurement, settings))
+
+    def take(self, measurement: Measurement, steps: Sequence[int]) -> None:
+        """Note a measurement whose value is stored. steps: those on the grid that it speaks of, ascending."""
+        self.seen.update(steps)
+        if steps[-1] > self.reached:
+            self.reached, self.last = steps[-1], measurement
 
 
 class OpenTrials:

@@ -42,6 +42,9 @@ with whose measurement this was told."""
 STOP_REASON = "stop_reason"
 """User attribute of an ended trial: why it ended."""
 
+TRAINED_RATE = "trained_rate"
+"""User attribute of an ended trial: its learning rate, where another number was searched."""
+
 FAILURES = frozenset({StopReason.ERROR, StopReason.HOST_CRASH})
 """Reasons that count towards `max_failed_trials`."""
 

@@ -27,7 +27,7 @@ from automl.storage.optuna_cache import CachedStorage
 from automl.study.adoption import describe, ending_of, enqueue, left_running, reopen, was_parked
 from automl.study.budget import Budget, Work, last_line
 from automl.study.checkpoints import in_words, note
-from automl.study.continuing import OURS, refuse_unfit
+from automl.study.continuing import OURS, refuse_unfit, scales_of
 from automl.study.distributions import suggest
 from automl.study.ending import attributes_of, missed_at_end, objectives_of, state_of, violations_of
 from automl.study.feasibility import Feasibility
@@ -134,7 +134,7 @@ class Study:
         self._stopping = Stopping(
             self._optuna, store, patience=settings.patience, configurations=configurations_of(sampler), run=run
         )
-        about = {"objective": metric, "direction": self.direction, OURS: space_sha256}
+        about = {"objective": metric, "direction": self.direction, OURS: space_sha256, **scales_of(settings, space)}
         describe(self._optuna, about, objectives)
         self._adopt(self._optuna.get_trials(deepcopy=False))
 
@@ -225,7 +225,7 @@ class Study:
         Measurements of trials that are not live, and steps that are stored already, are ignored. A metric that is not
         finite, or an objective outside its bounds, ends the trial as diverged and is never stored.
         """
-        note(self._open.live, measurements)
+        note(self._open.live, measurements, self._settings)
         sound, failures = screen(measurements, self._is_new, metric=self.metric, bounds=self._bounds)
         sound = sound if self._space.columns else [self._open.live[each.trial].with_examples(each) for each in sound]
         self._store.add_measurements(sound)
@@ -339,17 +339,23 @@ class Study:
 
     def _is_new(self, measurement: Measurement) -> bool:
         opened = self._open.live.get(measurement.trial)
-        return opened is not None and measurement.step not in opened.seen
+        return opened is not None and not opened.has_seen(measurement, self._settings)
 
     def _record(self, opened: OpenTrial, measurement: Measurement) -> None:
-        reached, step, value = opened.reached, measurement.step, measurement.metrics[self.metric]
+        reached, steps = opened.reached, opened.steps_of(measurement, self._settings)
+        for step in steps:
+            self._tell_value(opened, step, measurement.metrics[self.metric])
+        self._budget.worked(opened.last, measurement)
+        opened.take(measurement, steps)
+        self._budget.advanced(reached, opened.reached)
+
+    def _tell_value(self, opened: OpenTrial, step: int, value: float) -> None:
+        if step in opened.seen:  # of several, a driver that was killed had told some
+            return
         if self._settings.also_minimize is None:
             opened.trial.report(value, step)
         else:  # report refuses studies of two objectives (Optuna 5.0), though the tables have a place for their curves
             self._storage.set_trial_intermediate_value(opened.trial._trial_id, step, value)
-        self._budget.worked(opened.last, measurement)
-        opened.take(measurement)
-        self._budget.advanced(reached, opened.reached)
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
@@ -472,7 +478,7 @@ class Study:
         opened = reopen(self._optuna, frozen, self._space)
         self._budget.started(opened.reached)
         for measurement in self._store.measurements(opened.number):
-            if measurement.step in opened.seen:
+            if opened.has_seen(measurement, self._settings):
                 self._budget.worked(opened.last, measurement)
                 opened.last = measurement
             else:

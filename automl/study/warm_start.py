@@ -11,10 +11,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from automl.ranking import point
-from automl.space.assemble import active_parameters
+from automl.space.assemble import active_parameters, assemble
+from automl.space.coordinate import coordinates
+from automl.space.limits import RATE, plain
 from automl.space.points import contains, snapped
 from automl.space.spec import SearchSpace
-from automl.study.outcome import direction_of
+from automl.study.outcome import TRAINED_RATE, direction_of
 from automl.study.registry import refuse
 from automl.trial import Scalar
 
@@ -72,7 +74,23 @@ def _remark(earlier: str, has_complete: bool, lent: int, outside: Sequence[str],
 
 
 def _fitting(trial: FrozenTrial, space: SearchSpace) -> Iterator[tuple[str, Scalar]]:
-    for parameter in active_parameters(space, trial.params):
-        value = trial.params.get(parameter.name)
+    params = _with_rate_of(trial, space)
+    for parameter in active_parameters(space, params):
+        value = params.get(parameter.name)
         if value is not None and contains(parameter, value):
             yield parameter.name, snapped(parameter, value)
+
+
+def _with_rate_of(trial: FrozenTrial, space: SearchSpace) -> Mapping[str, Scalar]:
+    """Parameters of a trial of another study, with the learning rate that means here what it was trained with there."""
+    if TRAINED_RATE not in trial.user_attrs and not any(coordinates(space)):
+        return trial.params
+    ours = {parameter.name for parameter in space.parameters}
+    known = {name: value for name, value in trial.params.items() if name in ours}
+    rates = [name for name in known if plain(name) == RATE]
+    return trial.params | {name: _searched(trial, name, known, space) for name in rates}
+
+
+def _searched(trial: FrozenTrial, rate: str, known: Mapping[str, Scalar], space: SearchSpace) -> float:
+    per_unit = assemble(space, {**known, rate: 1.0}).learning_rate
+    return float(trial.user_attrs.get(TRAINED_RATE, known[rate])) / per_unit

@@ -19,7 +19,8 @@ def recorded_run(log: RunLog, spec: SweepSpec) -> Iterator[RunLog]:
     """Record the run, and what it ends with if it ends by an error; that it has finished is for the block to record."""
     cost = spec.search.budget.cost
     price = None if cost is None else Price(cost.per_gpu_hour, cost.currency)
-    log.begin(trials=spec.search.trials, steps=spec.search.steps, metric=spec.task.metric, price=price)
+    steps = spec.search.steps if spec.search.length is None else 0
+    log.begin(trials=spec.search.trials, steps=steps, metric=spec.task.metric, price=price)
     try:
         yield log
     except BaseException as error:

@@ -203,6 +203,8 @@ class Sweep:
         self._accept(self.log.run, self.store)
         if now != self.recorded:
             self.store.add_event(GROUND, now)
+        if setup.spec.search.length is not None:
+            self.log.settle(setup.spec.search.steps)
         return study
 
     def start(self, study: Study) -> None:

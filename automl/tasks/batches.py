@@ -14,6 +14,8 @@ from automl.errors import DataError
 from automl.tasks.base import Batch, Row, Task
 from automl.watchdog import beat
 
+_COUNTED = 2_000
+
 
 def batch_rows(seed: int, step: int, batch_size: int, rows: int) -> list[int]:
     """Row numbers of the effective batch of `step` (from 0), out of `rows` rows.
@@ -49,6 +51,12 @@ def some_of(rows: Sequence[Row], count: int | None) -> Sequence[Row]:
     order = list(range(len(rows)))
     random.Random("part of the evaluation rows").shuffle(order)  # noqa: S311
     return [rows[index] for index in sorted(order[:count])]
+
+
+def mean_tokens(task: Task, rows: Sequence[Row]) -> float:
+    """Tokens of a row on average, as a trainer counts them: by at most _COUNTED rows from one end to the other."""
+    chosen = [rows[index] for index in range(0, len(rows), -(-len(rows) // _COUNTED))]
+    return sum(int(task.collate([row], 0)["attention_mask"].sum()) for row in chosen) / len(chosen)
 
 
 def evaluation_batches(

@@ -251,7 +251,7 @@ class Candidates:
         hyper = assemble(self._space, trial.params)
         return Arm(
             name=f"trial-{trial.number}",
-            title=f"trial {trial.number}: {configuration_text(trial.params)}",
+            title=f"trial {trial.number}: {configuration_text(trial.params, trial.trained_rate)}",
             kind=kind,
             trial=trial.number,
             params=dict(trial.params),

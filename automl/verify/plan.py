@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from automl.lora import Hyperparameters
 from automl.metric import METRICS, Direction
+from automl.space.length import own_step
+from automl.space.spec import SearchSettings
 from automl.storage.verification import ScoredSplit
 from automl.study.seeding import derive_seed
 from automl.trial import Cut, Examination, Scalar, TrialSpec
@@ -111,6 +113,7 @@ class Plan:
     tuning_seeds: for learning rates.
     winner_value: validation value of the search's best trial.
     test: fingerprint of the test rows, test_rows their number.
+    steps: of a training; step_rows: of batches of so many rows, None: of whatever batches an arm has.
     looks: seeds after which a verification with a budget is looked at and may end; empty without a budget.
     budget_seconds: training time after whose end no look is begun.
     majority: metrics of always saying the most frequent class of the test rows, empty for text tasks.
@@ -133,6 +136,7 @@ class Plan:
     majority: Mapping[str, float]
     looks: tuple[int, ...] = ()
     budget_seconds: float | None = None
+    step_rows: int | None = None
 
     @property
     def direction(self) -> Direction:
@@ -161,7 +165,12 @@ class Plan:
 
     def steps_of(self, arm: str) -> int:
         """Optimizer steps of a training of the arm of that name."""
-        return self.arm(arm).steps or self.steps
+        return self.arm(arm).steps or self.schedule_of(arm)
+
+    def schedule_of(self, arm: str) -> int:
+        """Steps of the schedule of that arm: of as many rows as every other's, where the study is one of rows."""
+        search = SearchSettings(steps=self.steps, step_rows=self.step_rows)
+        return own_step(search, self.steps, self.arm(arm).hyper.batch_size)
 
     def tuned_on(self, arm: Arm) -> tuple[int, ...]:
         """Seeds on which its learning rate is chosen: one for methods, which are many, all for others."""
@@ -192,6 +201,8 @@ class Plan:
                 del document["steps"]
         if self.budget_seconds is None:  # as versions without budgets have recorded it
             del plain["looks"], plain["budget_seconds"]
+        if self.step_rows is None:  # as versions before it have recorded it
+            del plain["step_rows"]
         listed: dict[str, Any] = _listed(plain)
         return listed
 
@@ -248,16 +259,16 @@ def trial_spec(plan: Plan, training: Training, number: int) -> TrialSpec:
     Measured once, after the last step: nothing about the test rows can reach the training. On the way it is saved
     _CHECKPOINTS times.
     """
-    arm = plan.arm(training.arm)
+    arm, steps = plan.arm(training.arm), plan.schedule_of(training.arm)
     return TrialSpec(
         number=number,
         params=arm.params,
         hyper=replace(arm.hyper, learning_rate=training.learning_rate),
         seed=training.seed,
         data_seed=derive_seed("verification-data", training.seed),
-        steps=plan.steps,
-        evaluate_every=plan.steps,
-        checkpoint_every=math.ceil(plan.steps / (_CHECKPOINTS + 1)),
+        steps=steps,
+        evaluate_every=steps,
+        checkpoint_every=math.ceil(steps / (_CHECKPOINTS + 1)),
         examination=_examination(plan, training),
         stop_after=arm.steps or 0,
     )

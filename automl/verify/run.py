@@ -262,6 +262,7 @@ class _Work:
             study=spec.study,
             metric=spec.task.metric,
             steps=spec.search.steps,
+            step_rows=spec.search.step_rows,
             seeds=seeds[:count],
             tuning_seeds=seeds[count:],
             margin=options.margin or practical_margin(spec.task.metric, candidates.best_value),

@@ -152,8 +152,10 @@ class Trainings:
         self._share = math.ceil(len(trainings) / (self._workers * rounds))
         self._waiting.extend(trainings)
         self._wanted += len(trainings)
-        self._wanted_steps += sum(self._plan.steps_of(each.arm) for each in trainings)
-        what = f"{len(trainings)} trainings of {self._plan.steps} steps, scored on {self._split} rows"
+        lengths = [self._plan.steps_of(each.arm) for each in trainings]
+        self._wanted_steps += sum(lengths)
+        steps = " to ".join(str(end) for end in sorted({min(lengths), max(lengths)}))
+        what = f"{len(trainings)} trainings of {steps} steps, scored on {self._split} rows"
         logger.info("verification %d: %s", self._number, what)
 
     def _end(self, trial: int, metrics: Mapping[str, float], examined: Sequence[Examined] = ()) -> None:

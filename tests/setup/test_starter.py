@@ -25,22 +25,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rows", "classes", "batch_size", "steps", "meaning"),
+    ("rows", "classes", "batch_size", "epochs", "meaning"),
     [
-        (4510, 150, 16, 508, "3 passes over 2,706 training rows"),
-        (1000, 2, 8, 225, "3 passes over 600 training rows"),
-        (60, 2, 8, 90, "20 passes over 36 training rows; as fewer steps teach little"),
-        (330, 150, 8, 375, "15.2 passes over 198 training rows; 20 rows of each class"),
+        (4510, 150, 16, "3", "508 steps of 16 rows: 3 passes over 2,706 training rows"),
+        (1000, 2, 8, "3", "225 steps of 8 rows: 3 passes over 600 training rows"),
+        (60, 2, 8, "20", "90 steps of 8 rows: 20 passes over 36 training rows; as fewer steps teach little"),
+        (330, 150, 8, "15.2", "377 steps of 8 rows: 15.2 passes over 198 training rows; 20 rows of each class"),
     ],
 )
 def test_rows_and_classes_of_the_training_data_are_counted(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, classes: int, batch_size: int, steps: int, meaning: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, classes: int, batch_size: int, epochs: str, meaning: str
 ) -> None:
     monkeypatch.chdir(folder)
     lines = (f'{{"text": "w{row} w{row % 7}", "label": "class {row % classes}"}}\n' for row in range(rows))
     Path("data.jsonl").write_text("".join(lines), encoding="utf-8")
     start = starting_space("./model", "data.jsonl", task_type=None, study=None)
-    assert f"  steps: {steps}  # of a full trial: {meaning}\n" in start.text
+    assert f"  epochs: {epochs}  # of a full trial, {meaning}\n" in start.text
     assert parse_space(start.text, "space.yaml", folder).space.fixed["batch_size"] == batch_size
     assert start.advice == []
     assert "learning_rate: 0.0014}  # best on small models in sweeps of our own\n" in start.text
@@ -51,9 +51,8 @@ def test_a_trial_sees_a_part_of_what_is_too_much(folder: Path, monkeypatch: pyte
     rows = (json.dumps({"prompt": f"w{row}", "response": "w1 w2"}) for row in range(100_000))
     Path("data.jsonl").write_text("\n".join(rows), encoding="utf-8")
     start = starting_space("./decoder", "data.jsonl", task_type=None, study=None)
-    assert (
-        "  steps: 1000  # of a full trial: 32,000 of 60,000 training rows, enough to tell configurations" in start.text
-    )
+    seen = "32,000 of 60,000 training rows, enough to tell configurations apart; 3 passes take 5,625 steps"
+    assert f"  examples: 32000  # of a full trial, 1,000 steps of 32 rows: {seen}\n" in start.text
     assert start.advice == [
         "a trial of 1,000 steps of 32 rows sees 32,000 of 60,000 training rows (0.5 epochs); 3 epochs take 5,625 steps"
     ]

@@ -10,23 +10,24 @@ from automl.space.budget import Budget, starting_budget
 
 
 @pytest.mark.parametrize(
-    ("rows", "classes", "max_length", "batch_size", "steps"),
+    ("rows", "classes", "max_length", "batch_size", "steps", "length"),
     [
-        (36, 2, 32, 8, 90),  # twenty passes, no more
-        (60, 0, 128, 8, 100),
-        (200, 150, 32, 8, 375),  # twenty rows of each class
-        (600, 2, 64, 8, 225),
-        (2_706, 150, 32, 16, 508),
-        (4_852, 6, 24, 32, 455),
-        (6_002, 77, 48, 32, 563),
-        (31_200, 0, 512, 32, 1_000),  # Alpaca: one pass
-        (600_000, 1_000, 64, 32, 1_000),
-        (3_000, 0, 8_000, 2, 1_000),  # tokens, not rows, fill a step
+        (36, 2, 32, 8, 90, "epochs: 20"),  # twenty passes, no more
+        (60, 0, 128, 8, 101, "epochs: 13.4"),
+        (200, 150, 32, 8, 375, "epochs: 15"),  # twenty rows of each class
+        (600, 2, 64, 8, 225, "epochs: 3"),
+        (2_706, 150, 32, 16, 508, "epochs: 3"),
+        (4_852, 6, 24, 32, 455, "epochs: 3"),
+        (6_002, 77, 48, 32, 563, "epochs: 3"),
+        (31_200, 0, 512, 32, 1_000, "examples: 32000"),  # Alpaca: one pass
+        (600_000, 1_000, 64, 32, 1_000, "examples: 32000"),
+        (3_000, 0, 8_000, 2, 1_000, "examples: 2000"),  # tokens, not rows, fill a step
     ],
 )
-def test_shapes_of_data(rows: int, classes: int, max_length: int, batch_size: int, steps: int) -> None:
+def test_shapes_of_data(rows: int, classes: int, max_length: int, batch_size: int, steps: int, length: str) -> None:
     found = starting_budget(rows, classes, max_length)
-    assert (found.batch_size, found.steps) == (batch_size, steps)
+    assert (found.batch_size, found.steps, found.length) == (batch_size, steps, length)
+    assert found.meaning.startswith(f"of a full trial, {steps:,} steps of {batch_size} rows: ")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9, 50, 999, 1_000, 2_999, 3_000, 10_000, 10_667, 200_000])
