@@ -111,6 +111,7 @@ def commented_space(
             "  # evaluate_every: 10  # measure so often, on all rows; left out: where trials are judged, cheaply",
             "  seed: 7",
             "  # time: 2h  # stop after so long; the same command continues",
+            "  # budget: {gpu_hours: 8}  # or tokens, examples, cost: {per_gpu_hour: 2.5, limit: 40, currency: EUR}",
             "",
             "run:",
             "  executor: ray  # worker processes; inline runs in this one",

@@ -20,7 +20,8 @@ from automl.setup.affordable import needs, needs_together
 from automl.setup.setup import Setup
 from automl.space.spec import BudgetSettings, SweepSpec
 from automl.storage.base import RunEnd
-from automl.storage.runs import RunLog, last_run
+from automl.storage.overview import StudyTotals, study_totals
+from automl.storage.runs import RunLog
 from automl.storage.spending import Spent, spent_by, together
 from automl.storage.sql import Database
 from automl.study.study import Study
@@ -31,15 +32,19 @@ _WRITE_SECONDS = 1.0
 
 
 def check_budget(database: Database, specs: Sequence[SweepSpec]) -> None:
-    """Raise BudgetSpent if a budget ended the last run of these studies and they may spend no more now.
+    """Raise BudgetSpent if a budget ended the last run of a study that wants more trials, and all may spend no more.
 
-    Before anything is prepared for them; studies that have nothing left to train do not end so.
+    Before anything is prepared for them. A study that wants no more trials is brought to its end.
     """
-    runs = [last_run(database, spec.study) for spec in specs]
-    if any(run is not None and run.ended is RunEnd.BUDGET for run in runs):
+    totals = {each.study: each for each in study_totals(database, [spec.study for spec in specs])}
+    if any(spec.study in totals and _is_cut_off(totals[spec.study], spec) for spec in specs):
         budget = specs[0].search.budget
-        spent = spent_by(database, [spec.study for spec in specs])
-        _refuse(overspent(budget, together(spent.values(), price_of(budget))))
+        _refuse(overspent(budget, together((each.spent for each in totals.values()), price_of(budget))))
+
+
+def _is_cut_off(totals: StudyTotals, spec: SweepSpec) -> bool:
+    run = totals.last_run
+    return run is not None and run.ended is RunEnd.BUDGET and totals.ended < spec.search.trials
 
 
 def tell_needs(setups: Iterable[Setup]) -> None:

@@ -16,13 +16,14 @@ from automl.errors import BudgetSpent
 from automl.execution.inline import InlineExecutor
 from automl.execution.stop import StopRequest
 from automl.results.spending import overspent
-from automl.space.spec import BudgetSettings, CostSettings, SearchSettings
+from automl.space.load import parse_space
+from automl.space.spec import BudgetSettings, CostSettings, SearchSettings, SweepSpec
 from automl.storage.base import RunEnd
 from automl.storage.runs import Price, RunLog
 from automl.storage.spending import Spent, spent_by
 from automl.storage.sql import open_database
 from automl.sweep.drive import drive_search
-from automl.sweep.meter import Meter, open_meter
+from automl.sweep.meter import Meter, check_budget, open_meter
 from automl.testing.formula import Fault, FormulaHost
 from automl.testing.formula_study import NAME, Search, open_search
 
@@ -190,6 +191,28 @@ def test_how_a_run_ended_is_kept_until_the_next(url: str, tmp_path: Path) -> Non
             NAME: Spent(device_seconds=90.0),
             "another": Spent(),
         }
+
+
+def test_a_study_that_its_budget_ended_is_refused_unless_it_wants_no_more(url: str, tmp_path: Path) -> None:
+    text = "version: 1\nstudy: formula\nmodel: a/b\ntask: {type: classification, data: a.csv}\nsearch: "
+    few = BudgetSettings(tokens=6 * TOKENS // 4)
+
+    def spec_of(search: str) -> list[SweepSpec]:
+        return [parse_space(text + search, "space.yaml", tmp_path)]
+
+    with begun(url) as run:
+        database = run.search.database
+        with pytest.raises(BudgetSpent):
+            driven(run, meter_of(run, few), tmp_path)
+        check_budget(database, spec_of("{trials: 6, budget: {tokens: 10}}"))  # the run has not ended
+        run.log.end(RunEnd.BUDGET)
+        with pytest.raises(
+            BudgetSpent, match=r"nothing was trained \(search.budget.tokens: 180 of 180 tokens are spent"
+        ):
+            check_budget(database, spec_of("{trials: 6, budget: {tokens: 180}}"))
+        check_budget(database, spec_of("{trials: 6, budget: {tokens: 181}}"))
+        check_budget(database, spec_of("{trials: 6}"))
+        check_budget(database, spec_of("{trials: 1, budget: {tokens: 180}}"))
 
 
 @pytest.mark.parametrize(
