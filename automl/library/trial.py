@@ -16,8 +16,9 @@ class Trial:
     """One trial as it was when it was read.
 
     state: RUNNING, PARKED, COMPLETE, PRUNED or FAIL.
-    value: the objective at the last measurement of an ended trial.
-    metrics: the latest values of those measured beside it (`task.metrics`).
+    value: the objective at the last measurement of an ended trial, or at its best checkpoint.
+    metrics: the latest values of those measured beside it (`task.metrics`), or those of that checkpoint.
+    best_step: the step of that checkpoint, None where the last one counts.
     steps, seconds: trained so far.
     trainable_params: in adapter and head.
     size: the second objective of a complete trial, if there are two.
@@ -37,6 +38,7 @@ class Trial:
     size: float | None
     forgetting: float | None
     stop_reason: str | None
+    best_step: int | None
     adapter: Path | None
     error: str
 
@@ -55,6 +57,7 @@ class Trial:
             size=row.size,
             forgetting=row.forgetting,
             stop_reason=row.stop_reason,
+            best_step=None if row.checkpoint is None else row.checkpoint.step,
             adapter=None if row.adapter is None else Path(row.adapter),
             error=row.error,
         )
@@ -88,6 +91,7 @@ class Trials(tuple[Trial, ...]):
                 "trainable_params": trial.trainable_params,
                 "forgetting": trial.forgetting,
                 "stop_reason": trial.stop_reason,
+                "best_step": trial.best_step,
                 "adapter": None if trial.adapter is None else str(trial.adapter),
             }
 
