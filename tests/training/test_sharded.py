@@ -30,6 +30,8 @@ PLAIN = trial_spec(1, steps=12, evaluate_every=4, dropout=0.0, target="all-linea
 FEW_ROWS = trial_spec(2, steps=6, evaluate_every=2, dropout=0.0, batch_size=1)
 WITH_DROPOUT = trial_spec(3, steps=6, evaluate_every=2)
 WILD = trial_spec(4, steps=6, evaluate_every=2, dropout=0.0, learning_rate=1e30)
+GETS_WORSE = trial_spec(5, steps=8, evaluate_every=2, dropout=0.0, learning_rate=0.5, schedule="constant")
+BEST = replace(GETS_WORSE, best_by="loss")
 
 KINDS = ("completion", "classification")
 
@@ -65,6 +67,7 @@ def peer(rank: int, port: int, settings: dict[str, HostSettings], results: Path)
         said[f"{kind} share"] = share_of(each)
         said[kind] = [asdict(item) for item in train(host, PLAIN)]
     said["few rows"] = [asdict(item) for item in train(host, FEW_ROWS)]
+    said["best"] = [asdict(item) for item in train(host, BEST)]
     said["wild"] = [asdict(item) for item in train(host, WILD)]
     said["with dropout"] = [asdict(item) for item in train(host, WITH_DROPOUT)]
     host.close(WITH_DROPOUT.number)
@@ -167,3 +170,19 @@ def test_the_adapter_is_whole_and_reproduces_the_loss(
     assert {name: each.shape for name, each in mine.items()} == {name: each.shape for name, each in theirs.items()}
     measured = evaluate_export(folder, replace(settings[kind], output=str(folder)))
     assert measured["loss"] == pytest.approx(last["metrics"]["loss"], rel=1e-5)
+
+
+def test_the_best_checkpoint_is_gone_back_to_by_all(
+    sharded: list[dict[str, Any]], alone: dict[str, SoloHost], settings: dict[str, HostSettings]
+) -> None:
+    found = [said["best"][-1]["best"] for said in sharded]
+    assert found[0] == found[1]
+    last = train(alone["classification"], BEST)[-1]
+    assert isinstance(last, Measurement)
+    assert last.best is not None
+    assert found[0]["step"] == last.best.step < 8
+    assert found[0]["metrics"]["loss"] == pytest.approx(last.best.metrics["loss"], abs=1e-3)
+    mine, theirs = (Path(each["adapter"]) for each in (asdict(last), sharded[0]["best"][-1]))
+    tensors = [load_file(folder / "adapter_model.safetensors") for folder in (mine, theirs)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.allclose(tensors[0][name], tensors[1][name], atol=1e-2) for name in tensors[0])
