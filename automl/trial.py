@@ -237,12 +237,16 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialFailure:
-    """A trial that cannot go on: DIVERGED, OOM or ERROR. A failed trial is data, not an exception."""
+    """A trial that cannot go on: DIVERGED, OOM or ERROR. A failed trial is data, not an exception.
+
+    tokens: as of a measurement, at the last step it made.
+    """
 
     trial: int
     step: int
     reason: StopReason
     message: str
+    tokens: int = 0
 
 
 _SAID_IN_FULL = {
@@ -254,15 +258,19 @@ _SAID_IN_FULL = {
 """Errors of one trial whose message needs no traceback, and why the trial ended then."""
 
 
-def failure_of(error: Exception, *, trial: int, step: int) -> TrialFailure:
+def failure_of(error: Exception, *, trial: int, step: int, tokens: int = 0) -> TrialFailure:
     """The exception of one trial as data: with its message if that says it all, else with the end of its traceback."""
+    reason, message = _reason_of(error)
+    return TrialFailure(trial=trial, step=step, reason=reason, message=message, tokens=tokens)
+
+
+def _reason_of(error: Exception) -> tuple[StopReason, str]:
     for kind, reason in _SAID_IN_FULL.items():
         if isinstance(error, kind):
-            return TrialFailure(trial=trial, step=step, reason=reason, message=str(error))
+            return reason, str(error)
     if is_out_of_memory(error):
-        return TrialFailure(trial=trial, step=step, reason=StopReason.OOM, message=f"does not fit into memory: {error}")
-    text = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
-    return TrialFailure(trial=trial, step=step, reason=StopReason.ERROR, message=text)
+        return StopReason.OOM, f"does not fit into memory: {error}"
+    return StopReason.ERROR, "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
 
 
 def check_finite(values: Mapping[str, float], step: int) -> None:

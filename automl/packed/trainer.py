@@ -389,7 +389,7 @@ class PackedTrainer:
 
     def _fail(self, member: Member, error: Exception) -> TrialFailure:
         self.evict(member.number)
-        failure = failure_of(error, trial=member.number, step=member.step)
+        failure = failure_of(error, trial=member.number, step=member.step, tokens=member.tokens)
         if failure.reason is StopReason.OOM and self.members:
             self.crowded.add(member.number)
         logger.info("%s failed at step %d: %s", trial_name(member.number), member.step, failure.reason)

@@ -47,13 +47,19 @@ def together(several: Iterable[Spent], price: float) -> Spent:
     )
 
 
-# Tokens and examples grow with the step, so the row of a trial's last step holds what it has cost.
+# Both grow with the step. A trial that failed was trained on beyond its last measurement: its attributes tell.
 _WORK = text("""
-SELECT m.study_name, SUM(m.tokens) AS tokens, SUM(m.examples) AS examples
-FROM automl_measurements m JOIN (
-  SELECT study_name, trial, MAX(step) AS step FROM automl_measurements
-  WHERE study_name IN :studies GROUP BY study_name, trial
-) l ON l.study_name = m.study_name AND l.trial = m.trial AND l.step = m.step GROUP BY m.study_name
+SELECT w.study_name, SUM(w.tokens) AS tokens, SUM(w.examples) AS examples FROM (
+  SELECT k.study_name, k.trial, MAX(k.tokens) AS tokens, MAX(k.examples) AS examples FROM (
+    SELECT m.study_name, m.trial, m.tokens, m.examples FROM automl_measurements m WHERE m.study_name IN :studies
+    UNION ALL
+    SELECT s.study_name, t.number,
+      CASE WHEN a.key = 'tokens' THEN CAST(a.value_json AS BIGINT) END,
+      CASE WHEN a.key = 'examples' THEN CAST(a.value_json AS BIGINT) END
+    FROM trial_user_attributes a JOIN trials t ON t.trial_id = a.trial_id JOIN studies s ON s.study_id = t.study_id
+    WHERE s.study_name IN :studies AND a.key IN ('tokens', 'examples')
+  ) k GROUP BY k.study_name, k.trial
+) w GROUP BY w.study_name
 """).bindparams(bindparam("studies", expanding=True, type_=String))
 
 _COSTS = text("SELECT * FROM automl_costs WHERE study_name IN :studies").bindparams(
@@ -80,7 +86,7 @@ def spent_in(connection: Connection, studies: Sequence[str]) -> dict[str, Spent]
 def _spent(work: Any, costs: Any) -> Spent:
     return Spent(
         device_seconds=costs.device_seconds if costs is not None else None,
-        tokens=int(work.tokens) if work is not None else 0,
+        tokens=int(work.tokens or 0) if work is not None else 0,
         examples=int(work.examples or 0) if work is not None else 0,
         cost=costs.cost if costs is not None else None,
         currency=costs.currency if costs is not None else None,

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from automl.errors import SearchError
 from automl.space.spec import SearchSettings
 from automl.study.outcome import FAILURES
 from automl.study.registry import refuse
-from automl.trial import Measurement, StopReason, TrialState
+from automl.study.work import NOTHING, Work
+from automl.trial import StopReason, TrialState
 
 INFEASIBLE_IN_A_ROW = 200
 """Trials that may violate a constraint one after another before the search gives up."""
-
-
-class Work(NamedTuple):
-    """What was trained on: tokens without padding, and rows as often as they were used."""
-
-    tokens: int = 0
-    examples: int = 0
-
-    @classmethod
-    def of(cls, attributes: Mapping[str, Any]) -> Work:
-        """What the user attributes of an ended trial tell of it."""
-        return cls(attributes.get("tokens", 0), attributes.get("examples", 0))
-
-    def plus(self, other: Work) -> Work:
-        """The sum of both."""
-        return Work(self.tokens + other.tokens, self.examples + other.examples)
-
-
-NOTHING = Work()
 
 
 class Budget:
@@ -73,10 +53,9 @@ class Budget:
         self.reached[before] -= 1
         self.reached[reached] += 1
 
-    def worked(self, before: Measurement | None, after: Measurement) -> None:
-        """Count what a trial was trained on between two measurements; None: from its first step."""
-        tokens, examples = (0, 0) if before is None else (before.tokens, before.examples)
-        self.work = self.work.plus(Work(after.tokens - tokens, after.examples - examples))
+    def worked(self, more: Work) -> None:
+        """Count what a trial was trained on beside what was counted of it before."""
+        self.work = self.work.plus(more)
 
     def ended(self, trial: int, state: TrialState, reason: StopReason | None, error: str = "") -> None:
         """Count a trial that has ended; `error` is its traceback if it has one."""

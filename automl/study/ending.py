@@ -71,15 +71,14 @@ def objectives_of(opened: OpenTrial, last: Measurement, metric: str, second: str
 
 def attributes_of(opened: OpenTrial, reason: StopReason, error: str, derive: Derive) -> dict[str, Any]:
     """User attributes of an ended trial, the reason last: a trial that has it is ended by whoever adopts it."""
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, Any] = {**opened.work._asdict()} if opened.last is not None or any(opened.work) else {}
     if reason is not StopReason.LOST:
         attributes.update(derive(opened.hyper))
     rate = searched_rate(opened.params)
     if rate is not None and rate != opened.hyper.learning_rate:
         attributes[TRAINED_RATE] = opened.hyper.learning_rate
     if opened.last is not None:
-        attributes |= {"seconds": opened.last.seconds, "tokens": opened.last.tokens}
-        attributes["examples"] = opened.last.examples
+        attributes["seconds"] = opened.last.seconds
         if opened.last.step != opened.reached:
             attributes["steps"] = opened.last.step
         if FORGETTING in opened.worth:

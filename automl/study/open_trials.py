@@ -11,7 +11,8 @@ import optuna
 from automl.lora import Hyperparameters
 from automl.space.length import grid_steps
 from automl.space.spec import SearchSettings
-from automl.trial import BestCheckpoint, Measurement, Metrics, Scalar, TrialSpec
+from automl.study.work import NOTHING, Work
+from automl.trial import BestCheckpoint, Measurement, Metrics, Scalar, TrialFailure, TrialSpec
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class OpenTrial:
     reached: int = 0
     last: Measurement | None = None
     judged: int = 0
+    work: Work = NOTHING
     worker: int | None = None
     spec: TrialSpec | None = None
     best: BestCheckpoint | None = None
@@ -66,7 +68,21 @@ class OpenTrial:
 
     def with_examples(self, measurement: Measurement) -> Measurement:
         """The measurement with the rows that the trial was trained on by then; whoever trains knows tokens alone."""
-        return replace(measurement, examples=measurement.step * self.hyper.batch_size)
+        return replace(measurement, examples=self.examples_at(measurement.step))
+
+    def examples_at(self, step: int) -> int:
+        """Rows that it was trained on by then."""
+        return step * self.hyper.batch_size
+
+    def worked(self, tokens: int, examples: int) -> Work:
+        """Note what it was trained on by now; returns what that is beside what was known."""
+        before = self.work
+        self.work = Work(max(tokens, before.tokens), max(examples, before.examples))
+        return Work(self.work.tokens - before.tokens, self.work.examples - before.examples)
+
+    def worked_until(self, failure: TrialFailure) -> Work:
+        """The same of a trial that has failed; of one that says nothing of tokens, rows are not counted either."""
+        return self.worked(failure.tokens, self.examples_at(failure.step) if failure.tokens else 0)
 
     def position(self, metric: str) -> str:
         """How far it has come, with the value of the metric there, in words; empty before the first measurement."""

@@ -51,4 +51,5 @@ def _failure(measurement: Measurement, metric: str, bounds: tuple[float, float])
         message = f"{metric} is {value}, outside {low} ... {high}"
     else:
         return None
-    return TrialFailure(trial=measurement.trial, step=measurement.step, reason=reason, message=message)
+    trial, step, tokens = measurement.trial, measurement.step, measurement.tokens
+    return TrialFailure(trial=trial, step=step, reason=reason, message=message, tokens=tokens)

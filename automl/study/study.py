@@ -25,7 +25,7 @@ from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import AttemptState, ResultStore
 from automl.storage.optuna_cache import CachedStorage
 from automl.study.adoption import describe, ending_of, enqueue, left_running, reopen, was_parked
-from automl.study.budget import Budget, Work, last_line
+from automl.study.budget import Budget, last_line
 from automl.study.checkpoints import in_words, note
 from automl.study.continuing import OURS, refuse_unfit, scales_of
 from automl.study.distributions import suggest
@@ -44,6 +44,7 @@ from automl.study.screening import screen
 from automl.study.shown import ShownTrials
 from automl.study.specs import spec_for
 from automl.study.stopping import Stopping
+from automl.study.work import Work
 from automl.trial import Action, Decision, Measurement, Scalar, StopReason, TrialFailure, TrialSpec, TrialState
 
 __all__ = ["BestTrial", "Study", "StudyEvent"]
@@ -239,6 +240,7 @@ class Study:
         opened = self._open.live.get(failure.trial)
         if opened is not None:
             self._feasibility.learn(opened.hyper, failure.reason)
+            self._budget.worked(opened.worked_until(failure))
             self._end(opened, failure.reason, detail=f"at step {failure.step}", error=failure.message)
 
     def decide(self, trials: Sequence[int]) -> list[Decision]:
@@ -345,7 +347,7 @@ class Study:
         reached, steps = opened.reached, opened.steps_of(measurement, self._settings)
         for step in steps:
             self._tell_value(opened, step, measurement.metrics[self.metric])
-        self._budget.worked(opened.last, measurement)
+        self._budget.worked(opened.worked(measurement.tokens, measurement.examples))
         opened.take(measurement, steps)
         self._budget.advanced(reached, opened.reached)
 
@@ -430,8 +432,8 @@ class Study:
                 self._retention.give_up(dropped)
         elif missed is not None:
             self._retention.give_up(number)
-        text = f"trial {number} {reason} {opened.position(self.metric)}".rstrip()
-        self._tell_observers(reason, number, ": ".join(part for part in (text, detail, last_line(error)) if part))
+        parts = (f"trial {number} {reason} {opened.position(self.metric)}".rstrip(), detail, last_line(error))
+        self._tell_observers(reason, number, ": ".join(filter(None, parts)))
 
     def _rank(self, number: int, values: Sequence[float], params: Mapping[str, Scalar]) -> list[int]:
         """Take a COMPLETE trial into the ranking; returns the trials whose adapters need not stay."""
@@ -466,8 +468,7 @@ class Study:
         self._waiting += enqueue(self._optuna, self._store, self._space, trials, earlier=earlier, room=self._room)
 
     def _count(self, trial: FrozenTrial) -> None:
-        reason = trial.user_attrs.get(STOP_REASON)
-        error = trial.user_attrs.get("error", "")
+        reason, error = trial.user_attrs.get(STOP_REASON), trial.user_attrs.get("error", "")
         self._budget.started(trial.last_step or 0, Work.of(trial.user_attrs))
         self._budget.ended(trial.number, TrialState(trial.state.name), StopReason(reason) if reason else None, error)
         if trial.state is OptunaState.COMPLETE:
@@ -479,12 +480,11 @@ class Study:
         self._budget.started(opened.reached)
         for measurement in self._store.measurements(opened.number):
             if opened.has_seen(measurement, self._settings):
-                self._budget.worked(opened.last, measurement)
+                self._budget.worked(opened.worked(measurement.tokens, measurement.examples))
                 opened.last = measurement
             else:
                 self._record(opened, measurement)
-        attempts = self._store.attempts(opened.number)
-        opened.worker = attempts[-1].worker if attempts else None
+        opened.worker = next((each.worker for each in reversed(self._store.attempts(opened.number))), None)
         self._open.queue(opened)
         return opened
 

@@ -195,5 +195,9 @@ _REASONS = {"diverge": StopReason.DIVERGED, "oom": StopReason.OOM, "raise": Stop
 
 def _failure(slot: _Slot, kind: str) -> TrialFailure:
     return TrialFailure(
-        trial=slot.spec.number, step=slot.step, reason=_REASONS[kind], message=f"{kind} at step {slot.step} on purpose"
+        trial=slot.spec.number,
+        step=slot.step,
+        reason=_REASONS[kind],
+        message=f"{kind} at step {slot.step} on purpose",
+        tokens=10 * slot.step,
     )

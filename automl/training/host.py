@@ -262,8 +262,9 @@ class SoloHost:
         return (self.runtime, *self._beside)[lane]
 
     def _fail(self, resident: Resident, error: Exception) -> TrialFailure:
-        step = resident.trial.step if resident.trial is not None else resident.step
+        trial = resident.trial
+        step, tokens = (trial.step, trial.tokens) if trial is not None else (resident.step, 0)
         self.close(resident.spec.number)
-        failure = failure_of(error, trial=resident.spec.number, step=step)
+        failure = failure_of(error, trial=resident.spec.number, step=step, tokens=tokens)
         logger.info("%s failed at step %d: %s", trial_name(failure.trial), step, failure.reason)
         return failure

@@ -128,7 +128,8 @@ def test_trials_that_fail_are_paid_for_as_well(url: str, tmp_path: Path) -> None
         driven(run, meter_of(run, BudgetSettings()), tmp_path, faults={0: Fault("diverge", 10), 2: Fault("raise", 4)})
         spent = spent_by(run.search.database, [NAME])[NAME]
         assert run.search.study.work == (spent.tokens, spent.examples)
-        assert spent.tokens == 5 * TOKENS + 90 + 30
+        assert spent.tokens == 5 * TOKENS + 100 + 40, "up to the step at which each failed"
+        assert spent.examples == 5 * EXAMPLES + 80 + 32
     with begun(url) as run:
         assert run.search.study.work == (spent.tokens, spent.examples)
 
