@@ -53,7 +53,7 @@ Share = tuple[Adapter, MicroBatch, int]
 
 
 class Shape(NamedTuple):
-    """What decides the sizes of all tensors of a micro-step. columns: 0 for classification.
+    """What decides the sizes of all tensors of a micro-step. columns, targets: 0 for classification.
 
     total: rows of the batch, K * B if every segment has B. is_full: no token is padding, so no mask is given.
     is_dropping: some segment has dropout. fields: its names.
@@ -64,6 +64,7 @@ class Shape(NamedTuple):
     total: int
     width: int
     columns: int
+    targets: int
     is_full: bool
     is_dropping: bool
     fields: tuple[str, ...]
@@ -197,9 +198,10 @@ class BankStep:
         shape = Shape(
             segments=segments,
             rows=rows,
-            total=segments * rows if is_even else _rounded_rows(sum(micro.rows for micro in micros)),
+            total=segments * rows if is_even else _rounded(sum(micro.rows for micro in micros), 8),
             width=width,
             columns=0 if columns is None else max(1, min(static_width(len(columns), width), width - 1)),
+            targets=0 if columns is None else _rounded(sum(counts), 2),
             is_full=is_full,
             is_dropping=any(adapter.mask_seed is not None for adapter, _, _ in shares),
             fields=fields,
@@ -212,10 +214,10 @@ def _rounded_segments(segments: int, most: int) -> int:
     return min(1 << (segments - 1).bit_length(), most)
 
 
-def _rounded_rows(rows: int) -> int:
-    """The next multiple of an eighth of the power of two below: at most an eighth of the rows is nobody's."""
-    step = max(1, (1 << (rows.bit_length() - 1)) // 8)
-    return -(-rows // step) * step
+def _rounded(number: int, parts: int) -> int:
+    """The next multiple of the power of two below over `parts`: more parts, less that is nobody's, but more shapes."""
+    step = max(1, (1 << (number.bit_length() - 1)) // parts)
+    return -(-number // step) * step
 
 
 class _Static:
@@ -262,11 +264,10 @@ class _Static:
             self._write_spread(self._spread[0], [micro.rows for micro in micros])
         for name in self.shape.fields:
             joined = self._joined(name, [micro.batch[name] for micro in micros])
-            host, _ = self._batch[name]
-            host.copy_(joined if name != "labels" or columns is None else self._at(columns, joined))
-        if columns is not None:
-            host, _ = self._batch["columns"]
-            host.copy_(functional.pad(columns, (0, self.shape.columns - len(columns))))
+            if name == "labels" and columns is not None:
+                self._write_targets(columns, joined[: sum(micro.rows for micro in micros)])
+            else:
+                self._write(name, joined)
         self._send()
 
     def vacate(self) -> None:
@@ -311,9 +312,19 @@ class _Static:
         missing = self.shape.total - len(joined)
         return torch.cat([joined, *_repeated(tensors[0], missing)]) if missing else joined
 
-    def _at(self, columns: Tensor, labels: Tensor) -> Tensor:
-        """What is to be predicted at these columns, with columns that predict nothing up to the shape's number."""
-        return functional.pad(labels[:, columns + 1], (0, self.shape.columns - len(columns)), value=IGNORED)
+    def _write_targets(self, columns: Tensor, labels: Tensor) -> None:
+        """Where the targets of these rows are, and what they are, as the losses by row take them."""
+        at_columns = functional.pad(labels[:, columns + 1], (0, self.shape.columns - len(columns)), value=IGNORED)
+        targets = at_columns.flatten()
+        chosen = (targets != IGNORED).nonzero().squeeze(1)
+        missing = self.shape.targets - len(chosen)
+        self._write("columns", functional.pad(columns, (0, self.shape.columns - len(columns))))
+        self._write("chosen", functional.pad(chosen, (0, missing)))
+        self._write("labels", functional.pad(targets[chosen], (0, missing), value=IGNORED))
+
+    def _write(self, name: str, values: Tensor) -> None:
+        host, _ = self._batch[name]
+        host.copy_(values)
 
     def _send(self) -> None:
         # The host's side is free to be written: the losses of the last micro-step of this shape have been read.
@@ -325,7 +336,7 @@ class _Static:
         shape, total = self.shape, self.shape.total
         sizes = [(name, (total, shape.width)) for name in shape.fields if name != "labels"]
         if shape.columns:
-            return [*sizes, ("labels", (total, shape.columns)), ("columns", (shape.columns,))]
+            return [*sizes, ("labels", (shape.targets,)), ("chosen", (shape.targets,)), ("columns", (shape.columns,))]
         return [*sizes, ("labels", (total,))]
 
     def _mirrored_spread(self, device: torch.device) -> tuple[Spread, Spread]:

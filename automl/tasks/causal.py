@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -252,19 +253,15 @@ def leading_tokens(tokenizer: Any) -> list[int]:
 def target_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy of every target token of the batch, (M,) float32, rows in order.
 
-    Logits are computed only for the columns in which some row has a target, and turned to float32 only for targets.
-    The sum over M equals the model's own loss times M.
+    Logits are computed at targets alone. The sum over M equals the model's own loss times M.
     """
-    targets = batch["labels"][:, 1:]  # (N, T - 1); column t is predicted at position t
-    is_target = targets != IGNORED
     columns = target_columns(batch["labels"])  # (C,)
+    targets = batch["labels"][:, columns + 1].flatten()  # (N * C,); column t is predicted at position t
+    chosen = (targets != IGNORED).nonzero().squeeze(1)  # (M,)
     # virtual tokens are positions before the first token: columns are counted from the end then
     places = columns - batch["labels"].shape[1] if has_virtual_tokens(model) else columns
-    logits = _logits_at(model, batch, places)  # (N, C, V)
-    is_target, targets = is_target[:, columns], targets[:, columns]
-    # logits are the largest tensor of a step: nothing is copied where every row has a target in every column
-    chosen = logits.flatten(0, 1) if bool(is_target.all()) else logits[is_target]
-    return functional.cross_entropy(chosen.float(), targets[is_target], reduction="none")
+    logits = _logits_at(model, batch, places, chosen)  # (M, V)
+    return functional.cross_entropy(logits.float(), targets[chosen], reduction="none")
 
 
 def target_columns(labels: torch.Tensor) -> torch.Tensor:
@@ -275,24 +272,46 @@ def target_columns(labels: torch.Tensor) -> torch.Tensor:
 def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Sum of the target losses of every row, (N,) float32, with static shapes.
 
-    batch: `columns` (C,) at which logits are computed, and `labels` (N, C) of what is to be predicted there, instead of
-    the labels of all tokens.
+    batch: instead of the labels of all tokens the `columns` (C,) in which some row predicts a target, the places of the
+    targets among the N * C of these, row by row, as `chosen` (M,), and their `labels` (M,). IGNORED fills up to M.
     """
-    logits = _logits_at(model, batch, batch["columns"])  # (N, C, V)
-    labels = batch["labels"]
+    labels, chosen, columns = batch["labels"], batch["chosen"], batch["columns"]
     losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        _logits_at(model, batch, columns, chosen).float(), labels, ignore_index=IGNORED, reduction="none"
     )
-    return losses.view(labels.shape).sum(dim=1)
+    rows = batch["input_ids"].shape[0]
+    beyond = rows * len(columns)
+    places = chosen.where(labels != IGNORED, beyond)
+    # Not a sum into the rows at once: on a GPU its order would vary.
+    return losses.new_zeros(beyond + 1).index_copy(0, places, losses)[:-1].view(rows, -1).sum(dim=1)
 
 
-def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:
+def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Logits at chosen ones, (M,), of the N * C places at these columns of all rows, (M, V).
+
+    They are the largest tensor of a step, and of places at which some row has a target a fifth may be targets. So the
+    output layer is given these alone, where the model can compute single columns and asks its layer for them.
+    """
     inner = _inner(model)
     inputs = {"input_ids": batch["input_ids"], **attention_of(inner, batch), "use_cache": False}
-    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+    if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+        return _picked(call(model, **inputs).logits[:, columns], chosen)
+    asked = []
+
+    def narrowed(layer: object, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        asked.append(layer)
+        return (_picked(given[0], chosen).unsqueeze(0), *given[1:])
+
+    output = inner.get_output_embeddings()
+    handle = output.register_forward_pre_hook(narrowed) if output is not None else nullcontext()
+    with handle:
         logits: torch.Tensor = call(model, **inputs, logits_to_keep=columns).logits
-        return logits
-    return call(model, **inputs).logits[:, columns]  # type: ignore[no-any-return]  # models are untyped
+    return logits.flatten(0, 1) if asked else _picked(logits, chosen)
+
+
+def _picked(at_columns: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """(N, C, ·) at the chosen of the N * C places, (M, ·)."""
+    return at_columns.flatten(0, 1).index_select(0, chosen)
 
 
 def _inner(model: Any) -> Any:

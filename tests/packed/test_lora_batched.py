@@ -301,6 +301,17 @@ def test_trials_of_any_batch_size_and_length_share_a_micro_step(name: str, kind:
         alone.evict(trial.number)
 
 
+def test_a_bank_computes_logits_at_targets_alone() -> None:
+    trainer = trainer_after("llama", "causal-lm", TRIALS, 0, bank=ROOM)
+    asked: list[int] = []
+    layer: Any = trainer.model.get_output_embeddings()  # type: ignore[operator]
+    with layer.register_forward_hook(lambda module, given, out: asked.append(out.shape[:-1].numel())):
+        trainer.micro_step(list(trainer.members.values()))
+    (shape,) = trainer.bank_step.shapes  # type: ignore[union-attr]
+    assert asked == [shape.targets]
+    assert shape.targets < shape.total * shape.columns
+
+
 def micro(rows: int, longest: int, **fields: torch.Tensor) -> MicroBatch:
     return MicroBatch({"input_ids": torch.zeros(rows, longest), **fields}, rows, longest, longest, 0, False, rows)
 

@@ -322,9 +322,21 @@ def test_the_loss_does_not_depend_on_which_logits_are_computed(
     torch.testing.assert_close(target_losses(tiny_llama, batch), plain, atol=1e-6, rtol=0)
 
 
+def test_logits_are_computed_at_targets_alone(tiny_llama: torch.nn.Module) -> None:
+    ids = torch.randint(3, 20, (3, 8), generator=torch.Generator().manual_seed(1))
+    labels = torch.full_like(ids, IGNORED)
+    for row, places in enumerate(([1, 2], [4], [6, 7])):
+        labels[row, places] = ids[row, places]
+    asked: list[torch.Size] = []
+    layer: Any = tiny_llama.get_output_embeddings()  # type: ignore[operator]
+    with layer.register_forward_hook(lambda module, given, out: asked.append(out.shape[:-1])):
+        found = target_losses(tiny_llama, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+    assert asked == [(1, 5)]  # and not (3, 5): of three rows and five columns
+    assert found.shape == (5,)
+
+
 @pytest.mark.parametrize("targets", ["all", "some"])
 def test_losses_and_gradients_are_those_of_the_targets(tiny_llama: torch.nn.Module, targets: str) -> None:
-    """Whether the logits are copied to leave out tokens without loss, or taken as they are since none is."""
     model = copy.deepcopy(tiny_llama).requires_grad_(True)
     ids = torch.randint(3, 20, (3, 6), generator=torch.Generator().manual_seed(1))
     labels = ids.clone()
