@@ -41,6 +41,11 @@ class Layout:
         return self.workers * self.shards
 
     @property
+    def is_here(self) -> bool:
+        """Whether this machine has such a device: the workers' may be on other nodes of a cluster alone."""
+        return self.device == "cpu" or gpu_count() > 0
+
+    @property
     def each(self) -> str:
         """What a worker consists of, for a person."""
         group = f"{self.shards} processes x " if self.shards > 1 else ""
@@ -62,13 +67,16 @@ def choose_layout(run: RunSettings, *, trials: int, recorded: Mapping[str, Any] 
     same time, and so what a sampler knows, depends on the number of workers.
 
     recorded: the layout of an earlier run of the study as `as_dict` gave it, kept on a machine with as many cores.
-    Raises ResourceError if a GPU is asked for and there is none, or if there are too few for the shards; what a cluster
-    to join has is seen when it is joined.
+    With `device: cuda` a cluster to join is asked for GPUs, whatever this machine has: as many workers as `run.workers`
+    says, and one without.
+
+    Raises ResourceError if a GPU is asked for here and there is none, or if there are too few for the shards; what a
+    cluster to join has is seen when it is joined.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = 0 if run.device == "cpu" else gpu_count()
     if run.device == "cuda" and not gpus:
-        raise ResourceError("run.device: cuda was asked for, but this machine shows no CUDA device; use auto or cpu")
+        return _elsewhere(run, trials=trials, cores=cores)
     if run.shards > 1:
         return _sharded(run, trials=trials, cores=cores, gpus=gpus)
     most = min(trials, 1 if run.executor == "inline" else gpus or min(cores, _MOST_CPU_WORKERS))
@@ -79,6 +87,16 @@ def choose_layout(run: RunSettings, *, trials: int, recorded: Mapping[str, Any] 
     if recorded and (recorded["device"], recorded["cores"]) == ("cpu", cores) and recorded["workers"] <= most:
         return Layout(**recorded)
     return _measured(cores, most)
+
+
+def _elsewhere(run: RunSettings, *, trials: int, cores: int) -> Layout:
+    """GPUs of a cluster to join. Raises ResourceError if there is none: this machine has no GPU."""
+    if run.address is None:
+        what = "cuda was asked for, but this machine shows no CUDA device"
+        raise ResourceError(f"run.device: {what}; use auto or cpu, or a cluster that has some (run.address)")
+    workers = min(run.workers or 1, trials)
+    threads = run.threads or max(1, cores // (workers * run.shards))
+    return Layout(workers=workers, threads=threads, device="cuda", shards=run.shards, cores=cores)
 
 
 def _sharded(run: RunSettings, *, trials: int, cores: int, gpus: int) -> Layout:

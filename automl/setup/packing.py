@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,11 +126,12 @@ def prove(
     """The inputs, with an obstacle if packed training does not follow PEFT on this model: found out once, then known.
 
     recorded: as for `settle_precision`, which comes afterwards. is_thorough: load the model to find it out; otherwise
-    what is not known yet is no obstacle. Raises ConfigError if the precision is for packed training only.
+    what is not known yet is no obstacle. On a device that only other machines have, the workers find it out. Raises
+    ConfigError if the precision is for packed training only.
     """
     settled = settle_untimed(spec, layout, recorded)
     packing = choose_packing(settled, inputs, layout)
-    if not packing.is_packed:
+    if not packing.is_packed or not layout.is_here:
         return inputs
     settings = host_settings(settled, inputs, layout, packing)
     found = examine(settings, inputs.model) if is_thorough else disagreement(settings, inputs.model, runtime=None)
@@ -241,9 +243,14 @@ def _on_one(layout: Layout, frozen: int, trained: int, step: int) -> int:
 
 
 def worker_memory(run: RunSettings, layout: Layout) -> int:
-    """Bytes that a worker may take: what the file says, else its device or its share of what is free here."""
+    """Bytes that a worker may take: what the file says, else its device or its share of what is free here.
+
+    Of a device that only other machines have there is no end: its worker sees how much fits.
+    """
     if run.memory is not None:
         return run.memory
+    if not layout.is_here:
+        return sys.maxsize
     if layout.device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return available_bytes(torch.device("cpu")) // (layout.workers * layout.shards)

@@ -258,7 +258,9 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         packing=packing,
         available_bytes=available_bytes(torch.device("cpu")),
         pruned_share=expected_share(spec.search),
-        probe=_probe(inputs, setup.worker_settings(), spec.search) if probe and layout.shards == 1 else None,
+        probe=_probe(inputs, setup.worker_settings(), spec.search)
+        if probe and layout.shards == 1 and layout.is_here
+        else None,
         advice=(*remarks, *inputs.advice, *shortages(setup), *packing_warnings(spec, inputs, layout, packing)),
     )
     return _with_needs(plan, spec, inputs)

@@ -16,7 +16,7 @@ from automl.provenance import processor
 from automl.results.recorded import as_begun
 from automl.setup.evaluation import settle_evaluation
 from automl.setup.hosts import host_factory
-from automl.setup.machine import Layout, choose_layout
+from automl.setup.machine import Layout, choose_layout, gpu_count
 from automl.setup.packing import Packing, choose_packing, host_settings, kernel_of, pack_evenly, prove
 from automl.setup.precision import settle_precision
 from automl.setup.prepare import Inputs, prepare
@@ -110,5 +110,6 @@ def for_one_trial(spec: SweepSpec) -> SweepSpec:
 
     It is measured by the objective alone.
     """
-    run = replace(spec.run, executor="inline", workers=1, shards=1, slots=1)
+    device = "cpu" if spec.run.device == "cuda" and not gpu_count() else spec.run.device  # the cluster's are elsewhere
+    run = replace(spec.run, executor="inline", address=None, device=device, workers=1, shards=1, slots=1)
     return replace(spec, run=run, search=replace(spec.search, trials=1), task=replace(spec.task, metrics=()))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from automl.errors import ResourceError
 from automl.setup.cores import choose, measure, splits
 from automl.setup.machine import Layout, choose_layout
+from automl.setup.plan import make_plan
+from automl.setup.setup import for_one_trial, set_up
+from automl.space.load import load_space
 from automl.space.spec import RunSettings
+from tests.sweep.tiny_world import make_world
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -67,6 +74,30 @@ def test_what_is_fixed_is_kept_and_nothing_measured(
 ) -> None:
     layout = choose_layout(RunSettings(device="cpu", **run), trials=trials)
     assert (layout.workers, layout.threads, layout.device, layout.rates) == (*expected, "cpu", {})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU itself")
+def test_gpus_of_a_cluster_count_and_not_those_of_this_machine() -> None:
+    cluster = RunSettings(device="cuda", executor="ray", address="head:6379", workers=3, threads=2)
+    layout = choose_layout(cluster, trials=9)
+    assert (layout.workers, layout.threads, layout.device, layout.gpus_per_worker) == (3, 2, "cuda", 1)
+    assert not layout.is_here
+    assert choose_layout(replace(cluster, workers=None), trials=9).workers == 1
+    assert choose_layout(replace(cluster, shards=4), trials=9).shards == 4
+    with pytest.raises(ResourceError, match=r"run.device: cuda .* or a cluster that has some \(run.address\)"):
+        choose_layout(replace(cluster, address=None), trials=9)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU itself")
+def test_a_search_on_gpus_of_a_cluster_is_set_up_without_one(tmp_path: Path, shared_cache: Path) -> None:
+    spec = load_space(make_world(tmp_path, executor="ray", trials=12))
+    run = replace(spec.run, device="cuda", address="head:6379", precision="auto")
+    setup = set_up(replace(spec, run=run), shared_cache)
+    settings = setup.worker_settings()
+    assert (settings.device, settings.precision, settings.capacity, settings.packed) == ("cuda", "bf16", 8, True)
+    own = for_one_trial(setup.spec).run  # what this process trains or merges, it does here
+    assert (own.device, own.address, own.executor) == ("cpu", None, "inline")
+    assert any("cuda" in line for line in make_plan(replace(spec, run=run), shared_cache, probe=True).lines())
 
 
 def test_a_recorded_layout_is_kept_on_a_machine_like_the_first() -> None:
