@@ -26,6 +26,9 @@ from benchmarks.shapes import build, trial, workload
 
 SETTINGS = (Setting("minilm", 8, 64), Setting("minilm", 16, 12))
 QUICK = (Setting("tiny-bert", 4, 8),)
+STEPS = 200
+"""Of a trial: in longer ones samples are rarer, and cost less."""
+
 LIMIT = 0.01
 """Share of the training time that measuring may take."""
 
@@ -41,7 +44,7 @@ class Arms:
         for name, importance in (("without", False), ("with", True)):
             trainer = PackedTrainer(build(setting.shape), load, precision=precision, importance=importance)
             for number in range(slots):
-                trainer.admit(trial(number, **hyper))
+                trainer.admit(trial(number, steps=STEPS, **hyper))
             run_rounds(trainer, EVERY)
             self._trainers[name] = trainer
         trainer = self._trainers["without"]

@@ -24,7 +24,10 @@ from automl.lora import LinearShape
 from automl.trial import ModuleImportance
 
 EVERY = 5
-"""Optimizer steps from one sample to the next."""
+"""Optimizer steps from one sample to the next, at least."""
+
+MOST_SAMPLES = 40
+"""Samples of one trial, at most: a longer one is looked at more rarely, and its means become no better by more."""
 
 DECAY = 0.85
 """Decay of both moving averages: AdaLoRA's beta1 and beta2."""
@@ -64,9 +67,9 @@ def gradient(factors: Factors) -> Tensor:
     return factors.b_grad
 
 
-def is_sample(step: int) -> bool:
-    """Whether the gradient of this step, counted from 0, is looked at. Not the first one: B is zero there."""
-    return step > 0 and step % EVERY == 0
+def is_sample(step: int, steps: int) -> bool:
+    """Whether the gradient of a step of so many, from 0 on, is looked at. Not that of the first: B is zero there."""
+    return step > 0 and step % max(EVERY, -(-steps // MOST_SAMPLES)) == 0
 
 
 class Sensitivity:

@@ -174,7 +174,7 @@ class Member:
         require_targets(self._count, step=self.step)
         self.loss = self._total / self._count
         self._losses.append(self.loss)
-        if self._sensitivity is not None and is_sample(self.step):
+        if self._sensitivity is not None and is_sample(self.step, spec.steps):
             self._sensitivity.add(factors(self.adapter), self._count)
         multiplier = lr_multiplier(self.step, steps=spec.steps, warmup=hyper.warmup, schedule=hyper.schedule)
         self.adapter.finish_step(self._count, hyper.learning_rate * multiplier)

@@ -152,7 +152,7 @@ class SoloTrial:
             )
             check_finite({"training loss": self.loss}, self.step + 1)
             self._losses.append(self.loss)
-            if adapter.sensitivity is not None and is_sample(self.step):
+            if adapter.sensitivity is not None and is_sample(self.step, self.spec.steps):
                 adapter.sensitivity.add(self._factors(adapter.model))
             if (penalty := self._method.penalty(adapter.model)) is not None:
                 torch.autograd.backward(penalty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -192,4 +193,13 @@ def test_the_state_of_other_modules_starts_anew() -> None:
 
 
 def test_samples_are_every_fifth_step_but_the_first() -> None:
-    assert [step for step in range(17) if is_sample(step)] == [5, 10, 15]
+    assert [step for step in range(17) if is_sample(step, 17)] == [5, 10, 15]
+    assert sum(is_sample(step, 200) for step in range(200)) == 39
+
+
+@pytest.mark.parametrize("steps", [201, 999, 1000, 12_345])
+def test_a_long_trial_is_looked_at_forty_times_at_most_and_to_its_end(steps: int) -> None:
+    samples = [step for step in range(steps) if is_sample(step, steps)]
+    assert 30 <= len(samples) <= 40
+    assert len({later - earlier for earlier, later in pairwise(samples)}) == 1
+    assert samples[-1] >= 0.95 * steps
