@@ -155,7 +155,7 @@ stop_reasons study suggestion targets_by_size trials verification warnings
 """
 TRIAL_KEYS = """
 adapter attempts checkpoint curve error examples forgetting metrics number params seconds state steps stop_reason tokens
-trainable_params value
+trainable_params trained_rate value
 """
 VERIFICATION_KEYS = """
 advice arms beats_majority comparisons deploy done headline majority methods methods_text metric number optimism
