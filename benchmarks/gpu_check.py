@@ -188,8 +188,7 @@ def _work(part: Part, folder: Path, quick: bool) -> None:
 
 
 def _answer(part: Part, folder: Path, quick: bool) -> dict[str, Any]:
-    from automl.errors import MissingExtraError
-    from automl.training.memory import is_out_of_memory
+    from automl.errors import MissingExtraError, is_out_of_memory
 
     try:
         if quick:

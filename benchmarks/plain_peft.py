@@ -20,14 +20,13 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from automl.errors import OutOfMemory
+from automl.errors import OutOfMemory, is_out_of_memory
 from automl.methods.noise import NoisyRows, noisy, step_noise
 from automl.methods.registry import METHODS
 from automl.models.inventory import head_modules, resolve_targets
 from automl.packed import PackedTrainer, Workload
 from automl.packed.bank import BankSize
 from automl.tasks.batches import batch_rows, evaluation_batches
-from automl.training.memory import is_out_of_memory
 from automl.trial import StopReason, TrialSpec
 
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}
