@@ -54,6 +54,7 @@ def show(asked: Asked, *, explain: bool, as_json: bool) -> None:
         console.results(_explained(made))
     from automl.setup.device_advice import advice
 
+    console.results(f"note: {text}" for text in made.described.notes)
     console.results(f"advice: {text}" for text in advice(made.ways, made.sizer, made.devices))
 
 
@@ -137,6 +138,7 @@ def _as_json(made: DevicePlan, *, explain: bool) -> dict[str, Any]:
         "max_length": made.load.length,
         "attention": made.load.attention,
         "ways": [as_json(each) for each in made.ways],
+        "notes": list(made.described.notes),
         "advice": list(advice(made.ways, made.sizer, made.devices)),
     }
     first = made.ways[0]

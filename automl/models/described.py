@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +18,19 @@ from automl.models.folder import read_json
 _MOST_LAYERS = 1024
 _MOST_CLASSES = 1_000_000
 _SHOWN = 60
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 
 
 class Described(NamedTuple):
-    """A network on the meta device. source: the configuration's file, or the hub's id."""
+    """A network on the meta device. source: the configuration's file, or the hub's id.
+
+    notes: sizes that the configuration does not give, each a sentence for a person.
+    """
 
     source: str
     model: nn.Module
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -51,7 +56,19 @@ def describe(location: str, labels: int = 0, revision: str | None = None) -> Des
     except ModelError as error:
         hint = "; for a classifier give --labels" if not labels and "encoder" in str(error) else ""
         raise ModelError(f"{error}{hint}") from error
-    return Described(str(file) if Path(location).exists() else location, model)
+    source = str(file) if Path(location).exists() else location
+    return Described(source, model, tuple(_assumed(model.config, config, source)))
+
+
+def _assumed(made: Any, config: Mapping[str, Any], source: str) -> Iterator[str]:
+    """The sizes that transformers took from the architecture's defaults, since the file does not say them."""
+    text = made.get_text_config()
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    for name in _SIZES:
+        called = {name, text.attribute_map.get(name), *(old for old, new in text.attribute_map.items() if new == name)}
+        value = getattr(text, name, None)
+        if isinstance(value, int) and not any(each in part for each in called for part in parts):
+            yield f"{source} gives no {name}: {value:,} is taken, which is usual for {text.model_type}"
 
 
 def _quantised_or_not(ref: BackboneRef, config: Mapping[str, Any]) -> BackboneRef:

@@ -117,6 +117,7 @@ def advice(ways: Sequence[Way], sizer: Sizer, devices: Devices) -> Iterator[str]
     if first.refused:
         yield f"{first.variant} is not possible: {first.refused}"
         return
+    yield from _not_quantised(first, sizer)
     if best is None:
         yield from _too_large(ways, sizer, devices)
         return
@@ -124,6 +125,22 @@ def advice(ways: Sequence[Way], sizer: Sizer, devices: Devices) -> Iterator[str]
     yield from _how(first, best, devices)
     yield from _packed(first, best)
     yield _file(first, sizer)
+
+
+def _not_quantised(found: Way, sizer: Sizer) -> Iterator[str]:
+    """Experts that are one tensor for all, where they are much of a model that is held in few bits."""
+    if found.variant.quantization is None:
+        return
+    sizes = [each.numel() for each in sizer.model.parameters()]
+    fused = sum(each.numel() for each in sizer.model.parameters() if each.dim() > 2)
+    if fused > _MUCH * sum(sizes):
+        yield (
+            f"{fused:,} of {sum(sizes):,} parameters are in no linear layer (experts of a mixture, as one tensor):"
+            f" {found.variant.quantization.kind} does not hold them in few bits, they stay in {found.variant.precision}"
+        )
+
+
+_MUCH = 0.1  # of all parameters
 
 
 def _fits(found: Way, best: Cell, sizer: Sizer, devices: Devices) -> str:

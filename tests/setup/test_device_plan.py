@@ -261,3 +261,36 @@ def small_config(folder: Path, **entries: object) -> str:
     small |= {"num_hidden_layers": 2, "vocab_size": 100, **entries}
     (folder / "config.json").write_text(json.dumps(small), encoding="utf-8")
     return str(folder)
+
+
+def test_sizes_that_a_configuration_does_not_give_are_named(tmp_path: Path) -> None:
+    for file in CONFIGS.glob("*.json"):
+        assert not describe(str(file), 2 if file.name.startswith("bert") else 0).notes, file
+    given = json.loads((CONFIGS / "llama-2-7b.json").read_text())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({name: value for name, value in given.items() if name not in _LEFT_OUT}))
+    assert describe(str(file)).notes == (
+        f"{file} gives no hidden_size: 4,096 is taken, which is usual for llama",
+        f"{file} gives no vocab_size: 32,000 is taken, which is usual for llama",
+    )
+
+
+_LEFT_OUT = ("hidden_size", "vocab_size")
+
+
+def test_experts_that_no_quantisation_reaches_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    small = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    file.write_text(json.dumps({"model_type": "mixtral", "vocab_size": 1000, "num_key_value_heads": 2, **small}))
+    described = describe(str(file))
+    devices = devices_of(1, "24GB")
+    held, dense = (variant(held=each) for each in (Quantization(kind="nf4"), None))
+    made = plan_devices(described, [held], Load(rows=1, length=64), devices)
+    (told,) = [text for text in advice(made.ways, made.sizer, devices) if "experts" in text]
+    experts = 2 * 8 * 3 * 256 * 512
+    assert told == (
+        f"{experts:,} of {described.parameters:,} parameters are in no linear layer (experts of a mixture, as one"
+        " tensor): nf4 does not hold them in few bits, they stay in bf16"
+    )
+    plain = plan_devices(described, [dense], Load(rows=1, length=64), devices)
+    assert not [text for text in advice(plain.ways, plain.sizer, devices) if "experts" in text]
