@@ -34,7 +34,7 @@ from automl.packed import PackedTrainer, Workload
 from automl.packed.bank import BankSize
 from automl.packed.memory import pack_bytes
 from automl.packed.proof import disproof
-from automl.packed.trainer import TOKEN_BUDGET
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.runtime import Runtime
 from automl.trial import TrialSpec
 from benchmarks.gpu_packed import (

@@ -107,6 +107,8 @@ def estimate_bytes(
     share = tokens / found.tokens
     kept = share * (found.recomputed if recompute else found.body)
     kept += width * tokens * (added.per_token + owned) / (found.depth if recompute else 1)
+    if is_bound and is_joined:
+        kept += 4 * length * tokens * found.depth  # masks
     loss = tokens * vocabulary(model) * _LOSS_WIDTH
     trained = added.parameters + head_parameters(model)
     return MemoryEstimate(

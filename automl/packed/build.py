@@ -22,12 +22,13 @@ from automl.packed.body import find_body
 from automl.packed.host import PackedHost
 from automl.packed.memory import SHARE, available_bytes, capacity, give_back_memory, pack_bytes
 from automl.packed.remembered import objection
-from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
+from automl.packed.trainer import PackedTrainer
 from automl.packed.workload import Workload
 from automl.tasks import make_task
 from automl.training.adapter import adapter_draft, adapter_meta
 from automl.training.checkpoint import discard_slot_files, finished_folder, slot_files
 from automl.training.finalists import Finalists
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.runtime import (
     HostSettings,
     Runtime,
@@ -121,6 +122,7 @@ def packed_host(settings: HostSettings, runtime: Runtime, *, beside: Sequence[Ru
         beside=workloads[1:],
         targets=runtime.targets,
         precision=runtime.precision,
+        split=way.split,
         bank=way.bank,
         recompute=way.recompute,
         importance=runtime.importance,
@@ -182,11 +184,15 @@ def _workload(runtime: Runtime, model: nn.Module) -> Workload:
 
 
 class Way(NamedTuple):
-    """How a host trains: most slots, room for them if they are computed together, and gradient checkpointing."""
+    """How a host trains: most slots, room for them if they are computed together, and gradient checkpointing.
+
+    split: tokens above which a trial's batch is computed in parts; None: only where memory is short.
+    """
 
     slots: int
     bank: BankSize | None
     recompute: bool
+    split: int | None = None
 
 
 def choose_way(settings: HostSettings, model: nn.Module, device: torch.device, *, available: int) -> Way:
@@ -195,16 +201,21 @@ def choose_way(settings: HostSettings, model: nn.Module, device: torch.device, *
     On a GPU slots are computed together, in a bank that holds all the space may choose, and activations are computed
     again where only that makes room for all the slots wanted. On a CPU the loop over slots is as fast and exact to the
     bit, and computing again costs more than packing brings: it is done if not even one trial fits otherwise.
+
+    A batch above the usual tokens of a micro-step is computed in parts, and in smaller ones where one trial has no room
+    for them even so.
     """
     if settings.largest is None:
         return Way(settings.capacity, None, False)
     sizes: dict[str, Any] = {
-        "tokens": settings.tokens,
         "token_budget": TOKEN_BUDGET[device.type],
+        "block": settings.task.max_length if settings.task.short_texts else 0,
         "targets": settings.targets,
         "dtype": stored_dtype(settings.precision),
         "device": device.type,
     }
+    split = _split(model, settings, SHARE * available, sizes)
+    sizes |= {"tokens": max(_row_tokens(settings), min(settings.tokens, split)), "token_budget": split}
     is_together = device.type != "cpu"
     wanted = settings.capacity if is_together else 1
     recompute = not _has_room(model, settings.largest, wanted, SHARE * available, sizes)
@@ -213,7 +224,27 @@ def choose_way(settings: HostSettings, model: nn.Module, device: torch.device, *
     )
     choices = settings.choices or (settings.largest.target,)
     bank = BankSize(slots, settings.largest.rank, choices) if is_together else None
-    return Way(slots, bank, recompute)
+    return Way(slots, bank, recompute, split)
+
+
+def _row_tokens(settings: HostSettings) -> int:
+    """Tokens of the longest row, or of all its texts."""
+    return max(1, make_task(settings.task).texts * min(settings.task.longest_row, settings.prepared.longest))
+
+
+def _split(model: nn.Module, settings: HostSettings, room: float, sizes: Mapping[str, Any]) -> int:
+    """Tokens of a micro-step: as many as keep the device busy, or half of that until one trial has room."""
+    assert settings.largest is not None
+    least, split = _row_tokens(settings), int(sizes["token_budget"])
+    while split > least:
+        tokens = {**sizes, "tokens": max(least, min(settings.tokens, split)), "token_budget": split}
+        if any(
+            pack_bytes(model, settings.largest, slots=1, recompute=True, is_bound=is_bound, **tokens) <= room
+            for is_bound in (True, False)
+        ):
+            break
+        split //= 2
+    return split
 
 
 def _has_room(model: nn.Module, largest: Hyperparameters, slots: int, room: float, sizes: Mapping[str, Any]) -> bool:

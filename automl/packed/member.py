@@ -12,7 +12,8 @@ from automl.lanes import trial_name
 from automl.methods.noise import NoisyRows, step_noise
 from automl.packed.adapter import Adapter
 from automl.packed.workload import MicroBatch, Workload
-from automl.tasks.batches import batch_rows, require_targets
+from automl.tasks.base import Row
+from automl.tasks.batches import batch_rows, require_targets, rows_at_once
 from automl.training.schedule import lr_multiplier
 from automl.training.state import TrainState
 from automl.trial import ModuleImportance, TrialSpec
@@ -23,7 +24,8 @@ class Member:
 
     The batch of a step is gathered over micro-batches of `micro_batch` rows.
 
-    sensitivity: None if it is not collected. is_over: no step is left although the last one was not made.
+    sensitivity: None if it is not collected. split: tokens above which a batch is computed in parts; None: only where
+    memory is short. is_over: no step is left although the last one was not made.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Member:
         state: TrainState | None = None,
         *,
         sensitivity: Sensitivity | None = None,
+        split: int | None = None,
     ) -> None:
         self.spec = spec
         self.adapter = adapter
@@ -47,6 +50,8 @@ class Member:
         self._sensitivity = sensitivity
         self._workload = workload
         self._upcoming: MicroBatch | None = None
+        self._split = split
+        self._batch: list[Row] = []  # of this step, once it was read
         if state is not None:
             self._restore(state)
         self._begin_step()
@@ -83,11 +88,19 @@ class Member:
     def upcoming(self, device: torch.device) -> MicroBatch:
         """The next rows of the batch of this step: a function of data seed, step and batch size."""
         if self._upcoming is None:
-            rows, size = self._workload.train_rows, self.spec.hyper.batch_size
-            numbers = batch_rows(self.spec.data_seed, self.step, size, len(rows))
-            chosen = numbers[self._rows : self._rows + self.micro_batch]
-            self._upcoming = self._workload.micro_batch([rows[number] for number in chosen], device)
+            if not self._batch:
+                rows, size = self._workload.train_rows, self.spec.hyper.batch_size
+                self._batch = [rows[at] for at in batch_rows(self.spec.data_seed, self.step, size, len(rows))]
+            chosen = self._batch[self._rows : self._rows + self._at_once]
+            self._upcoming = self._workload.micro_batch(chosen, device)
         return self._upcoming
+
+    @property
+    def _at_once(self) -> int:
+        """Rows of a micro-batch: as memory allows, and no more tokens than keep the device busy."""
+        if self._split is None or not self._batch:
+            return self.micro_batch
+        return min(self.micro_batch, rows_at_once(self.task, self._batch, self._split))
 
     def add(self, batch: MicroBatch, total: float, count: int, seconds: float) -> bool:
         """Book a micro-batch whose gradient has been added; returns whether that completed an optimizer step.
@@ -113,12 +126,13 @@ class Member:
 
     def halve_rows(self, error: BaseException) -> None:
         """Restart the step with half as many rows at once. Raises OutOfMemory if that is less than one."""
-        if self.micro_batch == 1:
+        at_once = self._at_once
+        if at_once == 1:
             raise OutOfMemory(
                 f"{trial_name(self.number)} (rank {self.spec.hyper.rank}, target {self.spec.hyper.target}) "
                 f"does not fit into memory even one row at a time: {error}"
             ) from error
-        self.micro_batch //= 2
+        self.micro_batch = at_once // 2
         self.restart_step()
 
     def importances(self) -> tuple[ModuleImportance, ...]:
@@ -177,6 +191,7 @@ class Member:
         if self._sensitivity is not None and is_sample(self.step, spec.steps):
             self._sensitivity.add(factors(self.adapter), self._count)
         multiplier = lr_multiplier(self.step, steps=spec.steps, warmup=hyper.warmup, schedule=hyper.schedule)
+        self._batch = []
         self.adapter.finish_step(self._count, hyper.learning_rate * multiplier)
         self.tokens += self._tokens
         self._begin_step()

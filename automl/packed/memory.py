@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from automl.lora import Hyperparameters
+from automl.models.activations import COUNTED
 from automl.models.memory import estimate_bytes
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def capacity(
     dtype: str = "fp32",
     recompute: bool = False,
     device: str = "cpu",
+    block: int = 0,
     wanted: int = LARGEST_PACK,
 ) -> int:
     """How many trials like `largest` fit into `available` bytes, the backbone being loaded already; 1 to `wanted`.
@@ -87,6 +89,7 @@ def capacity(
             dtype=dtype,
             recompute=recompute,
             device=device,
+            block=block,
             is_bound=is_bound,
         )
         return needed <= int(SHARE * available)
@@ -107,14 +110,15 @@ def pack_bytes(
     dtype: str = "fp32",
     recompute: bool = False,
     device: str = "cpu",
+    block: int = 0,
     is_bound: bool = False,
 ) -> int:
     """Estimated bytes of a pack of so many trials like `largest`, without the backbone.
 
     tokens: in one trial's micro-batch, padding included. token_budget: for a micro-step. dtype: type of the
     activations. recompute: with gradient checkpointing. device: its type; on a GPU slots are rows of a bank
-    (`packed.bank`), which has one more, and whose update takes two matrices of its size for a moment. is_bound: more
-    than it can be, said at once.
+    (`packed.bank`), which has one more, and whose update takes two matrices of its size for a moment. block: tokens of
+    a block, where rows are joined. is_bound: more than it can be, said at once.
     """
     estimate = estimate_bytes(
         model,
@@ -125,6 +129,8 @@ def pack_bytes(
         recompute=recompute,
         is_packed=True,
         is_bound=is_bound,
+        length=block or COUNTED,
+        is_joined=block > 0,
     )
     if device == "cpu":
         return slots * estimate.adapter + estimate.step

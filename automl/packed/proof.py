@@ -25,10 +25,11 @@ from automl.methods.registry import METHODS
 from automl.methods.seeding import stream
 from automl.models.inventory import resolve_targets
 from automl.packed.bank import BankSize
-from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
+from automl.packed.trainer import PackedTrainer
 from automl.packed.workload import Workload
 from automl.tasks.batches import batch_rows
 from automl.tasks.reference import unreferred
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.runtime import Runtime
 from automl.training.solo import SoloTrial
 from automl.training.state import TrainState

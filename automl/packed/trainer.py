@@ -40,13 +40,11 @@ from automl.packed.memory import available_bytes, keep_freed_memory
 from automl.packed.rounds import Rounds
 from automl.packed.segments import Segment
 from automl.packed.workload import MicroBatch, Workload
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.state import TrainState
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec, check_finite, failure_of
 
 logger = logging.getLogger(__name__)
-
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
-"""Tokens of one micro-step, padding included, by type of device. A trial whose batch is larger goes alone."""
 
 CPU = torch.device("cpu")
 
@@ -74,6 +72,7 @@ class PackedTrainer:
         computes under autocast; adapters, heads and optimizer are float32).
     kernel: a name of KERNELS, None = the fastest that works here.
     token_budget: most tokens of one micro-step; results do not depend on it.
+    split: tokens above which the batch of one trial is computed in parts; None: only where memory is short.
     bank: room for slots that are computed together and not one by one; pays where launching kernels is what takes
         time. A trial that does not fit into it is trained beside it.
     recompute: gradient checkpointing of the body's layers.
@@ -93,6 +92,7 @@ class PackedTrainer:
         precision: str = "fp32",
         kernel: str | None = None,
         token_budget: int | None = None,
+        split: int | None = None,
         bank: BankSize | None = None,
         recompute: bool = False,
         graphs: bool = True,
@@ -105,6 +105,7 @@ class PackedTrainer:
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
         self.members: dict[int, Member] = {}
         self.parted = ""
+        self._split = split
         self.crowded: set[int] = set()
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -137,7 +138,7 @@ class PackedTrainer:
             is_wanted = self._importance and not adapter.parts  # less a part of the weight, it is no product of two
             sensitivity = self._sensitivity(adapter, spec.hyper.target) if is_wanted else None
             self.members[spec.number] = Member(
-                spec, adapter, self._workload(spec.number), state, sensitivity=sensitivity
+                spec, adapter, self._workload(spec.number), state, sensitivity=sensitivity, split=self._split
             )
         except BaseException:
             if bank is not None and storage is not None:

@@ -13,11 +13,11 @@ import torch
 
 from automl.errors import ConfigError, Problem
 from automl.lora import Hyperparameters
+from automl.models.activations import COUNTED
 from automl.models.memory import MemoryEstimate, backbone_bytes, estimate_bytes
 from automl.packed.build import disagreement, examine
 from automl.packed.kernels import choose_kernel
 from automl.packed.memory import available_bytes, capacity
-from automl.packed.trainer import TOKEN_BUDGET
 from automl.results.folders import proofs_folder, study_folder
 from automl.setup.machine import Layout
 from automl.setup.precision import settle_untimed
@@ -25,6 +25,7 @@ from automl.setup.prepare import Inputs
 from automl.space.extremes import corners, extremes, starts_from_inputs, target_names
 from automl.space.spec import RunSettings, SweepSpec
 from automl.tasks import make_task
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.runtime import HostSettings, stored_dtype
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Pack
         importance=spec.search.importance,
         largest=_largest(inputs),
         choices=tuple(target_names(inputs.space)),
-        tokens=_most_tokens(spec, inputs),
+        tokens=_batch_tokens(spec, inputs),
         workers=layout.workers,
         memory=spec.run.memory,
         shards=layout.shards,
@@ -167,7 +168,7 @@ def worker_bytes(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Packi
     Of one process, where several hold a trial together.
     """
     together = packing.slots if packing.is_packed else 1
-    tokens = _most_tokens(spec, inputs)
+    tokens = _most_tokens(spec, inputs, layout)
     estimate = _estimate(
         spec,
         inputs,
@@ -194,16 +195,14 @@ def least_bytes(
 
     The frozen weights are there once, whatever copies of them kernels may make. is_bound: as of `estimate_bytes`.
     """
-    texts = make_task(spec.task).texts
-    tokens = texts * min(spec.task.longest_row, inputs.prepared.longest)
     estimate = _estimate(
         spec,
         inputs,
         layout,
         packing,
         hyper,
-        tokens=tokens,
-        rows=texts,
+        tokens=_row_tokens(spec, inputs),
+        rows=make_task(spec.task).texts,
         recompute=packing.is_packed,  # a pack computes activations again where only that makes room
         is_bound=is_bound,
     )
@@ -234,6 +233,8 @@ def _estimate(
         device=layout.device,
         is_packed=packing.is_packed,
         is_bound=is_bound,
+        length=_block(spec) or COUNTED,
+        is_joined=_block(spec) > 0,
     )
 
 
@@ -270,11 +271,12 @@ def _room(spec: SweepSpec, inputs: Inputs, layout: Layout, wanted: int) -> int:
     return capacity(
         inputs.model,
         _largest(inputs),
-        tokens=_most_tokens(spec, inputs),
+        tokens=_most_tokens(spec, inputs, layout),
         token_budget=TOKEN_BUDGET[layout.device],
         dtype=stored_dtype(spec.run.precision),
         recompute=layout.device == "cuda",
         device=layout.device,
+        block=_block(spec),
         available=max(0, available - _packed_bytes(inputs, layout)),
         targets=inputs.space.targets,
         wanted=wanted,
@@ -286,7 +288,21 @@ def _largest(inputs: Inputs) -> Hyperparameters:
     return max(corners(inputs.space), key=inputs.derive.most_parameters)
 
 
-def _most_tokens(spec: SweepSpec, inputs: Inputs) -> int:
+def _batch_tokens(spec: SweepSpec, inputs: Inputs) -> int:
     """Most tokens of one trial's batch, padding included."""
-    rows = extremes(inputs.space, "batch_size")[-1] * make_task(spec.task).texts
-    return rows * min(spec.task.longest_row, inputs.prepared.longest)
+    return extremes(inputs.space, "batch_size")[-1] * _row_tokens(spec, inputs)
+
+
+def _row_tokens(spec: SweepSpec, inputs: Inputs) -> int:
+    """Tokens of the longest row, or of all its texts."""
+    return make_task(spec.task).texts * min(spec.task.longest_row, inputs.prepared.longest)
+
+
+def _most_tokens(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
+    """Most tokens of one trial that are computed at once; a larger batch is computed in parts."""
+    return max(_row_tokens(spec, inputs), min(_batch_tokens(spec, inputs), TOKEN_BUDGET[layout.device]))
+
+
+def _block(spec: SweepSpec) -> int:
+    """Tokens of a block where rows are joined, else 0."""
+    return spec.task.max_length if spec.task.short_texts else 0

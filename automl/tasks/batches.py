@@ -5,6 +5,7 @@ To ask for a batch is a sign of life (`automl.watchdog`).
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,16 @@ def evaluation_batches(
         size = max(1, max_tokens // task.row_tokens(picked[start]))
         yield task.collate(picked[start : start + size], pad_id)
         start += size
+
+
+def rows_at_once(task: Task, rows: Sequence[Row], most_tokens: int) -> int:
+    """Rows of a batch in one forward pass, so that no part of it has more than `most_tokens`, padding included.
+
+    All parts have as many rows, but for the last one. A row that is longer is a part of its own.
+    """
+    longest = max(map(task.row_tokens, rows)) * task.texts
+    parts = math.ceil(len(rows) / max(1, most_tokens // longest))
+    return math.ceil(len(rows) / parts)
 
 
 def require_targets(count: int, *, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Going on with fewer rows at once when memory is short."""
+"""How much is computed at once, and going on with fewer rows when memory is short."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from automl.errors import OutOfMemory, is_out_of_memory
 
 T = TypeVar("T")
+
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
+"""Tokens of one micro-step, padding included, by type of device. A batch that has more is computed in parts."""
 
 
 def halving(size: int, work: Callable[[int], T], *, what: str) -> tuple[T, int]:

@@ -28,11 +28,12 @@ from automl.models.inventory import head_modules, resolve_targets
 from automl.models.quantised import weight_norms
 from automl.outcomes import Outcomes
 from automl.tasks.base import Batch, Row
-from automl.tasks.batches import batch_rows, some_of
+from automl.tasks.batches import batch_rows, rows_at_once, some_of
 from automl.tasks.reference import ReferredRows
 from automl.training import optim
 from automl.training.examine import Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.parallel import SINGLE_PROCESS, BatchLoss, ParallelStrategy
 from automl.training.peak import step_bytes
 from automl.training.runtime import Runtime
@@ -145,11 +146,14 @@ class SoloTrial:
             adapter.model.train()
             rows = self._rows()
             masks = dropout_state(adapter.model)
-            self.loss, self.micro_batch = self._strategy.within_memory(
-                self.micro_batch,
+            wanted = self._at_once(rows)
+            self.loss, fitting = self._strategy.within_memory(
+                wanted,
                 lambda at_once: self._accumulate(rows, at_once, masks),
                 what=f"{trial_name(self.spec.number)} ({self._size})",
             )
+            if fitting < wanted:
+                self.micro_batch = fitting
             check_finite({"training loss": self.loss}, self.step + 1)
             self._losses.append(self.loss)
             if adapter.sensitivity is not None and is_sample(self.step, self.spec.steps):
@@ -322,7 +326,8 @@ class SoloTrial:
         """Memory of a step over as many rows as were worked on at once."""
         model = self._adapter.model.train()
         try:
-            rows = self._rows()[: self.micro_batch]
+            rows = self._rows()
+            rows = rows[: self._at_once(rows)]
             held = self._frozen + optim.held_bytes(self._adapter.optimizer)
             return step_bytes(model, lambda: self._forward(rows).total, held=held)
         finally:
@@ -334,6 +339,11 @@ class SoloTrial:
         return [
             rows[index] for index in batch_rows(self.spec.data_seed, self.step, self.spec.hyper.batch_size, len(rows))
         ]
+
+    def _at_once(self, rows: Sequence[Row]) -> int:
+        """Rows of a batch in one forward pass: as memory allows, and no more tokens than keep the device busy."""
+        budget = TOKEN_BUDGET.get(self.runtime.device.type, TOKEN_BUDGET["cpu"])
+        return min(self.micro_batch, rows_at_once(self._task, rows, budget))
 
     def _read_reference(self) -> None:
         """Let the untuned model read all rows of the trial before weights of it are trained."""

@@ -226,6 +226,23 @@ def test_accumulation_equals_one_large_batch(kind: str) -> None:
     assert all(torch.allclose(whole.params[key], tensor, atol=2e-6) for key, tensor in split.params.items())
 
 
+@pytest.mark.parametrize("kind", ["classification", "causal-lm"])
+def test_a_batch_above_the_budget_is_computed_in_parts(kind: str) -> None:
+    name = "bert" if kind == "classification" else "llama"
+    trial = spec(0, batch_size=8, learning_rate=3e-3)
+    whole = states_after(pack(kind, name, "fp32"), [trial], 4)[0]
+    trainer = pack(kind, name, "fp32", split=60)
+    trainer.admit(trial)
+    first = trainer.members[0].upcoming(torch.device("cpu"))
+    assert first.rows < 8
+    assert first.rows * first.longest <= 60
+    turn(trainer, 4)
+    parts = trainer.snapshot(0)
+
+    assert (parts.tokens, parts.micro_batch) == (whole.tokens, 8)
+    assert all(torch.allclose(whole.params[key], tensor, atol=2e-6) for key, tensor in parts.params.items())
+
+
 def test_closing_gives_the_backbone_back() -> None:
     model = tiny_model("bert")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -15,9 +15,10 @@ from automl.models.backbone import BackboneRef
 from automl.packed.bank import BankSize
 from automl.packed.build import Way, choose_way
 from automl.packed.memory import SHARE, pack_bytes
-from automl.packed.trainer import TOKEN_BUDGET, PackedTrainer
+from automl.packed.trainer import PackedTrainer
 from automl.tasks.base import LossParts, Prepared
 from automl.tasks.classification import Classification
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.runtime import HostSettings
 from tests.architectures import tiny_model
 from tests.packed.packed_oracle import SETTINGS, spec, workload
@@ -27,7 +28,7 @@ LARGEST = Hyperparameters(rank=16, target="all-linear", dropout=0.1)
 HOST = HostSettings(
     backbone=BackboneRef(path="", fingerprint="", architecture="bert", parameters=1, bytes=4),
     task=SETTINGS,
-    prepared=Prepared(path=Path(), fingerprint="", rows={}),
+    prepared=Prepared(path=Path(), fingerprint="", rows={}, longest=20),
     output="",
     capacity=6,
     packed=True,
@@ -57,9 +58,9 @@ def need(slots: int, *, recompute: bool = False, device: torch.device = CUDA) ->
 
 
 def test_a_gpu_gets_a_bank_for_all_the_space_and_a_cpu_gets_none() -> None:
-    assert way(CUDA, PLENTY) == Way(6, BankSize(6, 16, ("qv", "all-linear")), recompute=False)
-    assert way(CPU, PLENTY) == Way(6, None, recompute=False)
-    assert way(CUDA, PLENTY, replace(HOST, choices=())) == Way(6, BankSize(6, 16, ("all-linear",)), recompute=False)
+    assert way(CUDA, PLENTY) == Way(6, BankSize(6, 16, ("qv", "all-linear")), recompute=False, split=8192)
+    assert way(CPU, PLENTY) == Way(6, None, recompute=False, split=4096)
+    assert way(CUDA, PLENTY, replace(HOST, choices=())).bank == BankSize(6, 16, ("all-linear",))
 
 
 def test_settings_that_name_no_largest_trial_pack_slot_by_slot() -> None:
@@ -78,6 +79,16 @@ def test_a_gpu_recomputes_activations_when_the_slots_wanted_ask_for_it() -> None
 def test_a_cpu_recomputes_only_for_its_first_trial() -> None:
     assert not way(CPU, need(2, device=CPU)).recompute
     assert way(CPU, need(1, device=CPU) - 1024).recompute
+
+
+def test_a_batch_for_which_there_is_no_room_is_planned_in_parts_down_to_a_row() -> None:
+    large = replace(HOST, tokens=100_000)
+    assert way(CPU, PLENTY, large).split == 4096
+    whole = need(1, recompute=True, device=CPU)
+    assert way(CPU, whole, HOST).split == 4096
+    less = way(CPU, whole - 1024, HOST)
+    assert 20 <= less.split < 1000  # type: ignore[operator]
+    assert way(CPU, 0, HOST).split == 16  # half of 32, which is above a row of 20
 
 
 class Strict(Classification):

@@ -264,7 +264,7 @@ def small_config(folder: Path, **entries: object) -> str:
 
 
 def test_sizes_that_a_configuration_does_not_give_are_named(tmp_path: Path) -> None:
-    for file in CONFIGS.glob("*.json"):
+    for file in (CONFIGS / f"{name}.json" for name in ("gpt2", "bert-base", "qwen3-0.6b")):
         assert not describe(str(file), 2 if file.name.startswith("bert") else 0).notes, file
     given = json.loads((CONFIGS / "llama-2-7b.json").read_text())
     file = tmp_path / "config.json"

@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from automl.lora import Hyperparameters
 from automl.models.memory import backbone_bytes
 from automl.packed.memory import SHARE, pack_bytes
-from automl.packed.trainer import TOKEN_BUDGET
 from automl.space.assemble import assemble
 from automl.space.defaults import resolve
 from automl.space.extremes import extremes
 from automl.space.load import json_schema, load_space, load_spaces
+from automl.training.memory import TOKEN_BUDGET
 
 FOLDER = Path(__file__).parents[2] / "search_spaces"
 PRESETS = sorted(FOLDER.glob("*.yaml"))

@@ -8,7 +8,7 @@ import pytest
 from automl.space.spec import DataSettings, TaskSettings
 from automl.tasks import make_task
 from automl.tasks.base import Row
-from automl.tasks.batches import batch_rows, evaluation_batches, evaluation_rows, some_of
+from automl.tasks.batches import batch_rows, evaluation_batches, evaluation_rows, rows_at_once, some_of
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(8, 64), (8, 60), (7, 5), (1, 3), (16, 100)])
@@ -84,3 +84,13 @@ def test_evaluation_batches_hold_every_row_once_within_the_bound(task: Any) -> N
 def test_evaluation_batches_take_chosen_rows_only(task: Any) -> None:
     batches = evaluation_batches(task, rows_of([3, 3, 3, 3]), [0, 2], pad_id=0, max_tokens=100)
     assert [batch["labels"].tolist() for batch in batches] == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "expected"),
+    [((4, 4, 4, 4), 100, 4), ((4, 4, 4, 4), 8, 2), ((4, 9, 4, 4, 4), 18, 2), ((30, 4), 8, 1), ((2,) * 17, 32, 9)],
+)
+def test_a_batch_is_computed_in_parts_of_equal_size(lengths: tuple[int, ...], most: int, expected: int) -> None:
+    task = make_task(TaskSettings(type="classification", data=DataSettings(kind="files"), metric="loss"))
+    rows = [{"input_ids": [1] * length, "labels": 0} for length in lengths]
+    assert rows_at_once(task, rows, most) == expected

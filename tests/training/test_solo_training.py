@@ -165,6 +165,20 @@ def test_a_retried_step_draws_the_masks_it_would_have_drawn(bert: HostSettings) 
     assert curve(list(train(surprised))) == curve(list(train(warned)))
 
 
+def test_a_batch_above_the_budget_is_computed_in_parts(bert: HostSettings) -> None:
+    spec = trial_spec(batch_size=1000, steps=2, dropout=0.0)
+    trial = SoloTrial(spec, runtime_with(bert, partial(SmallMemory, most=1000)))
+    found = curve(list(train(trial)))
+    sizes = trial.runtime.task.sizes  # type: ignore[attr-defined]
+    assert sum(sizes) == 2000
+    assert max(sizes) * max(map(len, (row["input_ids"] for row in trial.runtime.train_rows))) <= 4096
+    assert trial.micro_batch == 1000
+    other = SoloTrial(spec, runtime_with(bert))
+    other.micro_batch = 100
+    for (_, one, _), (_, two, _) in zip(found, curve(list(train(other))), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
 def test_short_memory_in_an_evaluation_takes_fewer_tokens(bert: HostSettings) -> None:
     spec = trial_spec(steps=4)
     trial = SoloTrial(spec, runtime_with(bert, partial(SmallMemory, most=8, most_tokens=64)))
