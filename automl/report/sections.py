@@ -364,7 +364,7 @@ def _failures(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     remedies = {
         "diverged": "the loss was not finite: lower the highest learning rate",
         "oom": "out of memory: smaller batch, rank or `max_length`, or fewer slots",
-        "infeasible": "violates a constraint before training; costs nothing",
+        "infeasible": "violates a constraint or does not fit into memory, known before training; costs nothing",
         "error": "an exception in training or data",
         "host_crash": "killed its worker repeatedly",
         "lost": "the driver died while choosing parameters",
