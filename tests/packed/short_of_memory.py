@@ -20,6 +20,7 @@ from automl import durable
 from automl.packed.host import PackedHost
 from automl.packed.trainer import PackedTrainer
 from automl.training.checkpoint import SlotFolder
+from automl.training.memory import TOKEN_BUDGET
 from automl.training.runtime import Runtime
 from automl.training.solo import SoloTrial, train
 from automl.trial import Measurement, TrialFailure, TrialSpec
@@ -100,6 +101,7 @@ def solo(trial: TrialSpec) -> dict[str, Any]:
 
 def main(output: Path) -> None:
     torch.set_num_threads(1)
+    TOKEN_BUDGET["cpu"] = 10**6  # a batch is one part, unless memory is short
     solo(SMALL)  # what is allocated once is there
     packs = {name: host(output / name) for name in ("huge", "short", "calm")}
     found: dict[str, Any] = {}
