@@ -17,7 +17,7 @@ from automl.space.write import yaml_of
 SEARCH = (
     *("sampler", "pruner", "trials", "steps", "epochs", "examples", "tokens"),
     *("evaluate_every", "seed", "time", "max_steps", "budget", "max_failed_trials"),
-    *("keep", "importance", "squeeze", "warm_start", "patience", "also_minimize"),
+    *("keep", "importance", "squeeze", "warm_start", "learn_from", "patience", "also_minimize"),
     *("checkpoint", "early_stopping"),
 )
 """Arguments that are entries of `search:`."""

@@ -60,6 +60,7 @@ def search(
     importance: bool | None = None,
     squeeze: bool | None = None,
     warm_start: str | None = None,
+    learn_from: Literal["auto", "off"] | None = None,
     patience: int | None = None,
     also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None,
     checkpoint: Literal["best", "last"] | None = None,

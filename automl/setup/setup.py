@@ -54,6 +54,7 @@ class Setup:
             **self.inputs.fingerprints,
             "precision": self.spec.run.precision,
             "model_parameters": self.inputs.backbone.parameters,
+            "family": str(getattr(self.inputs.model.config, "model_type", "")),
             **self._quantised(),
             **({"keep": self.inputs.keep.record()} if self.inputs.keep is not None else {}),
             "target_sets": list(self.inputs.target_sets),

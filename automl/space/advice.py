@@ -30,7 +30,7 @@ def _of_the_space(space: SearchSpace, search: SearchSettings) -> Iterator[str]:
 
 def _of_the_pruner(search: SearchSettings) -> Iterator[str]:
     first = _first_decision(search)
-    if first is not None and first >= search.steps:
+    if first is not None and search.knows_steps and first >= search.steps:
         yield f"pruner: {search.pruner} does not act before step {first:,}, and a trial has {search.steps:,}"
 
 

@@ -80,7 +80,7 @@ def settle_length(search: SearchSettings, seen: Seen, *, smallest: int, source: 
     smallest: batch size of the space. source: the file, in messages. Raises ConfigError if a trial would have too many
     steps, or too few for what else the file says.
     """
-    if search.length is None or search.step_rows is not None:
+    if search.length is None or search.knows_steps:
         return search
     unit = search.length.unit
     steps = math.ceil(_rows(search.length, seen) / smallest)

@@ -305,6 +305,7 @@ def _search(section: SearchSection, space: SearchSpace, *, is_table: bool) -> Se
         importance=section.importance,
         squeeze=section.squeeze,
         warm_start=section.warm_start,
+        learn_from=None if section.learn_from == "auto" and not is_table else (),
         patience=section.patience,
         also_minimize=section.also_minimize,
         checkpoint=section.checkpoint,

@@ -56,6 +56,13 @@ Squeeze = Annotated[
 """An unquoted off is refused as ambiguous where the file is read, so that false must do."""
 
 
+LearnFrom = Annotated[
+    Literal["auto", "off"],
+    BeforeValidator(lambda given: {True: "auto", False: "off"}[given] if isinstance(given, bool) else given),
+    WithJsonSchema({"enum": ["auto", "off", True, False]}),
+]
+
+
 class CostSection(Section):
     """What devices cost, and how much of it may be spent."""
 
@@ -145,6 +152,9 @@ class SearchSection(Section):
     """Measure the winner's adapter at smaller sizes when the search ends, in seconds; not if it cannot be cut."""
     warm_start: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Another study of the database, whose best configurations are tried first; its values are not used."""
+    learn_from: LearnFrom = "off"
+    """auto: the best configurations of at most three earlier studies of the database are tried first, one of each, the
+    newest first: of those on a model of the same type and for a task of the same type."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Trials in a row without a better value after which no new one starts."""
     also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None

@@ -316,6 +316,7 @@ class SearchSettings:
     importance: measure that of modules while trials train.
     squeeze: auto: measure the winner's adapter at smaller sizes when the search ends; off: do not.
     warm_start: another study of the database, whose best configurations are tried first.
+    learn_from: studies of the database whose best configuration is tried first; None = to be looked for, once.
     patience: trials without a better value after which no new one starts (None = no limit).
     also_minimize: the second objective, if there are two.
     checkpoint: the one that a trial is worth: of its best evaluation, or the last.
@@ -341,10 +342,16 @@ class SearchSettings:
     importance: bool = True
     squeeze: Literal["auto", "off"] = "auto"
     warm_start: str | None = None
+    learn_from: tuple[str, ...] | None = ()
     patience: int | None = None
     also_minimize: Literal["trainable_params", "seconds", "forgetting"] | None = None
     checkpoint: Literal["best", "last"] = "last"
     early_stopping: bool = False
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether the steps of a trial are known: they are said, or have followed from the data."""
+        return self.length is None or self.step_rows is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

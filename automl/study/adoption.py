@@ -6,7 +6,7 @@ Reads and writes Optuna's study; what becomes of a trial is for the one decider,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
@@ -15,13 +15,14 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from automl.space.assemble import active_parameters, assemble
-from automl.space.spec import SearchSpace
+from automl.space.spec import SearchSettings, SearchSpace
 from automl.storage.base import Attempt, AttemptState, ResultStore
 from automl.study.checkpoints import remember
 from automl.study.distributions import suggest
 from automl.study.enqueueing import FIXED, WARM_START, lent, missing
 from automl.study.open_trials import OpenTrial
 from automl.study.outcome import STOP_REASON
+from automl.study.warm_start import WARM_TRIALS
 from automl.trial import Scalar, StopReason
 
 _ENQUEUED = "enqueued"
@@ -92,23 +93,32 @@ def enqueue(
     store: ResultStore,
     space: SearchSpace,
     trials: Sequence[FrozenTrial],
+    settings: SearchSettings,
     *,
-    earlier: str | None,
     room: int,
 ) -> int:
     """Enqueue what the study is given and has not got yet, at most `room` trials; returns how many they were.
 
-    That is `enqueue:` of the space file, then what the study `earlier` lends; one that is enqueued anyway is not
-    trained twice. trials: the study's, as they were found. Raises ConfigError if there is no study `earlier`.
+    That is `enqueue:` of the space file, then what the study `warm_start` lends, then the best of each study to learn
+    from; one that is enqueued anyway is not trained twice. trials: the study's, as they were found. Raises ConfigError
+    if there is no study `warm_start`.
     """
     listed = missing(space.enqueue, trials)[:room]
     _add(study, listed, {_ENQUEUED: True})
-    if earlier is None:
-        return len(listed)
-    borrowed = lent(study._storage, store, earlier, space, trials)
-    fresh = missing(borrowed, study.get_trials(deepcopy=False))[: room - len(listed)]
-    _add(study, fresh, {WARM_START: earlier})
-    return len(listed) + len(fresh)
+    count = len(listed)
+    for earlier, most in _earlier(settings):
+        borrowed = lent(study._storage, store, earlier, space, trials)[:most]
+        fresh = missing(borrowed, study.get_trials(deepcopy=False))[: room - count]
+        _add(study, fresh, {WARM_START: earlier})
+        count += len(fresh)
+    return count
+
+
+def _earlier(settings: SearchSettings) -> Iterator[tuple[str, int]]:
+    """Studies that lend configurations, and how many of them at most."""
+    if settings.warm_start is not None:
+        yield settings.warm_start, WARM_TRIALS
+    yield from ((name, 1) for name in settings.learn_from or () if name != settings.warm_start)
 
 
 def _add(study: optuna.Study, configurations: Iterable[Mapping[str, Scalar]], attributes: Mapping[str, Any]) -> None:

@@ -464,8 +464,7 @@ class Study:
             queued = sorted(self._open.queued)
             detail = {"run": self._run, "trials": [trial.number for trial in running], "queued": queued}
             self._store.add_event("adopted", detail)
-        earlier = self._settings.warm_start
-        self._waiting += enqueue(self._optuna, self._store, self._space, trials, earlier=earlier, room=self._room)
+        self._waiting += enqueue(self._optuna, self._store, self._space, trials, self._settings, room=self._room)
 
     def _count(self, trial: FrozenTrial) -> None:
         reason, error = trial.user_attrs.get(STOP_REASON), trial.user_attrs.get("error", "")

@@ -19,7 +19,7 @@ def recorded_run(log: RunLog, spec: SweepSpec) -> Iterator[RunLog]:
     """Record the run, and what it ends with if it ends by an error; that it has finished is for the block to record."""
     cost = spec.search.budget.cost
     price = None if cost is None else Price(cost.per_gpu_hour, cost.currency)
-    steps = spec.search.steps if spec.search.length is None else 0
+    steps = spec.search.steps if spec.search.knows_steps else 0
     log.begin(trials=spec.search.trials, steps=steps, metric=spec.task.metric, price=price)
     try:
         yield log

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from automl.report.write import renew_report
 from automl.results.disk import DiskWatch
 from automl.results.home import Home, open_home
 from automl.results.recorded import GROUND
+from automl.results.relatives import LEARN_FROM, relatives
 from automl.results.summary import Summary, summarise, write_summary
 from automl.setup.changing import advise, hindrance
 from automl.setup.database_check import check_warm_start
@@ -304,7 +306,7 @@ class Sweep:
             storage=self._database.driver_storage(self._lease.verify),
             store=self.store,
             space=setup.inputs.space,
-            settings=setup.spec.search,
+            settings=replace(setup.spec.search, learn_from=self._learn_from(setup)),
             metric=self.spec.task.metric,
             run=self.log.run,
             derive=setup.inputs.derive,
@@ -316,6 +318,18 @@ class Sweep:
             label=self._label,
             room=room_for(setup, self.store.last_event(MEMORY), partial(self.store.add_event, MEMORY)),
         )
+
+    def _learn_from(self, setup: Setup) -> tuple[str, ...]:
+        """The studies to learn from, chosen when the study first asks; what of them is gone since is left out."""
+        if setup.spec.search.learn_from is not None:
+            return setup.spec.search.learn_from
+        known = self.store.last_event(LEARN_FROM)
+        if known is None:
+            found = relatives(self._database, self.spec.study, task=self.spec.task.type, ground=setup.record())
+            known = {"studies": found}
+            self.store.add_event(LEARN_FROM, known)
+            self.stage(f"learning from: {', '.join(found) or 'no study, as none is of such a model and task'}")
+        return tuple(name for name in known["studies"] if name in self._database.study_names())
 
     def _train(self, study: Study, setup: Setup, executor: Executor, stop: StopRequest) -> None:
         """Carry on until the study has nothing left. Raises InterruptedSearch if it was stopped before."""

@@ -153,3 +153,17 @@ def test_what_diverged_is_no_measure_for_others() -> None:
     trials[1].state, trials[1].user_attrs = State.PRUNED, {"stop_reason": "diverged"}
     assert not stall.has_come(trials, parked)
     assert not Stall([StudyDirection.MINIMIZE], 2).has_come(trials, parked)
+
+
+def test_the_best_of_each_study_that_is_learnt_from_is_tried_first_and_no_more(database: Database) -> None:
+    for name, seed in (("older", 1), ("newer", 2)):
+        search = settings(pruner="none", seed=seed)
+        Loop(open_study(database, name=name, store=database.store(name), settings=search)).run()
+    search = settings(learn_from=("newer", "older"), trials=5, pruner="none", seed=3)
+    study = open_study(database, settings=search)
+    Loop(study).run()
+    assert [trial.user_attrs.get("warm_start") for trial in trials(study)] == ["newer", "older", None, None, None]
+    for trial in trials(study)[:2]:
+        earlier = open_study(database, name=trial.user_attrs["warm_start"], store=database.store("other"), run=2)
+        assert trial.params == min(trials(earlier), key=lambda each: each.value or 9.0).params
+    assert len(trials(open_study(database, settings=search, run=2))) == 5

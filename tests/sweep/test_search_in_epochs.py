@@ -14,6 +14,7 @@ from tests.sweep.test_search_end_to_end import answer, automl, query
 from tests.sweep.tiny_world import make_world
 
 EPOCHS = 1.5
+STUDIES = ("tiny", "second")
 
 
 def rewritten(space: Path, **changes: str) -> Path:
@@ -126,6 +127,13 @@ def test_tokens_are_those_that_a_trial_sees(tmp_path: Path, shared_cache: Path) 
     searched(tmp_path / "tokens", "tokens: 2000", cache=shared_cache)
     seen = query(tmp_path / "tokens", "SELECT MAX(tokens) FROM automl_measurements GROUP BY trial")
     assert all(2000 <= tokens <= 2000 + 8 * 12 for (tokens,) in seen)
+    again = {"study: tiny": "study: second", "tokens: 2000": "tokens: 2000, learn_from: auto"}
+    rewritten(tmp_path / "tokens" / "space.yaml", **again)
+    result = automl(tmp_path / "tokens", "search", "space.yaml", cache=shared_cache)
+    assert result.returncode == 0, result.stderr
+    first, second = (automl(tmp_path / "tokens", "trials", name, "--json", cache=shared_cache) for name in STUDIES)
+    (begun,) = [row for row in answer(second) if row["number"] == 0]
+    assert begun["params"] == answer(first)[0]["params"]
 
 
 def searched(folder: Path, said: str, *, cache: Path) -> None:
