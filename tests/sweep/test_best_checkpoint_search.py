@@ -20,7 +20,7 @@ from automl.sweep.run import run_sweep
 from automl.verify.run import VerifyOptions, verify_study
 from tests.verify.test_verified_search import planted
 
-TRIALS = [{"rank": 8, "learning_rate": rate, "weight_decay": 0.0} for rate in (0.03, 0.01, 1e-3)]
+TRIALS = [{"rank": 8, "learning_rate": rate, "weight_decay": 0.0} for rate in (0.03, 0.01)]
 
 
 def test_a_search_for_the_best_checkpoint(
@@ -37,7 +37,7 @@ def test_a_search_for_the_best_checkpoint(
     with open_database(spec.storage_url, create=False) as database:
         rows = list_trials(database, spec.study)
         curves = {row.number: database.store(spec.study).measurements(row.number) for row in rows}
-        assert check(database, spec.study, finished=True, max_trials=3) == []
+        assert check(database, spec.study, finished=True, max_trials=2) == []
         for row in rows:
             losses = {item.step: item.metrics["loss"] for item in curves[row.number]}
             assert row.checkpoint is not None
