@@ -73,7 +73,7 @@ class World:
 
     @property
     def device(self) -> str:
-        """Of torch."""
+        """Where models are: a device of torch."""
         return "cpu" if self.quick else "cuda"
 
     def keep(self, found: Answer) -> None:

@@ -27,7 +27,7 @@ from benchmarks.shapes import build, trial, workload
 SETTINGS = (Setting("minilm", 8, 64), Setting("minilm", 16, 12))
 QUICK = (Setting("tiny-bert", 4, 8),)
 STEPS = 200
-"""Of a trial: in longer ones samples are rarer, and cost less."""
+"""Optimizer steps of a trial: in longer ones samples are rarer, and cost less."""
 
 LIMIT = 0.01
 """Share of the training time that measuring may take."""

@@ -340,7 +340,7 @@ class _Static:
         return [*sizes, ("labels", (total,))]
 
     def _mirrored_spread(self, device: torch.device) -> tuple[Spread, Spread]:
-        """As `_mirrored`: on the host, and on the device."""
+        """Buffers as `_mirrored` gives them: on the host, and on the device."""
         shape = self.shape
         sizes = ((shape.segments * shape.rows,), torch.int64), ((shape.total,), torch.int64)
         pairs = [self._mirrored(*size, dtype=dtype, device=device) for size, dtype in sizes]
