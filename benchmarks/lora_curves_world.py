@@ -81,7 +81,7 @@ class CurveSet:
         return points(self.space, key.configuration + 1)[-1]
 
     def configuration(self, key: Key) -> dict[str, float]:
-        """The same as the columns of the file."""
+        """A configuration as the columns of the file."""
         params = self.params(key)
         return dict(as_numbers(params, assemble(self.space, params).alpha))
 

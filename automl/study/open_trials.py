@@ -81,7 +81,7 @@ class OpenTrial:
         return Work(self.work.tokens - before.tokens, self.work.examples - before.examples)
 
     def worked_until(self, failure: TrialFailure) -> Work:
-        """The same of a trial that has failed; of one that says nothing of tokens, rows are not counted either."""
+        """Work since it was last asked for, of a trial that has failed; no rows of one that says nothing of tokens."""
         return self.worked(failure.tokens, self.examples_at(failure.step) if failure.tokens else 0)
 
     def position(self, metric: str) -> str:
