@@ -137,10 +137,9 @@ class PackedHost:
             return failures
         self._train()
         cohort = self._rounds.cohort()
-        news = self._spared(cohort)
-        if cohort and not news:
+        drafts = self._spared([self._drafted(event) for event in cohort])
+        if cohort and not drafts:
             return self.advance()  # in a smaller pack
-        drafts = [self._drafted(event) for event in news]
         if self._thread is not None:
             self._thread.go_on()
         for draft in drafts:
@@ -205,13 +204,14 @@ class PackedHost:
             except Exception as error:  # noqa: BLE001 - the edge: a trial that cannot go on is data
                 self._damaged.append(failure_of(error, trial=number, step=0))
 
-    def _spared(self, news: Sequence[Event]) -> Sequence[Event]:
-        """The news without the failures of trials that may fit beside fewer others, and wait for that."""
-        crowded = [event.trial for event in news if event.trial in self.trainer.crowded]
+    def _spared(self, drafts: Sequence[_Draft]) -> Sequence[_Draft]:
+        """The drafts without the failures of trials that may fit beside fewer others, and wait for that."""
+        crowded = [draft.event.trial for draft in drafts if draft.event.trial in self.trainer.crowded]
         for trial in crowded:
             self.trainer.crowded.discard(trial)
+            self._rounds.leave(trial)
             self._let_wait(trial)
-        return [event for event in news if event.trial not in crowded]
+        return [draft for draft in drafts if draft.event.trial not in crowded]
 
     def _let_wait(self, trial: int) -> None:
         """Make the pack smaller for a trial that lacks memory beside the others."""

@@ -28,9 +28,9 @@ OVERFITS = replace(spec(0, steps=24, **LEARNS_BY_HEART), evaluate_every=2, best_
 NEVER = replace(spec(2, steps=24, rank=4, batch_size=12, learning_rate=1e-12), evaluate_every=2, best_by="loss")
 
 
-def small(output: Path, *, is_judged_by_heart: bool = False) -> PackedHost:
+def small(output: Path, *, is_judged_by_heart: bool = False, ahead: bool = False) -> PackedHost:
     """A host with a dozen rows to learn and a dozen others, or the same, to be judged on."""
-    packed = host(output, tiny_model("bert"))
+    packed = host(output, tiny_model("bert"), ahead=ahead)
     load = workload()
     learnt = load.train_rows[:12]
     judges = learnt if is_judged_by_heart else load.evaluation_rows

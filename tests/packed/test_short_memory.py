@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from automl.outcomes import Outcomes
 from automl.packed.host import PackedHost
 from automl.packed.trainer import PackedTrainer
 from automl.tasks.base import Batch, LossParts
@@ -19,6 +20,7 @@ from automl.trial import Measurement, StopReason, TrialFailure
 from tests.architectures import tiny_model
 from tests.fresh import run_python
 from tests.packed.packed_oracle import workload
+from tests.packed.test_best_checkpoint import OVERFITS, small
 from tests.packed.test_host import TRIALS as DROPPING
 from tests.packed.test_host import host, run
 
@@ -93,6 +95,49 @@ def test_a_pack_without_room_for_all_becomes_smaller_and_curves_stay(tmp_path: P
         assert [item.step for item in found[number]] == [3, 6, 8]
         losses = [item.metrics["loss"] for item in found[number]]
         assert losses == pytest.approx([item.metrics["loss"] for item in items], rel=1e-5)  # rows were halved
+
+
+class NarrowInTheEnd(Classification):
+    """A task whose trials, once over, can be measured in an empty pack only."""
+
+    trainer: PackedTrainer
+
+    def evaluate_by_row(
+        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
+        members = self.trainer.members.values()
+        if len(members) > 1 and any(member.is_over for member in members):
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+        return super().evaluate_by_row(model, batches, tokenizer)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_one_that_lacks_memory_for_its_best_checkpoint_waits_for_the_neighbour(tmp_path: Path, ahead: bool) -> None:
+    ending = replace(OVERFITS, early_stopping=True)
+    beside = replace(TRIALS[2], evaluate_every=2, hyper=replace(TRIALS[2].hyper, batch_size=12))
+    beside = replace(beside, steps=ending.steps)
+    calm = small(tmp_path / "calm")
+    calm.open(ending)
+    undisturbed = run(calm)[0]
+    packed = small(tmp_path / "short", ahead=ahead)
+    load = packed.trainer.workload
+    task = NarrowInTheEnd(load.task.settings)
+    task.trainer = packed.trainer
+    packed.trainer.work_on(replace(load, task=task))
+    for trial in (ending, beside):
+        packed.open(trial)
+    found: dict[int, list[Measurement]] = {}
+    while events := packed.advance():
+        for event in events:
+            assert isinstance(event, Measurement), event
+            found.setdefault(event.trial, []).append(event)
+            if event.step == beside.steps or event.best is not None:
+                packed.close(event.trial)
+    packed.shutdown()
+    assert packed.capacity == 1
+    assert found[2][-1].step == beside.steps
+    assert [item.step for item in found[0]] == [item.step for item in undisturbed]
+    assert found[0][-1].best == undisturbed[-1].best
 
 
 def crowd(trainer: PackedTrainer, most: int) -> None:
