@@ -27,12 +27,15 @@ class Feasibility:
         self._derive = derive
         self.room = room
 
-    def refusal(self, params: Mapping[str, Scalar]) -> str:
-        """Why no trial with these active parameters is started; empty if one may be."""
+    def refusal(self, params: Mapping[str, Scalar], *, has_trained: bool = False) -> str:
+        """Why no trial with these active parameters is started; empty if one may be.
+
+        has_trained: the trial has made steps, and so has shown that it fits, whatever the plan is.
+        """
         violated = self.violated(params)
         if violated is not None:
             return f"violates {violated.expression!r}"
-        return "" if self.room is None else self.room.shortage(assemble(self._space, params))
+        return "" if self.room is None or has_trained else self.room.shortage(assemble(self._space, params))
 
     def learn(self, hyper: Hyperparameters, reason: StopReason) -> None:
         """Note why a trial of this configuration could not go on."""

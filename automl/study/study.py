@@ -209,7 +209,7 @@ class Study:
         many trials have failed, or if the sampler finds nothing that satisfies the constraints.
         """
         while (opened := self._take()) is not None:
-            refusal = self._feasibility.refusal(opened.params)
+            refusal = self._feasibility.refusal(opened.params, has_trained=opened.reached > 0)
             if not refusal:
                 return self._hand_out(opened, worker)
             self._end(opened, StopReason.INFEASIBLE, error=refusal)
@@ -290,7 +290,7 @@ class Study:
         opened.spec = spec_for(opened, self._settings, metric=self.metric, attempt=attempt.number)
         self._open.hand_out(opened)
         kind = "started" if attempt.number == 1 else "continued"
-        progress = f" after step {opened.reached}" if opened.reached else ""
+        progress = f" after step {opened.last.step}" if opened.last is not None else ""
         self._tell_observers(kind, number, f"trial {number} {kind}{progress}: {opened.in_words}")
         return opened.spec
 

@@ -107,5 +107,22 @@ def test_a_queued_trial_that_is_known_not_to_fit_by_now_is_ended(database: Datab
     assert "(3.00 times the plan, as trials here have shown)" in trials(again)[0].user_attrs["error"]
 
 
+def test_a_trial_that_was_trained_goes_on_whatever_was_learnt_of_memory_since(database: Database) -> None:
+    enqueue = tuple({"rank": 16, "learning_rate": 1e-3 * number, "target": "qv"} for number in (1, 2, 3))
+    search = settings(trials=3, pruner="halving", pruner_options={"first_rung": 1})
+    study = study_with(database, 40, space=replace(SPACE, enqueue=enqueue), settings=search)
+    loop = Loop(study)
+    while study.parked < 2:
+        loop.fill()
+        loop.report()
+        loop.decide()
+    run_out(study, 16)
+    assert database.store("study").last_event(MEMORY) is not None
+    loop.run()
+    trained = [trial.user_attrs["stop_reason"] for trial in trials(study) if trial.intermediate_values]
+    assert "infeasible" not in trained
+    assert "finished" in trained
+
+
 def test_without_a_shortage_the_sampler_is_optunas_own(database: Database) -> None:
     assert not isinstance(open_study(database).optuna.sampler, ConstrainedSampler)
