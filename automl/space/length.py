@@ -27,6 +27,9 @@ from automl.trial import Scalar
 MOST_STEPS = 10_000_000
 """Steps of a full trial at most, as in a file."""
 
+STEP_ROWS = "step_rows"
+"""User attribute of a study in which trials make different steps."""
+
 _EVALUATIONS = 12
 
 
@@ -71,7 +74,7 @@ def batch_size_of(space: SearchSpace, params: Mapping[str, Scalar]) -> int:
 def grid_of(search: SearchSettings, space: SearchSpace) -> dict[str, str]:
     """What is said of a study in which trials make different steps: the rows of a step of its grid. Else nothing."""
     rows = search.step_rows
-    return {} if rows is None or extremes(space, "batch_size") == [rows] else {"step_rows": str(rows)}
+    return {} if rows is None or extremes(space, "batch_size") == [rows] else {STEP_ROWS: str(rows)}
 
 
 def settle_length(search: SearchSettings, seen: Seen, *, smallest: int, source: str) -> SearchSettings:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.pruners import NopPruner
@@ -13,7 +14,7 @@ from optuna.trial import FrozenTrial
 from automl.errors import SpaceChangedError
 from automl.metric import METRICS, Direction
 from automl.space.coordinate import in_words
-from automl.space.length import grid_of
+from automl.space.length import STEP_ROWS, grid_of
 from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
 from automl.study.distributions import check_compatible
 from automl.study.outcome import STOP_REASON
@@ -43,10 +44,15 @@ def refuse_unfit(
     check_compatible(space, {key: value for trial in trials for key, value in trial.distributions.items()})
 
 
-def scales_of(search: SearchSettings, space: SearchSpace) -> dict[str, str]:
-    """What is said of a study whose steps or learning rates are not those of its trials; mostly nothing."""
+def scales_of(search: SearchSettings, space: SearchSpace, told: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of a study whose steps or learning rates are not those of its trials; mostly nothing.
+
+    told: user attributes of the study. What a file said that has changed before any trial is taken back, by an empty
+    text.
+    """
     at_alpha = in_words(space)
-    return {**grid_of(search, space), **({AT_ALPHA: at_alpha} if at_alpha else {})}
+    said = {**grid_of(search, space), **({AT_ALPHA: at_alpha} if at_alpha else {})}
+    return {**{key: "" for key in (STEP_ROWS, AT_ALPHA) if told.get(key)}, **said}
 
 
 def objectives_of(spec: SweepSpec) -> tuple[list[str], list[Direction]]:

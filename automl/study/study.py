@@ -135,7 +135,8 @@ class Study:
         self._stopping = Stopping(
             self._optuna, store, patience=settings.patience, configurations=configurations_of(sampler), run=run
         )
-        about = {"objective": metric, "direction": self.direction, OURS: space_sha256, **scales_of(settings, space)}
+        scales = scales_of(settings, space, self._optuna.user_attrs)
+        about = {"objective": metric, "direction": self.direction, OURS: space_sha256, **scales}
         describe(self._optuna, about, objectives)
         self._adopt(self._optuna.get_trials(deepcopy=False))
 

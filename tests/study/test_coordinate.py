@@ -49,6 +49,14 @@ def test_a_study_keeps_its_coordinate(database: Database, before: SearchSpace, n
     open_study(database, space=before, run=2)
 
 
+def test_a_coordinate_that_was_changed_before_any_trial_is_forgotten(database: Database) -> None:
+    open_study(database, space=AT_32)
+    run(database, PLAIN)
+    open_study(database, space=PLAIN, run=3)
+    with pytest.raises(SpaceChangedError, match="choose another study name"):
+        open_study(database, space=AT_32, run=4)
+
+
 @pytest.mark.parametrize(("before", "now"), [(PLAIN, AT_32), (AT_32, PLAIN), (AT_32, AT_32), (PLAIN, PLAIN)])
 def test_what_is_lent_is_trained_with_the_rate_it_had(
     database: Database, before: SearchSpace, now: SearchSpace
