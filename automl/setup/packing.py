@@ -257,6 +257,12 @@ def worker_memory(run: RunSettings, layout: Layout) -> int:
     return available_bytes(torch.device("cpu")) // (layout.workers * layout.shards)
 
 
+def known_memory(run: RunSettings, layout: Layout) -> int | None:
+    """Bytes that a worker may take; None where that is other machines' to say."""
+    is_elsewhere = run.address is not None or not layout.is_here
+    return None if run.memory is None and is_elsewhere else worker_memory(run, layout)
+
+
 def _packed_bytes(inputs: Inputs, layout: Layout) -> int:
     """Bytes of a packed backbone, at most; a quantised layer has no copies."""
     width = _BACKBONE_BYTES[layout.device]

@@ -13,19 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from automl.errors import SearchError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
 from automl.models.inventory import linear_layers
-from automl.packed.memory import available_bytes
 from automl.setup.affordable import Need, most_steps, needs, spent_before
 from automl.setup.database_check import database_remarks
 from automl.setup.evaluation import in_words, measured_rows, whole_evaluation
 from automl.setup.hosts import build_host
 from automl.setup.machine import Layout
-from automl.setup.packing import Packing, worker_bytes
+from automl.setup.packing import Packing, known_memory, worker_bytes
 from automl.setup.prepare import Inputs
 from automl.setup.room import shortages
 from automl.setup.setup import set_up
@@ -88,6 +85,7 @@ class SweepPlan:
     evaluations: whole ones that the measurements of a full trial amount to.
     evaluation_rows: in a whole evaluation. most_steps: training steps of the search if nothing is pruned.
     verification_trainings: in the verification that follows the search, at most, rank patterns aside; 0 if none does.
+    available_bytes: that a worker may take; None: other machines' are not known.
     needs: what the search takes of its budgets; of hours and money nothing without a probe.
     """
 
@@ -112,7 +110,7 @@ class SweepPlan:
     corners: tuple[Corner, ...]
     layout: Layout
     packing: Packing
-    available_bytes: int
+    available_bytes: int | None
     pruned_share: float | None
     probe: Probe | None
     advice: tuple[str, ...]
@@ -177,10 +175,9 @@ class SweepPlan:
         yield f"trainable parameters and memory of one {of_what} at the corners of the space:"
         yield from self._corners()
         layout = self.layout
-        yield (
-            f"runs on: {layout.workers} workers x {layout.each} on {layout.device};"
-            f" {self.available_bytes / 2**30:.1f} GiB of memory available"
-        )
+        memory = self.available_bytes
+        told = "" if memory is None else f"; {memory / 2**30:.1f} GiB of memory for each"
+        yield f"runs on: {layout.workers} workers x {layout.each} on {layout.device}{told}"
         yield f"each worker trains {self.packing}"
         yield from self._steps()
         yield from self._time()
@@ -256,7 +253,7 @@ def make_plan(spec: SweepSpec, cache: Path, *, probe: bool) -> SweepPlan:
         corners=tuple(_corners(spec, inputs, layout, packing)),
         layout=layout,
         packing=packing,
-        available_bytes=available_bytes(torch.device("cpu")),
+        available_bytes=known_memory(spec.run, layout),
         pruned_share=expected_share(spec.search),
         probe=_probe(inputs, setup.worker_settings(), spec.search)
         if probe and layout.shards == 1 and layout.is_here

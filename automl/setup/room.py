@@ -10,7 +10,7 @@ from typing import Any
 from automl.errors import ResourceError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
-from automl.setup.packing import least_bytes, worker_memory
+from automl.setup.packing import known_memory, least_bytes
 from automl.setup.setup import Setup
 from automl.space.extremes import choices, corners
 from automl.study.room import Room
@@ -27,9 +27,9 @@ def room_for(
     known: detail of the study's last event MEMORY. Raises ResourceError if no trial of the space fits.
     """
     spec, layout = setup.spec, setup.layout
-    if spec.run.address is not None and spec.run.memory is None:
+    available = known_memory(spec.run, layout)
+    if available is None:
         return None
-    available = worker_memory(spec.run, layout)
     factor = max(1.0, float((known or {}).get("factor", 1.0)))
     if _AMPLE * factor * _most(setup) <= available:
         return None
