@@ -115,7 +115,7 @@ def gate_of_trials(
         return _not_known("no LoRA trial has a value")
     best = ranking.ranked(having, METRICS[metric].direction)[0]
     target = hypers[best.number].target
-    trials = [_of(row, hypers[row.number]) for row in having if hypers[row.number].target == target]
+    trials = [_of(row, hypers[row.number], steps) for row in having if hypers[row.number].target == target]
     found = list(_comparisons(trials, metric, steps, rows_at))
     if not found:
         ranks = sorted({trial.rank for trial in trials})
@@ -217,8 +217,11 @@ def _compared(
     )
 
 
-def _of(row: TrialRow, hyper: Hyperparameters) -> RankTrial:
+def _of(row: TrialRow, hyper: Hyperparameters, steps: int) -> RankTrial:
+    """A trial that is worth its best checkpoint has that value in the end, wherever it ended itself."""
     curve = {point.step: point.value for point in row.curve}
+    if row.checkpoint is not None and row.value is not None:
+        curve[steps] = row.value
     return RankTrial(row.number, hyper.rank, hyper.learning_rate, curve)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -23,7 +24,7 @@ from automl.storage.lease import StudyLease
 from automl.storage.sql import Database, open_database
 from automl.storage.trials import CurvePoint, TrialRow
 from automl.storage.verification import VerificationStore
-from automl.trial import Measurement, TrialState
+from automl.trial import BestCheckpoint, Measurement, TrialState
 from tests.databases import fresh_sqlite
 
 STEPS = 100
@@ -80,6 +81,22 @@ def test_many_rows_show_that_the_lowest_rank_that_suffices_is_enough() -> None:
 def test_high_ranks_that_are_better_beyond_noise_bind() -> None:
     found = gate(search(0.06))
     assert (found.answer, found.rank, found.learning_rate) == ("binds", None, None)
+
+
+def test_trials_that_overfit_are_compared_by_what_they_are_worth() -> None:
+    """High ranks are better, fall behind, and half of them end themselves for it."""
+    made = search(0.06)
+    trials, hypers = [], {}
+    for number, (rank, rate, curve) in enumerate(made):
+        worth = curve[STEPS]
+        past = {50: worth, STEPS: worth - 0.5} if rank > 4 else curve
+        ended = row(number, {50: worth} if rank > 4 and number % 16 > 7 else past)
+        best = BestCheckpoint(step=50 if rank > 4 else STEPS, metrics={"accuracy": worth})
+        trials.append(replace(ended, state=TrialState.COMPLETE, value=worth, checkpoint=best))
+        hypers[number] = Hyperparameters(rank=rank, learning_rate=rate)
+    found = gate_of_trials(trials, hypers, metric="accuracy", steps=STEPS, rows_at={50: ROWS, STEPS: ROWS})
+    assert found == gate(made)
+    assert found.answer == "binds"
 
 
 def test_more_rows_turn_not_known_into_an_answer() -> None:
