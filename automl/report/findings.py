@@ -9,6 +9,7 @@ from automl import ranking
 from automl.report.answers import spending
 from automl.report.frames import PairedDifference, StudyFrame, VerificationFrame
 from automl.report.wording import command, confidence, counted, number, percent, score, signed
+from automl.results.early_ends import ended_themselves
 from automl.storage.trials import TrialRow
 from automl.trial import TrialState
 
@@ -103,7 +104,10 @@ def _searched(frame: StudyFrame) -> str:
     if not frame.trials:
         return f"A search over {what} of LoRA for {frame.model} was started, but no trial has begun."
     counts, spent = frame.counts, spending(frame)
-    ends = [f"{counts['COMPLETE']:,} trained to the end"]
+    themselves = len(ended_themselves(frame.trials))
+    ends = [f"{counts['COMPLETE'] - themselves:,} trained to the end"]
+    if themselves:
+        ends.append(f"{themselves:,} ended themselves")
     if counts["PRUNED"]:
         ends.append(f"{counts['PRUNED']:,} stopped early")
     if counts["FAIL"]:
@@ -132,9 +136,10 @@ def _found(frame: StudyFrame) -> str:
 
 
 def _in_words(trial: TrialRow) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {number(value, 3)}" for name, value in trial.params.items()) or (
-        "the default configuration"
-    )
+    told = [f"{name.replace('_', ' ')} {number(value, 3)}" for name, value in trial.params.items()]
+    if trial.trained_rate is not None:
+        told.append(f"trained at rate {number(trial.trained_rate, 3)}")
+    return ", ".join(told) or "the default configuration"
 
 
 def _what_mattered(frame: StudyFrame) -> str:

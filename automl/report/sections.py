@@ -207,12 +207,16 @@ def _rates(frame: StudyFrame, found: Findings) -> Iterator[Block]:
     if not groups:
         return
     step = frame.parameter_importance.step
+    is_other = any(trial.trained_rate is not None for trial in frame.trials)
+    rates = (
+        " Rates are those searched, at one alpha; the table of trials has those of the trainings." if is_other else ""
+    )
     yield Chart("rate-by-rank", "Filled marks were trained to the end, hollow ones were stopped early.")
     yield Table(
         (">rank", ">trials", ">complete", ">best", ">its learning rate", f">leader at step {step}", ">its rate"),
         tuple(_rate_row(group, step) for group in groups),
         f"The leader at step {step} counts the trials that were stopped later, too. Single trials of one seed: a rule"
-        " only where neighbouring ranks agree.",
+        f" only where neighbouring ranks agree.{rates}",
     )
 
 

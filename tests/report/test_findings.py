@@ -11,7 +11,9 @@ from automl.report.findings import Evidence, findings
 from automl.report.frames import StudyFrame
 from automl.report.reading import read_verification
 from automl.report.render import render
+from automl.report.sections import sections
 from automl.storage.sql import Database
+from automl.trial import BestCheckpoint
 from tests.report.studies import add_verification, verification_result
 
 Make = Callable[..., StudyFrame]
@@ -23,6 +25,20 @@ def test_an_unverified_winner_is_called_so_with_the_command_to_run(plain_frame: 
     assert found.believed.startswith("Not verified")
     assert found.next_command == "automl verify topics"
     assert "learning rate mattered most" in found.found
+
+
+def test_trials_that_ended_themselves_and_rates_that_were_searched_are_told_as_such(plain_frame: StudyFrame) -> None:
+    best = plain_frame.best
+    assert best is not None
+    ended = BestCheckpoint(step=20, metrics={"accuracy": 0.9}, reason="overfits since step 20")
+    other = next(trial for trial in plain_frame.complete if trial is not best)
+    changed = {best.number: replace(best, trained_rate=0.0125), other.number: replace(other, checkpoint=ended)}
+    frame = replace(plain_frame, trials=tuple(changed.get(trial.number, trial) for trial in plain_frame.trials))
+    found = findings(frame)
+    assert f"{frame.counts['COMPLETE'] - 1} trained to the end, 1 ended themselves" in found.searched
+    assert ", trained at rate 0.0125" in found.found
+    report = "".join(str(block) for section in sections(frame, found) for block in section.blocks)
+    assert "Rates are those searched, at one alpha" in report
 
 
 def test_a_verified_winner_is_given_with_its_interval_and_seeds(verified_frame: Make) -> None:
