@@ -130,12 +130,14 @@ class Bank:
         """The steps that were noted, all at once; the other rows keep every bit. Waits for nothing."""
         if not self._due:
             return
-        columns = [*(_factors(self._due.get(row)) for row in range(self.slots)), _CLEARED]
+        columns = [_factors(self._due.get(row)) for row in range(self.slots + 1)]
         host = torch.tensor(columns, dtype=torch.float64).t().unsqueeze(-1).float()  # (factors, K, 1)
         if self._factors.is_cuda:
             host = host.pin_memory()
         self._factors.copy_(host, non_blocking=True)
         self._due.clear()
+        # Not by a factor: rows of a trial that diverges leave what is no number there, and it would stay.
+        self._grads[self.spare].zero_()
         adamw_rows(self._params, self._grads, self._exp_avg, self._exp_avg_sq, self._factors)
 
     def _stack(self, layer: LinearShape) -> Stack:
@@ -172,8 +174,6 @@ _NAMES = (a_name, b_name)
 _FACTORS = ("share", "clip", "keep", "decay", "rate", "root", "is_due")
 _REST = (1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
 """Factors of a row that is not due: nothing is changed."""
-_CLEARED = (1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0)
-"""Factors of the spare row: its gradient is cleared."""
 
 
 def _factors(step: _Step | None) -> tuple[float, ...]:

@@ -362,3 +362,13 @@ def test_masks_keep_the_right_share_and_do_not_depend_on_extent() -> None:
     assert one[1].all()
     later = bits(seeds, steps, first + 2, (2, 7, 30))
     assert torch.equal(later, drawn[:, 2:, :7, :30])
+
+
+def test_what_a_diverged_slot_leaves_in_the_row_that_is_nobodys_harms_no_later_one() -> None:
+    trials = [spec(number, target="qv", batch_size=size) for number, size in enumerate((4, 2, 4))]
+    trainer = trainer_after("bert", "classification", trials, 1, bank=BankSize(slots=4, rank=8, targets=("qv",)))
+    trainer.members[0].adapter.storage.params.fill_(float("inf"))
+    assert [failure.reason for failure in trainer.round(list(trainer.members.values()))] == [StopReason.DIVERGED]
+    trainer.admit(spec(3, target="qv", batch_size=2))
+    advance(trainer, 2)  # three slots in a pass of four, of which the spare row fills one
+    assert set(trainer.members) == {1, 2, 3}
