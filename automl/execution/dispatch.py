@@ -274,7 +274,7 @@ class Dispatcher:
         """
         for dead in self._workers.values():
             if dead.index not in self._present:
-                free = worker.capacity - len(worker.open) - len(worker.held)
+                free = max(0, worker.capacity - len(worker.open) - len(worker.held))  # a pack may have become smaller
                 yield from self._resume(worker, dead, dead.waiting[:free])
         yield from self._release(worker)
 

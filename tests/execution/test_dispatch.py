@@ -204,6 +204,18 @@ def test_an_idle_worker_goes_on_with_the_trials_of_one_that_died_and_is_not_back
     assert study.log.count("report 0@2") == 1
 
 
+def test_a_worker_whose_pack_has_become_smaller_takes_over_nothing_beyond_its_room() -> None:
+    dispatcher = Dispatcher(ScriptedStudy(4))
+    gone, heir = Talk(dispatcher, worker=0, capacity=2), Talk(dispatcher, worker=1, capacity=2)
+    gone.hello()
+    heir.hello()
+    dispatcher.lost(0, "its node is dead")
+    heir.capacity = 1
+    assert heir.say((2, 2)) == []
+    assert heir.say((2, 4)) == ["close 2"]
+    assert heir.say((3, 4)) == ["close 3", "open 0.2"]
+
+
 def test_a_search_ends_although_a_dead_worker_never_comes_back() -> None:
     dispatcher = Dispatcher(ScriptedStudy(2))
     gone, heir = Talk(dispatcher, worker=0), Talk(dispatcher, worker=1)
