@@ -133,8 +133,13 @@ class Task(ABC):
         """Tokens of the targets of the same rows, where sources and targets are apart; else none."""
         return []
 
+    @property
+    def compares_rows(self) -> bool:
+        """Whether the loss of a row depends on the others of its forward pass, so that they are not to be parted."""
+        return False
+
     def row_tokens(self, row: Row) -> int:
-        """Tokens of a row that a layer of the model sees at once, by which rows are put together in evaluations."""
+        """Tokens of a row that a layer of the model sees at once, by which rows are put together: of its longest text."""
         return len(row["input_ids"])
 
     @abstractmethod

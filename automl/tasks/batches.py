@@ -72,7 +72,7 @@ def evaluation_batches(
     start = 0
     while start < len(picked):
         beat()
-        size = max(1, max_tokens // task.row_tokens(picked[start]))
+        size = max(1, max_tokens // (task.texts * task.row_tokens(picked[start])))
         yield task.collate(picked[start : start + size], pad_id)
         start += size
 
@@ -80,8 +80,11 @@ def evaluation_batches(
 def rows_at_once(task: Task, rows: Sequence[Row], most_tokens: int) -> int:
     """Rows of a batch in one forward pass, so that no part of it has more than `most_tokens`, padding included.
 
-    All parts have as many rows, but for the last one. A row that is longer is a part of its own.
+    All parts have as many rows, but for the last one. A row that is longer is a part of its own. All rows if the task
+    compares them.
     """
+    if task.compares_rows:
+        return len(rows)
     longest = max(map(task.row_tokens, rows)) * task.texts
     parts = math.ceil(len(rows) / max(1, most_tokens // longest))
     return math.ceil(len(rows) / parts)

@@ -50,6 +50,14 @@ class Preference(Task):
         task._hyper = hyper
         return task
 
+    @property
+    def compares_rows(self) -> bool:
+        """KTO reads off the other rows how far the model has moved."""
+        return LOSS.of(self._hyper) == "kto"
+
+    def row_tokens(self, row: Row) -> int:
+        return max(int(row["first"]), len(row["input_ids"]) - int(row["first"]))
+
     def refusal(self, prepared: Prepared, hyper: Hyperparameters) -> str:
         loss = LOSS.of(hyper)
         if loss == "kto" or not _has_labels(self.rows(prepared, "train")[0]):
