@@ -305,7 +305,13 @@ def _row_tokens(spec: SweepSpec, inputs: Inputs) -> int:
 
 
 def _most_tokens(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
-    """Most tokens of one trial that are computed at once; a larger batch is computed in parts."""
+    """Most tokens of one trial that a process computes at once; a larger batch is computed in parts.
+
+    Processes that hold a trial together compute their rows of it at once.
+    """
+    if layout.shards > 1:
+        rows = extremes(inputs.space, "batch_size")[-1]
+        return math.ceil(rows / layout.shards) * _row_tokens(spec, inputs)
     return max(_row_tokens(spec, inputs), min(_batch_tokens(spec, inputs), TOKEN_BUDGET[layout.device]))
 
 
