@@ -20,11 +20,16 @@ _AMPLE = 2
 
 
 def room_for(
-    setup: Setup, known: Mapping[str, Any] | None, remember: Callable[[dict[str, Any]], None] = lambda detail: None
+    setup: Setup,
+    known: Mapping[str, Any] | None,
+    remember: Callable[[dict[str, Any]], None] = lambda detail: None,
+    *,
+    is_over: bool = False,
 ) -> Room | None:
     """Memory for the trials of a study; None if there is plenty, or if other machines' is not known.
 
-    known: detail of the study's last event MEMORY. Raises ResourceError if no trial of the space fits.
+    known: detail of the study's last event MEMORY. is_over: the study has been brought to its end, and may only be
+    summed up. Raises ResourceError if no trial of the space fits, unless it is over.
     """
     spec, layout = setup.spec, setup.layout
     available = known_memory(spec.run, layout)
@@ -39,7 +44,8 @@ def room_for(
         return least_bytes(spec, setup.inputs, layout, setup.packing, kind)
 
     room = Room(lambda hyper: needed(_kind(hyper)), available, factor=factor, remember=remember)
-    _check(setup, room)
+    if not is_over:
+        _check(setup, room)
     return room
 
 

@@ -316,7 +316,12 @@ class Sweep:
             discard=partial(delete_slot_files, self.folder),
             on_event=self.observer.event,
             label=self._label,
-            room=room_for(setup, self.store.last_event(MEMORY), partial(self.store.add_event, MEMORY)),
+            room=room_for(
+                setup,
+                self.store.last_event(MEMORY),
+                partial(self.store.add_event, MEMORY),
+                is_over=self.store.last_event("finished") is not None,
+            ),
         )
 
     def _learn_from(self, setup: Setup) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ class Task(ABC):
         return False
 
     def row_tokens(self, row: Row) -> int:
-        """Tokens of a row that a layer of the model sees at once, by which rows are put together: of its longest text."""
+        """Tokens of a row that a layer of the model sees at once, of its longest text; rows are put together by it."""
         return len(row["input_ids"])
 
     @abstractmethod

@@ -50,6 +50,9 @@ def test_what_does_not_fit_is_never_started(tmp_path: Path) -> None:
     assert "needs 15 MB of memory" in str(refused.error)
     assert [trial.params["rank"] for trial in others] == [2, 2]
 
+    short = replace(spec, run=replace(spec.run, memory=10_000))
+    assert run_sweep(short, tmp_path / "cache").counts == summary.counts  # nothing is to be trained any more
+
 
 def test_a_space_of_which_nothing_fits_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
     spec = world(tmp_path, "{type: categorical, choices: [900, 1000]}")
