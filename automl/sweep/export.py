@@ -19,7 +19,6 @@ from automl.results.artifacts import adapter_of, complete_trial
 from automl.results.folders import cache_folder
 from automl.results.recorded import GROUND
 from automl.space.spec import SweepSpec
-from automl.storage.base import ResultStore
 from automl.storage.sql import Database
 from automl.storage.trials import TrialRow
 from automl.trial import Metrics
@@ -128,7 +127,7 @@ def _export(
     about = durable.verify_folder(adapter)
     metric, recorded = spec.task.metric, row.value or 0.0
     if is_own(metric):  # a judge may answer otherwise the second time, and is not needed to compare models
-        metric, recorded = "loss", database.store(spec.study).measurements(row.number)[-1].metrics["loss"]
+        metric, recorded = "loss", _worth(database, spec, row)["loss"]
         spec = replace(spec, task=replace(spec.task, metric=metric, own_metrics={}))
     exported = Exported(
         trial=row.number,
@@ -145,7 +144,14 @@ def _export(
     if not (merged or check):
         shutil.copytree(adapter, output)
         return replace(exported, lines=_lines(output, merged=False, auto=HEADS[kind_of(about)].auto))
-    return _set_up_and_export(database, spec, exported, adapter, check=check)
+    return _set_up_and_export(database, spec, exported, adapter, worth=_worth(database, spec, row) if check else None)
+
+
+def _worth(database: Database, spec: SweepSpec, row: TrialRow) -> Metrics:
+    """All metrics that were measured of the trial's adapter: at its best checkpoint, if that is what it is worth."""
+    if row.checkpoint is not None:
+        return row.checkpoint.metrics
+    return database.store(spec.study).measurements(row.number)[-1].metrics
 
 
 def _check_mergeable(adapter: Path, about: dict[str, Any]) -> None:
@@ -156,14 +162,17 @@ def _check_mergeable(adapter: Path, about: dict[str, Any]) -> None:
 
 
 def _set_up_and_export(
-    database: Database, spec: SweepSpec, exported: Exported, adapter: Path, *, check: bool
+    database: Database, spec: SweepSpec, exported: Exported, adapter: Path, *, worth: Metrics | None
 ) -> Exported:
-    """What takes the model: to merge into it, or to measure the adapter on it."""
+    """What takes the model: to merge into it, or to measure the adapter on it.
+
+    worth: metrics that it must have; None: it is not measured.
+    """
     from automl.setup.setup import for_one_trial, set_up
     from automl.training.export import merge_adapter
 
-    store = database.store(spec.study)
-    setup = set_up(for_one_trial(spec), cache_folder(), store.last_event(GROUND), is_thorough=False)
+    recorded = database.store(spec.study).last_event(GROUND)
+    setup = set_up(for_one_trial(spec), cache_folder(), recorded, is_thorough=False)
     settings, output = setup.worker_settings(), Path(exported.folder)
     if exported.merged:
         merge_adapter(adapter, settings, output)
@@ -171,26 +180,26 @@ def _set_up_and_export(
         shutil.copytree(adapter, output)
     lines = _lines(output, merged=exported.merged, auto=_auto(settings))
     exported = replace(exported, base=settings.backbone.path, lines=lines)
-    if not check:
+    if worth is None:
         return exported
     if settings.backbone.quantization is not None:
-        return _checked_held(exported, adapter, settings, store)
-    (found,) = _checked(exported, [lines], settings, store)
+        return _checked_held(exported, adapter, settings, worth)
+    (found,) = _checked(exported, [lines], settings, worth)
     return replace(exported, measured=found[exported.metric])
 
 
-def _checked_held(exported: Exported, adapter: Path, settings: HostSettings, store: ResultStore) -> Exported:
+def _checked_held(exported: Exported, adapter: Path, settings: HostSettings, worth: Metrics) -> Exported:
     """Check it on a quantised backbone; measure it also on the model as it is stored, or what merging costs."""
     auto = _auto(settings)
     as_trained = _lines(adapter, merged=False, auto=auto)
     if exported.merged:
-        before, after = _checked(replace(exported, merged=False), [as_trained, exported.lines], settings, store)
+        before, after = _checked(replace(exported, merged=False), [as_trained, exported.lines], settings, worth)
         return replace(exported, measured=after[exported.metric], merging=after["loss"] - before["loss"])
     if settings.backbone.is_stored_so:
-        (found,) = _checked(exported, [as_trained], settings, store)
+        (found,) = _checked(exported, [as_trained], settings, worth)
         return replace(exported, measured=found[exported.metric])
     as_stored = _lines(adapter, merged=False, auto=auto, is_held=False)
-    found, beside = _checked(exported, [as_trained, as_stored], settings, store)
+    found, beside = _checked(exported, [as_trained, as_stored], settings, worth)
     return replace(exported, measured=found[exported.metric], unquantised=beside[exported.metric])
 
 
@@ -211,14 +220,14 @@ def _auto(settings: HostSettings) -> str:
 
 
 def _checked(
-    exported: Exported, programs: Sequence[Sequence[str]], settings: HostSettings, store: ResultStore
+    exported: Exported, programs: Sequence[Sequence[str]], settings: HostSettings, worth: Metrics
 ) -> list[Metrics]:
     """What models measure that are loaded by these lines; what was exported is deleted if the first is another one."""
     from automl.training.reload import measure_afresh
 
     try:
         found = measure_afresh(programs, settings)
-        _compare(exported, settings, found[0], store.measurements(exported.trial)[-1].metrics)
+        _compare(exported, settings, found[0], worth)
     except BaseException:
         shutil.rmtree(exported.folder)  # otherwise the same command would find it there
         raise
