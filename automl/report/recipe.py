@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,8 @@ def recipe(adapter: str | None, *, is_held: bool = True) -> PeftRecipe | None:
     folder = Path(adapter)
     try:
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
-        training = _training(about["hyperparameters"], int(about["step"]))
+        steps = int(about["step"])
+        training = _training(about["hyperparameters"], steps, int(about.get("schedule_steps", steps)))
         if (folder / "adapter.safetensors").is_file():
             return PeftRecipe(use=_use_ours(str(folder)), train="", training=training)
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -198,12 +200,14 @@ def _targets(given: str | Sequence[str]) -> str:
     return repr(pattern) if '"' in pattern or "\n" in pattern else f'r"{pattern}"'
 
 
-def _training(hyper: Mapping[str, Any], steps: int) -> str:
-    warmup = round(float(hyper["warmup"]) * steps)
+def _training(hyper: Mapping[str, Any], steps: int, whole: int) -> str:
+    """whole: steps for which the schedule is made, of which the adapter was trained for the first ones."""
+    warmup = math.ceil(float(hyper["warmup"]) * whole)
+    which = f"{steps} steps" if steps == whole else f"the first {steps} of {whole} steps"
     clip = f"gradient norm at most {hyper['clip']:g}" if hyper["clip"] else "no gradient clipping"
     return (
         f"AdamW, learning rate {hyper['learning_rate']:.4g}, weight decay {hyper['weight_decay']:g}, batch size"
-        f" {hyper['batch_size']}, {steps} steps, {hyper['schedule']} schedule with {warmup} steps of warm-up, {clip}"
+        f" {hyper['batch_size']}, {which}, {hyper['schedule']} schedule with {warmup} steps of warm-up, {clip}"
         f"{''.join(_besides(hyper))}"
     )
 

@@ -33,6 +33,7 @@ class AdapterMeta:
 
     metric: name of the objective, one of the measurement's metrics. data: fingerprint of the prepared data. labels:
     names of what the head tells apart in the order of their ids, empty for text tasks. targets: the user's target sets.
+    schedule_steps: for which the learning rate's schedule was made, 0 = up to the step of the measurement.
     head, scale: the kind of head, and the unit of a number that it predicts.
     """
 
@@ -44,15 +45,19 @@ class AdapterMeta:
     precision: str
     labels: tuple[str, ...] = ()
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    schedule_steps: int = 0
     head: Kind | None = None
     scale: Scale | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The `about` of the manifest."""
+        best = self.measurement.best
+        step = self.measurement.step if best is None else best.step
         return {
             "kind": "adapter",
             "trial": self.measurement.trial,
-            "step": self.measurement.step if self.measurement.best is None else self.measurement.best.step,
+            "step": step,
+            **({"schedule_steps": self.schedule_steps} if self.schedule_steps > step else {}),
             "metric": {"name": self.metric, "value": self.measurement.worth[self.metric]},
             "metrics": dict(self.measurement.worth),
             "hyperparameters": self.hyper.as_dict(),
@@ -77,6 +82,7 @@ def adapter_meta(settings: HostSettings, task: Task, spec: TrialSpec, measuremen
         precision=settings.precision,
         labels=head.labels,
         targets=settings.targets,
+        schedule_steps=spec.steps,
         head=head.kind,
         scale=head.scale,
     )

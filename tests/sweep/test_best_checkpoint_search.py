@@ -9,6 +9,7 @@ import pytest
 
 from automl.cli.main import main
 from automl.errors import SpaceChangedError
+from automl.report.recipe import recipe
 from automl.results.squeezed import squeeze_of
 from automl.results.summary import SUMMARY_MARKDOWN
 from automl.space.load import load_space
@@ -16,6 +17,7 @@ from automl.storage.invariants import check
 from automl.storage.sql import open_database
 from automl.storage.trials import list_trials
 from automl.storage.verification import latest
+from automl.sweep.export import export_trial
 from automl.sweep.run import run_sweep
 from automl.verify.run import VerifyOptions, verify_study
 from tests.verify.test_verified_search import planted
@@ -50,9 +52,16 @@ def test_a_search_for_the_best_checkpoint(
         assert winner.checkpoint is not None
         about = json.loads((Path(str(winner.adapter)) / "manifest.json").read_text(encoding="utf-8"))["about"]
         assert (about["step"], about["metric"]["value"]) == (winner.checkpoint.step, winner.value)
+        made = recipe(winner.adapter)
+        assert made is not None
+        assert f"the first {winner.checkpoint.step} of 60 steps, " in made.training
         squeeze = squeeze_of(database, spec.study, winner.number)
         assert squeeze is not None
         assert squeeze.whole.value == pytest.approx(winner.value, abs=1e-5), "the adapter is the best checkpoint's"
+
+        assert winner.checkpoint.step < winner.steps
+        exported = export_trial(database, spec, tmp_path / "exported", None, merged=False, check=True)
+        assert exported.measured == pytest.approx(winner.value, rel=1e-6)
 
         assert "saved at most" in summary.early_ends
         assert f"- of these, {summary.early_ends}" in (Path(summary.folder) / SUMMARY_MARKDOWN).read_text("utf-8")
