@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from automl.metric import Direction, as_loss
-from automl.study.outcome import direction_of
+from automl.study.outcome import BEST_CHECKPOINT, direction_of
 
 if TYPE_CHECKING:  # at run time only when a report is made: it loads scikit-learn, and workers wait for the driver
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
@@ -106,9 +106,10 @@ def _estimators() -> dict[str, Callable[[int], _Evaluator]]:
 def _at_a_common_step(trials: Sequence[FrozenTrial], direction: Direction) -> tuple[int, list[_Sample]]:
     """The last step that enough trials have reached (else the one that most have), and those trials' losses there."""
     ended = [trial for trial in trials if trial.state.is_finished() and trial.intermediate_values]
+    deepest = max((max(trial.intermediate_values) for trial in ended), default=0)
     reached: dict[int, list[_Sample]] = {}
     for trial in ended:
-        for step, value in trial.intermediate_values.items():
+        for step, value in _curve(trial, deepest).items():
             if math.isfinite(value):
                 reached.setdefault(step, []).append(_Sample(trial, as_loss(value, direction)))
     if not reached:
@@ -117,6 +118,12 @@ def _at_a_common_step(trials: Sequence[FrozenTrial], direction: Direction) -> tu
     enough = [step for step, samples in reached.items() if len(samples) >= wanted]
     step = max(enough) if enough else max(reached, key=lambda step: (len(reached[step]), step))
     return step, reached[step]
+
+
+def _curve(trial: FrozenTrial, deepest: int) -> Mapping[int, float]:
+    """Values by step; a trial that is worth its best checkpoint has that value in the end, wherever it ended itself."""
+    is_worth_its_best = trial.state is OptunaState.COMPLETE and BEST_CHECKPOINT in trial.user_attrs
+    return trial.intermediate_values | ({deepest: trial.values[0]} if is_worth_its_best else {})
 
 
 def _repeated(

@@ -8,10 +8,14 @@ import optuna
 import pytest
 
 from automl.results.parameter_importance import FEWEST_TRIALS, ParameterImportance, parameter_importance
+from automl.study.outcome import BEST_CHECKPOINT
 
 
-def importance(trials: int, *, direction: str = "maximize") -> ParameterImportance:
-    """Of a study in which only the learning rate matters; every second trial is pruned after step 10."""
+def importance(trials: int, *, direction: str = "maximize", overfit: bool = False) -> ParameterImportance:
+    """Of a study in which only the learning rate matters; every second trial is pruned after step 10.
+
+    overfit: the others are worth step 10, have come to the same by step 20, and half of them ended themselves there.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     generator = random.Random(5)
     sign = 1.0 if direction == "maximize" else -1.0
@@ -25,7 +29,11 @@ def importance(trials: int, *, direction: str = "maximize") -> ParameterImportan
         if number % 2:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            trial.report(value, 30)
+            if overfit:
+                trial.set_user_attr(BEST_CHECKPOINT, {"step": 10})
+                trial.report(-sign, 20)
+            if not overfit or number % 4:
+                trial.report(-sign if overfit else value, 30)
             study.tell(trial, value)
     return parameter_importance(study._storage, study.study_name)
 
@@ -45,6 +53,10 @@ def test_pruned_trials_count_at_the_step_they_reached() -> None:
     # Thirty of sixty trials reach step 30: half of them, so that is the step; of thirty trials only fifteen do.
     assert (importance(60).step, importance(60).trials) == (30, 30)
     assert (importance(12).step, importance(12).trials) == (10, 12)
+
+
+def test_trials_that_overfit_are_compared_by_what_they_are_worth() -> None:
+    assert importance(60, overfit=True) == importance(60)
 
 
 def test_too_few_trials_say_nothing() -> None:
