@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from automl.errors import OutOfMemory
+from automl.errors import OutOfMemory, is_out_of_memory
 from automl.packed import PackedTrainer
 from automl.packed.bank import BankSize
 from automl.packed.kernels import choose_kernel
@@ -137,7 +137,9 @@ class Cell:
             return None
         try:
             return self._step_packed(name, cause, count) if count else self._step_alone()
-        except (torch.OutOfMemoryError, OutOfMemory) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self.out_of_memory[name] = str(error).split("\n", maxsplit=1)[0]
         _free()
         return None

@@ -95,6 +95,21 @@ def test_an_arm_without_memory_says_so_and_has_no_time() -> None:
     assert len(arms["packed K=1"]["wall_seconds"]) == len(arms[gpu_packed.PEFT]["wall_seconds"]) == 2
 
 
+def test_memory_that_a_library_lacks_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hyper = {"target": "all-linear", "rank": 2, "dropout": 0.0}
+    cell = Cell("tiny-llama", 8, (), device="cpu", precision="fp32", seconds=0.0, hyper=hyper)
+
+    def fails(why: str) -> None:
+        raise RuntimeError(why)
+
+    monkeypatch.setattr(cell, "_step_alone", lambda: fails("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert cell.runs[gpu_packed.PEFT]() is None
+    assert "CUBLAS_STATUS_ALLOC_FAILED" in cell.out_of_memory.pop(gpu_packed.PEFT)
+    monkeypatch.setattr(cell, "_step_alone", lambda: fails("an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        cell.runs[gpu_packed.PEFT]()
+
+
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         gpu_check.main(["--only", "9b"])
