@@ -215,7 +215,8 @@ def choose_way(settings: HostSettings, model: nn.Module, device: torch.device, *
         "device": device.type,
     }
     split = _split(model, settings, SHARE * available, sizes)
-    sizes |= {"tokens": max(_row_tokens(settings), min(settings.tokens, split)), "token_budget": split}
+    most = settings.tokens if settings.whole_batches else min(settings.tokens, split)
+    sizes |= {"tokens": max(_row_tokens(settings), most), "token_budget": split}
     is_together = device.type != "cpu"
     wanted = settings.capacity if is_together else 1
     recompute = not _has_room(model, settings.largest, wanted, SHARE * available, sizes)

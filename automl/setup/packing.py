@@ -22,8 +22,8 @@ from automl.results.folders import proofs_folder, study_folder
 from automl.setup.machine import Layout
 from automl.setup.precision import settle_untimed
 from automl.setup.prepare import Inputs
-from automl.space.extremes import corners, extremes, starts_from_inputs, target_names
-from automl.space.spec import RunSettings, SweepSpec
+from automl.space.extremes import corners, extremes, own_values, starts_from_inputs, target_names
+from automl.space.spec import RunSettings, SearchSpace, SweepSpec, TaskSettings
 from automl.tasks import make_task
 from automl.training.memory import TOKEN_BUDGET
 from automl.training.runtime import HostSettings, stored_dtype
@@ -107,6 +107,7 @@ def host_settings(spec: SweepSpec, inputs: Inputs, layout: Layout, packing: Pack
         largest=_largest(inputs),
         choices=tuple(target_names(inputs.space)),
         tokens=_batch_tokens(spec, inputs),
+        whole_batches=has_whole_batches(spec.task, inputs.space),
         workers=layout.workers,
         memory=spec.run.memory,
         shards=layout.shards,
@@ -312,7 +313,16 @@ def _most_tokens(spec: SweepSpec, inputs: Inputs, layout: Layout) -> int:
     if layout.shards > 1:
         rows = extremes(inputs.space, "batch_size")[-1]
         return math.ceil(rows / layout.shards) * _row_tokens(spec, inputs)
+    if has_whole_batches(spec.task, inputs.space):
+        return _batch_tokens(spec, inputs)
     return max(_row_tokens(spec, inputs), min(_batch_tokens(spec, inputs), TOKEN_BUDGET[layout.device]))
+
+
+def has_whole_batches(settings: TaskSettings, space: SearchSpace) -> bool:
+    """Whether the space can choose a loss that compares the rows of a batch."""
+    task = make_task(settings)
+    own = [((name, value),) for name, values in own_values(space).items() for value in values]
+    return any(task.for_trial(Hyperparameters(own=each)).compares_rows for each in own)
 
 
 def _block(spec: SweepSpec) -> int:

@@ -52,6 +52,7 @@ def worker_settings(setups: Sequence[Setup]) -> HostSettings:
         first,
         largest=max(map(_largest, setups), key=setups[0].inputs.derive.most_parameters),
         tokens=max(each.tokens for each in (first, *beside)),
+        whole_batches=any(each.whole_batches for each in (first, *beside)),
         choices=tuple(dict.fromkeys(name for each in (first, *beside) for name in each.choices)),
         beside=tuple(beside),
     )

@@ -52,6 +52,7 @@ class HostSettings:
     packed: they are trained together, not one after the other.
     judged_on: rows that trials are measured on; a search is never given the test rows.
     largest, tokens: the costliest trial there may be, and the tokens of its largest batch.
+    whole_batches: a loss may compare the rows of a batch, which is then not computed in parts.
     choices: the target sets that trials may have.
     workers: how many there are.
     memory: bytes that each may take, None: what is free.
@@ -81,6 +82,7 @@ class HostSettings:
     largest: Hyperparameters | None = None
     choices: tuple[str, ...] = ()
     tokens: int = 0
+    whole_batches: bool = False
     workers: int = 1
     memory: int | None = None
     importance: bool = True

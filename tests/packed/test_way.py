@@ -63,6 +63,12 @@ def test_a_gpu_gets_a_bank_for_all_the_space_and_a_cpu_gets_none() -> None:
     assert way(CUDA, PLENTY, replace(HOST, choices=())).bank == BankSize(6, 16, ("all-linear",))
 
 
+def test_batches_that_stay_whole_are_planned_whole() -> None:
+    large = replace(HOST, tokens=100_000)
+    parted, whole = (way(CUDA, need(6), each) for each in (large, replace(large, whole_batches=True)))
+    assert whole.slots < parted.slots
+
+
 def test_settings_that_name_no_largest_trial_pack_slot_by_slot() -> None:
     assert way(CUDA, PLENTY, replace(HOST, largest=None)) == Way(6, None, recompute=False)
 

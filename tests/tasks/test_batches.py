@@ -101,6 +101,6 @@ def test_a_batch_of_pairs_is_counted_by_the_texts_as_they_are_padded_and_that_of
     task = make_task(TaskSettings(type="preference", data=DataSettings(kind="files"), metric="loss"))
     rows = [{"input_ids": [1] * 10, "labels": [1] * 10, "first": 4} for _ in range(8)]
     assert rows_at_once(task, rows, 2 * 6 * 4) == 4
-    assert rows_at_once(task.for_trial(Hyperparameters(own={"loss": "kto"})), rows, 1) == 8
+    assert rows_at_once(task.for_trial(Hyperparameters(own=(("loss", "kto"),))), rows, 1) == 8
     shapes = [batch["input_ids"].shape for batch in evaluation_batches(task, rows, range(8), pad_id=0, max_tokens=48)]
     assert shapes == [(8, 6), (8, 6)]
