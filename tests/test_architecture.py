@@ -331,6 +331,7 @@ OVERRIDDEN = {
     "Observer.started": "a watcher overrides what it wants to hear of",
     "Observer.tick": "a watcher overrides what it wants to hear of",
     "ParkingPruner.hopeless": "a policy may leave open which trials are beyond hope",
+    "Task.compares_rows": "the loss of most tasks judges each row by itself",
     "Task.lengths": "a task may leave open how long its rows are",
     "Task.target_lengths": "most tasks have no targets apart from their texts",
     "Task.row_tokens": "of most tasks a row is its tokens",
