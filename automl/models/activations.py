@@ -218,13 +218,13 @@ def _kinds(model: nn.Module, key: _Key) -> list[_Kind]:
 class _Shapes(NamedTuple):
     """A copy of the network without numbers. blocks: those that are left of it, in the order of the kinds.
 
-    begins: the module from whose output on gradients are needed anyway, if there is one.
+    begins: modules from whose output on gradients are needed anyway.
     """
 
     mode: FakeTensorMode
     model: nn.Module
     blocks: list[nn.Module]
-    begins: nn.Module | None
+    begins: list[nn.Module]
     own: set[int]
 
 
@@ -258,11 +258,19 @@ def _shapes(model: nn.Module, kinds: Sequence[_Kind], key: _Key) -> _Shapes:
     if getattr(text, "pad_token_id", None) is None:
         text.pad_token_id = 0  # decoders without one classify a single row at a time
     own = {each.untyped_storage()._cdata for each in (*copied.parameters(), *copied.buffers())}
-    begins = None
-    if key.begins is not None:
-        original: Any = model.get_submodule(key.begins) if key.begins else model.get_input_embeddings()  # type: ignore[operator]
-        begins = memo[id(original)]
+    begins = [memo[id(each)] for each in _where_it_begins(model, key)]
     return _Shapes(mode, copied.train(), [memo[id(model.get_submodule(kind.path))] for kind in kinds], begins, own)
+
+
+def _where_it_begins(model: nn.Module, key: _Key) -> list[nn.Module]:
+    """Modules from whose output on gradients are needed: stacks of T5 have an embedding each, of the same weights."""
+    if key.begins is None:
+        return []
+    if key.begins:
+        return [model.get_submodule(key.begins)]
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    same = [each for each in model.modules() if getattr(each, "weight", None) is embedding.weight]
+    return [each for each in same if type(each) is type(embedding)]
 
 
 def _dense(module: nn.Linear, fake: Any, *, is_read: bool) -> nn.Linear:
@@ -285,8 +293,8 @@ def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
     _, output = _output(model)
     if output is not None:
         output.register_forward_pre_hook(lambda *_: ledger.enter(_HEAD))
-    if begins is not None:
-        begins.register_forward_hook(lambda _, __, found: found.requires_grad_())
+    for module in begins:
+        module.register_forward_hook(lambda _, __, found: found.requires_grad_())
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=key.dtype == "bf16")
     with mode, half, saved_tensors_hooks(ledger.note, lambda tensor: tensor):
         loss = _loss(_logits(network, _batch(tokens, is_joined=key.is_joined)))

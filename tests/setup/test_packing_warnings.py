@@ -70,7 +70,8 @@ def test_a_worker_takes_as_many_trials_as_it_has_memory_for(sweep: tuple[SweepSp
     settings = replace(settings, output=str(tmp_path))
     assert settings.largest is not None
     assert capacity(settings) == settings.capacity == 4
-    assert capacity(replace(settings, tokens=10**9)) == 1
+    assert capacity(replace(settings, tokens=10**9)) == 4  # in parts
+    assert capacity(replace(settings, tokens=10**9, whole_batches=True)) == 1
     assert capacity(replace(settings, workers=10**9, threads=1)) == 4
 
 

@@ -74,8 +74,9 @@ DAMAGE = {
 }
 AFTERWARDS = {  # a second statement, where one cannot do the damage
     "a report has no measurement": "DELETE FROM automl_measurements WHERE trial = 0",
-    "a measurement is of no trial": "INSERT INTO automl_measurements SELECT study_name, 99, step, seconds, tokens,"
-    " adapter, at FROM automl_measurements WHERE trial = 1",
+    "a measurement is of no trial": "INSERT INTO automl_measurements (study_name, trial, step, seconds,"
+    " tokens, adapter, at) SELECT study_name, 99, step, seconds, tokens, adapter, at FROM automl_measurements"
+    " WHERE trial = 1",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from automl.errors import InterruptedSearch
+from automl.results import disk
 from automl.results.disk import LEAST_FREE_BYTES, DiskWatch
 from automl.space.load import load_space
 from automl.study.study import Study, StudyEvent
@@ -47,14 +47,15 @@ def test_a_full_disk_stops_a_search_that_goes_on_later(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     spec = load_space(make_world(tmp_path, trials=10, steps=40, pruner="halving", slots=2))
     folder, cache = Path(spec.run.output) / spec.study, tmp_path / "cache"
-    usage, looks = shutil.disk_usage, itertools.count()
+    usage = shutil.disk_usage
 
-    def filling(path: Any) -> Any:  # the disk's answer, not ours: full once the search has started
+    def filling(path: Any) -> Any:  # the disk's answer, not ours: full once a trial has written its state
         real = usage(path)
-        return real._replace(free=LEAST_FREE_BYTES - (1 << 20)) if next(looks) else real
+        return real._replace(free=LEAST_FREE_BYTES - (1 << 20)) if slot_folder(folder, 0).is_dir() else real
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", filling)
+        patch.setattr(disk, "_SECONDS_BETWEEN_LOOKS", 0.0)
         with pytest.raises(InterruptedSearch, match=r"only 1023 MiB free at .* of 1024 MiB needed.* nothing is lost"):
             run_sweep(spec, cache)
     assert slot_folder(folder, 0).is_dir(), "what it had begun is kept"

@@ -21,7 +21,9 @@ def made(folder: Path, rows: list[dict[str, Any]], cache: Path, changes: dict[st
     begun = automl(folder, "init", "./model", "rows.jsonl", "-o", "space.yaml", cache=cache)
     assert begun.returncode == 0, begun.stderr
     text = re.sub(
-        r"  steps: \d+ .*", "  steps: 10\n  evaluate_every: 5", (folder / "space.yaml").read_text(encoding="utf-8")
+        r"  (?:epochs|examples): \S+ .*",
+        "  steps: 10\n  evaluate_every: 5",
+        (folder / "space.yaml").read_text(encoding="utf-8"),
     )
     for old, new in {**SMALL, **changes}.items():
         assert old in text

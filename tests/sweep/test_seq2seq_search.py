@@ -15,7 +15,7 @@ from tests.training.training_cases import write_backbone
 
 SMALL = {
     r"\n  trials: \d+": "\n  squeeze: false\n  trials: 2",
-    r"\n  steps: \d+": "\n  steps: 10\n  evaluate_every: 5",
+    r"\n  (?:epochs|examples): \S+": "\n  steps: 10\n  evaluate_every: 5",
     "executor: ray": "executor: inline",
     "\nrun:\n": "\nverify: {seeds: 3, squeeze: false}\nrun:\n  precision: fp32\n",
     "\n  metric: loss": "\n  max_new_tokens: 8\n  metrics: [bleu, exact_match]\n  metric: loss",
