@@ -51,7 +51,8 @@ class Share:
 class ParameterImportance:
     """Importance by estimator ("PED-ANOVA", "fANOVA") and parameter, most important first.
 
-    step, trials: judged by the objective at this step, over the trials that reached it, pruned ones included.
+    step, trials: judged by the objective at this step, over the trials that reached it, pruned ones included. A trial
+    that is worth its best checkpoint counts with that value at the last step, wherever it ended itself.
     shares is empty if there are too few trials; `note` says so.
     """
 

@@ -56,8 +56,10 @@ def shortages(setup: Setup) -> Iterator[str]:
     except ResourceError as error:
         yield str(error)
         return
-    for hyper in corners(setup.inputs.space) if room is not None else ():
-        if room is not None and (reason := room.shortage(hyper)):
+    if room is None:
+        return
+    for hyper in corners(setup.inputs.space):
+        if reason := room.shortage(hyper):
             yield f"a trial of {_in_words(hyper)} {reason}: it is not started"
 
 
