@@ -44,15 +44,20 @@ ORDER_OF_OTHERS = 5000
 
 
 class Record:
-    """What has been measured of one set: a JSON document, rewritten after every arm."""
+    """What has been measured of one set: a JSON document, rewritten after every arm.
+
+    Further seeds may be asked for later, all else of the plan has to be as it was; raises ValueError if it is not.
+    """
 
     def __init__(self, path: Path, text_set: TextSet, settings: Mapping[str, Any]) -> None:
         self._path = path
         plan = asdict(text_set) | dict(settings)
         fresh = {"plan": plan, "runs": [], "results": {}, "halvings": {}, "dropped": {}}
         self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh
-        if self.document["plan"] != plan:
+        measured: dict[str, Any] = self.document["plan"]
+        if measured | {"seeds": plan["seeds"]} != plan:
             raise ValueError(f"{path}: was measured with another plan; name another folder with --record")
+        measured["seeds"] = sorted({*measured["seeds"], *plan["seeds"]})
 
     @property
     def results(self) -> dict[str, Any]:

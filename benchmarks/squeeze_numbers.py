@@ -61,6 +61,12 @@ class Measured:
         found = self.values(arm, metric, split)
         return statistics.fmean(found.values()) if found else None
 
+    def means(self, arms: Sequence[str], metric: str, split: str = "test") -> list[float]:
+        """Means of these arms over the seeds that all of them have; empty if there are none."""
+        values = [self.values(arm, metric, split) for arm in arms]
+        seeds = [seed for seed in values[0] if all(seed in found for found in values)]
+        return [statistics.fmean(found[seed] for seed in seeds) for found in values] if seeds else []
+
     def rate(self, arm: str) -> float | None:
         """The learning rate of an arm; None if it has not been trained."""
         return next(
@@ -91,9 +97,8 @@ class Measured:
 
     def better(self, arm: str, other: str, split: str) -> str:
         """The arm with the lower mean loss; a dash if one is missing."""
-        losses = {name: self.mean(name, "loss", split) for name in (arm, other)}
-        known = {name: loss for name, loss in losses.items() if loss is not None}
-        return min(known, key=known.__getitem__) if len(known) == 2 else MISSING
+        losses = self.means((arm, other), "loss", split)
+        return min((arm, other), key=dict(zip((arm, other), losses, strict=True)).__getitem__) if losses else MISSING
 
     def stability(self) -> float | None:
         """Mean rank correlation of the squeezed ranks of modules over all pairs of seeds, cut to an eighth."""
@@ -116,9 +121,8 @@ class Measured:
         """By a half and a quarter of the rank on GATE_SEEDS, and by all ranks and seeds."""
         lower = [self.small * factor for factor in (1, 2, 4)]
         arms = [f"rank{rank}" for rank in (*lower, self.plan["rank"], 2 * self.plan["rank"])]
-        means = [self.mean(arm, self.metric) for arm in arms]
-        known = [value for value in means if value is not None]
-        if len(known) < len(arms):
+        known = self.means(arms, self.metric)
+        if not known:
             return None
         best = max if METRICS[self.metric].direction == "maximize" else min
         gain = METRICS[self.metric].gain(best(known[:3]), over=best(known[3:]))

@@ -43,6 +43,9 @@ def test_a_run_goes_on_where_it_stopped_and_a_whole_cut_is_exact(tmp_path: Path,
     assert json.loads(path.read_text(encoding="utf-8"))["results"] == again
     assert adapters
     assert not any(adapter.exists() for adapter in adapters)
+    more = document(squeeze_table.main, [*options[:1], "--seeds", "3", *options[3:], "--parts", "cuts"])
+    assert more["sets"]["tiny"]["seeds"] == "3"
+    assert again.items() <= json.loads(path.read_text(encoding="utf-8"))["results"].items()
 
 
 def test_another_plan_is_refused(tmp_path: Path) -> None:
@@ -84,6 +87,14 @@ def test_differences_are_paired_and_no_surer_than_a_row() -> None:
     assert found is not None
     assert found.mean == pytest.approx(-0.002)
     assert found.high - found.mean == pytest.approx(2.776 * 0.002 / 5**0.5, rel=1e-3)
+
+
+def test_arms_are_held_against_each_other_on_the_seeds_that_both_have() -> None:
+    later = {"far/5": {"rate": 1e-3, "seconds": 50.0, "test": {"accuracy": 0.0, "loss": 9.0}}}
+    found = measured({"near": 0.90}, **later)
+    assert found.means(("near", "far"), "loss") == [pytest.approx(0.1), 9.0]
+    assert found.better("near", "far", "test") == "near"
+    assert found.means(("near", "missing"), "loss") == []
 
 
 def test_not_worse_goes_by_the_margin() -> None:
