@@ -83,7 +83,7 @@ class Bottlenecks(Stateless):
     """
 
     packable: ClassVar[bool] = False
-    shardable: ClassVar[bool] = False
+    shardable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     settings: ClassVar[tuple[Setting, ...]] = (SIZE, PLACE, ACTIVATION, SCALE)
     takes: ClassVar[frozenset[str]] = frozenset()

@@ -27,7 +27,7 @@ class IA3(Stateless):
     """y = l ∘ (W x) or W (l ∘ x), l starting as ones; features of the target set's layers are all it trains."""
 
     packable: ClassVar[bool] = False
-    shardable: ClassVar[bool] = False
+    shardable: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"target"})
 
     def trainable(self, model: nn.Module, layers: Sequence[LinearShape], hyper: Hyperparameters) -> int:

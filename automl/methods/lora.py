@@ -30,6 +30,7 @@ PLUS = Setting(
     low=1.0,
     high=64.0,
     tried=Span(1.0, 16.0, log=True),
+    shardable=True,
 )
 DORA = Setting(
     name="use_dora",
@@ -45,6 +46,7 @@ FREEZE = Setting(
     meaning="train B alone (LoRA-FA)",
     tried=(False, True),
     sized=True,
+    shardable=True,
 )
 _DRAWN = ("default", "gaussian", "orthogonal")
 PARTS = ("olora", "pissa")
@@ -57,6 +59,7 @@ INIT = Setting(
     meaning="where A and B start; olora and pissa: as a part of the weight; eva: from inputs of the layer",
     choices=(*_DRAWN, *PARTS, EVA),
     tried=(*_DRAWN, *PARTS),  # studies that search `auto` go on with what they began with
+    shardable=_DRAWN,
     quantizable=(*_DRAWN, EVA),
 )
 

@@ -34,7 +34,7 @@ class Setting:
     searched: a space file that does not say what is searched searches it.
     sized: how much is trained or held in memory follows from it.
     packable: values with which trials may be packed, the default among them; None: all.
-    shardable: several processes may hold a trial together that does not have the default.
+    shardable: values with which several processes may hold a trial together; True: all, False: the default.
     quantizable: values that a trial may have on a quantised model, the default among them; None: all.
     quant: values that need the extra `quant`.
     having: another setting and its values with which this one means something; None: always.
@@ -50,7 +50,7 @@ class Setting:
     searched: bool = False
     sized: bool = False
     packable: tuple[Scalar, ...] | None = None
-    shardable: bool = False
+    shardable: bool | tuple[Scalar, ...] = False
     quantizable: tuple[Scalar, ...] | None = None
     quant: tuple[Scalar, ...] = ()
     having: tuple[str, tuple[Scalar, ...]] | None = None
@@ -92,6 +92,13 @@ class Setting:
     def alone(self, values: Iterable[Scalar]) -> list[Scalar]:
         """Those of the values with which a trial cannot be packed."""
         return [] if self.packable is None else [value for value in values if value not in self.packable]
+
+    def undivided(self, values: Iterable[Scalar]) -> list[Scalar]:
+        """Those of the values with which several processes cannot hold a trial together."""
+        if self.shardable is True:
+            return []
+        able = self.shardable or (self.default,)
+        return [value for value in values if value not in able]
 
     def on_whole_weights(self, values: Iterable[Scalar]) -> list[Scalar]:
         """Those of the values that a trial cannot have on a quantised model."""

@@ -55,6 +55,11 @@ def is_quantised(module: nn.Module) -> bool:
     return type(getattr(module, "weight", None)).__name__ in (_FOUR_BITS, _EIGHT_BITS)
 
 
+def is_in_four_bits(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight is held in 4 bits."""
+    return type(getattr(module, "weight", None)).__name__ == _FOUR_BITS
+
+
 def dense_weight(module: nn.Module, dtype: torch.dtype = torch.float32, *, scales: Tensor | None = None) -> Tensor:
     """The weight as it enters products of this type, newly made if it is quantised: (out, in) for an nn.Linear.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from automl.methods.registry import METHODS
 from automl.models.activations import vocabulary
 from automl.models.strategies import MEANINGS, RECIPES
-from automl.setup.device_plan import ROOM, Cell, Devices, Sizer, Way
+from automl.setup.device_plan import ROOM, Cell, Devices, Sizer, Variant, Way
 from automl.space.sizes import gigabytes
 
 
@@ -157,8 +157,8 @@ def _fits(found: Way, best: Cell, sizer: Sizer, devices: Devices) -> str:
 
 def _how(found: Way, best: Cell, devices: Devices) -> Iterator[str]:
     variant = found.variant
+    model = f", model: {{quantization: {variant.quantization.kind}}}" if variant.quantization else ""
     if best.strategy == "one-device":
-        model = f", model: {{quantization: {variant.quantization.kind}}}" if variant.quantization else ""
         yield f"in a space file: run: {{precision: {variant.precision}}}{model}"
         if devices.count > 1:
             yield f"{devices.count} devices train {devices.count} trials (or packs of trials) at a time, one on each"
@@ -166,13 +166,19 @@ def _how(found: Way, best: Cell, devices: Devices) -> Iterator[str]:
     if found.variant.hyper.method == "full":
         yield "automl trains full on one device in fp32"
         return
-    if best.strategy == "zero-3" and METHODS[variant.hyper.method].shardable and variant.precision == "fp32":
-        yield f"in a space file: run: {{shards: {devices.count}}}"
+    if best.strategy == "zero-3" and _is_shared_out(variant):
+        yield f"in a space file: run: {{shards: {devices.count}, precision: {variant.precision}}}{model}"
         return
     yield (
-        f"automl shares a trial of lora out as zero-3 in fp32 alone (run: {{shards: N}}); {best.strategy} in"
-        f" {variant.precision} is for a program of yours"
+        "automl shares trials out as zero-3 alone, in fp32 or bf16, whole or in 4 bits (run: {shards: N});"
+        f" {best.strategy} of {variant} is for a program of yours"
     )
+
+
+def _is_shared_out(variant: Variant) -> bool:
+    """Whether several processes can hold such a trial together."""
+    is_in_eight = variant.quantization is not None and variant.quantization.kind == "int8"
+    return METHODS[variant.hyper.method].shardable and variant.precision in ("fp32", "bf16") and not is_in_eight
 
 
 def _packed(found: Way, best: Cell) -> Iterator[str]:

@@ -280,7 +280,7 @@ def _verification_trainings(spec: SweepSpec, inputs: Inputs) -> int:
 
     Lower ranks may be tuned besides: at three rates on two seeds; several methods are, on one.
     """
-    if not spec.verify.automatic or spec.run.shards > 1 or not inputs.prepared.rows.get("test", 0):
+    if not spec.verify.automatic or not inputs.prepared.rows.get("test", 0):
         return 0
     lower = {"off": 0, "cuts": 0, "auto": 1, "all": 3}[spec.verify.squeeze]
     methods = len(methods_of(inputs.space)) if len(methods_of(inputs.space)) > 1 else 0

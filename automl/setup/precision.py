@@ -29,8 +29,8 @@ def settle_precision(
 
     recorded: what the study's first run wrote down (`results.recorded.GROUND`), None if there was none: its precision
     holds for the whole study, unless it was chosen on a CPU that is made for it and this one is not. Otherwise `auto`
-    is fp32 in shards and with methods that need it, else bf16 on a GPU; on a CPU fp32, or bf16h if trials are packed
-    and a short probe finds it clearly faster on this machine.
+    is fp32 with methods that need it, else bf16 on a GPU; on a CPU fp32, or bf16h if trials are packed and a short
+    probe finds it clearly faster on this machine.
     """
     if spec.run.precision != "auto":
         return spec
@@ -42,7 +42,7 @@ def settle_untimed(spec: SweepSpec, layout: Layout, recorded: Mapping[str, Any] 
     """The spec with its precision fixed without timing anything: where `auto` would time this CPU, it is fp32."""
     if spec.run.precision != "auto":
         return spec
-    usual = "bf16" if layout.device == "cuda" and layout.shards == 1 and _is_halvable(spec) else "fp32"
+    usual = "bf16" if layout.device == "cuda" and _is_halvable(spec) else "fp32"
     chosen: Any = (recorded or {}).get("precision") or usual
     return replace(spec, run=replace(spec.run, precision=chosen))
 
@@ -73,11 +73,11 @@ def is_another_cpu(recorded: Mapping[str, Any]) -> bool:
 
 
 def _chosen(spec: SweepSpec, inputs: Inputs, layout: Layout) -> str:
-    if layout.shards > 1 or not _is_halvable(spec):
+    if not _is_halvable(spec):
         return "fp32"
     if layout.device == "cuda":
         return "bf16"
-    if inputs.obstacle or spec.run.slots == 1:
+    if inputs.obstacle or spec.run.slots == 1 or layout.shards > 1:
         return "fp32"
     return choose_precision(torch.device("cpu"), threads=layout.threads)
 

@@ -49,7 +49,7 @@ from automl.space.extremes import (
 from automl.space.length import Seen, settle_length
 from automl.space.points import grid_values, values
 from automl.space.satisfiable import is_hopeless
-from automl.space.spec import SearchSettings, SearchSpace, SweepSpec
+from automl.space.spec import Quantization, SearchSettings, SearchSpace, SweepSpec
 from automl.tasks import make_task
 from automl.tasks.base import Head, Prepared, Task
 from automl.tasks.batches import mean_tokens
@@ -142,7 +142,7 @@ def prepare(spec: SweepSpec, cache: Path, *, has_trials: bool = False) -> Inputs
     derive = Derivation(model, space.targets)
     _check_targets(spec, space, derive)
     if backbone.quantization is not None:
-        _check_quantizable(spec, space)
+        _check_quantizable(spec, space, backbone.quantization)
     _check_positions(spec, space, model, derive)
     adaptable = (layer for name in target_names(space) for layer in derive.layers(name))
     check_inputs(spec, space, adaptable, task.rows(prepared, "train"))
@@ -225,9 +225,12 @@ def _check_targets(spec: SweepSpec, space: SearchSpace, derive: Derivation) -> N
         raise ConfigError(problems)
 
 
-def _check_quantizable(spec: SweepSpec, space: SearchSpace) -> None:
+def _check_quantizable(spec: SweepSpec, space: SearchSpace, held: Quantization) -> None:
     """Check models that come quantised, of which the space file does not speak."""
     problems = [Problem(spec.source, 0, 0, name, message) for name, message in not_quantizable(space)]
+    if spec.run.shards > 1 and held.kind == "int8":
+        message = f"{spec.run.shards} processes cannot hold a model that is stored in int8; use one in nf4 or fp4"
+        problems.append(Problem(spec.source, 0, 0, "run.shards", message))
     if problems:
         raise ConfigError(problems)
 

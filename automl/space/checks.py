@@ -175,18 +175,18 @@ def _check_shards(run: RunSection, sections: Sections, problems: Problems) -> No
         problems.at_value(("run", "executor"), f"{run.executor!r} is one process; {what} it must be {able}")
     if run.slots is not None and run.slots > 1:
         problems.at_value(("run", "slots"), f"{run.slots} trials cannot be packed {what}; leave it out or write 1")
-    if run.precision not in ("auto", "fp32"):
-        problems.at_value(("run", "precision"), f"{run.precision!r} is not known {what}; use fp32")
-    if sections.model is not None and sections.model.quantization is not None:
-        problems.at_value(("model", "quantization"), f"{sections.model.quantization!r} is not known {what}; remove it")
+    if run.precision == "bf16h":
+        problems.at_value(("run", "precision"), f"'bf16h' is for packed trials, which are not known {what}; use bf16")
+    if sections.model is not None and sections.model.quantization == "int8":
+        problems.at_value(("model", "quantization"), f"'int8' is not known {what}; use nf4 or fp4")
     task = sections.task
     if isinstance(task, TableTask):
         problems.at_value(("run", "shards"), "a task of type table trains nothing; remove it")
     elif isinstance(task, TaskSection):
         for place, given in _named_metrics(task):
-            name = metric_name(given)
-            if not isinstance(given, str) or ((known := METRICS.get(name)) and known.generates):
-                problems.at_value(place, f"{name!r} needs generation, which is not known {what}; use loss")
+            if not isinstance(given, str):
+                name = metric_name(given)
+                problems.at_value(place, f"{name!r} is a metric of your own, which is not known {what}; use loss")
 
 
 def _check_two_objectives(search: SearchSection, problems: Problems, *, is_table: bool) -> None:
@@ -398,8 +398,7 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
         place = "fixed" if "neftune_alpha" in space.fixed else "space"
         problems.at_value((place, "neftune_alpha"), shards)
     for name, setting in sections.known.own.items():
-        given = [value for value in setting_values(space, setting) if value != setting.default]
-        if given and not setting.shardable:
+        if given := setting.undivided(setting_values(space, setting)):
             problems.at_value(("fixed" if name in space.fixed else "space", name), f"{shown(given[0])} {shards}")
 
 

@@ -17,11 +17,12 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from automl.errors import PeerLost
 from automl.methods.seeding import SeededDropout, stream
+from automl.models.plainly_held import hold_plainly
 from automl.tasks.base import Row
 from automl.tasks.batches import require_targets
 from automl.training.host import SoloHost
@@ -49,8 +50,9 @@ def build_sharded_host(settings: HostSettings) -> SoloHost:
 class FullySharded(ParallelStrategy):
     """Every process has a share of every weight, on its device, and of the rows of every batch.
 
-    Works in fp32 and with methods whose parameters need no step of their own (LoRA). A process that is short of memory
-    cannot make the batch of all smaller: the trial fails.
+    Weights keep their types: frozen ones may be in 16 or in 4 bits, what is trained is in float32, and so are its
+    gradients when they are summed over the processes. Works with methods whose parameters need no step of their own
+    (`Method.shardable`). A process that is short of memory cannot make the batch of all smaller: the trial fails.
     """
 
     keeps_backbone: ClassVar[bool] = False
@@ -75,6 +77,7 @@ class FullySharded(ParallelStrategy):
 
     def distribute(self, model: nn.Module, *, seed: int | None = None) -> None:
         """Every process draws the dropout masks of its own rows."""
+        hold_plainly(model)
         shard(model, self.mesh)
         if seed is None:
             return
@@ -111,7 +114,7 @@ class FullySharded(ParallelStrategy):
     def accumulate(
         self, rows: Sequence[Row], at_once: int, forward: Forward, parameters: Parameters, *, step: int
     ) -> StepLoss:
-        """FSDP averages gradients over the processes, so each loss is scaled by their number.
+        """The gradient of the sum is gathered and divided at the end, as in one process; FSDP averages over processes.
 
         A process without a row goes along with one of no weight.
         """
@@ -123,7 +126,10 @@ class FullySharded(ParallelStrategy):
         distributed.all_reduce(sums)
         total, count, tokens = sums.tolist()
         require_targets(int(count), step=step)
-        torch.autograd.backward(part.total * (world * bool(mine) / count))
+        torch.autograd.backward(part.total if mine else part.total * 0.0)
+        for parameter in parameters.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(world / count)
         return StepLoss(total, int(count), int(tokens))
 
     def after_evaluation(self, model: nn.Module) -> None:
@@ -140,6 +146,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for block in [block for each in lists if id(each) not in inner for block in each]:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if hasattr(model, "generate"):  # it calls what is inside of the outermost module, whose own weights are shared out
+        register_fsdp_forward_method(model, "generate")
 
 
 def shared_out(tensors: Mapping[str, Tensor], parameters: Parameters) -> dict[str, Tensor]:

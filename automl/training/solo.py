@@ -319,7 +319,7 @@ class SoloTrial:
             batch=runtime.batch,
             forward=forward,
             evaluate=lambda rows: runtime.evaluate_by_row(model, rows, self.evaluation_tokens),
-            step_bytes=self._step_bytes,
+            step_bytes=self._step_bytes if self._strategy.keeps_backbone else None,  # counted where all of it is
         )
 
     def _step_bytes(self) -> int:

@@ -113,6 +113,21 @@ def test_seventy_billion_in_four_bits_fit_one_card_of_80_gigabytes() -> None:
     assert "quantization: nf4" in said
 
 
+@pytest.mark.parametrize(
+    ("way_of_training", "said"),
+    [
+        (variant(held=NF4, rank=16), "in a space file: run: {shards: 4, precision: bf16}, model: {quantization: nf4}"),
+        (variant("adalora", held=NF4, rank=16), "zero-3 of adalora, bf16, nf4 with double quantisation weights is for"),
+    ],
+)
+def test_what_is_shared_out_is_told_how(way_of_training: Variant, said: str) -> None:
+    devices = Devices(count=4, memory=24 * GB)
+    found = plan_devices(model("llama-2-70b"), [way_of_training], Load(rows=1, length=512), devices)
+    assert found.ways[0].best is not None
+    assert found.ways[0].best.strategy == "zero-3"
+    assert said in "\n".join(advice(found.ways, found.sizer, devices))
+
+
 def test_what_does_not_fit_is_answered_by_what_does() -> None:
     devices = Devices(count=1, memory=24 * GB)
     asked = variants_of("lora", None, None, Hyperparameters(rank=64))

@@ -88,13 +88,17 @@ BODIES = {
         "5:17: run.executor: 'inline' is one process; with shards: 2 it must be ray",
     ),
     "shards and slots": ("run: {shards: 2, slots: 4}", "5:25: run.slots: 4 trials cannot be packed with shards: 2"),
-    "shards in bf16": (
-        "run: {shards: 2, precision: bf16}",
-        "5:29: run.precision: 'bf16' is not known with shards: 2; use fp32",
+    "shards in bf16h": (
+        "run: {shards: 2, precision: bf16h}",
+        "5:29: run.precision: 'bf16h' is for packed trials, which are not known with shards: 2; use bf16",
     ),
     "shards of adalora": (
         "space: {method: {type: categorical, choices: [lora, adalora]}}\nrun: {shards: 2}",
         "5:17: space.method: 'adalora' is not known with shards: 2; use lora",
+    ),
+    "shards of a start from weights": (
+        "space: {init: {type: categorical, choices: [gaussian, pissa]}}\nrun: {shards: 2}",
+        "5:15: space.init: 'pissa' is not known with shards: 2",
     ),
     "shards of fixed adalora": (
         "fixed: {method: adalora}\nrun: {shards: 4}",
@@ -554,8 +558,8 @@ HEADS = {
         "3:8: model: double_quant belongs to quantization nf4 or fp4; remove it",
     ),
     "quantization in shards": (
-        with_line(3, "model: {hub: org/name, quantization: nf4}\nrun: {shards: 2}"),
-        "3:38: model.quantization: 'nf4' is not known with shards: 2; remove it",
+        with_line(3, "model: {hub: org/name, quantization: int8}\nrun: {shards: 2}"),
+        "3:38: model.quantization: 'int8' is not known with shards: 2; use nf4 or fp4",
     ),
     "revision of a folder": (with_line(3, "model: {folder: x, revision: main}"), "3:8: model: revision belongs to hub"),
     "no data": (with_line(4, "task: {type: classification}"), "4:7: task.data: is missing"),

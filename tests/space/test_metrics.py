@@ -59,10 +59,11 @@ def test_mistakes_are_said_at_their_place(task: str, expected: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_generated_metrics_and_shards() -> None:
-    text = f"{HEAD}task: {{type: instruction, data: r.csv, metrics: [rouge_l]}}\nrun: {{shards: 2}}\n"
-    with pytest.raises(ConfigError, match=r"task.metrics\[0\]: 'rouge_l' needs generation"):
-        parse_space(text, "s.yaml", Path("/nowhere"))
+def test_own_metrics_and_shards() -> None:
+    text = f"{HEAD}task: {{type: instruction, data: r.csv, metrics: [%s]}}\nrun: {{shards: 2}}\n"
+    parse_space(text % "rouge_l", "s.yaml", Path("/nowhere"))
+    with pytest.raises(ConfigError, match=r"task.metrics\[0\]: .* is a metric of your own, which is not known with"):
+        parse_space(text % "{command: [judge], direction: maximize}", "s.yaml", Path("/nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,13 @@ def assert_loads_in_peft(adapter: Path, model: Path) -> None:
     assert all(bool(update.any()) for update in updates)
 
 
+def test_a_plan_tells_the_verification_of_a_sharded_search(tmp_path: Path, shared_cache: Path) -> None:
+    space = make_world(tmp_path, trials=2, steps=10, executor="ray", verify=True)
+    plain = make_plan(load_space(space), shared_cache, probe=False)
+    shared_out = make_plan(load_space(sharded(space)), shared_cache, probe=False)
+    assert shared_out.verification_trainings == plain.verification_trainings > 0
+
+
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,8 @@ from automl.training.export import evaluate_export
 from automl.training.host import SoloHost, build_solo_host
 from automl.training.runtime import HostSettings, load_model
 from automl.training.sharded import FullySharded, build_sharded_host, shard
-from automl.trial import Measurement, TrialFailure, TrialSpec
-from tests.databases import free_port
-from tests.fresh import ROOT, run_python
+from automl.trial import Measurement, TrialFailure
+from tests.training.sharded_cases import in_two_processes, join, leave, train
 from tests.training.training_cases import host_settings, trial_spec
 
 pytestmark = pytest.mark.slow
@@ -35,31 +31,10 @@ BEST = replace(GETS_WORSE, best_by="loss")
 
 KINDS = ("completion", "classification")
 
-AS_PEERS = """
-import pickle, sys
-from torch import multiprocessing
-from tests.training.test_sharded import peer
-multiprocessing.start_processes(peer, pickle.load(open(sys.argv[1], "rb")), nprocs=2, start_method="fork")
-"""
-
-
-def train(host: SoloHost, spec: TrialSpec, *, interrupted: bool = False) -> list[Measurement | TrialFailure]:
-    """To the end, or parked and opened again after the first measurement."""
-    news: list[Measurement | TrialFailure] = [*host.open(spec), *host.advance()]
-    if interrupted:
-        host.park(spec.number)
-        assert [item.step for item in host.open(spec)] == [news[-1].step]
-    while isinstance(news[-1], Measurement) and news[-1].step < spec.steps:
-        news += host.advance()
-    host.park(spec.number)
-    return news
-
 
 def peer(rank: int, port: int, settings: dict[str, HostSettings], results: Path) -> None:
     """One process of two: what it says of every case."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    join(rank, port)
     said: dict[str, Any] = {}
     for kind, each in settings.items():
         host = build_sharded_host(each)
@@ -73,8 +48,7 @@ def peer(rank: int, port: int, settings: dict[str, HostSettings], results: Path)
     host.close(WITH_DROPOUT.number)
     distributed.barrier()
     said["interrupted"] = [asdict(item) for item in train(host, WITH_DROPOUT, interrupted=True)]
-    (results / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
-    distributed.destroy_process_group()
+    leave(said, results)
 
 
 def share_of(settings: HostSettings) -> float:
@@ -96,12 +70,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HostSettings
 @pytest.fixture(scope="module")
 def sharded(settings: dict[str, HostSettings], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes says."""
-    results = tmp_path_factory.mktemp("results")
-    arguments = results / "arguments.pickle"
-    arguments.write_bytes(pickle.dumps((free_port(), settings, results)))
-    done = run_python("-c", AS_PEERS, arguments, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return [json.loads((results / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
+    return in_two_processes(peer, settings, tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
