@@ -39,7 +39,8 @@ class Curve:
     """One training. configuration: by name, in the order of the columns; numbers alone.
 
     validation, test: (E, M), NaN from where it diverged. seconds, tokens: (E,), of training, since its beginning;
-    seconds are those of a processor.
+    seconds are those of a processor. losses: (E,), mean training loss since the evaluation before, NaN where it was
+    not kept.
     """
 
     configuration: Mapping[str, float]
@@ -47,6 +48,7 @@ class Curve:
     test: Floats
     seconds: Floats
     tokens: Floats
+    losses: Floats
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -82,7 +84,7 @@ class CurveFile:
             "configurations": np.array([list(curve.configuration.values()) for curve in curves]),
             **{
                 name: np.array([getattr(curve, name) for curve in curves])
-                for name in ("validation", "test", "seconds", "tokens")
+                for name in ("validation", "test", "seconds", "tokens", "losses")
             },
         }
 
@@ -92,6 +94,7 @@ def read_curves(path: Path) -> CurveFile:
     with np.load(path, allow_pickle=False) as file:
         names = [str(name) for name in file["names"]]
         columns = [file[name] for name in ("configurations", "validation", "test", "seconds", "tokens")]
+        columns.append(file["losses"] if "losses" in file else np.full(file["seconds"].shape, np.nan))
         curves = {
             Key(*map(int, key)): Curve(
                 configuration=dict(zip(names, map(float, values), strict=True)),
@@ -99,8 +102,9 @@ def read_curves(path: Path) -> CurveFile:
                 test=test,
                 seconds=seconds,
                 tokens=tokens,
+                losses=losses,
             )
-            for key, values, validation, test, seconds, tokens in zip(file["keys"], *columns, strict=True)
+            for key, values, validation, test, seconds, tokens, losses in zip(file["keys"], *columns, strict=True)
         }
         return CurveFile(
             path=path,

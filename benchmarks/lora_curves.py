@@ -77,7 +77,7 @@ def record(curve_set: CurveSet, args: argparse.Namespace) -> CurveFile:
     args.record.mkdir(parents=True, exist_ok=True)
     with _alone(args.record, curve_set.name):
         lab = open_set(curve_set, args.data, args.work / curve_set.name, precision=args.precision)
-        plan = curve_set.plan(lab.work / "data", lab.runtime.precision)
+        plan = curve_set.plan(lab.work / "data", model=lab.backbone.fingerprint, precision=lab.runtime.precision)
         file = _opened(args.record / f"{curve_set.name}.npz", curve_set, plan)
         missing = [key for key in keys_of(args) if key not in file.curves]
         if missing:

@@ -85,9 +85,13 @@ class CurveSet:
         params = self.params(key)
         return dict(as_numbers(params, assemble(self.space, params).alpha))
 
-    def plan(self, rows: Path, precision: str) -> dict[str, Any]:
-        """All that a curve depends on beside its key. rows: folder of the files that are used."""
+    def plan(self, rows: Path, *, model: str, precision: str) -> dict[str, Any]:
+        """All that a curve depends on beside its key, and no place where anything lies on this machine.
+
+        rows: folder of the files that are used. model: fingerprint of the backbone.
+        """
         given = asdict(self)
+        given["text_set"]["model"] = model
         del given["slots"]
         for name in _OF_SQUEEZES:
             del given["text_set"][name]
@@ -220,7 +224,7 @@ class _Draft:
     curve_set: CurveSet
     key: Key
     done: int = 0
-    rows: list[tuple[Floats, Floats, float, int]] = field(default_factory=list)
+    rows: list[tuple[Floats, Floats, float, int, float]] = field(default_factory=list)
     clock: tuple[float, float] = field(default_factory=lambda: (time.process_time(), time.perf_counter()))
     told: float = 0.0
 
@@ -246,7 +250,8 @@ class _Draft:
         before = self.rows[-1][2] if self.rows else 0.0
         seconds = before + min(1.0, share) * (event.seconds - self.told)
         self.clock, self.told = clock, event.seconds
-        self.rows.append((self._values(event.metrics), self._values(test), seconds, event.tokens))
+        loss = math.nan if event.training_loss is None else event.training_loss
+        self.rows.append((self._values(event.metrics), self._values(test), seconds, event.tokens, loss))
         self.done += 1
 
     def fail(self, event: TrialFailure) -> None:
@@ -254,13 +259,13 @@ class _Draft:
         if event.reason is not StopReason.DIVERGED:
             raise RuntimeError(f"{self.curve_set.name}, configuration {self.key.configuration}: {event.message}")
         nothing = np.full(len(self.curve_set.metrics), np.nan)
-        last = self.rows[-1][2:] if self.rows else (0.0, 0)
-        self.rows += [(nothing, nothing, *last)] * (self.curve_set.evaluations - self.done)
+        last = self.rows[-1][2:4] if self.rows else (0.0, 0)
+        self.rows += [(nothing, nothing, *last, math.nan)] * (self.curve_set.evaluations - self.done)
         self.done = self.curve_set.evaluations
 
     def curve(self) -> Curve:
         """What was measured, whole."""
-        validation, test, seconds, tokens = (
+        validation, test, seconds, tokens, losses = (
             np.array(column, dtype=np.float64) for column in zip(*self.rows, strict=True)
         )
         return Curve(
@@ -269,6 +274,7 @@ class _Draft:
             test=test,
             seconds=seconds,
             tokens=tokens,
+            losses=losses,
         )
 
     def _values(self, metrics: Mapping[str, float]) -> Floats:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from automl.lora import Hyperparameters, LinearShape
+from automl.models.backbone import BackboneRef
 from automl.packed.layout import a_name, adapter_layout, b_name, file_name
 from automl.packed.measure import Evaluator
 from automl.packed.trainer import PackedTrainer
@@ -155,7 +156,7 @@ class Lab:
     text_set: TextSet
     runtime: Runtime
     test_rows: Sequence[Any]
-    base: str
+    backbone: BackboneRef
     work: Path
     layers: Sequence[LinearShape] = field(default_factory=list)
 
@@ -199,7 +200,7 @@ class Lab:
         workload = self.workload(())
         with closing(PackedTrainer(self.runtime.model, workload, targets=targets)) as trainer:
             trainer.admit(self._spec(0, training), self._state(training))
-            trainer.export(0, folder, base=self.base)
+            trainer.export(0, folder, base=self.backbone.path)
 
     def squeeze(self, folder: Path) -> Turned:
         """Take an exported adapter apart by the product's own function, and write its directions beside it."""
@@ -320,7 +321,7 @@ def open_lab(text_set: TextSet, data: Path, work: Path, *, precision: str, threa
     settings = replace(setup.worker_settings(), importance=False)
     runtime = load_runtime(settings)
     test_rows = runtime.task.rows(setup.inputs.prepared, "test")
-    lab = Lab(text_set, runtime, test_rows, settings.backbone.path, work)
+    lab = Lab(text_set, runtime, test_rows, settings.backbone, work)
     with closing(PackedTrainer(runtime.model, lab.workload(()))) as trainer:  # of this module
         lab.layers = trainer.layers("all-linear")
     return lab

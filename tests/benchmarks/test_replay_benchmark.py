@@ -110,7 +110,12 @@ def trainings(tmp_path: Path) -> CurveFile:
         values = np.stack([accuracy, 1 - accuracy], axis=1)
         given = {"rank": rank, "alpha_ratio": ratio, "learning_rate": rate, "alpha": alpha}
         file.curves[Key(number, 0)] = Curve(
-            configuration=given, validation=values, test=values - 0.1, seconds=np.ones(3), tokens=np.ones(3)
+            configuration=given,
+            validation=values,
+            test=values - 0.1,
+            seconds=np.ones(3),
+            tokens=np.ones(3),
+            losses=1 - accuracy,
         )
     first = file.curves[Key(0, 0)]
     file.add(Key(0, 1), first)
