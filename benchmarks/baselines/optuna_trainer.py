@@ -24,7 +24,7 @@ class Search(TrainerCallback):  # type: ignore[misc]  # transformers' types are 
         tokenizer = parts.load_tokenizer(world)
         self._trainer = parts.TimedTrainer(
             model_init=self._model,
-            args=parts.arguments(world, 0),
+            args=parts.arguments_of(world, 0),
             train_dataset=parts.load_rows(world, tokenizer, "train"),
             eval_dataset=parts.load_rows(world, tokenizer, "validation"),
             data_collator=DataCollatorWithPadding(tokenizer),
@@ -65,7 +65,9 @@ class Search(TrainerCallback):  # type: ignore[misc]  # transformers' types are 
 
     def _model(self, trial: Any) -> Any:
         """Called once without a trial when the Trainer is made, then at the start of each trial."""
-        return parts.with_adapter(self._world, parts.load_model(self._world), self._number)
+        return parts.with_adapter(
+            self._world, parts.load_model(self._world), self._world["configurations"][self._number]
+        )
 
     def _note(self, metrics: dict[str, float]) -> None:
         self._measured.append(metrics)

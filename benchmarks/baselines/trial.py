@@ -57,9 +57,8 @@ def load_model(world: World) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(world["model"], config=config)
 
 
-def with_adapter(world: World, model: Any, number: int) -> Any:
-    """The model with the adapter of one configuration."""
-    wanted = world["configurations"][number]
+def with_adapter(world: World, model: Any, wanted: Mapping[str, Any]) -> Any:
+    """The model with the adapter of a configuration."""
     return get_peft_model(
         model,
         LoraConfig(
@@ -72,26 +71,40 @@ def with_adapter(world: World, model: Any, number: int) -> Any:
     )
 
 
-def arguments(world: World, number: int) -> TrainingArguments:
-    """Settings of the Trainer for one configuration, which are the defaults of automl."""
+def arguments(
+    folder: Path, *, learning_rate: float, batch_size: int, steps: int, evaluate_every: int, seed: int
+) -> TrainingArguments:
+    """Settings of the Trainer, which are the defaults of automl. folder: where it may write."""
     return TrainingArguments(
-        output_dir=str(Path(world["output"]) / f"trainer-{number}"),
-        learning_rate=world["configurations"][number]["learning_rate"],
+        output_dir=str(folder),
+        learning_rate=learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(0.06 * world["steps"]),
+        warmup_steps=math.ceil(0.06 * steps),
         weight_decay=0.01,
         max_grad_norm=1.0,
-        per_device_train_batch_size=world["batch_size"],
+        per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=EVALUATION_ROWS,
-        max_steps=world["steps"],
+        max_steps=steps,
         eval_strategy="steps",
-        eval_steps=world["evaluate_every"],
+        eval_steps=evaluate_every,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
+        seed=seed,
+    )
+
+
+def arguments_of(world: World, number: int) -> TrainingArguments:
+    """Those of one of the world's configurations."""
+    return arguments(
+        Path(world["output"]) / f"trainer-{number}",
+        learning_rate=world["configurations"][number]["learning_rate"],
+        batch_size=world["batch_size"],
+        steps=world["steps"],
+        evaluate_every=world["evaluate_every"],
         seed=world["seed"] + number,
     )
 
@@ -133,7 +146,7 @@ def run_trial(world: World, number: int, report: Report, *, started: float) -> N
     started: time at which the trial began, before this module was imported.
     """
     tokenizer = load_tokenizer(world)
-    model = with_adapter(world, load_model(world), number)
+    model = with_adapter(world, load_model(world), world["configurations"][number])
     measured: list[dict[str, float]] = []
 
     def keep(metrics: dict[str, float]) -> None:
@@ -142,7 +155,7 @@ def run_trial(world: World, number: int, report: Report, *, started: float) -> N
 
     trainer = TimedTrainer(
         model=model,
-        args=arguments(world, number),
+        args=arguments_of(world, number),
         train_dataset=load_rows(world, tokenizer, "train"),
         eval_dataset=load_rows(world, tokenizer, "validation"),
         data_collator=DataCollatorWithPadding(tokenizer),

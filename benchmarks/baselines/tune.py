@@ -6,6 +6,8 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ def read_world() -> dict[str, Any]:
     return world
 
 
-def run(trainable: Any, world: dict[str, Any], *, reuse_actors: bool) -> None:
-    """Train every configuration once, `workers` at a time. Raises RuntimeError if one failed."""
+@contextmanager
+def local_ray(world: dict[str, Any]) -> Iterator[None]:
+    """Ray on this machine, with as many CPUs as the world's workers have threads, inside the block."""
     folder = tempfile.mkdtemp(prefix="bench-", dir="/tmp")  # Ray's sockets need a short path
     try:
         ray.init(
@@ -31,20 +34,31 @@ def run(trainable: Any, world: dict[str, Any], *, reuse_actors: bool) -> None:
             object_store_memory=128 * 2**20,
             _temp_dir=folder,
         )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_config(world: dict[str, Any]) -> tune.RunConfig:
+    """Where a run writes, and that it says nothing and keeps no checkpoints."""
+    return tune.RunConfig(
+        name="tune",
+        storage_path=str(Path(world["output"]).resolve()),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        verbose=0,
+    )
+
+
+def run(trainable: Any, world: dict[str, Any], *, reuse_actors: bool) -> None:
+    """Train every configuration once, `workers` at a time. Raises RuntimeError if one failed."""
+    with local_ray(world):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": world["threads"]}),
             param_space={"number": tune.grid_search(list(range(len(world["configurations"])))), "world": world},
             tune_config=tune.TuneConfig(reuse_actors=reuse_actors, max_concurrent_trials=world["workers"]),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(Path(world["output"]).resolve()),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
+            run_config=run_config(world),
         )
         results = tuner.fit()
         if results.errors:
             raise RuntimeError(f"{results.num_errors} trials failed, the first with: {results.errors[0]}")
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
