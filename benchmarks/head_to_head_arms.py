@@ -108,7 +108,7 @@ def run_arm(arm: str, world: World, folder: Path, *, seed: int, terms: Terms, ti
 
 
 def _search(world: World, folder: Path, seed: int, terms: Terms, watch: _Watch) -> None:
-    """As a user begins: `automl init`, the rows put in, `automl search`."""
+    """Begin as a user does: `automl init`, the rows put in, `automl search`."""
     automl = [sys.executable, "-m", "automl.cli.main"]
     watch.run([*automl, "init", world.model, world.files["train"], "--study", STUDY, "-o", "space.yaml"])
     path = folder / "space.yaml"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers.utils import logging
 
 from automl.models.backbone import resolve_model, skeleton
 from automl.models.inventory import resolve_targets
@@ -28,7 +29,7 @@ from benchmarks.squeeze_world import TextSet, write_part
 SPLITS = ("train", "validation", "test")
 STUDY = "head-to-head"
 EVALUATIONS = 8
-"""Of a full trial of the others, all on the same rows: rungs at 1, 2, 4 and 8 of them. Ours are those of `init`."""
+"""A full trial of the others has so many, all on the same rows: rungs at 1, 2, 4 and 8. Ours has those of `init`."""
 
 SETS = {
     each.name: each
@@ -178,5 +179,6 @@ def train_anew(job: Anew) -> dict[str, Any]:
 def _loop(document: str) -> tuple[PeftLoop, dict[str, Any], dict[str, Any]]:
     """A process goes on with the model and the rows that it has."""
     world = json.loads(Path(document).read_text(encoding="utf-8"))
+    logging.disable_progress_bar()  # one for each process would hide what is said
     loop = PeftLoop(world)
     return loop, {split: loop.rows(split) for split in ("validation", "test")}, world

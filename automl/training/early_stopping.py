@@ -7,21 +7,28 @@ undisturbed one does. Values are compared only if they were measured on the same
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from automl.metric import METRICS
 from automl.trial import Measurement, TrialSpec
 
-PATIENCE = 2
-"""Evaluations without a better value after which a trial may end itself."""
 
-SHARE = 1 / 6
-"""Share of a full trial's steps that must have passed since its best evaluation besides."""
+class Limits(NamedTuple):
+    """From where on a trial may end itself.
 
-LEARNT = 0.02
-"""Share of the first training loss below which a fall of it is none."""
+    patience: evaluations without a better value.
+    share: of a full trial's steps that must have passed since its best evaluation besides.
+    learnt: share of the first training loss below which a fall of it is none.
+    risen: share by which the training loss must be above that of the best evaluation for a trial to diverge.
+    """
 
-RISEN = 0.1
-"""Share by which the training loss must be above that of the best evaluation for a trial to diverge."""
+    patience: int = 2
+    share: float = 1 / 6
+    learnt: float = 0.02
+    risen: float = 0.1
+
+
+LIMITS = Limits()
 
 _SINCE_WHEN_FLAT = 1 / 3
 """Share of its steps before which no trial is called flat: the learning rate may still be warming up."""
@@ -44,30 +51,30 @@ def steps_to_keep(spec: TrialSpec, measurements: Sequence[Measurement]) -> set[i
     return {item.step for item in found if item is not None}
 
 
-def reason_to_stop(spec: TrialSpec, measurements: Sequence[Measurement]) -> str:
+def reason_to_stop(spec: TrialSpec, measurements: Sequence[Measurement], limits: Limits = LIMITS) -> str:
     """Why the trial should end at its newest measurement, in words; empty if it should go on.
 
     It overfits if the training loss falls while the metric, and the loss on the evaluation rows where that is measured
     besides, are worse than at its best evaluation; it diverges if the training loss has come back to where it began;
-    it is flat if nothing was learnt. Each only after PATIENCE evaluations, and SHARE of its steps, without a better
-    value.
+    it is flat if nothing was learnt. Each only after so many evaluations, and such a share of its steps, without a
+    better value.
     """
     best = best_of(spec, measurements) if spec.early_stopping else None
     if best is None or measurements[-1].step >= spec.last_step:
         return ""
     since = [item for item in measurements if item.step > best.step and _rows(spec, item) == _rows(spec, best)]
     now, first = measurements[-1], measurements[0].training_loss
-    if len(since) < PATIENCE or since[-1] is not now or now.step - best.step < SHARE * spec.steps:
+    if len(since) < limits.patience or since[-1] is not now or now.step - best.step < limits.share * spec.steps:
         return ""
     then = best.training_loss
     if first is None or then is None or now.training_loss is None:
         return ""
-    if now.training_loss > then + RISEN * abs(then) and now.training_loss >= first - LEARNT * abs(first):
+    if now.training_loss > then + limits.risen * abs(then) and now.training_loss >= first - limits.learnt * abs(first):
         return f"diverges since step {best.step}"
-    if now.training_loss < then and all(_is_worse(spec, item, best) for item in since[-PATIENCE:]):
+    if now.training_loss < then and all(_is_worse(spec, item, best) for item in since[-limits.patience :]):
         return f"overfits since step {best.step}"
     lowest = min(item.training_loss for item in measurements if item.training_loss is not None)
-    if lowest > first - LEARNT * abs(first) and now.step >= _SINCE_WHEN_FLAT * spec.steps:
+    if lowest > first - limits.learnt * abs(first) and now.step >= _SINCE_WHEN_FLAT * spec.steps:
         return f"flat since step {best.step}"
     return ""
 
