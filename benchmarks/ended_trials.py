@@ -68,7 +68,7 @@ class Curves(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One search. limits: as text, or NEVER. losses: one of LOSSES."""
+    """One search. limits: as text, or NEVER. losses: one of LOSSES. evaluations: of a trial; 0 = all there are."""
 
     kind: str
     task: str
@@ -78,6 +78,7 @@ class Job(NamedTuple):
     workers: int
     seed: int
     trials: int
+    evaluations: int
     folder: str
 
     @property
@@ -117,6 +118,20 @@ class Ground(NamedTuple):
     metric: str
     test: Floats
     curves: Curves
+
+    def of_few(self, evaluations: int) -> Ground:
+        """A task with so many of its evaluations, evenly spaced, the last among them; 0 = all there are."""
+        length = self.table.evaluations
+        if not 0 < evaluations < length:
+            return self
+        places = np.round(np.linspace(length / evaluations, length, evaluations)).astype(int) - 1
+        training, rows = self.curves
+        return Ground(
+            replace(self.table, curves=self.table.curves[:, places]),
+            self.metric,
+            self.test[:, places],
+            Curves(training[:, places], None if rows is None else rows[:, places]),
+        )
 
 
 def ground_of(kind: str, task: str, folder: Path, losses: str) -> Ground:
@@ -204,7 +219,7 @@ class EndingHost:
 
 def run_job(job: Job) -> dict[str, Any]:
     """One search: its share of an unpruned search's steps, and its winner's place and regret on test rows."""
-    ground = ground_of(job.kind, job.task, Path(job.folder), job.losses)
+    ground = ground_of(job.kind, job.task, Path(job.folder), job.losses).of_few(job.evaluations)
     table, limits = ground.table, limits_of(job.limits)
     host = EndingHost(
         host=TableHost(table, metric=ground.metric, capacity=job.workers),
@@ -261,7 +276,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     arms = [(pruner, limits, losses) for limits in args.limits for pruner in args.pruners for losses in args.losses]
     plain = [(pruner, NEVER, args.losses[0]) for pruner in dict.fromkeys(("none", *args.pruners))]
     return [
-        Job(kind, task, *arm, workers, seed, args.trials, str(folder))
+        Job(kind, task, *arm, workers, seed, args.trials, args.evaluations, str(folder))
         for arm in dict.fromkeys((*plain, *arms))
         for kind in args.tables
         for folder in [args.trainings if kind in LORA else args.data]
@@ -401,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options.add_argument("--tolerance", type=float, default=0.005, help="regret that other limits may cost")
     options.add_argument("--trials", type=int, default=TRIALS, help="of a search")
+    options.add_argument("--evaluations", type=int, default=0, help="of a trial, evenly spaced; 0 = all there are")
     options.add_argument("--seeds", type=int, default=20)
     options.add_argument("--first-seed", type=int, default=200)
     options.add_argument("--workers", type=numbers, default=(1,), metavar="N,N,…", help="trials at once")

@@ -58,7 +58,6 @@ def main() -> None:
         ),
         n_workers=world["workers"],
         sleep_time=1.0,
-        max_failures=1000,
     ).run()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def trainable(config: dict[str, Any], world: dict[str, Any]) -> None:
     """One trial, in an actor that may have had others before."""
     from benchmarks.baselines.search import train
 
-    number = int(tune.get_context().get_trial_id().rsplit("_", 1)[-1])
+    number = zlib.crc32(tune.get_context().get_trial_id().encode()) % 1_000_000  # it is no number where Optuna searches
     train(world, number, config, tune.report)
 
 

@@ -41,11 +41,12 @@ def local_ray(world: dict[str, Any]) -> Iterator[None]:
 
 
 def run_config(world: dict[str, Any]) -> tune.RunConfig:
-    """Where a run writes, and that it says nothing and keeps no checkpoints."""
+    """Where a run writes, and that it says nothing, keeps no checkpoints, and ends where a trial fails."""
     return tune.RunConfig(
         name="tune",
         storage_path=str(Path(world["output"]).resolve()),
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        failure_config=tune.FailureConfig(fail_fast=True),
         verbose=0,
     )
 

@@ -54,6 +54,7 @@ def job(folder: Path, **changes: Any) -> Job:
         "workers": 1,
         "seed": 1,
         "trials": 6,
+        "evaluations": 0,
         "folder": str(folder),
     }
     return Job(**base | changes)
@@ -73,6 +74,14 @@ def test_training_losses_that_are_made_up_bound_what_is_ended(trainings: Path) -
     assert least["ends"].get("overfits", 0) == 0
     assert most["ends"]["overfits"] > 0
     assert most["steps"] < least["steps"] <= 1.0
+
+
+def test_a_trial_may_be_measured_less_often(trainings: Path) -> None:
+    ground = ended_trials.ground_of("lora", "one", trainings, "recorded").of_few(3)
+    whole = ended_trials.ground_of("lora", "one", trainings, "recorded")
+    assert ground.table.evaluations == ground.test.shape[1] == ground.curves.training.shape[1] == 3
+    assert (ground.table.curves == whole.table.curves[:, [3, 7, 11]]).all()
+    assert run_job(job(trainings, limits=NEVER, evaluations=3))["steps"] == 1.0
 
 
 def test_a_loss_falls_on_unless_it_is_back_where_it_began() -> None:
