@@ -8,6 +8,7 @@ mixtures of experts) cannot be run so; then a linear layer is charged its input 
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ from automl.models.inventory import head_modules, linear_layers
 from automl.models.quantised import is_quantised
 
 logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 128
+"""Rows of which there are logits at once where the output layer of a pack computes the loss itself."""
 
 COUNTED = 64
 """Tokens of the rows that are run unless the caller says otherwise."""
@@ -48,7 +52,8 @@ class Activations(NamedTuple):
     """Bytes that one row of so many tokens keeps for the backward pass.
 
     rest: outside of the blocks. head: from the output over the vocabulary on. widest: the largest tensor of a block.
-    is_counted: False if the network could not be run without numbers.
+    is_counted: False if the network could not be run without numbers. is_bare: the logits are known to be what the
+    output over the vocabulary says, unchanged, at the places that it is asked for.
     """
 
     tokens: int
@@ -57,6 +62,7 @@ class Activations(NamedTuple):
     head: int
     widest: int
     is_counted: bool
+    is_bare: bool = False
 
     @property
     def depth(self) -> int:
@@ -291,20 +297,25 @@ def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
         block.register_forward_pre_hook(lambda _, given, number=number: ledger.enter(number, given))
         block.register_forward_hook(lambda *_: ledger.leave())
     _, output = _output(model)
+    said = []
     if output is not None:
         output.register_forward_pre_hook(lambda *_: ledger.enter(_HEAD))
+        output.register_forward_hook(lambda _, __, found: said.append(found))
     for module in begins:
         module.register_forward_hook(lambda _, __, found: found.requires_grad_())
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=key.dtype == "bf16")
     with mode, half, saved_tensors_hooks(ledger.note, lambda tensor: tensor):
-        loss = _loss(_logits(network, _batch(tokens, is_joined=key.is_joined)))
+        logits = _logits(network, _batch(tokens, is_joined=key.is_joined))
+        loss = _loss(logits)
     assert loss.requires_grad, "nothing is trained"
     found = tuple(
         Block(kind.times, ledger.sizes.get(number, 0) // _ROWS, ledger.given.get(number, 0) // _ROWS)
         for number, kind in enumerate(kinds)
     )
     rest, head = ledger.sizes.get(_AROUND, 0) // _ROWS, ledger.sizes.get(_HEAD, 0) // _ROWS
-    return Activations(tokens, found, rest, head, ledger.widest // _ROWS, True)
+    is_asked = "logits_to_keep" in inspect.signature(network.forward).parameters
+    is_bare = is_asked and any(each is logits and not logits._version for each in said)
+    return Activations(tokens, found, rest, head, ledger.widest // _ROWS, True, is_bare)
 
 
 def _batch(tokens: int, *, is_joined: bool) -> dict[str, Tensor]:

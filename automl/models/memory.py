@@ -11,9 +11,10 @@ from torch import nn
 from automl.errors import TargetError
 from automl.lora import Hyperparameters
 from automl.methods.registry import METHODS
-from automl.models.activations import COUNTED, activations, bound, vocabulary
+from automl.models.activations import COUNTED, ROWS_AT_ONCE, activations, bound, vocabulary
 from automl.models.inventory import head_parameters, quantised_layers, resolve_targets
 from automl.models.quantisation import bytes_per_weight
+from automl.models.quantised import is_quantised
 from automl.space.spec import Quantization
 
 _WIDTHS = {"fp32": 4, "bf16": 2}
@@ -74,14 +75,16 @@ def estimate_bytes(
     is_packed: bool = False,
     is_bound: bool = False,
     is_joined: bool = False,
+    is_banked: bool = False,
 ) -> MemoryEstimate:
     """Memory of training one adapter with `tokens` tokens, padding included, in a micro-batch; within about 10 %.
 
     rows: of the micro-batch, for methods that keep something for each of them. length: tokens of a row, which matters
     if `attention` is `eager`. recompute: with gradient checkpointing. quantization: how the backbone is held. device:
     its type. is_packed: by the trainer of packs, in which adapted layers that read the same share it; PEFT's have a
-    copy each in bfloat16. is_bound: say more than it can be, but at once: nothing is counted. is_joined: rows are
-    blocks of `length` tokens, which have a mask of so many squared.
+    copy each in bfloat16; one by one and not in a bank (is_banked), their losses never see all logits at once.
+    is_bound: say more than it can be, but at once: nothing is counted. is_joined: rows are blocks of `length` tokens,
+    which have a mask of so many squared.
 
     What the backbone keeps is counted (`automl.models.activations`); what the adapter itself adds the method says.
     """
@@ -109,7 +112,9 @@ def estimate_bytes(
     kept += width * tokens * (added.per_token + owned) / (found.depth if recompute else 1)
     if is_bound and is_joined:
         kept += 4 * length * tokens * found.depth  # masks
-    loss = tokens * vocabulary(model) * _LOSS_WIDTH
+    in_parts = is_packed and not is_banked and found.is_bare
+    loss = (min(tokens, ROWS_AT_ONCE) if in_parts else tokens) * vocabulary(model) * _LOSS_WIDTH
+    loss += _output_at_hand(model) if in_parts else 0
     trained = added.parameters + head_parameters(model)
     return MemoryEstimate(
         backbone=backbone_bytes(model, width, quantization),
@@ -117,10 +122,20 @@ def estimate_bytes(
         activations=round(kept)
         + 4 * (rows * added.per_row + added.per_pass)
         + (width * added.parameters if owned else 0),
-        logits=round(share * found.head) + loss,
+        logits=loss if in_parts else round(share * found.head) + loss,
         working=max(0, round(share * found.widest * _ON_THE_WAY) - loss),
         update=4 * trained if device == "cuda" else 0,  # torch's AdamW over all parameters at once (foreach)
     )
+
+
+def _output_at_hand(model: nn.Module) -> int:
+    """Bytes of the output layer's weights in bfloat16, which a pack in bf16h makes for its losses if the rest is
+    quantised.
+    """
+    if not any(map(is_quantised, model.modules())):
+        return 0
+    output: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+    return 2 * output.weight.numel()
 
 
 def backbone_bytes(model: nn.Module, width: int, quantization: Quantization | None) -> int:

@@ -23,6 +23,7 @@ from torch import Tensor
 from automl.packed import lora_batched, lora_loop
 from automl.packed.kernels import Kernel
 from automl.packed.segments import Pack, Segment, Segmentation
+from automl.packed.token_losses import token_losses
 
 
 class PackedLinear:
@@ -34,6 +35,8 @@ class PackedLinear:
     """
 
     is_narrow = False
+    gives_logits = True
+    """Until it is seen that the model goes on with what this layer, its output over a vocabulary, says."""
 
     def __init__(
         self, path: str, kernel: Kernel, segmentation: Segmentation | None, *, dtype: torch.dtype, device: torch.device
@@ -56,6 +59,11 @@ class PackedLinear:
         y: Tensor = _Packed.apply(flat, self.anchor if segments else None, self, segments, per_row)  # type: ignore[no-untyped-call]
         # Shaped out here: models may change what a layer returns in place, but not a view that a Function made.
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def losses(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of the targets, (M,) float32, by what the layer says of x, (M, I). Nobody adapts it."""
+        with _own_types(x.device.type):
+            return token_losses(self.kernel, x.to(self.dtype), targets)
 
     def _segments(self) -> Pack | Sequence[Segment]:
         """Whose low-rank updates belong here; empty if nobody's do."""

@@ -84,7 +84,7 @@ def _forward(path: str, segment: Segment, x: Tensor, y: Tensor, per_row: int, is
     if mask is not None:
         mask = mask.reshape(own.shape)
         own = own * mask
-    h = own @ low_rank.a.t()  # (M, R)
+    h = (low_rank.a @ own.t()).t()  # (M, R); twice as fast as the product that is R wide
     y[rows].addmm_(h, low_rank.b.t(), alpha=scaling)
     if (part := low_rank.part) is not None:  # of the weight, which dropout leaves alone
         y[rows].addmm_(x[rows] @ part.a.t(), part.b.t(), alpha=-part.scaling)
@@ -94,10 +94,10 @@ def _forward(path: str, segment: Segment, x: Tensor, y: Tensor, per_row: int, is
 def _backward(slot: Saved, g: Tensor, dx: Tensor | None) -> None:
     rows, (a, b, a_grad, b_grad, part), scaling, x, h, mask = slot
     own = g[rows]  # (M, O)
-    b_grad.add_((h.t() @ own).t(), alpha=scaling)  # twice as fast as the product that is R wide
+    b_grad.add_((h.t() @ own).t(), alpha=scaling)
     if a_grad is None and dx is None:
         return
-    gh = (own @ b).mul_(scaling)  # (M, R)
+    gh = (b.t() @ own.t()).mul_(scaling).t()  # (M, R)
     if a_grad is not None and x is not None:
         a_grad.addmm_(gh.t(), x)
     if dx is None:

@@ -128,6 +128,7 @@ def pack_bytes(
         targets=targets,
         recompute=recompute,
         is_packed=True,
+        is_banked=device != "cpu",
         is_bound=is_bound,
         length=block or COUNTED,
         is_joined=block > 0,

@@ -359,7 +359,8 @@ class PackedTrainer:
             parts = [part for turn, where in noise for part in turn.member.noisy_rows(turn.micro, where.start)]
             with noisy(self.model, parts):
                 outputs = backbone.body.run(calls)
-            losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
+            with backbone.around_losses(len(turns)):
+                losses = [self._loss(turn, outputs, index) for index, turn in enumerate(turns)]
             outputs.backward()
         return losses
 

@@ -253,13 +253,17 @@ def leading_tokens(tokenizer: Any) -> list[int]:
 def target_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy of every target token of the batch, (M,) float32, rows in order.
 
-    Logits are computed at targets alone. The sum over M equals the model's own loss times M.
+    Logits are computed at targets alone, and where the output layer is frozen in a pack never as a whole. The sum over
+    M equals the model's own loss times M.
     """
     columns = target_columns(batch["labels"])  # (C,)
     targets = batch["labels"][:, columns + 1].flatten()  # (N * C,); column t is predicted at position t
     chosen = (targets != IGNORED).nonzero().squeeze(1)  # (M,)
     # virtual tokens are positions before the first token: columns are counted from the end then
     places = columns - batch["labels"].shape[1] if has_virtual_tokens(model) else columns
+    losses = _losses_at(model, batch, places, chosen, targets[chosen])
+    if losses is not None:
+        return losses
     logits = _logits_at(model, batch, places, chosen)  # (M, V)
     return functional.cross_entropy(logits.float(), targets[chosen], reduction="none")
 
@@ -286,6 +290,46 @@ def losses_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return losses.new_zeros(beyond + 1).index_copy(0, places, losses)[:-1].view(rows, -1).sum(dim=1)
 
 
+def _losses_at(
+    model: torch.nn.Module, batch: Batch, columns: torch.Tensor, chosen: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor | None:
+    """Cross-entropy of these targets at the places that `_logits_at` is given, if the output layer computes it itself.
+
+    A frozen one in a pack does (`automl.packed.linear`), so that there are never logits of all places at once. None if
+    it does not, or if the model changes what the layer says, as by a cap: seen when it is asked first.
+    """
+    inner = _inner(model)
+    output = inner.get_output_embeddings()
+    layer: Any = getattr(output, "forward", None)
+    if not getattr(layer, "gives_logits", False) or not _can_choose_places(inner):
+        return None
+    told = []
+
+    def losses(x: torch.Tensor) -> torch.Tensor:
+        told.append(layer.losses(_picked(x, chosen), targets))
+        # what the model may look at instead of logits, of their shape; without memory
+        told.append(torch.zeros((), device=x.device).expand(1, len(chosen), output.out_features))
+        return told[-1]
+
+    output.forward = losses
+    try:
+        found = call(model, **_inputs(inner, batch), logits_to_keep=columns).logits
+    finally:
+        output.forward = layer
+    layer.gives_logits = bool(told) and found is told[-1] and not found._version
+    return told[0] if layer.gives_logits else None
+
+
+def _can_choose_places(model: torch.nn.Module) -> bool:
+    """Whether a language model can compute the logits of single columns."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _inputs(inner: Any, batch: Batch) -> dict[str, Any]:
+    """What a language model is called with."""
+    return {"input_ids": batch["input_ids"], **attention_of(inner, batch), "use_cache": False}
+
+
 def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Logits at chosen ones, (M,), of the N * C places at these columns of all rows, (M, V).
 
@@ -293,8 +337,8 @@ def _logits_at(model: torch.nn.Module, batch: Batch, columns: torch.Tensor, chos
     output layer is given these alone, where the model can compute single columns and asks its layer for them.
     """
     inner = _inner(model)
-    inputs = {"input_ids": batch["input_ids"], **attention_of(inner, batch), "use_cache": False}
-    if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+    inputs = _inputs(inner, batch)
+    if not _can_choose_places(inner):
         return _picked(call(model, **inputs).logits[:, columns], chosen)
     asked = []
 
