@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,9 +28,15 @@ from automl.methods.registry import METHODS
 from automl.methods.settings import chosen
 from automl.models.backbone import without_dropout
 from automl.models.inventory import head_modules, resolve_targets
-from automl.models.memory import estimate_bytes
+from automl.models.memory import backbone_bytes, estimate_bytes
+from automl.packed import PackedTrainer, Workload
+from automl.packed.memory import pack_bytes
+from automl.space.spec import DataSettings, TaskSettings
+from automl.tasks import make_task
 from automl.tasks.joining import POSITIONS, attention_of
 from automl.training import optim
+from benchmarks.plain_peft import run_rounds
+from benchmarks.shapes import PadOnly, trial
 
 LLAMA = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "pad_token_id": 0}
 _STACK = {"layers": 4, "attention_heads": 8, "ffn_dim": 1024}
@@ -57,7 +64,10 @@ _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_
 
 
 class Case(NamedTuple):
-    """model: a name of MODELS. own: settings of the method. joined: rows are blocks of four."""
+    """model: a name of MODELS. own: settings of the method. joined: rows are blocks of four.
+
+    slots: trials of a pack, which learn all tokens of a row; 0: one trial alone.
+    """
 
     model: str
     method: str
@@ -67,9 +77,10 @@ class Case(NamedTuple):
     rows: int = 4
     length: int = 128
     joined: bool = False
+    slots: int = 0
 
     def __str__(self) -> str:
-        marks = " dropout" * (self.dropout > 0) + " joined" * self.joined
+        marks = " dropout" * (self.dropout > 0) + " joined" * self.joined + " packed" * (self.slots > 0)
         return f"{self.model} {self.method} {self.precision}{marks}" + "".join(f" {value}" for _, value in self.own)
 
 
@@ -82,6 +93,7 @@ CASES: tuple[Case, ...] = (
     *(Case("llama", method) for method in ("adalora", "ia3", "prompt", "prefix", "adapter")),
     *(Case("bert", method) for method in ("ia3", "bitfit", "adapter")),
     Case("llama", "adapter", own=(("adapter_place", "parallel"),)),
+    *(Case(model, "lora", slots=2) for model in ("llama", "gpt2", "gemma3_text", "qwen3")),
 )
 QUICK: tuple[Case, ...] = (
     Case("qwen3", "lora", length=64),
@@ -89,6 +101,7 @@ QUICK: tuple[Case, ...] = (
     Case("llama", "adapter", length=64),
     Case("t5", "lora", length=64),
     Case("llama", "lora", length=128, joined=True),
+    Case("llama", "lora", slots=2),
 )
 
 
@@ -183,6 +196,39 @@ class Training:
         return attention_of(self._backbone, {"input_ids": ids, POSITIONS: positions.expand_as(ids)})
 
 
+class Pack:
+    """Trials of a case that are ready to be trained together. planned: as of `Training`."""
+
+    def __init__(self, case: Case) -> None:
+        model = network(case)
+        hyper = Hyperparameters(method=case.method, rank=8, dropout=case.dropout, batch_size=case.rows)
+        tokens, every = case.rows * case.length, case.slots * case.rows * case.length
+        self.planned = backbone_bytes(model, 4, None)
+        self.planned += pack_bytes(model, hyper, slots=case.slots, tokens=tokens, token_budget=every)
+        settings = TaskSettings(
+            type="completion", data=DataSettings(kind="files"), metric="loss", max_length=case.length
+        )
+        draw = random.Random(1)
+        drawn = [[draw.randrange(3, 1900) for _ in range(case.length)] for _ in range(16)]
+        rows = [{"input_ids": ids, "labels": ids} for ids in drawn]
+        load = Workload(task=make_task(settings), train_rows=rows, evaluation_rows=rows, tokenizer=PadOnly())
+        # torch's own products: the plan leaves to the caller what kernels keep of frozen weights
+        self._trainer = PackedTrainer(model, load, kernel="torch-fp32", token_budget=every)
+        self._hyper, self._slots = hyper, case.slots
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The backbone's; what trials have comes with them."""
+        yield from (*self._trainer.model.parameters(), *self._trainer.model.buffers())
+
+    def run(self) -> None:
+        """Two steps of every trial."""
+        for number in range(self._slots):
+            self._trainer.admit(
+                trial(number, batch_size=self._hyper.batch_size, target=self._hyper.target, rank=self._hyper.rank)
+            )
+        run_rounds(self._trainer, 2)
+
+
 def network(case: Case) -> nn.Module:
     """The case's network, frozen, of random numbers."""
     general = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 2000, "max_position_embeddings": 512}
@@ -213,7 +259,7 @@ def planned(model: nn.Module, hyper: Hyperparameters, case: Case) -> int:
 
 def measure(case: Case) -> Measured:
     """Living tensors at the peak of the case's steps."""
-    training = Training(case)
+    training = Pack(case) if case.slots else Training(case)
     with _Living(training.tensors()) as living:
         training.run()
     return Measured(str(case), training.planned, living.peak)
