@@ -259,7 +259,7 @@ def planned(model: nn.Module, hyper: Hyperparameters, case: Case) -> int:
 
 def measure(case: Case) -> Measured:
     """Living tensors at the peak of the case's steps."""
-    training = Pack(case) if case.slots else Training(case)
+    training: Pack | Training = Pack(case) if case.slots else Training(case)
     with _Living(training.tensors()) as living:
         training.run()
     return Measured(str(case), training.planned, living.peak)

@@ -297,7 +297,7 @@ def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
         block.register_forward_pre_hook(lambda _, given, number=number: ledger.enter(number, given))
         block.register_forward_hook(lambda *_: ledger.leave())
     _, output = _output(model)
-    said = []
+    said: list[object] = []
     if output is not None:
         output.register_forward_pre_hook(lambda *_: ledger.enter(_HEAD))
         output.register_forward_hook(lambda _, __, found: said.append(found))

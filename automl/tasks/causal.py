@@ -303,7 +303,7 @@ def _losses_at(
     layer: Any = getattr(output, "forward", None)
     if not getattr(layer, "gives_logits", False) or not _can_choose_places(inner):
         return None
-    told = []
+    told: list[torch.Tensor] = []
 
     def losses(x: torch.Tensor) -> torch.Tensor:
         told.append(layer.losses(_picked(x, chosen), targets))
