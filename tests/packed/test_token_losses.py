@@ -96,7 +96,7 @@ def test_a_model_that_changes_what_its_output_says_is_asked_for_logits(
         backbone = PackedBackbone(model, targets={}, precision="fp32", kernel="torch-fp32", recompute=False)
         with backbone.segmentation.alone(None):
             found = [target_losses(model, batch) for _ in range(2)]
-    layer: Any = model.get_output_embeddings().forward  # type: ignore[operator]
+    layer: Any = model.get_output_embeddings().forward
     assert layer.gives_logits is is_used
     backbone.close()
     assert all(torch.allclose(each, wanted, rtol=1e-6) for each in found)
