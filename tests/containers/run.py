@@ -1,181 +1,169 @@
-"""Runs docker-compose.yml in containers, as a project of its own beside any other, and checks what the guide promises.
+"""Builds and runs docker-compose.yml in containers, beside any other, and checks what docs/operations.md promises.
 
-    python -m tests.containers.run [--no-build] [--override FILE]
+    ./scripts/containers [--install] [--no-build] [--keep] [--override FILE]
 
-A sweep is submitted, the head of the Ray cluster is killed in the middle of it, and all trials must be counted once.
-The documented schedule is added, a number of workers outlives the next `up`, and a backup is copied out. Not part of
-the tests: it needs a container engine, the base images, and ten minutes. The image is built as `automl-lora:local`.
+A sweep is submitted and everything is killed once in the midst of it: all trials must be counted once, with the values
+of an undisturbed sweep. Volumes are destroyed and restored from a backup. Users, ports, routes and the places where
+a secret could be seen are looked at.
+
+Exit codes: 0 everything is as promised, 1 it is not, 2 it cannot be tried here, 130 interrupted. Without an engine that
+answers, root gets one that ends with the run. Its base images, if it can pull none, are made from Debian's packages
+(tests/containers/images): the project's image is then built on Debian's Python and PostgreSQL.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import http.server
 import json
 import os
 import re
-import secrets
-import shlex
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import threading
 import time
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tests.sweep.tiny_world import make_world
+from tests.containers.composed import PROJECT, Composed, make_folder, run, say
+from tests.containers.engine import engine, why_not
+from tests.containers.story import check
 
-ROOT = Path(__file__).parents[2]
-SECRETS = ("database_admin", "database_owner", "database_rw", "database_web", "dashboard_token", "ray_token")
-STAYING = ("database", "ray-head", "ray-worker", "scheduler", "web")
-TRIALS = 6
-
-
-class Composed:
-    """The service in a folder of its own, as project `automl-trial`, its pages on another port than the default."""
-
-    def __init__(self, folder: Path, overrides: list[str]) -> None:
-        self._folder = folder
-        files = ["docker-compose.yml", *overrides]
-        self._command = ["docker", "compose", "--project-name=automl-trial", *(f"--file={each}" for each in files)]
-        self._environment = {**os.environ, "AUTOML_PORT": "18321", "AUTOML_WORKERS": "2"}
-
-    def __call__(self, line: str) -> str:
-        """What `docker compose` says to a line of words as of a shell. It must succeed."""
-        begun = time.monotonic()
-        command = [*self._command, *shlex.split(line)]
-        done = subprocess.run(command, cwd=self._folder, env=self._environment, capture_output=True, check=False)
-        if done.returncode != 0:
-            sys.exit(f"docker compose {line}: {done.stderr.decode()[-2000:]}")
-        if (took := time.monotonic() - begun) >= 1:
-            _say(f"docker compose {line} ({took:.0f} s)")
-        return done.stdout.decode(errors="replace")
-
-    def ask(self, path: str, body: object = None) -> Any:
-        """An answer of the API; {} while it gives none."""
-        token = (self._folder / "secrets" / "dashboard_token").read_text(encoding="utf-8").strip()
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-        content = json.dumps(body).encode() if body else None
-        request = urllib.request.Request(f"http://127.0.0.1:18321/api/v1{path}", content, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return json.load(answer)
-        except OSError:
-            return {}
+IMAGES = Path(__file__).parent / "images"
+_TORCH_INDEX = os.environ.get("AUTOML_TORCH_INDEX", "")
+_INDEX_PORT = 18329
+"""Always the same: the layers of another index are built anew."""
 
 
-def main() -> None:
+def main() -> int:
     """Run it all; the first thing that is not as promised ends it with one line."""
-    options = argparse.ArgumentParser(description="Run docker-compose.yml in containers.")
+    options = argparse.ArgumentParser(prog="scripts/containers", description="Run docker-compose.yml in containers.")
+    options.add_argument("--install", action="store_true", help="first install the engine by apt-get (Debian, root)")
     options.add_argument("--no-build", action="store_true", help="use the image that is there")
+    options.add_argument("--keep", action="store_true", help="leave the containers running")
     options.add_argument("--override", action="append", default=[], type=os.path.abspath, help="another compose file")
     chosen = options.parse_args()
-    if why := _no_engine():
-        _say(f"skipped: {why}")
-        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    begun = time.monotonic()
+    try:
+        if chosen.install and (status := run("install", [str(IMAGES / "install")]))[0] != 0:
+            return _cannot(status[2][-2000:])
+        if why := why_not():
+            return _cannot(why)
+        with engine(keep=chosen.keep) as own:
+            _run(chosen, own=own)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    say(f"everything is as promised ({time.monotonic() - begun:.0f} s)")
+    return 0
+
+
+def _cannot(why: str) -> int:
+    sys.stderr.write(f"containers cannot be run here: {why}\n")
+    return 2
+
+
+def _run(chosen: argparse.Namespace, *, own: bool) -> None:
     os.umask(0o022)  # the users of the containers read what is made here
     folder = Path(tempfile.mkdtemp(prefix="automl-containers-"))
-    text = _make(folder)
     compose = Composed(folder, chosen.override)
     try:
+        space = make_folder(folder)
+        _remove(compose)
         if not chosen.no_build:
-            compose("build")
-        _check(compose, text)
+            _base_images(folder, own=own)
+            _build(compose)
+        check(compose, space)
+    except SystemExit:
+        _keep_logs(compose)
+        raise
     finally:
-        compose("down --volumes")
-        shutil.rmtree(folder)
-    _say("everything is as promised")
+        if chosen.keep:
+            host = f"DOCKER_HOST={os.environ['DOCKER_HOST']} " if own else ""
+            say(f"left running on port {compose.port}: cd {folder} && {host}docker compose -p {PROJECT} ps")
+        else:
+            _remove(compose)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _no_engine() -> str:
-    if shutil.which("docker") is None:
-        return "no program docker"
-    for words in (["info"], ["compose", "version"]):
-        if subprocess.run(["docker", *words], capture_output=True, check=False).returncode != 0:
-            return f"`docker {' '.join(words)}` fails"
-    return ""
+def _remove(compose: Composed) -> None:
+    """Containers, networks and volumes of this run, or of one before that could not."""
+    status, _, complaint = compose.attempt("--profile gpu down --volumes --remove-orphans --timeout=20")
+    if status != 0:
+        say(f"not removed: {complaint[-500:]}")
 
 
-def _make(folder: Path) -> str:
-    """The project's files, secrets and data as the guide says; the space file to submit."""
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
-    subprocess.run(["tar", "--extract"], cwd=folder, input=archive, check=True)
-    (folder / "secrets").mkdir(mode=0o700)
-    for name in SECRETS:
-        (folder / "secrets" / name).write_text(secrets.token_urlsafe(32) + "\n", encoding="utf-8")
-        (folder / "secrets" / name).chmod(0o444)
-    data = folder / "data"
-    space = make_world(data, trials=TRIALS, steps=400, executor="ray", slots=1).read_text(encoding="utf-8")
-    guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    (nightly,) = re.findall(r"```yaml\n# data/nightly.yaml\n(.*?)```", guide, flags=re.DOTALL)
-    (data / "nightly.yaml").write_text(nightly, encoding="utf-8")
-    shutil.copy(data / "data.jsonl", data / "train.jsonl")
-    (data / "model" / "model.safetensors").chmod(0o644)  # written for its owner alone
-    return space.replace(" ./", " data/")
+def _keep_logs(compose: Composed) -> None:
+    path = Path(tempfile.gettempdir(), "automl-containers.log")
+    path.write_bytes(compose.attempt("logs --no-color --timestamps")[1])
+    say(f"what the services said: {path}")
 
 
-def _check(compose: Composed, space: str) -> None:
-    compose("up --detach")
-    _wait("all services are healthy", lambda: _healthy(compose) == {*STAYING})
-    submitted = compose.ask("/submissions", {"space": space, "submitted_by": "a trial"})
-
-    def submission() -> dict[str, Any]:
-        answer: dict[str, Any] = compose.ask(f"/submissions/{submitted['id']}")
-        return answer
-
-    _wait("two trials have ended", lambda: _trials(compose).get("COMPLETE", 0) >= 2 or _has_ended(submission()))
-    compose("kill ray-head")
-    _wait("the sweep is interrupted", lambda: submission().get("state") not in ("RUNNING", None))
-    if submission()["state"] != "QUEUED":
-        sys.exit(f"not continued: {submission()}")
-    compose("up --detach")
-    _wait("the sweep ended", lambda: _has_ended(submission()))
-    if (submission()["state"], _trials(compose)) != ("DONE", {"COMPLETE": TRIALS}):
-        sys.exit(f"not every trial was counted once: {submission()}, {_trials(compose)}")
-    if compose.ask("/doctor").get("findings") != []:
-        sys.exit(f"the doctor found something: {compose.ask('/doctor')}")
-    _schedule_and_backup(compose)
-    compose("up --detach")
-    if (workers := len(compose("ps --quiet ray-worker").split())) != 2:
-        sys.exit(f"workers after another `up`: {workers} of 2")
+def _base_images(folder: Path, *, own: bool) -> None:
+    """Those of Dockerfile and docker-compose.yml are there, pulled, or, in an engine of our own, made."""
+    (python,) = set(re.findall(r"^FROM (python\S+)", (folder / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    (postgres,) = re.findall(r"image: (postgres\S+)", (folder / "docker-compose.yml").read_text(encoding="utf-8"))
+    if all(_is_there(image) for image in (python, postgres)):
+        return
+    if not own:
+        sys.exit(f"pull these images first, this engine has them not: {python} {postgres}")
+    status, _, complaint = run("base images from Debian's packages", [str(IMAGES / "make"), python, postgres])
+    if status != 0:
+        sys.exit(f"{IMAGES / 'make'}: {complaint[-2000:]}")
 
 
-def _schedule_and_backup(compose: Composed) -> None:
-    compose("exec -T scheduler automl schedule add data/nightly.yaml --cron '0 2 * * *' --timezone Europe/Berlin")
-    compose("run --rm -T migrate automl db backup /backups --keep 7")
-    listed = compose("run --rm --no-deps -T migrate tar --create --directory=/backups .")
-    if "automl-" not in listed:
-        sys.exit("the archive of the backups has no backup")
+def _is_there(image: str) -> bool:
+    """Whether the engine has it or can have it. A stand-in is made again, which its layers make quick."""
+    look = ["docker", "image", "inspect", '--format={{index .Config.Labels "automl.stand-in"}}', image]
+    status, label, _ = run("docker image inspect", look)
+    if status == 0 and label.strip() != b"true":
+        return True
+    return run(f"docker pull {image}", ["docker", "pull", "--quiet", image])[0] == 0
 
 
-def _has_ended(submission: dict[str, Any]) -> bool:
-    return submission.get("state") not in ("QUEUED", "RUNNING", None)
+def _build(compose: Composed) -> None:
+    """The project's image. torch comes from AUTOML_TORCH_INDEX, else as the pip of this machine gets it."""
+    with _index(compose.folder) if not _TORCH_INDEX else contextlib.nullcontext(_TORCH_INDEX) as index:
+        build = {"network": "host", "args": {"TORCH_INDEX": index}}
+        override = compose.folder / "build.json"
+        override.write_text(json.dumps({"services": {"roles": {"build": build}}}), encoding="utf-8")
+        compose(f"--file={override} build")
 
 
-def _healthy(compose: Composed) -> set[str]:
-    lines = [json.loads(line) for line in compose("ps --format=json").splitlines()]
-    return {each["Service"] for each in lines if each["Health"] == "healthy"}
+@contextlib.contextmanager
+def _index(folder: Path) -> Iterator[str]:
+    """Serve torch and what it needs, as pip downloads them here, to the build on this machine's loopback."""
+    (torch,) = re.findall(r'"(torch[^"]+)"', (folder / "Dockerfile").read_text(encoding="utf-8"))
+    wheels = folder / "wheels"
+    status, _, complaint = run(
+        f"pip download {torch}", [sys.executable, "-m", "pip", "download", "--quiet", f"--dest={wheels}", torch]
+    )
+    if status != 0:
+        sys.exit(f"pip download {torch}: {complaint[-2000:]}")
+    for wheel in list(wheels.iterdir()):
+        project = wheels / re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower()
+        project.mkdir()
+        wheel.rename(project / wheel.name)
+    handler = functools.partial(_Quiet, directory=str(wheels))
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", _INDEX_PORT), handler)
+    except OSError as error:
+        sys.exit(f"127.0.0.1:{_INDEX_PORT}, where the build would find torch: {error}; or set AUTOML_TORCH_INDEX")
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{_INDEX_PORT}/"
+        server.shutdown()
 
 
-def _trials(compose: Composed) -> dict[str, int]:
-    return dict(compose.ask("/studies/tiny").get("trials") or {})
-
-
-def _wait(what: str, is_so: Callable[[], bool], seconds: float = 600.0) -> None:
-    begun = time.monotonic()
-    while not is_so():
-        if time.monotonic() - begun > seconds:
-            sys.exit(f"not within {seconds:.0f} s: {what}")
-        time.sleep(2)
-    _say(f"{what} ({time.monotonic() - begun:.0f} s)")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *words: object) -> None:
+        """Say nothing of requests."""
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
