@@ -81,6 +81,7 @@ def test_a_search_that_lacks_trainings_anew_is_not_in_the_table(tmp_path: Path) 
     assert list(rows_of("trec", {key: run})) == []
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(tmp_path: Path, document: Document) -> None:
     given = ["--quick", "--arms", "trainer_median,syne_asha", "--workers", "1", "--work", str(tmp_path / "work")]
     found = document(head_to_head.main, given)
