@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from automl.importance.aggregate import spearman
+from automl.lora import Hyperparameters
 from automl.metric import METRICS, practical_margin
-from automl.verify.statistics import Estimate, joint_level, paired
+from automl.results.rank_gate import RankGate
+from automl.verify.arms import choose_comparisons
+from automl.verify.lower import rank_answer
+from automl.verify.plan import Arm, ArmKind, Plan, Training
+from automl.verify.protocol import Scores
+from automl.verify.statistics import Estimate, paired
 from benchmarks.report import table
 
 LEVEL = 0.95
@@ -22,15 +28,48 @@ MISSING = "–"
 
 
 class Gate(NamedTuple):
-    """What a verification would answer on whether the rank binds, and what the full comparison says of it."""
+    """What a verification answers on whether the rank binds, and what the full comparison says of it."""
 
-    answer: str
+    found: RankGate
     truth: str
 
     @property
-    def is_right(self) -> bool:
-        """Whether the answer is the truth; `not known` is not."""
-        return self.answer == self.truth
+    def is_right(self) -> bool | None:
+        """Whether the proven side is the truth; None if none is proven."""
+        return None if self.found.answer == "not known" else self.found.answer == self.truth
+
+    @property
+    def leans_right(self) -> bool | None:
+        """Whether the likelier side is, where none is proven; None if there is no likelier one."""
+        towards = self.found.lean and self.found.lean.towards
+        return None if towards is None else towards == self.truth
+
+    def __str__(self) -> str:
+        lean = self.found.lean
+        return self.found.answer if lean is None else f"{self.found.answer}; {lean.in_words}"
+
+
+class Asked(NamedTuple):
+    """How often a gate by some of the seeds was right: of so many choices of seeds, proven and leaning, and wrong."""
+
+    choices: int
+    proven: int
+    leaning: int
+    wrong_proofs: int
+    wrong_leans: int
+
+    @classmethod
+    def of(cls, gates: Sequence[Gate]) -> Asked:
+        """Count them."""
+        proofs, leans = [gate.is_right for gate in gates], [gate.leans_right for gate in gates]
+        return cls(len(gates), proofs.count(True), leans.count(True), proofs.count(False), leans.count(False))
+
+    def __str__(self) -> str:
+        silent = self.choices - sum(self[1:])
+        return (
+            f"proven {self.proven} right, {self.wrong_proofs} wrong; leaning {self.leaning} right, {self.wrong_leans}"
+            f" wrong; no lean {silent}; of {self.choices}"
+        )
 
 
 class Measured:
@@ -73,23 +112,18 @@ class Measured:
             (self._results[f"{arm}/{s}"]["rate"] for s in self.plan["seeds"] if f"{arm}/{s}" in self._results), None
         )
 
-    def difference(
-        self, arm: str, other: str, metric: str, *, level: float = LEVEL, most: int = 1000
-    ) -> Estimate | None:
-        """Metric of an arm minus that of another, paired by seed; None with fewer than two seeds of both.
-
-        most: seeds that are used, the first ones.
-        """
+    def difference(self, arm: str, other: str, metric: str) -> Estimate | None:
+        """Metric of an arm minus that of another, paired by seed; None with fewer than two seeds of both."""
         ours, theirs = self.values(arm, metric), self.values(other, metric)
-        seeds = [seed for seed in ours if seed in theirs][:most]
+        seeds = [seed for seed in ours if seed in theirs]
         if len(seeds) < 2:
             return None
         grain = 1.0 / self.plan["test"] if metric == "accuracy" else 0.0
-        return paired([ours[seed] - theirs[seed] for seed in seeds], level, grain=grain)
+        return paired([ours[seed] - theirs[seed] for seed in seeds], LEVEL, grain=grain)
 
-    def is_not_worse(self, arm: str, other: str, metric: str, *, level: float = LEVEL, most: int = 1000) -> bool | None:
+    def is_not_worse(self, arm: str, other: str, metric: str) -> bool | None:
         """Whether the interval rules out a loss of the margin of verifications: 1 % of the range, 2 % of a loss."""
-        found, value = self.difference(arm, other, metric, level=level, most=most), self.mean(other, metric)
+        found, value = self.difference(arm, other, metric), self.mean(other, metric)
         if found is None or value is None:
             return None
         margin = practical_margin(metric, value)
@@ -118,25 +152,79 @@ class Measured:
         return of[0] / of[1] if of else None
 
     def gate(self) -> Gate | None:
-        """By a half and a quarter of the rank on GATE_SEEDS, and by all ranks and seeds."""
-        lower = [self.small * factor for factor in (1, 2, 4)]
-        arms = [f"rank{rank}" for rank in (*lower, self.plan["rank"], 2 * self.plan["rank"])]
-        known = self.means(arms, self.metric)
-        if not known:
-            return None
-        best = max if METRICS[self.metric].direction == "maximize" else min
-        gain = METRICS[self.metric].gain(best(known[:3]), over=best(known[3:]))
-        truth = "does not bind" if gain >= -practical_margin(self.metric, known[3]) else "binds"
-        return Gate(self._answer(arms[1:3]), truth)
+        """By a half and a quarter of the rank on the first GATE_SEEDS, against all ranks on all seeds."""
+        seeds = self._gate_seeds()
+        return self._gate(seeds[:GATE_SEEDS], seeds) if len(seeds) >= GATE_SEEDS else None
 
-    def _answer(self, arms: Sequence[str]) -> str:
-        level = joint_level(len(arms))
-        held = [self.is_not_worse(arm, self.full, self.metric, level=level, most=GATE_SEEDS) for arm in arms]
-        if any(held):
-            return "does not bind"
-        found = self.difference(arms[-1], self.full, self.metric, level=level, most=GATE_SEEDS)
-        assert found is not None
-        return "not known" if found.low <= 0.0 <= found.high else "binds"
+    def gates(self, number: int, *, unseen: bool) -> list[Gate]:
+        """By every choice of so many of the seeds. unseen: against the seeds not chosen alone, else against all."""
+        seeds = self._gate_seeds()
+        chosen = combinations(seeds, number) if len(seeds) > number else ()
+        return [self._gate(by, [seed for seed in seeds if not (unseen and seed in by)]) for by in chosen]
+
+    def _gate_seeds(self) -> list[int]:
+        """Seeds with which every rank has been trained."""
+        found = [self.values(arm, self.metric) for arm in self._gate_arms()]
+        return [seed for seed in self.plan["seeds"] if all(seed in values for values in found)]
+
+    def _gate_arms(self) -> list[str]:
+        """From an eighth of the rank to twice of it."""
+        return [f"rank{self.small * 2**power}" for power in range(5)]
+
+    def _gate(self, seeds: Sequence[int], against: Sequence[int]) -> Gate:
+        """By these seeds; the truth by the means of the others."""
+        metric = METRICS[self.metric]
+        found = [self.values(arm, self.metric) for arm in self._gate_arms()]
+        means = [statistics.fmean(values[seed] for seed in against) for values in found]
+        losses = [metric.loss(value) for value in means]
+        is_free = min(losses[:3]) - min(losses[3:]) <= practical_margin(self.metric, means[3])
+        return Gate(self._answer(seeds), "does not bind" if is_free else "binds")
+
+    def _answer(self, seeds: Sequence[int]) -> RankGate:
+        """What a verification of the full rank by these seeds says, with a half and a quarter of it as lower ranks."""
+        rank = int(self.plan["rank"])
+        arms = [_arm(rank, "finalist", self.rate)] + [_arm(low, "lower", self.rate) for low in (rank // 4, rank // 2)]
+        full = statistics.fmean(self.values(self.full, self.metric)[seed] for seed in seeds)
+        plan = Plan(
+            study=self.plan["name"],
+            metric=self.metric,
+            steps=self.plan["steps"],
+            seeds=tuple(seeds),
+            tuning_seeds=(),
+            margin=practical_margin(self.metric, full),
+            arms=tuple(arms),
+            comparisons=tuple(choose_comparisons(arms)),
+            winner_value=full,
+            model="",
+            data="",
+            test="",
+            test_rows=self.plan["test"],
+            precision=self.plan["precision"],
+            majority={},
+        )
+        scores = Scores()
+        for arm in arms:
+            for seed, value in self.values(arm.name, self.metric).items():
+                training = Training(arm=arm.name, seed=seed, learning_rate=arm.learning_rates[0], split="test")
+                scores.add(training, {self.metric: value})
+        answer = rank_answer(plan, scores)
+        assert answer is not None
+        return answer
+
+
+def _arm(rank: int, kind: ArmKind, rate_of: Callable[[str], float | None]) -> Arm:
+    """The arm of a rank at its rate, as a verification has it."""
+    rate = rate_of(f"rank{rank}") or 0.0
+    return Arm(
+        name=f"rank{rank}",
+        title=f"rank {rank}",
+        kind=kind,
+        trial=0 if kind == "finalist" else None,
+        params={},
+        hyper=Hyperparameters(rank=rank, learning_rate=rate),
+        trainable_params=rank,
+        learning_rates=(rate,),
+    )
 
 
 def shown(found: Estimate | None) -> str:
@@ -150,6 +238,11 @@ def shown(found: Estimate | None) -> str:
 def plain(value: float | None, form: str = ".3f") -> str:
     """A number, or a dash."""
     return MISSING if value is None else format(value, form)
+
+
+def asked(gates: Sequence[Gate]) -> str:
+    """How often they were right, or a dash."""
+    return str(Asked.of(gates)) if gates else MISSING
 
 
 def yes(value: bool | None) -> str:
@@ -192,7 +285,12 @@ def rows_of(measured: Measured) -> dict[str, str]:
         f"recovered or trained at {small}: by validation loss, by test loss": " / ".join(
             m.better("recovered/global", trained, split) for split in ("validation", "test")
         ),
-        "rank binds: gate, truth": MISSING if gate is None else f"{gate.answer}; {gate.truth}",
+        "rank binds: gate by four seeds": MISSING if gate is None else str(gate),
+        "rank binds: truth by all": MISSING if gate is None else gate.truth,
+        "gate by every 4 of the seeds": asked(m.gates(4, unseen=False)),
+        "gate by every 4, truth by those it has not seen": asked(m.gates(4, unseen=True)),
+        "gate by every 3, truth by those it has not seen": asked(m.gates(3, unseen=True)),
+        "gate by every 2, truth by those it has not seen": asked(m.gates(2, unseen=True)),
         "Spearman of squeezed ranks": plain(m.stability(), ".2f"),
         "squeeze / training, CPU time": plain(m.cost(), ".1%"),
         **arms_of(m),

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
             console.result(f"which method: {methods['text']}")
         if summary.squeeze is not None:
             console.result(f"smaller adapter: {squeeze_headline(summary.squeeze)}")
-        if gate is not None and gate.answer != "not known":
+        if gate is not None and gate.says_something:
             console.result(f"{gate.headline} ({gate.evidence})")
         if summary.also_minimize is not None:
             objective = summary.also_minimize

@@ -52,23 +52,26 @@ def register(app: typer.Typer) -> None:
             gate = rank_gate(database, recorded_spec(database, name))
             if gate is not None and gate.answer == "does not bind" and not as_json and budget is None and trial is None:
                 _show_gate(gate)
+                console.result("# No ranks by module are suggested; --budget or --from show them as a hypothesis.")
                 if form is not None:
                     console.results(_even(suggestion_of(database, name), gate, form))
                 return
             found = suggestion_of(database, name, budget=budget, trial=trial)
         if as_json:
             console.result_json({**found.as_dict(), "rank_gate": gate.as_dict() if gate else None})
-        elif form is not None:
+            return
+        if gate is not None and gate.says_something:
+            _show_gate(gate)
+        if form is not None:
             console.results([f"# {_STATUS[found.status]}", *snippet(found.peft, form, found.task_type).splitlines()])
         else:
             _show(found)
 
 
 def _show_gate(gate: RankGate) -> None:
-    """What to do where ranks do not matter, instead of a map of them; comments in every format."""
+    """Whether ranks matter at all, before a map of them or instead of it; comments in every format."""
     console.result(f"# {gate.headline}.")
     console.result(f"# {gate.evidence}")
-    console.result("# No ranks by module are suggested; --budget or --from show them as a hypothesis.")
 
 
 def _even(found: Suggestion, gate: RankGate, form: Literal["peft", "axolotl", "ludwig"]) -> Iterator[str]:

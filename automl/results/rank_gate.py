@@ -2,13 +2,14 @@
 
 A verification answers it on fresh seeds and test rows. Before one, the search's own trials do, as far as their noise
 allows: the best value of the low ranks against that of all at least twice as high, at a step that both have reached.
+Where neither proves anything, which way the evidence leans is told, with its probability; that is no answer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
@@ -24,10 +25,14 @@ from automl.storage.sql import Database
 from automl.storage.trials import TrialRow, list_trials
 from automl.storage.verification import latest
 
+Side = Literal["does not bind", "binds"]
 Answer = Literal["does not bind", "binds", "not known"]
 
 FEWEST = 3
 """Trials that each side must have at the step that is compared."""
+
+LEANS_FROM = 0.6
+"""Probability from which evidence is said to lean to a side. Chosen before any was looked at."""
 
 _ERROR = 0.05
 """Chance of a wrong answer if the noise is as stated, whichever of the bounds answers."""
@@ -36,14 +41,68 @@ _LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lean:
+    """What is likely where nothing is proven: of a low rank at a learning rate of its own.
+
+    probability: that it is not worse than the margin, given a flat prior. seeds: it rests on; None for a search's own
+    trials. seeds_to_decide: that would likely prove an answer; None where that is not known, or no number of them would.
+    """
+
+    probability: float
+    rank: int
+    learning_rate: float
+    seeds: int | None = None
+    seeds_to_decide: int | None = None
+
+    @property
+    def towards(self) -> Side | None:
+        """The side that has at least LEANS_FROM, if one has."""
+        return leaning(self.probability)
+
+    @property
+    def in_words(self) -> str:
+        """The side, how sure that is, and what to do meanwhile."""
+        if self.towards is None:
+            told = f"{self._told(self.probability)} that rank {self.rank} is not worse"
+            return f"nothing leans either way ({told}{self._by})"
+        if self.towards == "binds":
+            return f"most likely rank binds ({self._told(1.0 - self.probability)}{self._by}): rank {self.rank} is worse"
+        return (
+            f"most likely rank does not bind ({self._told(self.probability)}{self._by}): train at rank {self.rank} with"
+            f" rate {self.learning_rate:.2g}"
+        )
+
+    @staticmethod
+    def _told(probability: float) -> str:
+        return f"probability {told_chance(probability)}"
+
+    @property
+    def _by(self) -> str:
+        if self.seeds is None:
+            return " by the search's own trials"
+        more = "" if self.seeds_to_decide is None else f"; about {self.seeds_to_decide} seeds would decide"
+        return f" by {self.seeds} seeds{more}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankGate:
-    """The answer and what it rests on. rank, learning_rate: what to train with; None unless the rank does not bind."""
+    """The answer and what it rests on. rank, learning_rate: what to train with; None unless the rank does not bind.
+
+    lean: what is likely where the answer is not known, if anything was compared.
+    """
 
     answer: Answer
     evidence: str
     source: Literal["search", "verification"] = "search"
     rank: int | None = None
     learning_rate: float | None = None
+    lean: Lean | None = None
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> RankGate:
+        """From `as_dict`; versions before it had no lean."""
+        lean = {name: value for name, value in (plain.get("lean") or {}).items() if name != "towards"}
+        return cls(**{**plain, "lean": Lean(**lean) if lean else None})
 
     @property
     def headline(self) -> str:
@@ -52,11 +111,39 @@ class RankGate:
             return f"rank does not bind here; train at rank {self.rank} with rate {self.learning_rate:.2g}"
         if self.answer == "binds":
             return "rank binds here: lower ranks are worse"
-        return "whether rank binds here is not known"
+        if self.lean is None:
+            return "whether rank binds here is not known"
+        if self.lean.towards is None:
+            return f"whether rank binds here is not known, and {self.lean.in_words}"
+        return f"not proven; {self.lean.in_words}"
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is an answer, or a side that is more likely than not."""
+        return self.answer != "not known" or (self.lean is not None and self.lean.towards is not None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        lean = None if self.lean is None else {"towards": self.lean.towards, **asdict(self.lean)}
+        return {**asdict(self), "lean": lean}
+
+
+def leaning(probability: float) -> Side | None:
+    """What a probability that low ranks are not worse leans to; None near a half."""
+    if probability >= LEANS_FROM:
+        return "does not bind"
+    return "binds" if probability <= 1.0 - LEANS_FROM else None
+
+
+def told_of(probabilities: Sequence[float]) -> int:
+    """Which of several low ranks, the lowest first: the lowest that is likely not worse, or else the highest."""
+    likely = (place for place, each in enumerate(probabilities) if leaning(each) == "does not bind")
+    return next(likely, len(probabilities) - 1)
+
+
+def told_chance(probability: float) -> str:
+    """For people: two digits, and never certain."""
+    return f"{min(max(probability, 0.01), 0.99):.2f}"
 
 
 class RankTrial(NamedTuple):
@@ -76,7 +163,7 @@ def rank_gate(database: Database, spec: SweepSpec) -> RankGate | None:
         return None
     verified = latest(database, spec.study, done=True)
     if verified is not None and verified.result is not None and (found := verified.result.get("rank")):
-        return RankGate(**found)
+        return RankGate.from_dict(found)
     metric = spec.task.metric
     search = recorded_search(store, spec)
     listed = list_trials(database, spec.study)
@@ -138,7 +225,7 @@ def gate_of_trials(
     worse = next((each for each in near if each.is_worse(doubt) and each.has_high_rates), None)
     if worse is not None:
         return RankGate(answer="binds", evidence=worse.in_words(metric))
-    return _not_known(near[0].in_words(metric))
+    return replace(_not_known(near[0].in_words(metric)), lean=near[0].lean)
 
 
 class _Comparison(NamedTuple):
@@ -165,6 +252,16 @@ class _Comparison(NamedTuple):
 
     def is_worse(self, doubt: float) -> bool:
         return self.gain + doubt * self.error < 0.0
+
+    @property
+    def lean(self) -> Lean | None:
+        """None towards worse where low ranks were not tried at rates that might have shown them better."""
+        if not self.error:
+            return None
+        probability = NormalDist().cdf((self.gain + self.margin) / self.error)
+        if leaning(probability) == "binds" and not self.has_high_rates:
+            return None
+        return Lean(probability=probability, rank=self.low.rank, learning_rate=self.low.learning_rate)
 
     def in_words(self, metric: str) -> str:
         low, high = self.low, self.high

@@ -144,7 +144,7 @@ def _headline(plan: Plan, scores: Scores, found: list[Compared], *, above: bool,
     if not above:
         return _nothing_learnt(plan, scores)
     gate = rank_answer(plan, scores)
-    said = [f"{_capital(gate.headline)}."] if gate is not None and gate.answer != "not known" else []
+    said = [f"{_capital(gate.headline)}."] if gate is not None and gate.says_something else []
     said += filter(None, [_forgotten(plan, scores)])
     return " ".join([*_findings(plan, found), *filter(None, [methods]), *said]) or _alone(plan, scores)
 

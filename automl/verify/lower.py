@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from automl.results.rank_gate import RankGate
+from automl.results.rank_gate import Lean, RankGate, told_of
 from automl.verify.plan import Plan
 from automl.verify.protocol import Scores, chosen_rate, values
 from automl.verify.recommendation import Candidate, held_against, needed
@@ -10,12 +10,17 @@ from automl.verify.statistics import in_percent
 
 
 def rank_answer(plan: Plan, scores: Scores) -> RankGate | None:
-    """The answer of the arms of lower ranks: the lowest one that is not worse counts; None if there are none."""
+    """The answer of the arms of lower ranks: the lowest one that is not worse counts; None if there are none.
+
+    Where nothing is proven, the lowest one that is likely not worse is told of, or else the highest.
+    """
     found = _held(plan, scores)
     if not found:
         return None
     passed = next((each for each in found if each.standing == "not worse"), None)
     told = passed or found[-1]
+    if told.standing == "undecided":
+        told = found[told_of([each.chance for each in found])]
     evidence = (
         f"rank {told.arm.hyper.rank} at rate {chosen_rate(plan, scores, told.arm):.2g} against {plan.winner.called} of"
         f" rank {plan.winner.hyper.rank}: {plan.metric} better by {told.gain.mean:+.4f} [{told.gain.low:+.4f},"
@@ -32,7 +37,14 @@ def rank_answer(plan: Plan, scores: Scores) -> RankGate | None:
         )
     if told.standing == "worse":
         return RankGate(answer="binds", source="verification", evidence=evidence)
-    return RankGate(answer="not known", source="verification", evidence=f"{evidence}: {needed(told)}")
+    lean = Lean(
+        probability=told.chance,
+        rank=told.arm.hyper.rank,
+        learning_rate=chosen_rate(plan, scores, told.arm),
+        seeds=told.seeds,
+        seeds_to_decide=told.needed,
+    )
+    return RankGate(answer="not known", source="verification", evidence=f"{evidence}: {needed(told)}", lean=lean)
 
 
 def _held(plan: Plan, scores: Scores) -> list[Candidate]:

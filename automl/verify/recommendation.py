@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from automl.metric import METRICS
+from automl.results.rank_gate import told_chance
 from automl.verify.plan import PATTERN_KINDS, Arm, Comparison, Plan
 from automl.verify.protocol import Scores, difference, mean_score, values
-from automl.verify.rows import detectable_by
+from automl.verify.rows import detectable_by, freedom_of
 from automl.verify.statistics import (
     PROPOSED_SEEDS,
     Estimate,
+    chance_above,
     in_percent,
     is_not_worse,
     joint_level,
@@ -29,6 +31,7 @@ class Candidate:
     """An arm held against the best one on the seeds that both have.
 
     gain: over the best one, negative where that is better, whatever the metric's direction.
+    chance: probability that it is not worse than the margin, as far as these seeds and rows tell.
     needed: seeds that would decide; None if it is decided, or would take more than are proposed.
     rows: test rows that would decide with enough seeds, where seeds alone do not; None where that is not known.
     """
@@ -38,6 +41,7 @@ class Candidate:
     level: float
     seeds: int
     standing: Standing
+    chance: float
     needed: int | None
     rows: int | None = None
 
@@ -98,7 +102,17 @@ def held_against(plan: Plan, scores: Scores, arm: Arm, best: Arm, level: float) 
         if needed is None and seeds_to_decide(gain, sd, plan.margin, level) is not None:
             reached = max(gain.mean + plan.margin, -gain.mean)
             rows = math.ceil(2 * plan.test_rows * (by_rows / reached) ** 2)  # half of what is open is left to seeds
-    return Candidate(arm=arm, gain=gain, level=level, seeds=len(gains), standing=standing, needed=needed, rows=rows)
+    errors = [(sd / math.sqrt(len(gains)), len(gains) - 1), (error, freedom_of(plan.test_rows))]
+    return Candidate(
+        arm=arm,
+        gain=gain,
+        level=level,
+        seeds=len(gains),
+        standing=standing,
+        chance=chance_above(gain.mean + plan.margin, errors),
+        needed=needed,
+        rows=rows,
+    )
 
 
 def as_document(plan: Plan, scores: Scores, found: Recommendation | None) -> dict[str, Any]:
@@ -120,6 +134,7 @@ def as_document(plan: Plan, scores: Scores, found: Recommendation | None) -> dic
                 "level": each.level,
                 "seeds": each.seeds,
                 "standing": each.standing,
+                "probability": each.chance,
                 "seeds_to_decide": each.needed,
             }
             for each in found.others
@@ -149,7 +164,7 @@ def _of_smaller(plan: Plan, smaller: Sequence[Candidate]) -> Iterator[str]:
         yield (
             f"whether {each.arm.called} with {each.arm.trainable_params:,} is less than {plan.margin:.3g} worse is open"
             f" ({plan.metric} better by {each.gain.mean:+.4f} [{each.gain.low:+.4f}, {each.gain.high:+.4f}]"
-            f" at {in_percent(each.level)}): {needed(each)}"
+            f" at {in_percent(each.level)}, probability {told_chance(each.chance)}): {needed(each)}"
         )
 
 

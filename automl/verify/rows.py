@@ -79,18 +79,19 @@ def between(ours: Outcomes, theirs: Outcomes, metric: str, truth: Sequence[float
 
 def widened(estimate: Estimate, error: float, rows: int, level: float) -> Estimate:
     """The estimate over seeds with an interval over seeds and rows. error: over rows, of which there are so many."""
-    half = math.hypot(estimate.high - estimate.mean, t_quantile((1.0 + level) / 2.0, _freedom(rows)) * error)
+    half = math.hypot(estimate.high - estimate.mean, t_quantile((1.0 + level) / 2.0, freedom_of(rows)) * error)
     detectable = math.hypot(estimate.detectable, detectable_by(rows, error, level))
     return Estimate(estimate.mean, estimate.mean - half, estimate.mean + half, detectable)
 
 
+def freedom_of(rows: int) -> int:
+    """Degrees of freedom of a standard error over so many rows."""
+    return max(1, min(rows - 1, _MOST_FREEDOM))
+
+
 def detectable_by(rows: int, error: float, level: float) -> float:
     """Least true difference that an interval over these rows alone would see, as `Estimate.detectable`."""
-    return detectable_shift(_freedom(rows) + 1, level) * error
-
-
-def _freedom(rows: int) -> int:
-    return max(1, min(rows - 1, _MOST_FREEDOM))
+    return detectable_shift(freedom_of(rows) + 1, level) * error
 
 
 def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

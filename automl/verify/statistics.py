@@ -26,6 +26,9 @@ POWER = 0.8
 PROPOSED_SEEDS = (*range(3, 11), *range(12, 21, 2), *range(24, 33, 4), 40, 48, 56, 64, 80, 100, 130, 160, 200, 250)
 """Numbers of seeds that are proposed where more would decide."""
 
+_PRECISION = 1e-6
+"""Of probabilities that are told, which are never nearer to certainty."""
+
 _INTERVALS = 600
 """Steps of Simpson's rule in `power`, which is right to 1e-8 from 3 differences on."""
 
@@ -101,6 +104,27 @@ def is_settled(estimate: Estimate, margin: float) -> bool:
 def is_not_worse(gain: Estimate, margin: float) -> bool:
     """Whether the interval of a gain rules out a loss of `margin` or more."""
     return gain.low > -margin
+
+
+def chance_above(gap: float, errors: Sequence[tuple[float, int]]) -> float:
+    """Probability that a true mean lies above a bound that the measured one exceeds by `gap`, given a flat prior.
+
+    errors: standard errors of the mean with their degrees of freedom, of seeds and perhaps of rows. Of one, the mean is
+    the measured one plus its error times Student's t. Source: Gelman et al. 2013, Bayesian Data Analysis, section 3.2.
+    Several are combined as in an interval over seeds and rows, so an interval of level q that ends at the bound means
+    a probability of (1 + q) / 2 either way: whatever is proven has at least that, whatever is not has less.
+    """
+    known = [(error, freedom) for error, freedom in errors if error]
+    if not known:
+        return 0.5 if gap == 0.0 else float(gap > 0.0)
+    if len(known) == 1:
+        return t_distribution(gap / known[0][0], known[0][1])
+
+    def excess(probability: float) -> float:
+        return math.hypot(*(t_quantile(probability, freedom) * error for error, freedom in known)) - abs(gap)
+
+    beyond = _bisect(excess, 0.5, 1.0 - _PRECISION, precision=_PRECISION)
+    return beyond if gap >= 0.0 else 1.0 - beyond
 
 
 def seeds_to_decide(gain: Estimate, sd: float, margin: float, level: float, by_rows: float = 0.0) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import squeeze_memory, squeeze_table
 from benchmarks.shapes import SHAPES
-from benchmarks.squeeze_numbers import Gate, Measured, rows_of
+from benchmarks.squeeze_numbers import Measured, asked, rows_of
 from benchmarks.squeeze_world import write_part, write_quick_set
 
 Document = Callable[[Any, list[str]], dict[str, Any]]
@@ -78,7 +78,15 @@ def measured(accuracies: Mapping[str, float], **more: Mapping[str, Any]) -> Meas
         for arm, value in accuracies.items()
         for seed in range(1, 6)
     }
-    plan = {"rank": 16, "metric": "accuracy", "test": 500, "steps": 200, "seeds": [1, 2, 3, 4, 5]}
+    plan = {
+        "name": "made",
+        "rank": 16,
+        "metric": "accuracy",
+        "test": 500,
+        "steps": 200,
+        "seeds": [1, 2, 3, 4, 5],
+        "precision": "fp32",
+    }
     return Measured({"plan": plan, "results": results | more})
 
 
@@ -105,16 +113,36 @@ def test_not_worse_goes_by_the_margin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "gate"),
+    ("accuracies", "answer", "truth"),
     [
-        ((0.88, 0.90, 0.90, 0.90, 0.90), Gate("does not bind", "does not bind")),
-        ((0.70, 0.74, 0.80, 0.90, 0.90), Gate("binds", "binds")),
-        ((0.70, 0.74, 0.90, 0.90, 0.95), Gate("does not bind", "binds")),
+        ((0.88, 0.90, 0.90, 0.90, 0.90), "does not bind", "does not bind"),
+        ((0.70, 0.74, 0.80, 0.90, 0.90), "binds", "binds"),
+        ((0.70, 0.74, 0.90, 0.90, 0.95), "does not bind", "binds"),
     ],
 )
-def test_the_gate_is_held_against_all_ranks(accuracies: tuple[float, ...], gate: Gate) -> None:
+def test_the_gate_is_held_against_all_ranks(accuracies: tuple[float, ...], answer: str, truth: str) -> None:
     found = measured({f"rank{2 * 2**power}": value for power, value in enumerate(accuracies)})
-    assert found.gate() == gate
+    gate = found.gate()
+    assert gate is not None
+    assert (gate.found.answer, gate.truth, gate.is_right) == (answer, truth, answer == truth)
+    assert gate.leans_right is None
+    right = f"proven {5 * (answer == truth)} right, {5 * (answer != truth)} wrong; leaning 0 right, 0 wrong"
+    assert asked(found.gates(4, unseen=True)) == f"{right}; no lean 0; of 5"
+
+
+def test_where_nothing_is_proven_it_leans() -> None:
+    ranks = {f"rank{2 * 2**power}": 0.9 for power in range(5)}
+    noise = {1: 0.02, 2: -0.02, 3: 0.02, 4: -0.02, 5: 0.01}
+    lower = {
+        f"rank8/{seed}": {"rate": 1e-3, "test": {"accuracy": 0.9 + seed / 100 + off, "loss": 0.1}}
+        for seed, off in noise.items()
+    }
+    found = measured({**ranks, "rank4": 0.7}, **lower)
+    gate = found.gate()
+    assert gate is not None
+    assert (gate.is_right, gate.leans_right) == (None, True)
+    assert str(gate).startswith("not known; most likely rank does not bind (probability 0.77 by 4 seeds")
+    assert asked(found.gates(4, unseen=False)).startswith("proven 0 right, 0 wrong; leaning 5 right")
 
 
 def test_what_is_missing_is_a_dash() -> None:
@@ -123,7 +151,7 @@ def test_what_is_missing_is_a_dash() -> None:
     assert lines["squeeze / training, CPU time"] == "4.0%"
     assert lines["Spearman of squeezed ranks"] == "1.00"
     assert (
-        lines["rank binds: gate, truth"]
+        lines["rank binds: gate by four seeds"]
         == lines["recovered or trained at 2: by validation loss, by test loss"][:1]
         == "–"
     )

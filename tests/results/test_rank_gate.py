@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import optuna
 import pytest
@@ -120,6 +121,20 @@ def test_wrong_answers_are_rare(effect: float, wrong: str) -> None:
 def test_low_ranks_that_were_not_tried_at_high_rates_prove_nothing() -> None:
     made = [(rank, rate if rank > 8 else 1e-5, curve) for rank, rate, curve in search(0.06)]
     assert gate(made).answer == "not known"
+
+
+def test_trials_lean_where_they_prove_nothing() -> None:
+    equal = gate([(rank, rate, {STEPS: 0.8}) for rank, rate, _ in search(0.0)])
+    assert (equal.answer, equal.rank) == ("not known", None)
+    assert equal.lean is not None
+    assert equal.lean.probability == pytest.approx(NormalDist().cdf(0.01 / math.sqrt(2 * 0.8 * 0.2 / ROWS)))
+    assert equal.headline.startswith(
+        "not proven; most likely rank does not bind (probability 0.65 by the search's own trials): train at rank "
+    )
+    worse = [(rank, rate, {STEPS: 0.8 if rank > 4 else 0.77}) for rank, rate, _ in search(0.0)]
+    assert gate(worse).headline.startswith("not proven; most likely rank binds (probability 0.")
+    cold = [(rank, rate if rank > 4 else 1e-6, curve) for rank, rate, curve in worse]
+    assert gate(cold).lean is None  # low ranks were not tried at high rates
 
 
 def test_too_few_trials_and_too_early_ones_are_not_compared() -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from automl.verify.statistics import detectable_shift
-from tests.verify.verdict_rates import ROWS, SEEDS, SPECIAL, alarms_over_rows, chance, false_alarms, false_passes
+from tests.verify.verdict_rates import (
+    ROWS,
+    SEEDS,
+    SPECIAL,
+    alarms_over_rows,
+    at_the_margin,
+    chance,
+    false_alarms,
+    false_passes,
+    likely,
+)
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
@@ -25,6 +35,20 @@ def test_equals_on_all_rows_raise_alarms_in_at_most_5_percent_whatever_rows_were
     assert max(both for _, both in rates) <= 0.05
     if seeds == max(SEEDS):  # what the interval over seeds alone would do
         assert rates[-1][0] > 0.15
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_said_to_be_likely_is_so_about_as_often_as_stated(seeds: int, ranks: int) -> None:
+    for stated, share in likely(seeds, ranks):
+        more_often = share - stated if stated > 0.5 else stated - share
+        assert -0.04 * ranks < more_often < 0.1
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("stated", [0.1, 0.4, 0.6, 0.9, 0.98])
+def test_what_loses_the_margin_exceeds_a_probability_as_seldom_as_it_says(seeds: int, stated: float) -> None:
+    assert at_the_margin(seeds, stated) == pytest.approx(1.0 - stated, abs=0.01)
 
 
 def test_the_chance_to_be_found_grows_with_seeds_and_difference() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from automl.results.rank_gate import RankGate
+from automl.results.rank_gate import Lean, RankGate
 from automl.verify.arms import choose_arms, choose_comparisons, lower_ranks
 from automl.verify.conclude import conclude
 from automl.verify.plan import GRID, Arm
@@ -74,7 +74,7 @@ def result(effects: Mapping[str, float], *, sd: float = 0.001, seeds: int = 4) -
 
 def test_rank_does_not_bind_where_the_low_one_is_shown_not_to_be_worse() -> None:
     found = result({"rank-4": 0.001})
-    gate = RankGate(**found["rank"])
+    gate = RankGate.from_dict(found["rank"])
     assert (gate.answer, gate.source, gate.rank, gate.learning_rate) == ("does not bind", "verification", 4, 4e-3)
     assert found["headline"].endswith("Rank does not bind here; train at rank 4 with rate 0.004.")
     assert found["recommendation"]["arm"] == "rank-4"
@@ -82,19 +82,61 @@ def test_rank_does_not_bind_where_the_low_one_is_shown_not_to_be_worse() -> None
 
 
 def test_the_lowest_rank_that_suffices_is_advised() -> None:
-    assert RankGate(**result({"rank-4": -0.1})["rank"]).rank == 8
+    assert RankGate.from_dict(result({"rank-4": -0.1})["rank"]).rank == 8
 
 
 def test_rank_binds_where_half_of_it_is_worse() -> None:
     found = result({"rank-4": -0.1, "rank-8": -0.05})
-    assert RankGate(**found["rank"]).headline == "rank binds here: lower ranks are worse"
+    assert RankGate.from_dict(found["rank"]).headline == "rank binds here: lower ranks are worse"
     assert found["headline"].endswith("Rank binds here: lower ranks are worse.")
 
 
 def test_otherwise_it_says_how_many_seeds_would_tell() -> None:
-    gate = RankGate(**result({}, sd=0.02)["rank"])
+    gate = RankGate.from_dict(result({}, sd=0.02)["rank"])
     assert (gate.answer, gate.rank) == ("not known", None)
     assert "seeds would decide (it had 4)" in gate.evidence
+
+
+def test_what_is_not_proven_leans_to_the_likelier_side() -> None:
+    found = result({"rank-4": -0.1, "rank-8": -0.015}, sd=0.02)
+    gate = RankGate.from_dict(found["rank"])
+    assert (gate.answer, gate.rank, gate.lean and gate.lean.rank) == ("not known", None, 8)
+    assert gate.lean is not None
+    assert gate.lean.towards == "does not bind"
+    assert 0.7 < gate.lean.probability < 0.9
+    assert gate.headline == (
+        f"not proven; most likely rank does not bind (probability {gate.lean.probability:.2f} by 4 seeds; about"
+        f" {gate.lean.seeds_to_decide} seeds would decide): train at rank 8 with rate 0.004"
+    )
+    assert found["headline"].endswith(f"N{gate.headline[1:]}.")
+    assert found["rank"]["lean"]["towards"] == "does not bind"
+    (of_rank_8,) = (each for each in found["recommendation"]["candidates"] if each["arm"] == "rank-8")
+    assert of_rank_8["probability"] == gate.lean.probability
+
+
+def test_it_leans_to_worse_alike() -> None:
+    gate = RankGate.from_dict(result({"rank-4": -0.1, "rank-8": -0.035}, sd=0.02)["rank"])
+    assert (gate.answer, gate.lean and gate.lean.towards) == ("not known", "binds")
+    assert gate.headline.startswith("not proven; most likely rank binds (probability 0.")
+
+
+def test_results_of_versions_that_knew_no_lean_are_read() -> None:
+    old = {"answer": "not known", "evidence": "e", "source": "verification", "rank": None, "learning_rate": None}
+    assert RankGate.from_dict(old).headline == "whether rank binds here is not known"
+
+
+@pytest.mark.parametrize(("probability", "side"), [(0.6, "does not bind"), (0.59, None), (0.41, None), (0.4, "binds")])
+def test_near_a_half_nothing_is_said(probability: float, side: str | None) -> None:
+    lean = Lean(probability=probability, rank=4, learning_rate=4e-3, seeds=4, seeds_to_decide=20)
+    assert lean.towards == side
+    gate = RankGate(answer="not known", evidence="e", lean=lean)
+    assert gate.says_something == (side is not None)
+    assert RankGate.from_dict(gate.as_dict()) == gate
+    if side is None:
+        assert gate.headline == (
+            f"whether rank binds here is not known, and nothing leans either way (probability {probability} that rank 4"
+            " is not worse by 4 seeds; about 20 seeds would decide)"
+        )
 
 
 def test_without_lower_ranks_nothing_is_said() -> None:

@@ -38,8 +38,8 @@ def test_an_unsteady_smaller_one_is_not_recommended_over_a_far_better_one() -> N
     assert standings["trial-5"] == ("undecided", 28)
     assert found["text"] == (
         "trial 3: 1,000 trainable parameters, accuracy 0.9050 on the test rows; the best of all; whether trial 5 with"
-        " 500 is less than 0.01 worse is open (accuracy better by -0.1400 [-0.6141, +0.3341] at 98 %): about 28 seeds"
-        " would decide (it had 4)"
+        " 500 is less than 0.01 worse is open (accuracy better by -0.1400 [-0.6141, +0.3341] at 98 %, probability"
+        " 0.15): about 28 seeds would decide (it had 4)"
     )
 
 

@@ -15,8 +15,8 @@ from automl.verify.conclude import conclude
 from automl.verify.plan import Plan, Training
 from automl.verify.protocol import Scores, next_trainings
 from automl.verify.recommendation import recommend
-from automl.verify.rows import GROUPS, Pair, between, row_error, widened
-from automl.verify.statistics import LEVEL, paired, t_quantile
+from automl.verify.rows import GROUPS, Pair, between, freedom_of, row_error, widened
+from automl.verify.statistics import LEVEL, chance_above, paired, t_quantile
 from tests.verify.verify_cases import arm, make_plan
 
 SEEDS, ROWS, CLASSES = 3, 600, 3
@@ -163,3 +163,13 @@ def test_two_trained_models_are_told_apart_by_rows_alone(predicted: tuple[list[i
     assert f1.mean == pytest.approx(macro_f1(truth, list(ours.rows)) - macro_f1(truth, list(theirs.rows)))
     assert f1.low > 0
     assert between(ours, ours, "macro_f1", truth)[:3] == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, LEVEL])
+def test_a_probability_is_that_of_the_interval_over_seeds_and_rows_that_ends_there(level: float) -> None:
+    of_seeds = paired([0.02, -0.01, 0.03, 0.0], level)
+    error = (of_seeds.high - of_seeds.mean) / t_quantile((1.0 + level) / 2.0, 3)
+    found = widened(of_seeds, 0.01, 400, level)
+    errors = [(error, 3), (0.01, freedom_of(400))]
+    assert chance_above(found.mean - found.low, errors) == pytest.approx((1.0 + level) / 2.0, abs=2e-6)
+    assert chance_above(found.mean - found.high, errors) == pytest.approx((1.0 - level) / 2.0, abs=2e-6)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from automl.verify.statistics import (
     LEVEL,
+    chance_above,
     POWER,
     PROPOSED_SEEDS,
     detectable_shift,
@@ -133,3 +134,16 @@ def test_several_comparisons_share_the_false_alarms() -> None:
     assert joint_level(1) == pytest.approx(LEVEL)
     assert joint_level(4) == pytest.approx(1.0 - (1.0 - LEVEL) / 4)
     assert spread([3.0]) == 0.0
+
+
+@pytest.mark.parametrize("gap", [-3.0, -0.4, 0.0, 0.4, 3.0])
+def test_the_probability_of_a_flat_prior_is_students(gap: float) -> None:
+    assert chance_above(gap, [(0.7, 3), (0.0, 200)]) == pytest.approx(stats.t.cdf(gap / 0.7, 3))
+
+
+def test_without_any_error_the_side_is_certain() -> None:
+    assert [chance_above(gap, [(0.0, 3)]) for gap in (-0.1, 0.0, 0.1)] == [0.0, 0.5, 1.0]
+
+
+def test_a_gap_far_beyond_two_errors_ends_the_search_for_its_probability() -> None:
+    assert chance_above(1e9, [(0.7, 1), (0.1, 200)]) == pytest.approx(1.0, abs=1e-5)

@@ -1,5 +1,7 @@
 """How often a verdict errs and how often it finds what is there: `python -m tests.verify.verdict_rates` prints both.
 
+And how often what is said to be likely is so.
+
 Errors by simulation of copies of one configuration, scored in whole test rows, and of two that are equally good on all
 rows there could be, each better on some of them; power exactly, from the non-central t.
 """
@@ -13,14 +15,17 @@ from itertools import product
 import numpy as np
 
 from automl.outcomes import Outcomes
+from automl.results.rank_gate import told_of
 from automl.verify.rows import row_error, widened
 from automl.verify.statistics import (
     LEVEL,
+    chance_above,
     detectable_shift,
     is_not_worse,
     joint_level,
     paired,
     power,
+    spread,
     t_quantile,
     verdict,
 )
@@ -94,6 +99,38 @@ def chance(seeds: int, difference: float) -> float:
     return power(difference * seeds**0.5, t_quantile((1.0 + LEVEL) / 2.0, seeds - 1), seeds - 1)
 
 
+def at_the_margin(seeds: int, stated: float) -> float:
+    """Share of studies in which what truly loses exactly the margin is given more than the stated probability."""
+    draw = np.random.default_rng([seeds, 1])
+    found = [_chance(gains) for gains in draw.normal(-1.0, 1.0, (STUDIES, seeds)).tolist()]
+    return sum(each > stated for each in found) / STUDIES
+
+
+def likely(seeds: int, ranks: int) -> list[tuple[float, float]]:
+    """For each tenth of the probability that is told: its mean, and the share of studies in which it was so.
+
+    A margin of 1, so many lower ranks against one winner whose noise all share, effects spread evenly over -7 to 5, and
+    noise from a third of the margin to three times.
+    """
+    draw = np.random.default_rng([seeds, ranks])
+    sd = 3.0 ** draw.uniform(-1.0, 1.0, (STUDIES, 1, 1))
+    effects = draw.uniform(-7.0, 5.0, (STUDIES, ranks))
+    noise = sd * draw.normal(0.0, 1.0, (STUDIES, 1 + ranks, seeds))
+    gains = effects[:, :, None] + noise[:, 1:] - noise[:, :1]
+    told: list[tuple[float, bool]] = []
+    for of_study, truly in zip(gains.tolist(), (effects > -1.0).tolist(), strict=True):
+        chances = [_chance(each) for each in of_study]
+        place = told_of(chances)
+        told.append((chances[place], truly[place]))
+    tenths = [[each for each in told if int(10 * each[0]) == tenth] for tenth in range(10)]
+    return [(sum(p for p, _ in of) / len(of), sum(so for _, so in of) / len(of)) for of in tenths]
+
+
+def _chance(gains: list[float]) -> float:
+    """That the true gain is above a margin of 1."""
+    return chance_above(sum(gains) / len(gains) + 1.0, [(spread(gains) / len(gains) ** 0.5, len(gains) - 1)])
+
+
 def tables() -> Iterator[str]:
     yield "false alarms: seeds | comparisons | s.d. in rows -> share"
     for seeds, comparisons, sd in product(SEEDS, (1, 3), ROWS):
@@ -105,6 +142,9 @@ def tables() -> Iterator[str]:
     for seeds, special in product(SEEDS, SPECIAL):
         alone, both = alarms_over_rows(seeds, special)
         yield f"{seeds} | {special} -> {alone:.2%}, {both:.2%}"
+    yield "not worse is said to be likely, by two lower ranks: seeds -> stated probability, share that was so"
+    for seeds in SEEDS:
+        yield f"{seeds} -> {'; '.join(f'{stated:.2f} {share:.2f}' for stated, share in likely(seeds, 2))}"
     yield "power: seeds -> chance at a true difference of 1, 2, 3 s.d. | difference found with 80 %"
     for seeds in (*SEEDS, 16, 32):
         chances = " ".join(f"{chance(seeds, difference):.0%}" for difference in (1, 2, 3))
