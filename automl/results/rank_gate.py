@@ -45,7 +45,7 @@ class Lean:
     """What is likely where nothing is proven: of a low rank at a learning rate of its own.
 
     probability: that it is not worse than the margin, given a flat prior. seeds: it rests on; None for a search's own
-    trials. seeds_to_decide: that would likely prove an answer; None where that is not known, or no number of them would.
+    trials. seeds_to_decide: that would likely prove an answer; None where that is not known or no number would.
     """
 
     probability: float

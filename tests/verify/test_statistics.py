@@ -9,9 +9,9 @@ from scipy import stats
 
 from automl.verify.statistics import (
     LEVEL,
-    chance_above,
     POWER,
     PROPOSED_SEEDS,
+    chance_above,
     detectable_shift,
     is_not_worse,
     is_settled,
