@@ -25,11 +25,13 @@ from automl.trial import Scalar
 
 Method = Annotated[str, NameIn(METHODS), Field(description="PEFT method")]
 Rank = Annotated[int, Field(ge=1, le=1024, description="rank of the low-rank update")]
-Alpha = Annotated[float, Field(gt=0, le=65_536, description="numerator of the update's scale, as an absolute number")]
-AlphaRatio = Annotated[float, Field(gt=0, le=1024, description="alpha as a multiple of the rank; instead of alpha")]
+Alpha = Annotated[
+    float, Field(ge=1e-6, le=65_536, description="numerator of the update's scale, as an absolute number")
+]
+AlphaRatio = Annotated[float, Field(ge=1e-6, le=1024, description="alpha as a multiple of the rank; instead of alpha")]
 Dropout = Annotated[float, Field(ge=0, lt=1, description="dropout before the low-rank update")]
 Target = Annotated[str, Field(min_length=1, max_length=50, description="name of a target set: which layers to adapt")]
-LearningRate = Annotated[float, Field(gt=0, le=10, description="peak learning rate")]
+LearningRate = Annotated[float, Field(ge=1e-12, le=10, description="peak learning rate")]
 WeightDecay = Annotated[float, Field(ge=0, le=10, description="AdamW's decoupled weight decay")]
 BatchSize = Annotated[int, Field(ge=1, le=4096, description="rows per optimizer step")]
 Warmup = Annotated[float, Field(ge=0, le=1, description="share of all steps over which the learning rate rises")]

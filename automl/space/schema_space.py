@@ -55,7 +55,7 @@ class FloatSection(_ParameterSection):
     """Sample the logarithm uniformly; for quantities that vary over orders of magnitude."""
     step: Annotated[float, Field(gt=0)] | None = None
     """Distance of neighbouring values; not with log."""
-    at_alpha: Annotated[float, Field(gt=0, le=65_536)] | None = None
+    at_alpha: Annotated[float, Field(ge=0.01, le=65_536)] | None = None
     """For learning rates: the range is that of the rate at this alpha; a trial is trained with it times
     sqrt(at_alpha / its alpha), so that the best rate does not move with rank and alpha."""
 
