@@ -72,7 +72,7 @@ def evaluation_batches(
     start = 0
     while start < len(picked):
         beat()
-        size = max(1, max_tokens // (task.texts * task.row_tokens(picked[start])))
+        size = max(1, max_tokens // _tokens(task, picked[start]))
         yield task.collate(picked[start : start + size], pad_id)
         start += size
 
@@ -85,9 +85,14 @@ def rows_at_once(task: Task, rows: Sequence[Row], most_tokens: int) -> int:
     """
     if task.compares_rows:
         return len(rows)
-    longest = max(map(task.row_tokens, rows)) * task.texts
+    longest = max(_tokens(task, row) for row in rows)
     parts = math.ceil(len(rows) / max(1, most_tokens // longest))
     return math.ceil(len(rows) / parts)
+
+
+def _tokens(task: Task, row: Row) -> int:
+    """Tokens of the texts of a row, padded to the longest; at least 1, as a tokenizer may know nothing of a text."""
+    return task.texts * max(1, task.row_tokens(row))
 
 
 def require_targets(count: int, *, step: int) -> None:

@@ -104,3 +104,10 @@ def test_a_batch_of_pairs_is_counted_by_the_texts_as_they_are_padded_and_that_of
     assert rows_at_once(task.for_trial(Hyperparameters(own=(("loss", "kto"),))), rows, 1) == 8
     shapes = [batch["input_ids"].shape for batch in evaluation_batches(task, rows, range(8), pad_id=0, max_tokens=48)]
     assert shapes == [(8, 6), (8, 6)]
+
+
+def test_rows_without_a_token_are_no_division_by_zero(task: Any) -> None:
+    rows = rows_of([0, 0, 0])
+    assert rows_at_once(task, rows, 2) == 2
+    batches = list(evaluation_batches(task, rows, range(3), pad_id=0, max_tokens=2))
+    assert [len(batch["labels"]) for batch in batches] == [2, 1]
