@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from automl.errors import ConfigError, Problem
+from automl.errors import ConfigError, DataError, Problem
 from automl.head import Kind
 from automl.methods.registry import METHODS
 from automl.methods.settings import Span
@@ -28,6 +28,7 @@ from automl.setup.shape import PAIR_COLUMNS, columns_of, fitting, guess, renamed
 from automl.space.budget import coverage_advice, starting_budget
 from automl.space.entries import TASKS, head_of
 from automl.space.load import load_spaces, parse_space
+from automl.space.messages import shown
 from automl.space.priors import prior_of
 from automl.space.spec import DataSettings, ModelSettings, SweepSpec, TaskSettings
 from automl.space.template import DEFAULT_LENGTH, commented_space
@@ -41,6 +42,8 @@ _LOOKED_AT = 200
 _COUNTED = 200_000
 """Rows that are counted; so many are enough to say that a trial sees few of them."""
 
+_JUDGED = {"classification": "label", "token_classification": "tags"}
+"""Column with the class of a row, or with a class for each word, by task."""
 _SINGLE_LABELS = {"loss": "kto"}
 _MEASURED = 2000
 _SHORTEST = 16
@@ -90,9 +93,13 @@ def starting_space(
     limit = _positions(config, methods)
     longest, cut = _max_length(limit, lengths, in_pieces=_is_cut_in_pieces(found, data))
     records, classes = _amounts(settings)
+    if len(classes) == 1:
+        column = settings.data.columns.get(_JUDGED[found], _JUDGED[found])
+        only = f"only one class, {shown(next(iter(classes)))}, in the training rows; two are needed"
+        raise DataError(f"{data}, column {column!r}: {only}")
     pieces = _pieces(lengths, longest) if _is_cut_in_pieces(found, data) else 1.0
     rows = max(1, round(records * pieces))
-    budget = starting_budget(rows, classes, longest)
+    budget = starting_budget(rows, len(classes), longest)
     text = commented_space(
         study or study_name(data),
         _seen_from(folder, model, is_local=spec.model.kind in ("folder", "gguf")),
@@ -109,7 +116,7 @@ def starting_space(
         budget=budget,
         prior=prior_of(str(config.get("model_type")), backbone.parameters),
     )
-    return StartingSpace(text, coverage_advice(rows, classes, steps=budget.steps, batch_size=budget.batch_size))
+    return StartingSpace(text, coverage_advice(rows, len(classes), steps=budget.steps, batch_size=budget.batch_size))
 
 
 def guess_task(data: DataSettings, name: str, model: ModelSettings) -> tuple[str, Mapping[str, str]]:
@@ -156,18 +163,20 @@ def _is_encoder_decoder(folder: Path) -> bool:
     return bool(read_config(folder).get("is_encoder_decoder"))
 
 
-def _amounts(settings: TaskSettings) -> tuple[float, int]:
-    """Rows of the training split, about, and classes among them (0: none), by the first 200,000 rows."""
+def _amounts(settings: TaskSettings) -> tuple[float, set[str]]:
+    """Rows of the training split, about, and the classes or tags among them, by the first 200,000 rows."""
     splits = read_splits(settings.data, has_classes=settings.type == "classification")
-    label = settings.data.columns.get("label", "label")
+    column = _JUDGED.get(settings.type, "")
+    label = settings.data.columns.get(column, column)
     rows, classes = 0, set[str]()
     for record in islice(splits["train"], _COUNTED):
         rows += 1
-        if settings.type == "classification" and label in record.values:
-            classes.add(str(record.values[label]))
+        value = record.values.get(label) if column else None
+        if value is not None:
+            classes.update(map(str, value) if isinstance(value, list) else [str(value)])
     shares = {"test": settings.test_share, "validation": settings.validation_share}
     kept = 1.0 - sum(share for split, share in shares.items() if split not in splits)
-    return kept * rows, len(classes)
+    return kept * rows, classes
 
 
 def _is_cut_in_pieces(task_type: str, data: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from automl.errors import ConfigError
+from automl.errors import ConfigError, DataError
 from automl.setup.fitness import model_remarks
 from automl.setup.starter import starting_space
 from automl.space.load import parse_space
@@ -111,3 +111,21 @@ def test_texts_leave_virtual_tokens_their_positions(
     assert model_remarks(spec) == []
     start = starting_space("./model", "data.jsonl", task_type=None, study=None)
     assert parse_space(start.text, "space.yaml", tmp_path).task.max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "message"),
+    [
+        ('{"text": "w1 w2", "label": "a"}', None, "data.jsonl, column 'label': only one class, 'a', in the training"),
+        ('{"text": "w1 w2", "label": "a"}', "classification", "column 'label': only one class, 'a'"),
+        ('{"tokens": ["w1", "w2"], "tags": ["O", "O"]}', "token_classification", "column 'tags': only one class, 'O'"),
+    ],
+)
+def test_data_of_one_class_is_refused_before_a_file_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, row: str, task: str | None, message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("data.jsonl").write_text(f"{row}\n" * 40, encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        starting_space("./model", "data.jsonl", task_type=task, study=None)
+    assert message in str(refused.value)
