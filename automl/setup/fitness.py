@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # `automl validate` does without torch
 _READ_AT_END = frozenset({"bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5"})
 """Architectures whose classifier takes a text's representation where its end token is."""
 
+ADAPTER_FILES = ("adapter_config.json", "adapter.safetensors")
+"""What a trained adapter is known by: as PEFT saves it, or with the model's own weights."""
 
 _JUDGING = ("classification", "regression", "multi-label")
 
@@ -105,11 +107,25 @@ def model_remarks(spec: SweepSpec) -> list[str]:
             check_installed(f"quantization {held.kind}")
         if folder is None:
             return []
+        if spec.model.adapter:
+            check_adapter(spec)
         check_architecture(spec, read_config(folder))
         check_positions(spec, read_config(folder), _virtual_tokens(spec))
         return list(check_length(spec, folder))
     except (ModelError, MissingExtraError) as error:
         raise ConfigError([Problem(spec.source, 0, 0, "model", str(error))]) from error
+
+
+def check_adapter(spec: SweepSpec) -> None:
+    """Raise ConfigError unless the folder of the adapter that a search begins with holds one."""
+    folder = Path(spec.model.adapter)
+    if not folder.is_dir():
+        message = f"{folder} is no folder; the folder of a trained adapter is needed"
+    elif not any((folder / name).is_file() for name in ADAPTER_FILES):
+        message = f"{folder} holds no adapter: a folder with {' or '.join(ADAPTER_FILES)} is needed"
+    else:
+        return
+    raise ConfigError([Problem(spec.source, 0, 0, "model.adapter", message)])
 
 
 def check_extras(spec: SweepSpec) -> None:

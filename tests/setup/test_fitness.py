@@ -411,3 +411,22 @@ def test_auto_searches_only_sets_that_the_model_has(world: Path, tmp_path: Path)
     (target,) = [parameter for parameter in inputs.space.parameters if parameter.name == "target"]
     assert target.choices == ("all-linear", "mlp")  # type: ignore[union-attr]
     assert any("of the model's parameters stay frozen" in line for line in inputs.advice)
+
+
+@pytest.mark.parametrize(("files", "message"), [(None, "{0} is no folder"), ((), "{0} holds no adapter")])
+def test_the_folder_of_the_adapter_that_a_search_begins_with_is_looked_for(
+    world: Path, tmp_path: Path, files: tuple[str, ...] | None, message: str
+) -> None:
+    if files is not None:
+        (tmp_path / "before").mkdir()
+    model = "model: ./model"
+    spec = changed(world, (model, "model: {folder: ./model, adapter: ./before}"))
+    with pytest.raises(ConfigError) as refused:
+        model_remarks(spec)
+    assert f"model.adapter: {message.format(tmp_path / 'before')}" in one_line(refused.value)
+
+
+def test_an_adapter_as_peft_saves_it_is_not_read_to_validate(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "adapter_config.json").write_text("{}")
+    assert model_remarks(changed(world, ("model: ./model", "model: {folder: ./model, adapter: ./before}"))) == []
