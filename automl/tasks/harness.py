@@ -66,7 +66,29 @@ def harness_mistake(own: OwnMetric) -> str:
     wanted = own.lm_eval.metric.partition(",")[0]
     if wanted not in known:
         return f"task {own.lm_eval.task!r} of lm-eval has no metric {wanted!r}; it has {', '.join(known)}"
+    return filter_mistake(own.lm_eval, tasks, loaded["groups"])
+
+
+def filter_mistake(wanted: HarnessTask, tasks: Mapping[str, Any], groups: Mapping[str, Any]) -> str:
+    """What is wrong with the part of a metric's name after the comma, the filter of answers; empty if nothing is."""
+    name, _, chosen = wanted.metric.partition(",")
+    known = sorted(_filters(name, tasks, groups))
+    keys = ", ".join(repr(f"{name},{each}") for each in known)
+    if chosen and known and chosen not in known:
+        return f"task {wanted.task!r} of lm-eval has no {wanted.metric!r}; it has {keys}"
+    if not chosen and len(known) > 1:
+        return f"metric {name!r} of task {wanted.task!r} of lm-eval is ambiguous; name one of {keys}"
     return ""
+
+
+def _filters(metric: str, tasks: Mapping[str, Any], groups: Mapping[str, Any]) -> set[str]:
+    """Names of the filters that there is a value of the metric for; none where lm-eval does not tell."""
+    of_tasks = {each.name for task in tasks.values() for each in getattr(task, "_filters", ())}
+    if not groups:
+        return of_tasks
+    added = getattr(next(iter(groups.values())), "aggregate_metric_list", None) or ()
+    lists = [each.filter_list for each in added if each.metric == metric]
+    return of_tasks if any(each is None for each in lists) else {name for each in lists for name in each}
 
 
 def _has_value(tasks: Mapping[str, Any], groups: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from automl.space.load import load_space, parse_space
 from automl.space.spec import DataSettings, HarnessTask, OwnMetric, SweepSpec, TaskSettings
 from automl.space.submitted import validated
 from automl.tasks.classification import Classification
+from automl.tasks.harness import filter_mistake
 from automl.tasks.own_metrics import check_own_metrics
 from automl.tasks.text_metrics import generating, text_scores
 
@@ -256,3 +258,27 @@ def test_a_function_judges_classes_too(beside: Path) -> None:
 
     assert own_class_scores([1, 2, 2], [1, 2, 0], task.settings) == {"maximize:hits": 2.0}
     assert own_class_scores([1, 2, 2], [1, 2, 0], task.briefly().settings) == {}
+
+
+@pytest.mark.parametrize(
+    ("metric", "filters", "added", "message"),
+    [
+        ("acc", ["none"], None, ""),
+        ("acc,none", ["none"], None, ""),
+        ("acc,strict", ["none"], None, "task 't' of lm-eval has no 'acc,strict'; it has 'acc,none'"),
+        ("acc,strict", ["flexible", "strict"], None, ""),
+        ("acc", ["flexible", "strict"], None, "is ambiguous; name one of 'acc,flexible', 'acc,strict'"),
+        ("acc,strict", ["none", "strict"], [("acc", ["none"])], "has no 'acc,strict'; it has 'acc,none'"),
+        ("acc,strict", ["strict"], [("acc", None)], ""),
+        ("acc,strict", [], None, ""),  # a version that does not tell
+    ],
+)
+def test_a_filter_of_lm_eval_that_is_not_there_is_told_before_anything_is_trained(
+    metric: str, filters: list[str], added: list[tuple[str, list[str] | None]] | None, message: str
+) -> None:
+    named = [SimpleNamespace(name=name) for name in filters]
+    lists = [SimpleNamespace(metric=name, filter_list=listed) for name, listed in added or ()]
+    groups = {} if added is None else {"g": SimpleNamespace(aggregate_metric_list=lists)}
+    tasks = {"t": SimpleNamespace(_filters=named)}
+    assert filter_mistake(HarnessTask(task="t", metric=metric), tasks, groups).endswith(message)
+    assert bool(message) == bool(filter_mistake(HarnessTask(task="t", metric=metric), tasks, groups))
