@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -32,13 +32,16 @@ _NEVER_TRIED = frozenset({StopReason.BUDGET, StopReason.LOST})
 Params = Mapping[str, Scalar]
 
 
-def missing(wanted: Iterable[Params], trials: Sequence[FrozenTrial]) -> list[Params]:
+def missing(
+    wanted: Iterable[Params], trials: Sequence[FrozenTrial], may_start: Callable[[Params], bool] = lambda params: False
+) -> list[Params]:
     """Configurations in `wanted` that the study has not got, in their order; one that is listed twice is wanted twice.
 
-    A trial that ended before it was measured, because there was no budget for it, does not count.
+    A trial that ended before it was measured, because there was no budget for it, does not count; nor does one that was
+    refused and would be started now, as where there was too little memory. may_start: whether that is so.
     """
     given = Counter(_content(trial.system_attrs[FIXED]) for trial in trials if FIXED in trial.system_attrs)
-    given -= Counter(_content(trial.system_attrs[FIXED]) for trial in trials if _was_never_tried(trial))
+    given -= Counter(_content(trial.system_attrs[FIXED]) for trial in trials if _was_never_tried(trial, may_start))
     left = []
     for params in wanted:
         content = _content(params)
@@ -85,9 +88,11 @@ def _began_without_a_record(trials: Sequence[FrozenTrial], earlier: str) -> bool
     )
 
 
-def _was_never_tried(trial: FrozenTrial) -> bool:
-    is_over = FIXED in trial.system_attrs and trial.state is TrialState.FAIL and not trial.intermediate_values
-    return is_over and trial.user_attrs.get(STOP_REASON) in _NEVER_TRIED
+def _was_never_tried(trial: FrozenTrial, may_start: Callable[[Params], bool]) -> bool:
+    if FIXED not in trial.system_attrs or trial.state is not TrialState.FAIL or trial.intermediate_values:
+        return False
+    reason = trial.user_attrs.get(STOP_REASON)
+    return reason in _NEVER_TRIED or (reason == StopReason.INFEASIBLE and may_start(trial.params))
 
 
 def _content(params: Params) -> str:

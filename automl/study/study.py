@@ -465,7 +465,20 @@ class Study:
             queued = sorted(self._open.queued)
             detail = {"run": self._run, "trials": [trial.number for trial in running], "queued": queued}
             self._store.add_event("adopted", detail)
-        self._waiting += enqueue(self._optuna, self._store, self._space, trials, self._settings, room=self._room)
+        self._waiting += enqueue(
+            self._optuna,
+            self._store,
+            self._space,
+            trials,
+            self._settings,
+            room=self._room,
+            may_start=self._may_start,
+        )
+
+    def _may_start(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether a configuration that was refused, perhaps for want of memory, would be started now."""
+        known = {parameter.name for parameter in self._space.parameters}
+        return params.keys() <= known and not self._feasibility.refusal(params)
 
     def _count(self, trial: FrozenTrial) -> None:
         reason, error = trial.user_attrs.get(STOP_REASON), trial.user_attrs.get("error", "")

@@ -61,6 +61,23 @@ def test_what_is_enqueued_and_does_not_fit_is_refused_with_both_numbers_and_cost
     assert study.counts()[TrialState.COMPLETE] + study.counts()[TrialState.PRUNED] == 2
 
 
+def test_what_was_refused_is_tried_when_the_study_goes_on_with_more_memory(database: Database) -> None:
+    wanted = {"rank": 32, "learning_rate": 1e-3, "target": "qv"}
+    space = replace(SPACE, enqueue=(wanted,), constraints=())
+
+    def begun(memory: int, run: int) -> list[str | None]:
+        study = study_with(database, memory, space=space, settings=settings(trials=1 + run), run=run)
+        Loop(study).run()
+        given = [trial for trial in trials(study) if trial.system_attrs.get("fixed_params") == wanted]
+        return [trial.user_attrs.get("stop_reason") for trial in given]
+
+    assert begun(9, 1) == ["infeasible"]
+    assert begun(9, 2) == ["infeasible"]
+    refused, tried = begun(40, 3)
+    assert (refused, tried != "infeasible") == ("infeasible", True)
+    assert len(begun(40, 4)) == 2
+
+
 def run_out(study: Study, rank: int) -> None:
     """The next trial of this rank runs out of memory; those before it are stopped otherwise."""
     while (spec := study.next(worker=0)) is not None:
