@@ -68,12 +68,12 @@ def obstacle(model: nn.Module, methods: Iterable[str], values: Mapping[str, Sequ
 def build_packed_host(settings: HostSettings) -> PackedHost | SoloHost:
     """Load backbone and data and return the host; called inside the worker.
 
-    Where packed training does not follow PEFT on this model and device, the host trains its trials one at a time.
-    Raises ModelError then if the precision is for packed training only.
+    Where packed training does not follow PEFT on this model and device for the trials of any lane, the host trains its
+    trials one at a time. Raises ModelError then if the precision is for packed training only.
     """
     runtimes = load_runtimes(settings, is_judging=_is_judging)
     runtime = runtimes[0]
-    reason = disagreement(settings, runtime.model, runtime=lambda: runtime)
+    reason = _disagreement_of_any(settings, runtimes)
     if not reason:
         return packed_host(settings, runtime, beside=runtimes[1:])
     if settings.precision == "bf16h":
@@ -93,6 +93,25 @@ def disagreement(settings: HostSettings, model: nn.Module, *, runtime: Callable[
     device = choose_device(settings.device)
     way = choose_way(settings, model, device, available=_available(settings, model, device))
     return objection(settings, model, device, bank=way.bank is not None, recompute=way.recompute, runtime=runtime)
+
+
+def _disagreement_of_any(settings: HostSettings, runtimes: Sequence[Runtime]) -> str:
+    """`disagreement` of the first lane for which there is one, in the way in which all are trained."""
+    model, device = runtimes[0].model, runtimes[0].device
+    way = choose_way(settings, model, device, available=_available(settings, model, device))
+    lanes = zip(settings.lanes, runtimes, strict=True)
+    return next(filter(None, (_objection(own, each, way) for own, each in lanes)), "")
+
+
+def _objection(settings: HostSettings, runtime: Runtime, way: Way) -> str | None:
+    return objection(
+        settings,
+        runtime.model,
+        runtime.device,
+        bank=way.bank is not None,
+        recompute=way.recompute,
+        runtime=lambda: runtime,
+    )
 
 
 def examine(settings: HostSettings, model: nn.Module) -> str:

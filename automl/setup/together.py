@@ -39,7 +39,7 @@ def set_up_together(specs: Sequence[SweepSpec], cache: Path, recorded: Recorded,
         if setups:
             spec = replace(spec, run=replace(spec.run, precision=setups[0].spec.run.precision))
         with named(spec):
-            setups.append(set_up(spec, cache, known, layout=layout, is_thorough=not setups))
+            setups.append(set_up(spec, cache, known, layout=layout))
     _check_alike(setups)
     packing = _packing(setups, sum(spec.search.trials for spec in specs))
     return [replace(setup, packing=packing) for setup in setups]

@@ -14,7 +14,9 @@ from automl.setup.machine import Layout
 from automl.setup.packing import choose_packing, host_settings, prove
 from automl.setup.plan import make_plan
 from automl.setup.prepare import prepare
-from automl.space.load import load_space
+from automl.setup.setup import set_up
+from automl.setup.together import set_up_together, worker_settings
+from automl.space.load import load_space, load_spaces
 from automl.space.spec import SweepSpec
 from automl.storage.sql import open_database
 from automl.sweep.run import run_sweep
@@ -93,3 +95,38 @@ def test_a_precision_for_packs_alone_is_refused(mixing: SweepSpec, shared_cache:
         ConfigError, match=r"precision: bf16h is for packed training; packed, DebertaV2.* would not follow PEFT"
     ):
         prove(spec, inputs, LAYOUT)
+
+
+TASKS = """\
+tasks:
+  - {name: plain, type: classification, data: ./data.jsonl, metric: accuracy, fixed: {target: qv}}
+  - {name: mixing, type: classification, data: ./data.jsonl, metric: accuracy, fixed: {target: all-linear}}
+"""
+
+
+@pytest.fixture
+def customers(tmp_path: Path) -> list[SweepSpec]:
+    """Two tasks with one model, which packing follows for the target set of the first alone."""
+    world_of("deberta-v2", tmp_path)
+    space = tmp_path / "space.yaml"
+    text = space.read_text()
+    begin, end = text.index("task:"), text.index("space:")
+    space.write_text(text[:begin] + TASKS + text[end:].replace("target: all-linear, ", ""))
+    return load_spaces(space)
+
+
+def test_packing_is_proven_for_every_task(customers: list[SweepSpec], shared_cache: Path) -> None:
+    alone = set_up(customers[0], shared_cache, layout=LAYOUT)
+    assert alone.packing.is_packed
+    together = set_up_together(customers, shared_cache, [None, None], layout=LAYOUT)
+    assert [setup.packing.is_packed for setup in together] == [False, False]
+    assert REASON in together[0].packing.solo
+
+
+def test_a_worker_holds_packing_of_every_task_against_peft(customers: list[SweepSpec], shared_cache: Path) -> None:
+    setups = [set_up(spec, shared_cache, layout=LAYOUT, is_thorough=False) for spec in customers]
+    settings = worker_settings([replace(setup, packing=setups[0].packing) for setup in setups])
+    own = replace(settings, choices=setups[0].worker_settings().choices)  # else the first task stands for all
+    host = build_host(own)
+    assert isinstance(host, SoloHost)
+    host.shutdown()
