@@ -79,7 +79,7 @@ def _even(found: Suggestion, gate: RankGate, form: Literal["peft", "axolotl", "l
     from automl.importance.pattern import snippet
 
     rank = gate.rank or 1
-    alpha = found.scaling * (math.sqrt(rank) if found.peft["use_rslora"] else rank)
+    alpha = gate.alpha or found.scaling * (math.sqrt(rank) if found.peft["use_rslora"] else rank)
     even = {"r": rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {}}
     block = {**found.peft, "target_modules": [module.module for module in found.modules], **even}
     yield f"# learning rate {gate.learning_rate:.3g}"

@@ -51,6 +51,7 @@ class Lean:
     probability: float
     rank: int
     learning_rate: float
+    alpha: float
     seeds: int | None = None
     seeds_to_decide: int | None = None
 
@@ -86,9 +87,10 @@ class Lean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankGate:
-    """The answer and what it rests on. rank, learning_rate: what to train with; None unless the rank does not bind.
+    """The answer and what it rests on.
 
-    lean: what is likely where the answer is not known, if anything was compared.
+    rank, learning_rate, alpha: what to train with; None unless the rank does not bind; alpha is missing in older
+    results too. lean: what is likely where the answer is not known, if anything was compared.
     """
 
     answer: Answer
@@ -96,6 +98,7 @@ class RankGate:
     source: Literal["search", "verification"] = "search"
     rank: int | None = None
     learning_rate: float | None = None
+    alpha: float | None = None
     lean: Lean | None = None
 
     @classmethod
@@ -152,6 +155,7 @@ class RankTrial(NamedTuple):
     number: int
     rank: int
     learning_rate: float
+    alpha: float
     curve: Mapping[int, float]
 
 
@@ -219,6 +223,7 @@ def gate_of_trials(
             evidence=passed.in_words(metric),
             rank=passed.low.rank,
             learning_rate=passed.low.learning_rate,
+            alpha=passed.low.alpha,
         )
     highest = max(trial.rank for trial in trials)
     near = [each for each in found if 4 * each.bound >= highest] or found[-1:]  # a quarter of the highest, or half
@@ -261,7 +266,8 @@ class _Comparison(NamedTuple):
         probability = NormalDist().cdf((self.gain + self.margin) / self.error)
         if leaning(probability) == "binds" and not self.has_high_rates:
             return None
-        return Lean(probability=probability, rank=self.low.rank, learning_rate=self.low.learning_rate)
+        low = self.low
+        return Lean(probability=probability, rank=low.rank, learning_rate=low.learning_rate, alpha=low.alpha)
 
     def in_words(self, metric: str) -> str:
         low, high = self.low, self.high
@@ -319,7 +325,7 @@ def _of(row: TrialRow, hyper: Hyperparameters, steps: int) -> RankTrial:
     curve = {point.step: point.value for point in row.curve}
     if row.checkpoint is not None and row.value is not None:
         curve[steps] = row.value
-    return RankTrial(row.number, hyper.rank, hyper.learning_rate, curve)
+    return RankTrial(row.number, hyper.rank, hyper.learning_rate, hyper.alpha, curve)
 
 
 def _not_known(evidence: str) -> RankGate:

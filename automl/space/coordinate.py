@@ -31,6 +31,11 @@ def as_trained(space: SearchSpace, searched: Iterable[str], hyper: Hyperparamete
     return hyper if at is None else replace(hyper, learning_rate=hyper.learning_rate * _factor(at, hyper))
 
 
+def rate_shift(tried: Hyperparameters, wanted: Hyperparameters) -> float:
+    """By how much the best rate of another rank and alpha is above that of the tried ones, by the law above."""
+    return math.sqrt((tried.scaling * tried.rank) / (wanted.scaling * wanted.rank))
+
+
 def searched_rate(params: Mapping[str, Scalar]) -> float | None:
     """The learning rate as it was searched; None if it was not."""
     return next((float(value) for name, value in params.items() if plain(name) == RATE), None)

@@ -16,6 +16,7 @@ from automl.metric import METRICS, standard_error
 from automl.results.summary import configuration_text
 from automl.setup.prepare import Derivation
 from automl.space.assemble import assemble, own_of_task
+from automl.space.coordinate import rate_shift
 from automl.space.extremes import methods_of
 from automl.space.spec import SearchSpace
 from automl.storage.trials import TrialRow
@@ -118,10 +119,11 @@ class Candidates:
         return found if found.trainable_params < best.trainable_params else None
 
     def lower_ranks(self, ranks: Iterable[int]) -> list[Arm]:
-        """The best trial at each of these ranks that is below its own, with the same alpha / rank; none if not LoRA.
+        """The best trial at each of these ranks that is below its own; none if not LoRA.
 
-        Each at a learning rate of its own: that of the best of ENOUGH complete trials of about the rank, or else chosen
-        around the trial's, which is raised with the root of the ratio of ranks, as low ranks want higher rates.
+        Alpha follows the rank where the space gives it as a ratio, and stays where it does not, as in the search. Each
+        at a learning rate of its own: that of the best of ENOUGH complete trials of about the rank, or else chosen
+        around the trial's. Either is moved as `rate_shift` says: low ranks want higher rates if alpha follows the rank.
         """
         winner = self._arm(self._ranked[0], "lower")
         if not METHODS[winner.hyper.method].takes_pattern:
@@ -200,9 +202,11 @@ class Candidates:
         )
 
     def _at_rank(self, winner: Arm, rank: int) -> Arm:
-        hyper = replace(winner.hyper, rank=rank, alpha=winner.hyper.alpha / winner.hyper.rank * rank, rank_pattern=())
-        known = self._rate_at(rank, hyper.target)
-        base = hyper.learning_rate * math.sqrt(winner.hyper.rank / rank) if known is None else known
+        follows = "alpha_ratio" in {**self._space.fixed, **winner.params}
+        alpha = winner.hyper.alpha / winner.hyper.rank * rank if follows else winner.hyper.alpha
+        hyper = replace(winner.hyper, rank=rank, alpha=alpha, rank_pattern=())
+        known = self._rate_at(hyper)
+        base = hyper.learning_rate * rate_shift(winner.hyper, hyper) if known is None else known
         return replace(
             winner,
             name=f"rank-{rank}",
@@ -213,17 +217,17 @@ class Candidates:
             learning_rates=_around(base) if known is None else (base,),
         )
 
-    def _rate_at(self, rank: int, target: str) -> float | None:
+    def _rate_at(self, wanted: Hyperparameters) -> float | None:
         """Learning rate for this rank by the search's own trials; None if there are too few of about that rank."""
         hypers = [assemble(self._space, trial.params) for trial in self._ranked]  # the best first
         near = [
             hyper
             for hyper in hypers
             if METHODS[hyper.method].takes_pattern
-            and hyper.target == target
-            and max(hyper.rank / rank, rank / hyper.rank) <= _NEAR_RANK
+            and hyper.target == wanted.target
+            and max(hyper.rank / wanted.rank, wanted.rank / hyper.rank) <= _NEAR_RANK
         ]
-        return near[0].learning_rate * math.sqrt(near[0].rank / rank) if len(near) >= ENOUGH else None
+        return near[0].learning_rate * rate_shift(near[0], wanted) if len(near) >= ENOUGH else None
 
     def _with_modules(self, modules: set[str]) -> Arm:
         for trial in self._ranked:

@@ -34,6 +34,7 @@ def rank_answer(plan: Plan, scores: Scores) -> RankGate | None:
             evidence=evidence,
             rank=passed.arm.hyper.rank,
             learning_rate=chosen_rate(plan, scores, passed.arm),
+            alpha=passed.arm.hyper.alpha,
         )
     if told.standing == "worse":
         return RankGate(answer="binds", source="verification", evidence=evidence)
@@ -41,6 +42,7 @@ def rank_answer(plan: Plan, scores: Scores) -> RankGate | None:
         probability=told.chance,
         rank=told.arm.hyper.rank,
         learning_rate=chosen_rate(plan, scores, told.arm),
+        alpha=told.arm.hyper.alpha,
         seeds=told.seeds,
         seeds_to_decide=told.needed,
     )

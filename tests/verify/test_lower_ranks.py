@@ -13,7 +13,7 @@ from automl.verify.arms import choose_arms, choose_comparisons, lower_ranks
 from automl.verify.conclude import conclude
 from automl.verify.plan import GRID, Arm
 from automl.verify.statistics import LEVEL, joint_level
-from tests.verify.test_arms import ADALORA, DERIVE, Candidates, candidates, trial
+from tests.verify.test_arms import ADALORA, DERIVE, SPACE, Candidates, candidates, trial
 from tests.verify.verify_cases import arm, make_plan, noisy, run
 
 
@@ -37,6 +37,24 @@ def test_its_rate_is_that_of_the_search_where_enough_trials_had_about_the_rank()
     assert len(tuned.learning_rates) == len(GRID)
     others = [replace(each, params={**each.params, "target": "qv"}) for each in tried]
     assert len(candidates(trial(0, 0.9, rank=16), *others).lower_ranks([4])[0].learning_rates) == len(GRID)
+
+
+def test_a_lower_rank_keeps_alpha_where_the_space_does_and_then_the_rate() -> None:
+    space = replace(SPACE, fixed={"alpha": 16})
+    for rslora, factor in ((False, 1.0), (True, 2**0.5)):
+        fixed = {**space.fixed, "use_rslora": rslora}
+        trials = [trial(0, 0.9, rank=16, learning_rate=1e-3)]
+        found = Candidates(trials, replace(space, fixed=fixed), DERIVE, metric="accuracy", rows=100)
+        (quarter,) = found.lower_ranks([4])
+        assert (quarter.hyper.rank, quarter.hyper.alpha) == (4, 16.0)
+        assert quarter.learning_rates == pytest.approx([each * factor * 1e-3 for each in GRID])
+
+
+def test_at_a_fixed_alpha_a_found_rate_is_that_of_its_rank() -> None:
+    tried = [trial(number, 0.8 - number / 100, rank=5, learning_rate=4e-3) for number in range(1, 6)]
+    space = replace(SPACE, fixed={"alpha": 16})
+    found = Candidates([trial(0, 0.9, rank=16), *tried], space, DERIVE, metric="accuracy", rows=100)
+    assert found.lower_ranks([4])[0].learning_rates == (4e-3,)
 
 
 def test_below_rank_1_and_beside_adalora_there_is_none() -> None:
@@ -76,6 +94,7 @@ def test_rank_does_not_bind_where_the_low_one_is_shown_not_to_be_worse() -> None
     found = result({"rank-4": 0.001})
     gate = RankGate.from_dict(found["rank"])
     assert (gate.answer, gate.source, gate.rank, gate.learning_rate) == ("does not bind", "verification", 4, 4e-3)
+    assert gate.alpha == WINNER.hyper.alpha
     assert found["headline"].endswith("Rank does not bind here; train at rank 4 with rate 0.004.")
     assert found["recommendation"]["arm"] == "rank-4"
     assert "rank 4 at rate 0.004 against trial 3 of rank 16: accuracy better by +0.00" in gate.evidence
@@ -127,7 +146,7 @@ def test_results_of_versions_that_knew_no_lean_are_read() -> None:
 
 @pytest.mark.parametrize(("probability", "side"), [(0.6, "does not bind"), (0.59, None), (0.41, None), (0.4, "binds")])
 def test_near_a_half_nothing_is_said(probability: float, side: str | None) -> None:
-    lean = Lean(probability=probability, rank=4, learning_rate=4e-3, seeds=4, seeds_to_decide=20)
+    lean = Lean(probability=probability, rank=4, learning_rate=4e-3, alpha=8.0, seeds=4, seeds_to_decide=20)
     assert lean.towards == side
     gate = RankGate(answer="not known", evidence="e", lean=lean)
     assert gate.says_something == (side is not None)
