@@ -99,7 +99,7 @@ def test_a_precision_for_packs_alone_is_refused(mixing: SweepSpec, shared_cache:
 
 TASKS = """\
 tasks:
-  - {name: plain, type: classification, data: ./data.jsonl, metric: accuracy, fixed: {target: qv}}
+  - {name: plain, type: classification, data: ./data.jsonl, metric: accuracy, fixed: {target: mlp}}
   - {name: mixing, type: classification, data: ./data.jsonl, metric: accuracy, fixed: {target: all-linear}}
 """
 
