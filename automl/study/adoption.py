@@ -6,7 +6,7 @@ Reads and writes Optuna's study; what becomes of a trial is for the one decider,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
@@ -20,6 +20,7 @@ from automl.storage.base import Attempt, AttemptState, ResultStore
 from automl.study.checkpoints import remember
 from automl.study.distributions import suggest
 from automl.study.enqueueing import FIXED, WARM_START, lent, missing
+from automl.study.feasibility import Feasibility
 from automl.study.open_trials import OpenTrial
 from automl.study.outcome import STOP_REASON
 from automl.study.warm_start import WARM_TRIALS
@@ -94,22 +95,22 @@ def enqueue(
     space: SearchSpace,
     trials: Sequence[FrozenTrial],
     settings: SearchSettings,
+    feasibility: Feasibility,
     *,
     room: int,
-    may_start: Callable[[Mapping[str, Scalar]], bool],
 ) -> int:
     """Enqueue what the study is given and has not got yet, at most `room` trials; returns how many they were.
 
     That is `enqueue:` of the space file, then what the study `warm_start` lends, then the best of each study to learn
-    from; one that is enqueued anyway is not trained twice. trials: the study's, as they were found. may_start: whether
-    a configuration that was refused would be started now. Raises ConfigError if there is no study `warm_start`.
+    from; one that is enqueued anyway is not trained twice. trials: the study's, as they were found. feasibility:
+    tells what of them was refused and would be started now. Raises ConfigError if there is no study `warm_start`.
     """
-    listed = missing(space.enqueue, trials, may_start)[:room]
+    listed = missing(space.enqueue, trials, feasibility.may_start)[:room]
     _add(study, listed, {_ENQUEUED: True})
     count = len(listed)
     for earlier, most in _earlier(settings):
         borrowed = lent(study._storage, store, earlier, space, trials)[:most]
-        fresh = missing(borrowed, study.get_trials(deepcopy=False), may_start)[: room - count]
+        fresh = missing(borrowed, study.get_trials(deepcopy=False), feasibility.may_start)[: room - count]
         _add(study, fresh, {WARM_START: earlier})
         count += len(fresh)
     return count

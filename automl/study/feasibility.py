@@ -37,6 +37,11 @@ class Feasibility:
             return f"violates {violated.expression!r}"
         return "" if self.room is None or has_trained else self.room.shortage(assemble(self._space, params))
 
+    def may_start(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether a trial that was refused once, perhaps for want of memory, would be started now."""
+        known = {parameter.name for parameter in self._space.parameters}
+        return params.keys() <= known and not self.refusal(params)
+
     def learn(self, hyper: Hyperparameters, reason: StopReason) -> None:
         """Note why a trial of this configuration could not go on."""
         if self.room is not None and reason is StopReason.OOM:

@@ -453,32 +453,19 @@ class Study:
         """Take over what the study holds: count what has ended, complete or queue what has not, enqueue what is new."""
         running = left_running(trials)
         self._waiting = sum(trial.state is OptunaState.WAITING for trial in trials)
-        for trial in trials:
-            if trial.state.is_finished():
-                self._count(trial)
+        for trial in (each for each in trials if each.state.is_finished()):
+            self._count(trial)
         adopted = [self._reopen(trial) for trial in running]
         for trial, (opened, decision) in zip(running, self._judge.decisions(adopted), strict=True):
             self._settle(trial, opened, decision)
         self._retention.tidy()
         self._budget.start_run()
         if running:
-            queued = sorted(self._open.queued)
-            detail = {"run": self._run, "trials": [trial.number for trial in running], "queued": queued}
-            self._store.add_event("adopted", detail)
+            numbers, queued = [trial.number for trial in running], sorted(self._open.queued)
+            self._store.add_event("adopted", {"run": self._run, "trials": numbers, "queued": queued})
         self._waiting += enqueue(
-            self._optuna,
-            self._store,
-            self._space,
-            trials,
-            self._settings,
-            room=self._room,
-            may_start=self._may_start,
+            self._optuna, self._store, self._space, trials, self._settings, self._feasibility, room=self._room
         )
-
-    def _may_start(self, params: Mapping[str, Scalar]) -> bool:
-        """Whether a configuration that was refused, perhaps for want of memory, would be started now."""
-        known = {parameter.name for parameter in self._space.parameters}
-        return params.keys() <= known and not self._feasibility.refusal(params)
 
     def _count(self, trial: FrozenTrial) -> None:
         reason, error = trial.user_attrs.get(STOP_REASON), trial.user_attrs.get("error", "")
