@@ -27,7 +27,7 @@ PROPOSED_SEEDS = (*range(3, 11), *range(12, 21, 2), *range(24, 33, 4), 40, 48, 5
 """Numbers of seeds that are proposed where more would decide."""
 
 _PRECISION = 1e-6
-"""Of probabilities that are told, which are never nearer to certainty."""
+"""Nearest to certainty that a probability is told."""
 
 _INTERVALS = 600
 """Steps of Simpson's rule in `power`, which is right to 1e-8 from 3 differences on."""
