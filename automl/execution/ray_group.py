@@ -9,7 +9,11 @@ docs/adr/0011-sharded-trials.md.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import socket
+import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -251,14 +255,37 @@ class Meeting(TorchConfig):  # type: ignore[misc]  # Ray's types are not followe
 
 class _MeetingBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Meeting) -> None:
+        size = len(worker_group)
         if not backend_config.file:
+            ray.get([worker_group.execute_single_async(rank, _talk_over_the_network) for rank in range(size)])
             super().on_start(worker_group, backend_config)
             return
-        size = len(worker_group)
         ray.get([worker_group.execute_single_async(rank, _meet, backend_config, rank, size) for rank in range(size)])
 
     def on_shutdown(self, worker_group: Any, backend_config: Meeting) -> None:
         """The processes end anyway; to take leave of each other they would all have to be well."""
+
+
+def _talk_over_the_network() -> None:
+    """Tell gloo the network card by which Ray reaches this node: by itself it takes the one of the host's name, which
+    many machines resolve to loopback.
+    """
+    if card := card_of(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", card)
+
+
+def card_of(address: str) -> str:
+    """The network card that has this IPv4 address, empty if none has it as its first one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has none
+                held = fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(held[20:24]) == address:
+                    return name
+    return ""
+
+
+_SIOCGIFADDR = 0x8915  # of Linux, netdevice(7)
 
 
 def _meet(config: Meeting, rank: int, size: int) -> None:
