@@ -76,6 +76,7 @@ class Bank:
     ) -> None:
         self.rank = rank
         self.slots = slots
+        self.device = device
         self._layout = adapter_layout(layers, lambda path: rank, heads)
         shape = (slots + 1, self._layout.size)
         self._params, self._grads, self._exp_avg, self._exp_avg_sq = (

@@ -7,7 +7,7 @@ known about an architecture, and the logits of one batch at a time are in memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,13 +26,13 @@ class _Recorded(Exception):
 
 
 class Call:
-    """Arguments of one call of the body, for `rows` rows. run: the forward that was called."""
+    """Arguments of one call of the body. run: the forward that was called. rows: that it was called with."""
 
-    def __init__(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> None:
+    def __init__(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.run = run
         self.args = args
         self.kwargs = kwargs | {name: False for name in ("use_cache",) if name in kwargs}
-        self.rows = rows
+        self.rows = _rows_of((*args, *kwargs.values()))
 
     def is_like(self, other: Call | None) -> bool:
         """Whether the body is called in the same way, so that both can be run as one."""
@@ -42,6 +42,11 @@ class Call:
     def _shapes(self) -> tuple[list[int], dict[str, int]]:
         """Numbers of dimensions of all arguments: a mask of joined rows has more than one of padding."""
         return list(map(_dimensions, self.args)), {name: _dimensions(value) for name, value in self.kwargs.items()}
+
+
+def _rows_of(values: Iterable[Any]) -> int:
+    """Rows of the first of them that has a row for each of the batch."""
+    return next(len(value) for value in values if isinstance(value, Tensor) and value.dim() > 1)
 
 
 def _dimensions(value: Any) -> int:
@@ -103,7 +108,7 @@ class Body:
         if self._cached is not None:
             self.module.config.use_cache = self._cached  # type: ignore[union-attr]
 
-    def record(self, work: Callable[[], Any], rows: int) -> Call:
+    def record(self, work: Callable[[], Any]) -> Call:
         """The call of the body that `work` makes first; `work` is left there. Raises what `work` raises before."""
         calls: list[Call] = []
         reading = _Reading()
@@ -111,7 +116,7 @@ class Body:
         def keep(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if run == self._reads:
                 return reading.begin(run, args, kwargs)
-            calls.append(reading.call(run, args, kwargs, rows))
+            calls.append(reading.call(run, args, kwargs))
             raise _Recorded
 
         with self._handled_by(keep):
@@ -168,14 +173,14 @@ class _Reading:
         self._run, self._given = run, kwargs
         return BaseModelOutput(last_hidden_state=self._read)
 
-    def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Call:
+    def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call of the decoder, or of a body that is one module."""
         if self._run is None:
-            return Call(run, args, kwargs, rows)
+            return Call(run, args, kwargs)
         (place,) = (name for name, value in kwargs.items() if value is self._read)
         own = {name: value for name, value in kwargs.items() if name != place}
         given = {_IN + name: value for name, value in self._given.items()}
-        return Call(partial(_both, self._run, run, place), args, given | own, rows)
+        return Call(partial(_both, self._run, run, place), args, given | own)
 
 
 _IN = "encoder."

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from automl.importance.heldout import removal_effects
 from automl.lanes import trial_name
 from automl.methods.base import LowRank
+from automl.models.calling import first_line
 from automl.packed.adapter import Adapter
 from automl.packed.install import PackedBackbone
 from automl.packed.member import Member, factors
+from automl.packed.together import is_judged_by_batch, judge_together, measuring
 from automl.packed.workload import Workload
-from automl.tasks.base import Batch, Row, Task
+from automl.tasks.base import Batch, BatchTask, Row, Task
 from automl.tasks.batches import some_of
 from automl.training.examine import Evaluated, Subject, examined, own_outcomes
 from automl.training.held_out import measured_on
@@ -21,9 +25,14 @@ from automl.training.kept import KeptRows
 from automl.training.memory import halving
 from automl.trial import Measurement, check_finite
 
+logger = logging.getLogger(__name__)
+
 
 class Evaluator:
-    """Measures one trial at a time, without dropout; no trial is affected."""
+    """Measures trials without dropout, many of them on one batch of rows if they are due together.
+
+    No trial is affected.
+    """
 
     def __init__(self, backbone: PackedBackbone, workload: Workload) -> None:
         self._backbone = backbone
@@ -36,15 +45,42 @@ class Evaluator:
         """
         return self._measured(adapter, max_tokens, rows)[0]
 
-    def measurement(self, member: Member) -> Measurement:
-        """The trial's measurement at its current step. Raises Diverged, OutOfMemory and what the task raises."""
-        rows = None if member.is_finished else member.spec.rows_at(member.step)
-        task = None if member.is_finished else self._workload.task.briefly()
-        found, member.evaluation_tokens = halving(
-            member.evaluation_tokens,
-            lambda tokens: self._measured(member.adapter, tokens, rows, task=task),
-            what=f"the evaluation of {trial_name(member.number)}",
-        )
+    def together(self, members: Sequence[Member]) -> dict[int, Evaluated]:
+        """What trials that are due together are measured by, by number; who is left out is to be measured alone.
+
+        A pass for several has no more tokens than one for a trial alone may have, so it needs no more memory.
+        """
+        groups: dict[object, list[Member]] = {}
+        for member in members:
+            alike = self._rows(member), member.is_finished, member.evaluation_tokens, member.adapter.storage.bank
+            groups.setdefault(alike, []).append(member)
+        found: dict[int, Evaluated] = {}
+        for group in groups.values():
+            found |= self._together(group)
+        return found
+
+    def _together(self, members: Sequence[Member]) -> dict[int, Evaluated]:
+        """What these trials, of which the same is wanted, are measured by; nothing if that does not work out."""
+        first, task = members[0], self._task(members[0])
+        rows = some_of(self._workload.evaluation_rows, self._rows(first))
+        if len(members) == 1 or not rows or not isinstance(task, BatchTask) or not is_judged_by_batch(task):
+            return {}
+        try:
+            batches = self._workload.evaluation_batches(rows, first.evaluation_tokens, self._backbone.device, task=task)
+            adapters = [member.adapter for member in members]
+            judged = judge_together(self._backbone, task, batches, adapters, first.evaluation_tokens)
+            pairs = zip(members, judged, strict=True)
+            return {member.number: self._scored(task, own, member.adapter) for member, own in pairs}
+        except Exception as error:  # noqa: BLE001 - the edge: whose fault it is turns out when each goes alone
+            logger.info("%d trials cannot be measured together (%s); each goes alone", len(members), first_line(error))
+            return {}
+
+    def measurement(self, member: Member, found: Evaluated | None = None) -> Measurement:
+        """The trial's measurement at its current step. Raises Diverged, OutOfMemory and what the task raises.
+
+        found: what it is measured by, if that is known.
+        """
+        found = found or self._alone(member)
         check_finite(found[0], member.step)
         return Measurement(
             trial=member.number,
@@ -56,6 +92,21 @@ class Evaluator:
             examined=own_outcomes(member.spec.examination, *found) if member.is_finished else (),
             training_loss=member.training_loss(),
         )
+
+    def _alone(self, member: Member) -> Evaluated:
+        found, member.evaluation_tokens = halving(
+            member.evaluation_tokens,
+            lambda tokens: self._measured(member.adapter, tokens, self._rows(member), task=self._task(member)),
+            what=f"the evaluation of {trial_name(member.number)}",
+        )
+        return found
+
+    def _rows(self, member: Member) -> int | None:
+        """Evaluation rows of the trial's step; None = all there are."""
+        return None if member.is_finished else member.spec.rows_at(member.step)
+
+    def _task(self, member: Member) -> Task:
+        return self._workload.task if member.is_finished else self._workload.task.briefly()
 
     def _kept(self, member: Member) -> dict[str, float]:
         """What is known at the last step of what the trial has forgotten."""
@@ -89,13 +140,20 @@ class Evaluator:
     def _evaluated(
         self, adapter: Adapter | None, rows: Sequence[Row], max_tokens: int, *, task: Task | None = None
     ) -> Evaluated:
-        if adapter is not None:
-            adapter.settle()
-        backbone, workload = self._backbone, self._workload
-        view = backbone.view(adapter, workload.heads)
+        backbone, workload, task = self._backbone, self._workload, task or self._workload.task
         batches = workload.evaluation_batches(rows, max_tokens, backbone.device, task=task)
-        with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
-            return (task or workload.task).evaluate_by_row(view, batches, workload.tokenizer)  # type: ignore[arg-type]
+        if adapter is not None and adapter.storage.bank and isinstance(task, BatchTask) and is_judged_by_batch(task):
+            # As among others: what a trial is measured by does not depend on who else is due.
+            judged = judge_together(backbone, task, batches, [adapter], max_tokens)
+            return self._scored(task, judged[0], adapter)
+        view = backbone.view(adapter, workload.heads)
+        with measuring(backbone, adapter):
+            return task.evaluate_by_row(view, batches, workload.tokenizer)  # type: ignore[arg-type]
+
+    def _scored(self, task: BatchTask, judged: Sequence[Any], adapter: Adapter) -> Evaluated:
+        with measuring(self._backbone, adapter):
+            view = self._backbone.view(adapter)
+            return task.scores(judged, view, self._workload.tokenizer)  # type: ignore[arg-type]
 
     def _subject(self, member: Member) -> Subject:
         adapter, backbone, workload = member.adapter, self._backbone, self._workload
@@ -104,7 +162,7 @@ class Evaluator:
         updates = {} if adapter.parts else adapter.low_rank  # less a part of the weight, it is no product of two
 
         def forward(batch: Batch) -> None:
-            with torch.no_grad(), backbone.segmentation.alone(adapter), backbone.casting():
+            with measuring(backbone, adapter):
                 workload.task.loss(view, batch)  # type: ignore[arg-type]
 
         def batch(rows: Sequence[Row]) -> Batch:

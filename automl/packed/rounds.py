@@ -47,8 +47,8 @@ class Rounds(Generic[RunnerT, NewsT]):
     """The order of rounds and reports of the trials in `members`, which somebody else fills and empties.
 
     micro_step: lets the first of these trials, and whoever fits beside it, train; returns failures, and has taken those
-    trials out of `members`. measure: makes the measurement of a trial that is due. What has been measured is held until
-    `cohort` hands it out, and its trial waits for that: it never trains past a measurement nobody has seen.
+    trials out of `members`. measure: makes the measurements of trials that are due. What has been measured is held
+    until `cohort` hands it out, and its trial waits for that: it never trains past a measurement nobody has seen.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Rounds(Generic[RunnerT, NewsT]):
         members: Mapping[int, RunnerT],
         *,
         micro_step: Callable[[Sequence[RunnerT]], Sequence[NewsT]],
-        measure: Callable[[RunnerT], NewsT],
+        measure: Callable[[Sequence[RunnerT]], Sequence[NewsT]],
     ) -> None:
         self._members = members
         self._micro_step = micro_step
@@ -83,7 +83,7 @@ class Rounds(Generic[RunnerT, NewsT]):
                 del self._held[time]
 
     def tick(self) -> bool:
-        """Do the next micro-step or measurement; False if there is none before a cohort is handed out or one joins."""
+        """Do the next micro-step or measurements; False if there is none before a cohort is handed out or one joins."""
         if not (self._goals or self._due or self._begin_round()):
             return False
         behind = [self._members[number] for number, goal in self._goals.items() if self._members[number].step < goal]
@@ -92,7 +92,8 @@ class Rounds(Generic[RunnerT, NewsT]):
         elif self._goals:
             self._end_round()
         else:
-            self._hold([self._measure(self._members[self._due.pop(0)])])
+            due, self._due = self._due, []
+            self._hold(self._measure([self._members[number] for number in due]))
         return True
 
     def cohort(self) -> Sequence[NewsT]:

@@ -81,6 +81,24 @@ class Pack:
         self._bits: dict[tuple[int, int], Tensor] = {}
         self._scalings: dict[int, Tensor] = {}
 
+    @classmethod
+    def without_dropout(cls, bank: Bank, places: Sequence[tuple[int, float]], *, rows_each: int) -> Pack:
+        """Segments of equal size that are measured. places: row in the bank and scaling of each."""
+        device = bank.device
+        rows, scaling = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
+        unused = torch.zeros(len(places), dtype=torch.int32, device=device)
+        return cls(
+            bank,
+            rows=rows,
+            rows_each=rows_each,
+            scaling=scaling.float().view(-1, 1, 1),
+            seeds=unused,
+            steps=unused,
+            first=unused,
+            limits=unused.view(-1, 1, 1, 1),
+            is_dropping=False,
+        )
+
     @property
     def segments(self) -> int:
         """Number of segments."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -40,6 +41,7 @@ from automl.packed.memory import available_bytes, keep_freed_memory
 from automl.packed.rounds import Rounds
 from automl.packed.segments import Segment
 from automl.packed.workload import MicroBatch, Workload
+from automl.training.examine import Evaluated
 from automl.training.memory import TOKEN_BUDGET
 from automl.training.state import TrainState
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec, check_finite, failure_of
@@ -201,7 +203,7 @@ class PackedTrainer:
         """
         waiting = iter(specs)
         while True:
-            for spec in _take(waiting, slots - len(self.members)):
+            for spec in islice(waiting, max(0, slots - len(self.members))):
                 self.admit(spec, starts.get(spec.number))
             if not self.members:
                 return
@@ -244,10 +246,16 @@ class PackedTrainer:
         """All metrics of the bare backbone."""
         return self._evaluators[lane].metrics(None, self._workloads[lane].evaluation_tokens)
 
-    def measured(self, member: Member) -> Event:
-        """The trial's measurement at its current step; if it has none, the trial has failed and left the pack."""
+    def measured(self, members: Sequence[Member]) -> list[Event]:
+        """The trials' measurements at their current steps; who has none has failed and left the pack."""
+        found: dict[int, Evaluated] = {}
+        for lane, evaluator in enumerate(self._evaluators):
+            found |= evaluator.together([member for member in members if lane_of(member.number) == lane])
+        return [self._measured(member, found.get(member.number)) for member in members]
+
+    def _measured(self, member: Member, found: Evaluated | None) -> Event:
         try:
-            return self._evaluator(member.number).measurement(member)
+            return self._evaluator(member.number).measurement(member, found)
         except Exception as error:  # noqa: BLE001 - the edge: what a task or model raises fails one trial
             return self._fail(member, error)
 
@@ -373,7 +381,7 @@ class PackedTrainer:
     def _recorded(self, member: Member, micro: MicroBatch) -> Call:
         view = self.backbone.view(member.adapter)
         loss = member.task.loss
-        return self.backbone.body.record(lambda: loss(view, micro.batch), micro.rows)  # type: ignore[arg-type]
+        return self.backbone.body.record(lambda: loss(view, micro.batch))  # type: ignore[arg-type]
 
     def _loss(self, turn: _Turn, outputs: Outputs, index: int) -> tuple[float, int] | Exception:
         """Sum of the losses and number of terms of one trial, its gradients added; or what went wrong with it alone."""
@@ -489,8 +497,3 @@ def _segments(turns: Sequence[_Turn]) -> list[Segment]:
         segments.append(Segment(turn.member.adapter, start, stop, turn.micro.longest, first=first))
         start += turn.micro.rows
     return segments
-
-
-def _take(specs: Iterator[TrialSpec], number: int) -> Iterator[TrialSpec]:
-    for _, spec in zip(range(number), specs, strict=False):
-        yield spec

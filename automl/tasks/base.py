@@ -203,3 +203,28 @@ class Task(ABC):
     ) -> tuple[dict[str, float], Outcomes | None]:
         """`evaluate`, and what the objective was made of, row by row in the order of the batches; None: not told."""
         return self.evaluate(model, batches, tokenizer), None
+
+
+class BatchTask(Task):
+    """A task that is evaluated batch by batch, so that many trials can be judged on one batch before the next."""
+
+    @abstractmethod
+    def judge(self, model: torch.nn.Module, batch: Batch) -> Any:
+        """What the metrics need to know of the rows of one batch; tensors of it may stay on the device.
+
+        The model is called once, with what the batch alone decides, and writes nothing.
+        """
+
+    @abstractmethod
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
+        """What `evaluate_by_row` returns, of all that was judged, batch by batch."""
+
+    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
+        return self.evaluate_by_row(model, batches, tokenizer)[0]
+
+    def evaluate_by_row(
+        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
+        return self.scores([self.judge(model, batch) for batch in batches], model, tokenizer)

@@ -396,34 +396,49 @@ class Language(NamedTuple):
     generate: Callable[..., list[str]]
 
 
-def evaluate_text(
+class JudgedText(NamedTuple):
+    """What is known of a batch. total: of its losses. count: of their terms. by_row: sums of every row's, (N,) float64.
+
+    prompts: those of its rows, if texts are to be generated.
+    """
+
+    total: torch.Tensor
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls here
+    by_row: torch.Tensor
+    prompts: Sequence[Prompt]
+
+
+def judge_text(
+    model: torch.nn.Module, batch: Batch, settings: TaskSettings, language: Language | None = None
+) -> JudgedText:
+    """What loss and generated texts are made of. language: None is a decoder's."""
+    language = language or _CAUSAL
+    losses = language.losses(model, batch)
+    rows = torch.split(losses, list(language.counts(batch)))
+    prompts = list(language.prompts(batch)) if generating(settings) else []
+    by_row = torch.stack([part.double().sum() for part in rows])
+    return JudgedText(losses.double().sum(), losses.numel(), by_row, prompts)
+
+
+def text_outcome(
+    judged: Sequence[JudgedText],
     model: torch.nn.Module,
-    batches: Iterator[Batch],
     tokenizer: Any,
     settings: TaskSettings,
     language: Language | None = None,
 ) -> tuple[dict[str, float], Outcomes | None]:
     """loss (nats per target token) and perplexity; scores of generated texts too if one is to be measured.
 
-    And each row's part in loss or perplexity: to first order, as a mean over rows. language: None is a decoder's.
+    And each row's part in loss or perplexity: to first order, as a mean over rows. language: as it was judged in.
     """
-    language = language or _CAUSAL
-    total, count = 0.0, 0
-    by_row: list[float] = []
-    prompts: list[Prompt] = []
-    is_generating = bool(generating(settings))
-    for batch in batches:
-        losses = language.losses(model, batch)
-        total += losses.double().sum().item()
-        count += losses.numel()
-        by_row += [part.double().sum().item() for part in torch.split(losses, list(language.counts(batch)))]
-        if is_generating:
-            prompts.extend(language.prompts(batch))
-    loss = total / count
+    count = sum(each.count for each in judged)
+    loss = sum(each.total.item() for each in judged) / count
+    by_row = [part for each in judged for part in each.by_row.tolist()]
     result = {"loss": loss, "perplexity": metrics.perplexity(loss)}
-    if is_generating:
-        sample = sample_prompts(prompts, settings.generate_rows)
-        result |= _generation_scores(model, sample, tokenizer, settings, write=language.generate)
+    if generating(settings):
+        sample = sample_prompts([prompt for each in judged for prompt in each.prompts], settings.generate_rows)
+        write = (language or _CAUSAL).generate
+        result |= _generation_scores(model, sample, tokenizer, settings, write=write)
     result |= harness_scores(_inner(model), tokenizer, settings)
     return result, _outcomes([len(by_row) * part / count for part in by_row], result, settings.metric)
 

@@ -17,8 +17,8 @@ from automl.outcomes import Outcomes
 from automl.space.schema_task import CLASS_WEIGHTS
 from automl.space.spec import TaskSettings
 from automl.tasks import metrics
-from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.collate import pad_rows
+from automl.tasks.base import Batch, BatchTask, Head, LossParts, Prepared, Row, Task
+from automl.tasks.collate import columns, pad_rows
 from automl.tasks.fields import Record, column_name, fault, take_label
 from automl.tasks.labels import check_classes, limit_classes, rare_classes
 from automl.tasks.own_metrics import own_class_scores
@@ -33,7 +33,7 @@ VERSION = 1
 """Version of the way texts become tokens; a change makes old caches unused."""
 
 
-class Classification(Task):
+class Classification(BatchTask):
     """`text` (and `text_pair`) to `label`. Loss: cross-entropy per row. Metrics: loss, accuracy, macro_f1, mcc.
 
     With `class_weights: balanced` a trial's loss weighs each row by rows / (classes x rows of its class), counted in
@@ -87,20 +87,14 @@ class Classification(Task):
         total = functional.cross_entropy(_logits(model, batch).float(), labels, weight=weights, reduction="sum")
         return LossParts(total, len(labels))
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        return self.evaluate_by_row(model, batches, tokenizer)[0]
+    def judge(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        labels, logits = batch["labels"], _logits(model, batch).double()
+        return functional.cross_entropy(logits, labels, reduction="none"), labels, logits.argmax(dim=-1)
 
-    def evaluate_by_row(
-        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
     ) -> tuple[dict[str, float], Outcomes | None]:
-        truth: list[int] = []
-        predicted: list[int] = []
-        losses: list[float] = []
-        for batch in batches:
-            logits = _logits(model, batch).double()
-            losses.extend(functional.cross_entropy(logits, batch["labels"], reduction="none").tolist())
-            truth.extend(batch["labels"].tolist())
-            predicted.extend(logits.argmax(dim=-1).tolist())
+        losses, truth, predicted = columns(judged)
         settings = self.settings
         scores = metrics.class_scores(truth, predicted, objective=settings.metric, also=settings.metrics)
         scores |= own_class_scores(truth, predicted, settings)

@@ -1,8 +1,9 @@
-"""Padding of tokenised rows to one rectangle."""
+"""Padding of tokenised rows to one rectangle, and numbers of many batches in one list."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,3 +47,8 @@ def pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
 def _rectangle(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
     width = max(map(len, rows))
     return torch.tensor([[*row, *([filler] * (width - len(row)))] for row in rows], dtype=torch.long)  # (N, T)
+
+
+def columns(judged: Sequence[Sequence[torch.Tensor]]) -> list[list[Any]]:
+    """Each tensor of what was judged of batches, for all batches: one below the other, as numbers."""
+    return [torch.cat(parts).tolist() for parts in zip(*judged, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,17 @@ import torch
 from automl.errors import DataError
 from automl.outcomes import Outcomes
 from automl.space.spec import DataSettings, TaskSettings
-from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.causal import MaskedText, TextPart, evaluate_text, generation_notes, loss_parts, make_recipe
+from automl.tasks.base import Batch, BatchTask, Head, LossParts, Prepared, Row
+from automl.tasks.causal import (
+    JudgedText,
+    MaskedText,
+    TextPart,
+    generation_notes,
+    judge_text,
+    loss_parts,
+    make_recipe,
+    text_outcome,
+)
 from automl.tasks.collate import pad_rows
 from automl.tasks.fields import Record, column_name, missing_column, take_text
 from automl.tasks.passages import is_passage
@@ -28,7 +37,7 @@ VERSION = 1
 """Version of the way examples become tokens; a change makes old caches unused."""
 
 
-class Completion(Task):
+class Completion(BatchTask):
     """`prompt` to `response` (loss on the response), or `text` alone (loss on every token).
 
     The prompt ends with a line break unless it ends with white space already; end-of-text follows the response.
@@ -60,13 +69,13 @@ class Completion(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossParts:
         return loss_parts(model, batch)
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        return self.evaluate_by_row(model, batches, tokenizer)[0]
+    def judge(self, model: torch.nn.Module, batch: Batch) -> JudgedText:
+        return judge_text(model, batch, self.settings)
 
-    def evaluate_by_row(
-        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
     ) -> tuple[dict[str, float], Outcomes | None]:
-        return evaluate_text(model, batches, tokenizer, self.settings)
+        return text_outcome(judged, model, tokenizer, self.settings)
 
     def _recipe(self, tokenizer: Any) -> Recipe:
         as_text = partial(_as_text, long_texts=self.settings.long_texts)

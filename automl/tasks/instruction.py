@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ import torch
 
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
-from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.causal import evaluate_text, generation_notes, loss_parts, make_recipe
+from automl.tasks.base import Batch, BatchTask, Head, LossParts, Prepared, Row
+from automl.tasks.causal import JudgedText, generation_notes, judge_text, loss_parts, make_recipe, text_outcome
 from automl.tasks.collate import pad_rows
 from automl.tasks.conversation import Extras, Format, choose_format, question, read_conversation, unread
 from automl.tasks.fields import Record
@@ -27,7 +27,7 @@ VERSION = 1
 """Version of the templates and their masks; a change makes old caches unused."""
 
 
-class Instruction(Task):
+class Instruction(BatchTask):
     """Conversations through the model's chat template, else the Alpaca text. The end-of-turn token carries loss too."""
 
     def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
@@ -55,13 +55,13 @@ class Instruction(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossParts:
         return loss_parts(model, batch)
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        return self.evaluate_by_row(model, batches, tokenizer)[0]
+    def judge(self, model: torch.nn.Module, batch: Batch) -> JudgedText:
+        return judge_text(model, batch, self.settings)
 
-    def evaluate_by_row(
-        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
     ) -> tuple[dict[str, float], Outcomes | None]:
-        return evaluate_text(model, batches, tokenizer, self.settings)
+        return text_outcome(judged, model, tokenizer, self.settings)
 
     def _recipe(self, tokenizer: Any) -> Recipe:
         return make_recipe(text_maker(tokenizer, self.settings), tokenizer, self.settings, version=VERSION)

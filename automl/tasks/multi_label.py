@@ -15,8 +15,8 @@ from automl.errors import DataError
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 from automl.tasks import label_sets
-from automl.tasks.base import TARGETS, Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.collate import pad_inputs
+from automl.tasks.base import TARGETS, Batch, BatchTask, Head, LossParts, Prepared, Row, Task
+from automl.tasks.collate import columns, pad_inputs
 from automl.tasks.fields import Record, column_name, place, shown
 from automl.tasks.label_sets import take_names
 from automl.tasks.labels import MOST_CLASSES, sort_labels, unseen
@@ -34,7 +34,7 @@ VERSION = 1
 _NAMED = 5
 
 
-class MultiLabel(Task):
+class MultiLabel(BatchTask):
     """`text` (and `text_pair`) to `labels`, names of which any number may apply.
 
     Loss: binary cross-entropy, the mean over labels, per row. A label is predicted where its probability is above 0.5.
@@ -79,20 +79,15 @@ class MultiLabel(Task):
         losses = _losses(_logits(model, batch).float(), batch[TARGETS])
         return LossParts(losses.sum(), len(losses))
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        return self.evaluate_by_row(model, batches, tokenizer)[0]
+    def judge(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        wanted, logits = batch[TARGETS], _logits(model, batch).double()
+        return _losses(logits, wanted.double()), wanted > 0.0, logits > 0.0  # a probability above 0.5
 
-    def evaluate_by_row(
-        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
     ) -> tuple[dict[str, float], Outcomes | None]:
-        losses: list[float] = []
-        truth: list[list[int]] = []
-        predicted: list[list[int]] = []
-        for batch in batches:
-            logits = _logits(model, batch).double()
-            losses.extend(_losses(logits, batch[TARGETS].double()).tolist())
-            truth.extend(map(_places, batch[TARGETS] > 0.0))
-            predicted.extend(map(_places, logits > 0.0))  # a probability above 0.5
+        losses, *marks = columns(judged)
+        truth, predicted = ([_places(row) for row in rows] for rows in marks)
         right = [float(a == b) for a, b in zip(truth, predicted, strict=True)]
         by_row = {"loss": losses, "subset_accuracy": right}
         scores = {name: mean(values) for name, values in by_row.items()} | label_sets.f1_scores(truth, predicted)
@@ -115,9 +110,8 @@ def _losses(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
 
 
-def _places(marks: torch.Tensor) -> list[int]:
-    found: list[int] = marks.nonzero().squeeze(1).tolist()
-    return found
+def _places(marks: Sequence[bool]) -> list[int]:
+    return [place for place, is_marked in enumerate(marks) if is_marked]
 
 
 def _reader(settings: TaskSettings, reading: Reading) -> Reader:

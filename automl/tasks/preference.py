@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from automl.lora import Hyperparameters
 from automl.outcomes import Outcomes
 from automl.space.schema_preference import LOSS
 from automl.tasks import metrics
-from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task, Untuned
+from automl.tasks.base import Batch, BatchTask, Head, LossParts, Prepared, Row, Task, Untuned
 from automl.tasks.collate import pad_rows
 from automl.tasks.conversation import Extras
 from automl.tasks.preference_data import kind_of, reader, recipe
@@ -32,7 +32,7 @@ LOSS_BETA = 0.1
 """Beta of the metric `loss`, whatever trials train with."""
 
 
-class Preference(Task):
+class Preference(BatchTask):
     """`prompt` with `chosen` and `rejected`, or `prompt` and `completion` with `label`.
 
     A row is two texts: prompt with chosen and with rejected answer, or a completion after its own and after another
@@ -112,20 +112,20 @@ class Preference(Task):
             losses = pair_loss(first, second, hyper)
         return LossParts(losses.sum(), losses.numel())
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        return self.evaluate_by_row(model, batches, tokenizer)[0]
+    def judge(self, model: torch.nn.Module, batch: Batch) -> list[_Judged]:
+        return _judged(model, batch)
 
-    def evaluate_by_row(
-        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
     ) -> tuple[dict[str, float], Outcomes | None]:
-        judged = [row for batch in batches for row in _judged(model, batch)]
-        lead = [row.lead for row in judged]
-        signed = [-row.lead if row.desirable is False else row.lead for row in judged]
+        rows: list[_Judged] = [row for batch in judged for row in batch]
+        lead = [row.lead for row in rows]
+        signed = [-row.lead if row.desirable is False else row.lead for row in rows]
         losses = [metrics.logistic_loss(LOSS_BETA * value) for value in signed]
-        moved = math.fsum(row.moved for row in judged) / sum(row.tokens for row in judged)
+        moved = math.fsum(row.moved for row in rows) / sum(row.tokens for row in rows)
         found = {"loss": metrics.mean(losses), "kl": moved}
-        if judged[0].desirable is not None:
-            scores = metrics.label_scores(lead, [bool(row.desirable) for row in judged])
+        if rows[0].desirable is not None:
+            scores = metrics.label_scores(lead, [bool(row.desirable) for row in rows])
             return found | scores, self._outcomes({"loss": losses})
         wins = [metrics.win(value) for value in lead]
         found |= {"preference_accuracy": metrics.mean(wins), "margin": metrics.mean(lead)}

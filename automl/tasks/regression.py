@@ -19,8 +19,8 @@ from automl.metric import METRICS
 from automl.outcomes import Outcomes
 from automl.space.schema_judged import REGRESSION_LOSS
 from automl.space.spec import TaskSettings
-from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.collate import pad_rows
+from automl.tasks.base import Batch, BatchTask, Head, LossParts, Prepared, Row, Task
+from automl.tasks.collate import columns, pad_rows
 from automl.tasks.fields import Record, column_name, take_number
 from automl.tasks.metrics import mean
 from automl.tasks.numbers import as_grades
@@ -43,7 +43,7 @@ _LEAST_SPREAD = 1e-9
 _GRADES = "quadratic_kappa"
 
 
-class Regression(Task):
+class Regression(BatchTask):
     """`text` (and `text_pair`) to `label`, a number. Loss: by the trial's `regression_loss`, per row.
 
     What the model says is in standard units, as is the loss: (label - mean) / deviation over the training rows. All
@@ -98,17 +98,13 @@ class Regression(Task):
         said = _said(model, batch).float()
         return LossParts(_ERRORS[self._loss](said, wanted.float(), reduction="sum"), len(wanted))
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        return self.evaluate_by_row(model, batches, tokenizer)[0]
+    def judge(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        return batch["labels"], self._scale.mean + self._scale.deviation * _said(model, batch).double()
 
-    def evaluate_by_row(
-        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
     ) -> tuple[dict[str, float], Outcomes | None]:
-        truth: list[float] = []
-        predicted: list[float] = []
-        for batch in batches:
-            truth.extend(batch["labels"].tolist())
-            predicted.extend((self._scale.mean + self._scale.deviation * _said(model, batch).double()).tolist())
+        truth, predicted = columns(judged)
         errors = [a - b for a, b in zip(truth, predicted, strict=True)]
         by_row = {
             "loss": [(error / self._scale.deviation) ** 2 for error in errors],

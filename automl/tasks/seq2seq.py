@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,8 @@ import torch
 from automl.errors import DataError
 from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
-from automl.tasks.base import Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.causal import evaluate_text, generation_notes
+from automl.tasks.base import Batch, BatchTask, Head, LossParts, Prepared, Row
+from automl.tasks.causal import JudgedText, generation_notes, judge_text, text_outcome
 from automl.tasks.collate import pad_rows
 from automl.tasks.encoder_decoder import ENCODER_DECODER, target_losses
 from automl.tasks.fields import Record, column_name, place, shown, take_text
@@ -27,7 +27,7 @@ VERSION = 1
 """Version of the way examples become tokens; a change makes old caches unused."""
 
 
-class Seq2Seq(Task):
+class Seq2Seq(BatchTask):
     """`source` to `target`, each as the tokenizer writes a text of its kind; loss on all tokens of the target."""
 
     def prepare(self, tokenizer: Any, cache: Path) -> Prepared:
@@ -64,13 +64,13 @@ class Seq2Seq(Task):
         losses = target_losses(model, batch)
         return LossParts(losses.sum(), losses.numel())
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        return self.evaluate_by_row(model, batches, tokenizer)[0]
+    def judge(self, model: torch.nn.Module, batch: Batch) -> JudgedText:
+        return judge_text(model, batch, self.settings, ENCODER_DECODER)
 
-    def evaluate_by_row(
-        self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
     ) -> tuple[dict[str, float], Outcomes | None]:
-        return evaluate_text(model, batches, tokenizer, self.settings, ENCODER_DECODER)
+        return text_outcome(judged, model, tokenizer, self.settings, ENCODER_DECODER)
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,11 @@ import torch
 from torch.nn import functional
 
 from automl.errors import DataError
+from automl.outcomes import Outcomes
 from automl.space.spec import TaskSettings
 from automl.tasks import tags as scheme
-from automl.tasks.base import IGNORED, Batch, Head, LossParts, Prepared, Row, Task
-from automl.tasks.collate import pad_rows
+from automl.tasks.base import IGNORED, Batch, BatchTask, Head, LossParts, Prepared, Row, Task
+from automl.tasks.collate import columns, pad_rows
 from automl.tasks.fields import Record, check_label, check_one_kind, check_text, column_name, fault, place, shown, take
 from automl.tasks.labels import MOST_CLASSES, sort_labels, unseen
 from automl.tasks.metrics import mean
@@ -33,7 +35,7 @@ VERSION = 1
 _ENTITIES = "entity_f1"
 
 
-class TokenClassification(Task):
+class TokenClassification(BatchTask):
     """`words` to `tags`, lists of one length. Loss: cross-entropy per word, at its first token.
 
     Metrics: loss, tag_accuracy, and of tags in IOB2 entity_f1.
@@ -84,24 +86,23 @@ class TokenClassification(Task):
         )
         return LossParts(losses, int((labels != IGNORED).sum()))
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], tokenizer: Any) -> dict[str, float]:
-        losses: list[float] = []
-        truth: list[list[str]] = []
-        predicted: list[list[str]] = []
-        for batch in batches:
-            logits = _logits(model, batch).double()
-            for said, labels in zip(logits, batch["labels"], strict=True):
-                is_word = labels != IGNORED
-                wanted = labels[is_word]
-                losses.extend(functional.cross_entropy(said[is_word], wanted, reduction="none").tolist())
-                truth.append([self._tags[tag] for tag in wanted.tolist()])
-                predicted.append([self._tags[tag] for tag in said[is_word].argmax(dim=-1).tolist()])
+    def judge(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        is_word = batch["labels"] != IGNORED
+        said, wanted = _logits(model, batch)[is_word].double(), batch["labels"][is_word]
+        losses = functional.cross_entropy(said, wanted, reduction="none")
+        return losses, wanted, said.argmax(dim=-1), is_word.sum(dim=1)
+
+    def scores(
+        self, judged: Sequence[Any], model: torch.nn.Module, tokenizer: Any
+    ) -> tuple[dict[str, float], Outcomes | None]:
+        losses, *tags, counts = columns(judged)
+        truth, predicted = (_by_row([self._tags[tag] for tag in each], counts) for each in tags)
         right = [
             float(a == b) for row, other in zip(truth, predicted, strict=True) for a, b in zip(row, other, strict=True)
         ]
         found = {"loss": mean(losses), "tag_accuracy": mean(right)}
         is_iob = any(tag.startswith(("B-", "I-")) for tag in self._tags)
-        return {**found, _ENTITIES: scheme.entity_f1(truth, predicted)} if is_iob else found
+        return {**found, _ENTITIES: scheme.entity_f1(truth, predicted)} if is_iob else found, None
 
     def _examples(self, rows: int | None = None) -> tuple[dict[Split, list[Example]], list[str]]:
         """Examples by split (of at most so many rows each), and what there is to say of the reading."""
@@ -113,6 +114,12 @@ def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits: torch.Tensor = call(model, **inputs).logits
     return logits[:, -batch["input_ids"].shape[1] :]
+
+
+def _by_row(tags: Sequence[str], counts: Sequence[int]) -> list[list[str]]:
+    """The tags of all words, row by row."""
+    rest = iter(tags)
+    return [list(islice(rest, count)) for count in counts]
 
 
 def _reader(settings: TaskSettings, reading: Reading) -> Reader:

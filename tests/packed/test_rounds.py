@@ -73,9 +73,9 @@ class Pack:
                 del self.members[runner.number]
         return failed
 
-    def _measure(self, runner: Runner) -> Word:
-        self.log.append(f"{runner.number}={runner.step}")
-        return Word(runner.number, runner.step)
+    def _measure(self, due: Sequence[Runner]) -> list[Word]:
+        self.log += [f"{runner.number}={runner.step}" for runner in due]
+        return [Word(runner.number, runner.step) for runner in due]
 
 
 def test_all_trials_of_a_round_report_together() -> None:
