@@ -477,7 +477,8 @@ class PackedTrainer:
     def _sensitivity(self, adapter: Adapter, target: str) -> Sensitivity:
         """Sensitivities of which nothing is known yet."""
         layers = self.layers(target)
-        return Sensitivity(layers, max(map(adapter.hyper.rank_of, adapter.low_rank)), self.backbone.norms(layers))
+        rank = max(map(adapter.hyper.rank_of, adapter.low_rank))
+        return Sensitivity(layers, rank, self.backbone.norms(layers), aside=self.device.type != "cpu")
 
 
 def _finite(member: Member, total: float, count: int) -> tuple[float, int] | Exception:

@@ -270,7 +270,8 @@ class SoloTrial:
         ranks = [update.a.shape[0] for update in self._method.low_rank(model)]
         if not self.runtime.importance or not ranks:
             return None
-        sensitivity = Sensitivity(self._layers, max(ranks), self._norms)
+        is_apart = self.runtime.device.type != "cpu"
+        sensitivity = Sensitivity(self._layers, max(ranks), self._norms, aside=is_apart)
         if self._start is not None:
             sensitivity.load(self._start.importance)
         return sensitivity

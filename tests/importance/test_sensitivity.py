@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from automl.importance.sensitivity import DECAY, Factors, Sensitivity, is_sample, spectrum
 from automl.lora import LinearShape
@@ -52,8 +53,8 @@ def explicit(update: Update) -> tuple[Tensor, Tensor]:
     return s[:rank], (s * torch.einsum("oi,on,ni->i", u, update.g.double(), vt.mT)).abs()[:rank]
 
 
-def sensitivity(ranks: tuple[int, ...] = RANKS) -> Sensitivity:
-    return Sensitivity(LAYERS, max(ranks), [2.0, 3.0, 4.0])
+def sensitivity(ranks: tuple[int, ...] = RANKS, *, aside: bool = False) -> Sensitivity:
+    return Sensitivity(LAYERS, max(ranks), [2.0, 3.0, 4.0], aside=aside)
 
 
 def test_scores_are_those_of_an_explicit_decomposition() -> None:
@@ -182,6 +183,62 @@ def test_the_state_continues_to_the_bit() -> None:
     for sample in steps[2:]:
         second.add(sample)
     assert second.report(steps[-1], step=20, steps=20) == whole.report(steps[-1], step=20, steps=20)
+
+
+class Asked(TorchDispatchMode):
+    """Notes the operations of this thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_samples_that_are_taken_apart_aside_are_the_same_to_the_bit() -> None:
+    inline, aside = sensitivity(), sensitivity(aside=True)
+    steps = [[update.factors() for update in updates(seed)] for seed in range(9)]
+    steps[3] = [item._replace(b_grad=torch.full_like(item.b, math.nan)) for item in steps[3]]
+    for sample in steps:
+        inline.add(sample, 3)
+        aside.add(sample, 3)
+    assert aside.samples == inline.samples == 8
+    assert all(torch.equal(tensor, aside.state()[name]) for name, tensor in inline.state().items())
+    assert aside.report(steps[-1], step=20, steps=20) == inline.report(steps[-1], step=20, steps=20)
+
+
+def test_a_sample_aside_lets_nobody_wait() -> None:
+    given = [update.factors() for update in updates(1)]
+    for aside in (False, True):
+        found = sensitivity(aside=aside)
+        with Asked() as asked:
+            found.add(given)
+        assert "aten.bmm.default" in asked.names
+        waits = {"aten._linalg_eigh.default", "aten._local_scalar_dense.default", "aten.is_nonzero.default"}
+        assert bool(asked.names & waits) is not aside
+
+
+def test_what_waits_when_a_trial_goes_back_is_forgotten() -> None:
+    found = sensitivity(aside=True)
+    steps = [[update.factors() for update in updates(seed)] for seed in range(3)]
+    found.add(steps[0])
+    state = found.state()
+    for sample in steps[1:]:
+        found.add(sample)
+    found.load(state)
+    assert found.samples == 1
+    assert torch.equal(found.state()["mean"], state["mean"])
+
+
+def test_modules_that_are_too_many_at_once_are_done_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [update.factors() for update in updates(2, (4, 4, 4))]
+    at_once, in_turn = sensitivity(), sensitivity()
+    at_once.add(given)
+    monkeypatch.setattr("automl.importance.sensitivity._AT_ONCE", 1)
+    in_turn.add(given)
+    torch.testing.assert_close(in_turn.state()["mean"], at_once.state()["mean"], rtol=1e-12, atol=0.0)
 
 
 def test_the_state_of_other_modules_starts_anew() -> None:
