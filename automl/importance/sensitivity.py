@@ -247,7 +247,7 @@ class _Grams:
         self._wait: Callable[[], None] = lambda: None
 
     def sent(self) -> _Grams:
-        """The same on their way to the CPU; nobody waits for them before they are needed."""
+        """Send them to the CPU; nobody waits for that before they are needed."""
         if self._flat.is_cuda:
             host = torch.empty_like(self._flat, device="cpu", pin_memory=True).copy_(self._flat, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

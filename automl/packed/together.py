@@ -69,7 +69,7 @@ def _judged(backbone: PackedBackbone, task: BatchTask, batch: Batch, adapters: S
 
 
 def _divided(backbone: PackedBackbone, adapters: Sequence[Adapter], rows: int) -> AbstractContextManager[None]:
-    """So many rows belong to each of these adapters inside the block."""
+    """Give each of these adapters `rows` rows inside the block."""
     if (bank := adapters[0].storage.bank) is not None:
         places = [(adapter.storage.row, adapter.hyper.scaling) for adapter in adapters]
         return backbone.segmentation.packed(Pack.without_dropout(bank, places, rows_each=rows))
