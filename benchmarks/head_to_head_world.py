@@ -72,7 +72,7 @@ class World:
     def plan(self) -> dict[str, Any]:
         """All that results depend on beside arm, seed and time; no place where anything lies on this machine."""
         document = self.document()
-        for name in (*SPLITS, "model"):
+        for name in (*SPLITS, "model", "targets"):  # which follow from the model and the names of the sets
             del document[name]
         rows = {split: hashlib.sha256(Path(path).read_bytes()).hexdigest() for split, path in self.files.items()}
         parts = {split: getattr(self.text_set, split) for split in SPLITS}
