@@ -25,6 +25,7 @@ from automl.errors import MissingExtraError, StorageError
 from automl.storage import schema
 from automl.storage.connect import WRITES, make_engine, storage_errors
 from automl.storage.lease import held
+from automl.storage.roles import SUBMITTING
 from automl.storage.schema import DatabaseStatus
 from automl.storage.sql import Database
 from automl.storage.sqlite_file import copy_database, database_draft, folder_lock
@@ -179,6 +180,7 @@ def _restore_dump(source: Path, url: URL, *, overwrite: bool) -> None:
     with _undriven(url), _service_file(url) as service:
         _call(url, service, "pg_restore", *options, f"--dbname=service={_SERVICE}", str(source))
     _void_leases(url)
+    _let_the_web_submit(url)
 
 
 @contextmanager
@@ -189,6 +191,17 @@ def _undriven(url: URL) -> Iterator[None]:
         return
     with Database(url) as database, held(database, to_the_last=True):
         yield
+
+
+def _let_the_web_submit(url: URL) -> None:
+    """A right that the restored tables do not have from the owner's default privileges, as reading and writing."""
+    engine = make_engine(url, pooled=False)
+    with (
+        storage_errors(url, "give automl_web its rights"),
+        engine.connect().execution_options(**{WRITES: True}) as connection,
+        connection.begin(),
+    ):
+        connection.exec_driver_sql(SUBMITTING)
 
 
 def _void_leases(url: URL) -> None:

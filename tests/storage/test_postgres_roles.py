@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from automl.errors import StorageError, SubmissionRefused
+from automl.storage.backup import back_up, restore
 from automl.storage.invariants import check
 from automl.storage.roles import OWNER, READER, ROLES, WEB, WRITER, apply_roles, role_statements
 from automl.storage.sql import open_database
@@ -96,6 +97,18 @@ def test_the_web_submits_and_cancels_and_changes_nothing_else(address: str, tmp_
                 writer.execute(text(statement))
     with open_database(url_as(WRITER, address), create=False) as database:
         assert [each.study for each in list_submissions(database)] == ["one"]
+
+
+def test_a_restored_database_leaves_every_role_its_rights(address: str, tmp_path: Path) -> None:
+    copy = back_up(url_as(OWNER, address), tmp_path / "copy.dump")
+    restore(copy.path, url_as(OWNER, address), overwrite=True)
+    with open_database(url_as(WEB, address), create=False) as database:
+        first = submit(database, "one", "version: 1", "somebody")
+        assert cancel(database, first.id).state == "CANCELLED"
+    with open_database(url_as(WRITER, address), create=False) as database:
+        finished_sweep(database, tmp_path)
+    with open_database(url_as(READER, address), create=False, read_only=True) as database:
+        assert check(database, STUDY, finished=True) == []
 
 
 def test_strangers_cannot_connect(address: str) -> None:
