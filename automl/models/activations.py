@@ -53,7 +53,7 @@ class Activations(NamedTuple):
 
     rest: outside of the blocks. head: from the output over the vocabulary on. widest: the largest tensor of a block.
     is_counted: False if the network could not be run without numbers. is_bare: the logits are known to be what the
-    output over the vocabulary says, unchanged, at the places that it is asked for.
+    output over the vocabulary, which is not trained, says, unchanged, at the places that it is asked for.
     """
 
     tokens: int
@@ -296,7 +296,7 @@ def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
     for number, block in enumerate(blocks):
         block.register_forward_pre_hook(lambda _, given, number=number: ledger.enter(number, given))
         block.register_forward_hook(lambda *_: ledger.leave())
-    _, output = _output(model)
+    path, output = _output(model)
     said: list[object] = []
     if output is not None:
         output.register_forward_pre_hook(lambda *_: ledger.enter(_HEAD))
@@ -314,7 +314,8 @@ def _run(shapes: _Shapes, kinds: Sequence[_Kind], key: _Key) -> Activations:
     )
     rest, head = ledger.sizes.get(_AROUND, 0) // _ROWS, ledger.sizes.get(_HEAD, 0) // _ROWS
     is_asked = "logits_to_keep" in inspect.signature(network.forward).parameters
-    is_bare = is_asked and any(each is logits and not logits._version for each in said)
+    is_trained = any(path.startswith(f"{name}.") for name in head_modules(model))
+    is_bare = is_asked and not is_trained and any(each is logits and not logits._version for each in said)
     return Activations(tokens, found, rest, head, ledger.widest // _ROWS, True, is_bare)
 
 

@@ -307,16 +307,20 @@ def _losses_at(
 
     def losses(x: torch.Tensor) -> torch.Tensor:
         told.append(layer.losses(_picked(x, chosen), targets))
-        # what the model may look at instead of logits, of their shape; without memory
-        told.append(torch.zeros((), device=x.device).expand(1, len(chosen), output.out_features))
+        # what the model has instead of logits: of their shape and layout, without numbers
+        told.append(torch.empty(1, len(chosen), output.out_features, device="meta"))
         return told[-1]
 
     output.forward = losses
     try:
         found = call(model, **_inputs(inner, batch), logits_to_keep=columns).logits
+    except RuntimeError:
+        if not told:
+            raise
+        found = None  # the model wants their numbers
     finally:
         output.forward = layer
-    layer.gives_logits = bool(told) and found is told[-1] and not found._version
+    layer.gives_logits = bool(told) and found is told[-1] and not told[-1]._version
     return told[0] if layer.gives_logits else None
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from automl.models.activations import ROWS_AT_ONCE
+from automl.lora import Hyperparameters
+from automl.models.activations import ROWS_AT_ONCE, activations
+from automl.models.inventory import resolve_targets
 from automl.packed.install import PackedBackbone
 from automl.packed.kernels import OUTPUT_KERNELS, Plain, Rounded, works
 from automl.packed.token_losses import token_losses
@@ -73,30 +75,51 @@ def test_a_weight_at_hand_gives_nearly_the_same_gradient_and_is_let_go() -> None
     assert kernel._half is None
 
 
+class Shifted(LlamaForCausalLM):
+    """Adds numbers of its own to what its output says."""
+
+    def forward(self, *, logits_to_keep: Any = 0, **inputs: Any) -> Any:
+        found = super().forward(logits_to_keep=logits_to_keep, **inputs)
+        found.logits = found.logits + torch.linspace(0.0, 1.0, VOCABULARY)
+        return found
+
+
+def model_of(name: str, settings: dict[str, Any]) -> Any:
+    general = {**ARCHITECTURES["llama"].settings, **settings}
+    if name == "shifted":
+        return Shifted(LlamaConfig(**general)).requires_grad_(False).eval()
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **general))
+    return model.requires_grad_(False).eval()
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "is_used"),
     [
         ("llama", {}, True),
         ("gpt2", {}, True),
+        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, True),
         ("gemma2", {"final_logit_softcapping": 5.0}, False),
         ("cohere", {"logit_scale": 0.5}, False),
+        ("shifted", {}, False),
+        ("bert", {"is_decoder": True}, False),  # its output is part of a head, which is trained
     ],
 )
 def test_a_model_that_changes_what_its_output_says_is_asked_for_logits(
     name: str, settings: dict[str, Any], is_used: bool
 ) -> None:
-    config = AutoConfig.for_model(name, **{**ARCHITECTURES["llama"].settings, **settings})
-    model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    model = model_of(name, settings)
     ids = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
     labels = ids.clone()
     labels[0, :4] = labels[1, 6:] = -100
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    planned = activations(model, resolve_targets(model, "all-linear"), Hyperparameters(rank=2))
     with torch.no_grad():
         wanted = target_losses(model, batch)
         backbone = PackedBackbone(model, targets={}, precision="fp32", kernel="torch-fp32", recompute=False)
         with backbone.segmentation.alone(None):
             found = [target_losses(model, batch) for _ in range(2)]
     layer: Any = model.get_output_embeddings().forward
-    assert layer.gives_logits is is_used
+    assert getattr(layer, "gives_logits", False) is is_used
+    assert planned.is_bare is is_used, "the plan for memory is of what is done"
     backbone.close()
     assert all(torch.allclose(each, wanted, rtol=1e-6) for each in found)
