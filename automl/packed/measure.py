@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from automl.training.held_out import measured_on
 from automl.training.kept import KeptRows
 from automl.training.memory import halving
 from automl.trial import Measurement, check_finite
+from automl.watchdog import beat
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +71,14 @@ class Evaluator:
             batches = self._workload.evaluation_batches(rows, first.evaluation_tokens, self._backbone.device, task=task)
             adapters = [member.adapter for member in members]
             judged = judge_together(self._backbone, task, batches, adapters, first.evaluation_tokens)
-            pairs = zip(members, judged, strict=True)
-            return {member.number: self._scored(task, own, member.adapter) for member, own in pairs}
         except Exception as error:  # noqa: BLE001 - the edge: whose fault it is turns out when each goes alone
             logger.info("%d trials cannot be measured together (%s); each goes alone", len(members), first_line(error))
             return {}
+        found: dict[int, Evaluated] = {}
+        for member, own in zip(members, judged, strict=True):
+            with suppress(Exception):  # alone it says what is wrong with it; the others keep what they have
+                found[member.number] = self._scored(task, own, member.adapter)
+        return found
 
     def measurement(self, member: Member, found: Evaluated | None = None) -> Measurement:
         """The trial's measurement at its current step. Raises Diverged, OutOfMemory and what the task raises.
@@ -151,6 +156,7 @@ class Evaluator:
             return task.evaluate_by_row(view, batches, workload.tokenizer)  # type: ignore[arg-type]
 
     def _scored(self, task: BatchTask, judged: Sequence[Any], adapter: Adapter) -> Evaluated:
+        beat()  # metrics of the user's own may take long
         with measuring(self._backbone, adapter):
             view = self._backbone.view(adapter)
             return task.scores(judged, view, self._workload.tokenizer)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from automl.packed.adapter import Adapter
 from automl.packed.install import PackedBackbone
 from automl.packed.segments import Pack, Segment
 from automl.tasks.base import Batch, BatchTask, Task
+from automl.watchdog import beat
 
 
 def is_judged_by_batch(task: Task) -> bool:
@@ -45,8 +46,9 @@ def judge_together(
     for batch in batches:
         at_once = max(1, max_tokens // _tokens(batch))
         for start in range(0, len(adapters), at_once):
+            beat()
             some = adapters[start : start + at_once]
-            for found, each in zip(judged[start:], _judged(backbone, task, batch, some), strict=False):
+            for each, found in zip(_judged(backbone, task, batch, some), judged[start:], strict=False):
                 found.append(each)
     return judged
 

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from automl.tasks.virtual import greedy, has_virtual_tokens
+from automl.watchdog import beat
 
 _GENERATION_BATCH = 16
 
@@ -30,6 +31,7 @@ def generate_sorted(
     places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found: dict[int, str] = {}
     for start in range(0, len(places), _GENERATION_BATCH):
+        beat()
         chunk = places[start : start + _GENERATION_BATCH]
         written = write(model, [prompts[place] for place in chunk], tokenizer, max_new_tokens=max_new_tokens)
         found |= zip(chunk, written, strict=True)

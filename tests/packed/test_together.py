@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,14 +13,16 @@ import pytest
 import torch
 from torch import nn
 
+from automl import watchdog
 from automl.errors import is_out_of_memory
 from automl.packed.bank import BankSize
 from automl.packed.trainer import PackedTrainer
 from automl.packed.workload import Workload
+from automl.tasks.classification import Classification
 from automl.training.runtime import load_runtime
 from automl.trial import Measurement, StopReason, TrialFailure, TrialSpec
 from tests.architectures import tiny_model
-from tests.packed.packed_oracle import spec, workload
+from tests.packed.packed_oracle import SETTINGS, spec, workload
 from tests.training.judged_cases import judged_settings, own, workload_of
 from tests.training.preference_cases import pairs, preference_settings, singles
 from tests.training.seq2seq_cases import seq2seq_settings
@@ -133,6 +136,48 @@ def test_one_that_is_no_number_leaves_alone() -> None:
         assert isinstance(event, Measurement)
         assert event.metrics == pytest.approx(metrics, rel=1e-6)
     assert sorted(trainer.members) == [0, 2]
+
+
+class Picky(Classification):
+    """Its metrics are of finite losses alone, as one of a user's own may be."""
+
+    def scores(self, judged: Sequence[Any], model: nn.Module, tokenizer: Any) -> tuple[dict[str, float], Any]:
+        found = super().scores(judged, model, tokenizer)
+        if not math.isfinite(found[0]["loss"]):
+            raise ValueError("no number")
+        return found
+
+
+def test_the_others_keep_what_they_have_if_a_metric_fails_for_one() -> None:
+    trainer = trained(tiny_model("bert", kind="classification"), replace(workload(), task=Picky(SETTINGS)))
+    members = list(trainer.members.values())
+    alone: list[int] = []
+    with counted_passes(trainer, alone):
+        trainer.evaluate(members[0], 2048)
+    members[1].adapter.storage.params.fill_(float("nan"))
+    passes: list[int] = []
+    with counted_passes(trainer, passes):
+        found = trainer.measured(members)
+    assert [type(event) for event in found] == [Measurement, TrialFailure, Measurement]
+    assert sum(passes) == 3 * sum(alone) + sum(alone), "only the one that failed is evaluated again"
+
+
+def test_every_pass_is_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_BETWEEN", 0.0)
+    trainer = trained(tiny_model("bert", kind="classification"), workload())
+    members, signs = list(trainer.members.values()), list[float]()
+    for member in members:
+        member.evaluation_tokens = 60
+
+    def note(*_: object) -> None:
+        assert watchdog._watch is not None
+        signs.append(watchdog._watch.wound_up)
+
+    trainer.model.get_input_embeddings().register_forward_pre_hook(note)  # type: ignore[operator]
+    with watchdog.watched(600.0, tmp_path / "traces"):
+        trainer.measured(members)
+    assert len(signs) > len(members)
+    assert len(set(signs)) == len(signs)
 
 
 def test_short_memory_lets_each_go_alone() -> None:
