@@ -29,17 +29,18 @@ def layout_together(specs: Sequence[SweepSpec], recorded: Recorded) -> Layout:
 
 
 def set_up_together(specs: Sequence[SweepSpec], cache: Path, recorded: Recorded, *, layout: Layout) -> list[Setup]:
-    """Prepare model and data of every study, as `set_up` does. The precision of the first is that of all.
+    """Prepare model and data of every study, as `set_up` does, in one precision: fp32 if `auto` means that for any.
 
     Raises what `set_up` raises, naming the study, and ConfigError if trials of these studies cannot share a backbone.
     """
     specs = _in_one_precision(specs, recorded)
-    setups: list[Setup] = []
-    for spec, known in zip(specs, recorded, strict=True):
-        if setups:
-            spec = replace(spec, run=replace(spec.run, precision=setups[0].spec.run.precision))
-        with named(spec):
-            setups.append(set_up(spec, cache, known, layout=layout))
+    begun = list(zip(specs, recorded, strict=True))
+    setups = [_set_up(spec, cache, known, layout) for spec, known in begun]
+    if len({setup.spec.run.precision for setup in setups}) > 1:
+        setups = [
+            setup if setup.spec.run.precision == "fp32" else _set_up(_in(spec, "fp32"), cache, known, layout)
+            for setup, (spec, known) in zip(setups, begun, strict=True)
+        ]
     _check_alike(setups)
     packing = _packing(setups, sum(spec.search.trials for spec in specs))
     return [replace(setup, packing=packing) for setup in setups]
@@ -70,6 +71,15 @@ def named(spec: SweepSpec) -> Iterator[None]:
         raise kind(f"{spec.study}: {error}") from error
 
 
+def _set_up(spec: SweepSpec, cache: Path, recorded: Mapping[str, Any] | None, layout: Layout) -> Setup:
+    with named(spec):
+        return set_up(spec, cache, recorded, layout=layout)
+
+
+def _in(spec: SweepSpec, precision: Any) -> SweepSpec:
+    return replace(spec, run=replace(spec.run, precision=precision))
+
+
 def _largest(setup: Setup) -> Hyperparameters:
     largest = setup.worker_settings().largest
     assert largest is not None, "the driver says which is the largest"
@@ -88,8 +98,7 @@ def _in_one_precision(specs: Sequence[SweepSpec], recorded: Recorded) -> Sequenc
     if len(begun) > 1:
         said = " and ".join(f"{spec.study} in {precision}" for precision, spec in begun.items())
         raise _refusal(specs[0], "run.precision", f"{said} have begun; search them one by one, by files of their own")
-    fixed: Any = next(iter(begun), "auto")
-    return [replace(spec, run=replace(spec.run, precision=fixed)) for spec in specs]
+    return [_in(spec, next(iter(begun), "auto")) for spec in specs]
 
 
 def _check_alike(setups: Sequence[Setup]) -> None:

@@ -123,6 +123,21 @@ def test_packing_is_proven_for_every_task(customers: list[SweepSpec], shared_cac
     assert REASON in together[0].packing.solo
 
 
+def test_what_one_task_cannot_be_packed_in_is_the_precision_of_none(
+    customers: list[SweepSpec], shared_cache: Path
+) -> None:
+    # `auto` may choose bf16h for the first, which is for packs alone.
+    specs = [replace(spec, run=replace(spec.run, precision="auto")) for spec in customers]
+    together = set_up_together(specs, shared_cache, [None, None], layout=LAYOUT)
+    assert [(setup.spec.run.precision, setup.packing.is_packed) for setup in together] == [("fp32", False)] * 2
+    with pytest.raises(ConfigError, match=r"mixing: run\.precision: bf16h is for packed training"):
+        set_up_together([_in_bf16h(spec) for spec in specs], shared_cache, [None, None], layout=LAYOUT)
+
+
+def _in_bf16h(spec: SweepSpec) -> SweepSpec:
+    return replace(spec, run=replace(spec.run, precision="bf16h"))
+
+
 def test_a_worker_holds_packing_of_every_task_against_peft(customers: list[SweepSpec], shared_cache: Path) -> None:
     setups = [set_up(spec, shared_cache, layout=LAYOUT, is_thorough=False) for spec in customers]
     settings = worker_settings([replace(setup, packing=setups[0].packing) for setup in setups])
