@@ -92,14 +92,15 @@ def starting_space(
     lengths, of_targets = _lengths(backbone, settings)
     limit = _positions(config, methods)
     longest, cut = _max_length(limit, lengths, in_pieces=_is_cut_in_pieces(found, data))
-    records, classes = _amounts(settings)
-    if len(classes) == 1:
+    seen = _amounts(settings)
+    if len(seen.classes) == 1 and seen.is_all:
         column = settings.data.columns.get(_JUDGED[found], _JUDGED[found])
-        only = f"only one class, {shown(next(iter(classes)))}, in the training rows; two are needed"
+        only = f"only one class, {shown(next(iter(seen.classes)))}, in the training rows; two are needed"
         raise DataError(f"{data}, column {column!r}: {only}")
     pieces = _pieces(lengths, longest) if _is_cut_in_pieces(found, data) else 1.0
-    rows = max(1, round(records * pieces))
-    budget = starting_budget(rows, len(classes), longest)
+    rows = max(1, round(seen.rows * pieces))
+    classes = len(seen.classes) if found == "classification" else 0  # of tags a row has many
+    budget = starting_budget(rows, classes, longest)
     text = commented_space(
         study or study_name(data),
         _seen_from(folder, model, is_local=spec.model.kind in ("folder", "gguf")),
@@ -116,7 +117,15 @@ def starting_space(
         budget=budget,
         prior=prior_of(str(config.get("model_type")), backbone.parameters),
     )
-    return StartingSpace(text, coverage_advice(rows, len(classes), steps=budget.steps, batch_size=budget.batch_size))
+    return StartingSpace(text, coverage_advice(rows, classes, steps=budget.steps, batch_size=budget.batch_size))
+
+
+class _Amounts(NamedTuple):
+    """Rows of the training split, about, and the classes or tags that were seen. is_all: whether every row was."""
+
+    rows: float
+    classes: set[str]
+    is_all: bool
 
 
 def guess_task(data: DataSettings, name: str, model: ModelSettings) -> tuple[str, Mapping[str, str]]:
@@ -163,8 +172,8 @@ def _is_encoder_decoder(folder: Path) -> bool:
     return bool(read_config(folder).get("is_encoder_decoder"))
 
 
-def _amounts(settings: TaskSettings) -> tuple[float, set[str]]:
-    """Rows of the training split, about, and the classes or tags among them, by the first 200,000 rows."""
+def _amounts(settings: TaskSettings) -> _Amounts:
+    """By the first 200,000 rows."""
     splits = read_splits(settings.data, has_classes=settings.type == "classification")
     column = _JUDGED.get(settings.type, "")
     label = settings.data.columns.get(column, column)
@@ -176,7 +185,7 @@ def _amounts(settings: TaskSettings) -> tuple[float, set[str]]:
             classes.update(map(str, value) if isinstance(value, list) else [str(value)])
     shares = {"test": settings.test_share, "validation": settings.validation_share}
     kept = 1.0 - sum(share for split, share in shares.items() if split not in splits)
-    return kept * rows, classes
+    return _Amounts(kept * rows, classes, rows < _COUNTED)
 
 
 def _is_cut_in_pieces(task_type: str, data: str) -> bool:

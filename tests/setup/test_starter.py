@@ -129,3 +129,22 @@ def test_data_of_one_class_is_refused_before_a_file_is_written(
     with pytest.raises(DataError) as refused:
         starting_space("./model", "data.jsonl", task_type=task, study=None)
     assert message in str(refused.value)
+
+
+def test_of_data_that_is_not_read_to_its_end_nothing_is_said_of_classes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("sorted.csv").write_text("text,label\n" + "w1,a\n" * 200_000 + "w2,b\n", encoding="utf-8")
+    start = starting_space("./model", "sorted.csv", task_type="classification", study=None)
+    assert parse_space(start.text, "space.yaml", Path.cwd()).task.type == "classification"
+
+
+def test_tags_are_no_classes_of_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    tags = [f"T{number}" for number in range(50)]
+    row = json.dumps({"tokens": ["w1"] * len(tags), "tags": tags})
+    Path("data.jsonl").write_text(f"{row}\n" * 40, encoding="utf-8")
+    start = starting_space("./model", "data.jsonl", task_type="token_classification", study=None)
+    assert "\n  epochs: 20  # of a full trial, 60 steps of 8 rows: 20 passes over 24 training rows; as" in start.text
+    assert list(start.advice) == []
