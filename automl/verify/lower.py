@@ -12,7 +12,7 @@ from automl.verify.statistics import in_percent
 def rank_answer(plan: Plan, scores: Scores) -> RankGate | None:
     """The answer of the arms of lower ranks: the lowest one that is not worse counts; None if there are none.
 
-    Where nothing is proven, the lowest one that is likely not worse is told of, or else the highest.
+    Where nothing is proven of the highest, the lowest one that is likely not worse is told of, or else the highest.
     """
     found = _held(plan, scores)
     if not found:
@@ -20,7 +20,8 @@ def rank_answer(plan: Plan, scores: Scores) -> RankGate | None:
     passed = next((each for each in found if each.standing == "not worse"), None)
     told = passed or found[-1]
     if told.standing == "undecided":
-        told = found[told_of([each.chance for each in found])]
+        undecided = [each for each in found if each.standing == "undecided"]
+        told = undecided[told_of([each.chance for each in undecided])]
     evidence = (
         f"rank {told.arm.hyper.rank} at rate {chosen_rate(plan, scores, told.arm):.2g} against {plan.winner.called} of"
         f" rank {plan.winner.hyper.rank}: {plan.metric} better by {told.gain.mean:+.4f} [{told.gain.low:+.4f},"

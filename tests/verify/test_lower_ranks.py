@@ -11,7 +11,7 @@ import pytest
 from automl.results.rank_gate import Lean, RankGate
 from automl.verify.arms import choose_arms, choose_comparisons, lower_ranks
 from automl.verify.conclude import conclude
-from automl.verify.plan import GRID, Arm
+from automl.verify.plan import GRID, Arm, Training
 from automl.verify.statistics import LEVEL, joint_level
 from tests.verify.test_arms import ADALORA, DERIVE, SPACE, Candidates, candidates, trial
 from tests.verify.verify_cases import arm, make_plan, noisy, run
@@ -131,6 +131,22 @@ def test_what_is_not_proven_leans_to_the_likelier_side() -> None:
     assert found["rank"]["lean"]["towards"] == "does not bind"
     (of_rank_8,) = (each for each in found["recommendation"]["candidates"] if each["arm"] == "rank-8")
     assert of_rank_8["probability"] == gate.lean.probability
+
+
+def test_what_is_shown_worse_below_an_undecided_rank_proves_nothing() -> None:
+    # Rank 4 is worse beyond doubt, yet likely by less than the margin; whether rank 8 is worse is open.
+    winner = replace(WINNER, hyper=replace(WINNER.hyper, rank=16))
+    plan = make_plan([winner, lower(4), lower(8)], seeds=8, rows=40_000)
+    gains = {
+        "rank-4": [-0.0055, -0.0115] * 4,
+        "rank-8": [-0.04, 0.02, -0.03, 0.01] * 2,
+    }
+
+    def scorer(training: Training) -> float:
+        return 0.9 + gains.get(training.arm, [0.0] * 8)[plan.seeds.index(training.seed)]
+
+    gate = RankGate.from_dict(conclude(plan, run(plan, scorer)[0])["rank"])
+    assert (gate.answer, gate.lean and gate.lean.rank) == ("not known", 8)
 
 
 def test_it_leans_to_worse_alike() -> None:
