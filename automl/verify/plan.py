@@ -190,6 +190,11 @@ class Plan:
         """The best trial of the search: the first finalist."""
         return self.arms[0]
 
+    def as_begun(self, recorded: Mapping[str, Any]) -> Plan:
+        """The plan with lower ranks at the alphas and learning rates that a recorded one has, whoever chose them."""
+        lower = {each["name"]: each for each in recorded["arms"] if each["kind"] == "lower"}
+        return replace(self, arms=tuple(_as_begun(arm, lower.get(arm.name)) for arm in self.arms))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, as `automl_verifications.plan` keeps them. Two plans with equal ones are the same plan."""
         plain = asdict(self)
@@ -220,6 +225,14 @@ class Training:
     def key(self) -> tuple[str, int, float, ScoredSplit]:
         """What names its scores."""
         return self.arm, self.seed, self.learning_rate, self.split
+
+
+def _as_begun(arm: Arm, recorded: Mapping[str, Any] | None) -> Arm:
+    if recorded is None:
+        return arm
+    alpha, rate = (recorded["hyper"][name] for name in ("alpha", "learning_rate"))
+    hyper = replace(arm.hyper, alpha=alpha, learning_rate=rate)
+    return replace(arm, hyper=hyper, learning_rates=tuple(recorded["learning_rates"]))
 
 
 def fresh_seeds(study_seed: int, number: int, count: int, used: Iterable[int]) -> tuple[int, ...]:

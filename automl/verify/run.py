@@ -200,12 +200,13 @@ class _Work:
         suggested, knee = self._suggested(options), self._knee(options)
         if before is not None:
             # What was begun is finished as it was begun, though its adapter was squeezed again since, or an older
-            # version knew of no smaller adapters, or did not compare methods.
+            # version knew of no smaller adapters, did not compare methods, or gave lower ranks another alpha or rate.
             then = knee if before.is_done else _recorded_knee(before.plan)
             kinds = {options.squeeze, options.squeeze if before.is_done else "off"}
             for kind, methods in itertools.product(kinds, {True, before.is_done}):
                 chosen = replace(options, squeeze=kind, methods=methods)
                 same = self._plan(before.number, chosen, suggested, then)
+                same = same if before.is_done else same.as_begun(before.plan)
                 if same.as_dict() == before.plan:
                     return before.number, same, before
         number = before.number + 1 if before is not None else 1

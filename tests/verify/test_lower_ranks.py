@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from automl.results.rank_gate import Lean, RankGate
 from automl.verify.arms import choose_arms, choose_comparisons, lower_ranks
 from automl.verify.conclude import conclude
-from automl.verify.plan import GRID, Arm, Training
+from automl.verify.plan import GRID, Arm, Plan, Training
 from automl.verify.statistics import LEVEL, joint_level
 from tests.verify.test_arms import ADALORA, DERIVE, SPACE, Candidates, candidates, trial
 from tests.verify.verify_cases import arm, make_plan, noisy, run
@@ -147,6 +148,20 @@ def test_what_is_shown_worse_below_an_undecided_rank_proves_nothing() -> None:
 
     gate = RankGate.from_dict(conclude(plan, run(plan, scorer)[0])["rank"])
     assert (gate.answer, gate.lean and gate.lean.rank) == ("not known", 8)
+
+
+def test_what_was_begun_keeps_the_alphas_and_rates_of_its_lower_ranks() -> None:
+    def made(alpha: float, rate: float) -> Plan:
+        rates = tuple(factor * rate for factor in GRID)
+        each = lower(4)
+        hyper = replace(each.hyper, alpha=alpha, learning_rate=rate)
+        return make_plan([WINNER, replace(each, hyper=hyper, learning_rates=rates)], seeds=4)
+
+    before, now = json.loads(json.dumps(made(4.0, 2e-3).as_dict())), made(16.0, 1e-3)
+    assert now.as_dict() != before
+    assert now.as_begun(before) == made(4.0, 2e-3)
+    assert now.as_begun(before).as_dict() == before
+    assert now.as_begun(make_plan([WINNER], seeds=4).as_dict()) == now
 
 
 def test_it_leans_to_worse_alike() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,3 +149,33 @@ def test_a_plan_without_cuts_is_recorded_as_before_there_were_any(world: World) 
     assert all("cut" not in arm for arm in found.plan["arms"])
     assert [arm["name"] for arm in found.plan["arms"]] == ["trial-0", "default"]
     assert (found.result["deploy"], found.result["rank"]) == (None, None)
+
+
+def test_what_was_begun_with_other_rates_for_lower_ranks_is_finished_so(world: World) -> None:
+    options = VerifyOptions(seeds=SEEDS, finalists=1, squeeze="all")
+    begun = _killed(world, options)
+    with closing(sqlite3.connect(world.spec.storage_url.removeprefix("sqlite:///"))) as connection, connection:
+        text = json.dumps(_at_twice_the_rates(begun))
+        connection.execute("UPDATE automl_verifications SET plan = ? WHERE number = ?", (text, begun.number))
+    assert _killed(world, options).number == begun.number
+
+
+def _killed(world: World, options: VerifyOptions) -> Verification:
+    """A verification that is killed after its first score."""
+    with world.database() as database:
+        with pytest.raises(Stopped), acting(On("1 of ", kill)):
+            verify_study(database, world.spec, world.cache, options)
+        found = VerificationStore(database, "tiny").latest()
+    assert found is not None
+    return found
+
+
+def _at_twice_the_rates(begun: Verification) -> dict[str, Any]:
+    """Its plan, as a version had made it that raised the rates of lower ranks by another law."""
+    plan: dict[str, Any] = json.loads(json.dumps(begun.plan))
+    lower = [arm for arm in plan["arms"] if arm["kind"] == "lower"]
+    assert len(lower) == 2
+    for arm in lower:
+        arm["learning_rates"] = [2.0 * rate for rate in arm["learning_rates"]]
+        arm["hyper"]["learning_rate"] *= 2.0
+    return plan
