@@ -32,6 +32,7 @@ SIZE = Setting(
     tried=Span(8, 256, log=True),
     searched=True,
     sized=True,
+    shardable=True,
 )
 PLACE = Setting(
     name="adapter_place",
@@ -41,6 +42,7 @@ PLACE = Setting(
     tried=("houlsby", "pfeiffer", "parallel"),
     searched=True,
     sized=True,
+    shardable=True,
 )
 ACTIVATION = Setting(
     name="adapter_activation",
@@ -48,6 +50,7 @@ ACTIVATION = Setting(
     meaning="non-linearity of the bottleneck",
     choices=("relu", "gelu", "silu", "tanh"),
     tried=("relu", "gelu", "silu"),
+    shardable=True,
 )
 SCALE = Setting(
     name="adapter_scale",
@@ -56,6 +59,7 @@ SCALE = Setting(
     low=1e-3,
     high=100.0,
     tried=(1.0, 2.0, 4.0),
+    shardable=True,
 )
 
 _SMALL, _LARGE = 500_000_000, 4_000_000_000

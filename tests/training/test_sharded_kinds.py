@@ -65,6 +65,22 @@ CASES = {
     "orthogonal": Case(hyper={"own": (("init", "orthogonal"),), "use_rslora": True}),
     "ia3 on nf4": Case(held=NF4, hyper={"method": "ia3"}),
     "adapter on nf4": Case(held=NF4, architecture="bert", hyper={"method": "adapter", "target": "all-linear"}),
+    "adapter of its own settings": Case(
+        architecture="bert",
+        hyper={
+            "method": "adapter",
+            "target": "all-linear",
+            "own": (
+                ("adapter_activation", "gelu"),
+                ("adapter_place", "houlsby"),
+                ("adapter_scale", 2.0),
+                ("adapter_size", 8),
+            ),
+        },
+    ),
+    "adapter beside": Case(
+        hyper={"method": "adapter", "target": "all-linear", "own": (("adapter_place", "parallel"),)}
+    ),
     "written": Case(kind="causal-lm", metric="exact_match"),
 }
 
