@@ -376,7 +376,8 @@ def _check_targets(sections: Sections, space: SearchSpace, problems: Problems) -
 
 def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -> None:
     """Methods and settings that exclude each other, a quantised model, a precision, or several processes per trial."""
-    for name, message in objections(without_auto(space)):
+    settled = without_auto(space)
+    for name, message in objections(settled):
         problems.at_value(("fixed" if name in space.fixed else "space", name), message)
     names: KeyPath = ("space",) if sections.ranges.get("method") else ("fixed",)
     if sections.model is not None and sections.model.quantization is not None:
@@ -394,11 +395,11 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
         problems.at_value(("task", "type"), f"{sections.task.type!r} {shards}")
     for method in (name for name in sections.known.methods if not METHODS[name].shardable):
         problems.at_value((*names, "method"), f"{method!r} {shards}; use lora")
-    if any(choices(space, "neftune_alpha")):
+    if any(choices(settled, "neftune_alpha")):
         place = "fixed" if "neftune_alpha" in space.fixed else "space"
         problems.at_value((place, "neftune_alpha"), shards)
     for name, setting in sections.known.own.items():
-        if given := setting.undivided(setting_values(space, setting)):
+        if given := setting.undivided(setting_values(settled, setting)):
             problems.at_value(("fixed" if name in space.fixed else "space", name), f"{shown(given[0])} {shards}")
 
 

@@ -100,6 +100,14 @@ BODIES = {
         "space: {init: {type: categorical, choices: [gaussian, pissa]}}\nrun: {shards: 2}",
         "5:15: space.init: 'pissa' is not known with shards: 2",
     ),
+    "shards of starts that are chosen": (
+        "space: {init: auto}\nrun: {shards: 2}",
+        "5:15: space.init: 'olora' is not known with shards: 2",
+    ),
+    "shards of noise that is chosen": (
+        "space: {neftune_alpha: auto}\nrun: {shards: 2}",
+        "5:24: space.neftune_alpha: is not known with shards: 2",
+    ),
     "shards of fixed adalora": (
         "fixed: {method: adalora}\nrun: {shards: 4}",
         "5:17: fixed.method: 'adalora' is not known with shards: 4; use lora",

@@ -168,6 +168,13 @@ def test_without_a_space_the_usual_parameters_are_auto() -> None:
     assert parse("space:\nfixed:\n").space.auto == parse().space.auto
 
 
+@pytest.mark.parametrize(
+    "rest", ["", "fixed: {method: adapter}", "fixed: {method: adapter, adapter_size: 32, adapter_place: parallel}"]
+)
+def test_trials_that_are_shared_out_may_have_what_their_method_is_made_of(rest: str) -> None:
+    assert parse(f"{rest}\nrun: {{shards: 2}}").run.shards == 2
+
+
 def test_own_target_sets_are_known() -> None:
     spec = parse("targets: {top: ['.*layer\\.5\\..*', '.*pooler'], one: x}\nfixed: {target: top}")
     assert spec.space.targets == {"top": (".*layer\\.5\\..*", ".*pooler"), "one": ("x",)}
