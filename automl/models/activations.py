@@ -246,7 +246,7 @@ def _shapes(model: nn.Module, kinds: Sequence[_Kind], key: _Key) -> _Shapes:
 
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
-        is_read = name in read or name.startswith(heads)
+        is_read = parameter.is_floating_point() and (name in read or name.startswith(heads))
         memo[id(parameter)] = nn.Parameter(fake(parameter, is_converted=True), requires_grad=is_read)
     memo |= {id(buffer): fake(buffer, is_converted=False) for buffer in model.buffers()}
     for path, module in model.named_modules():

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from automl.errors import ModelError
+from automl.lora import Hyperparameters
+from automl.models.activations import activations
 from automl.models.backbone import dense_backbone, load_backbone, resolve_model, skeleton
 from automl.models.inventory import head_modules, linear_layers, quantised_layers, resolve_targets
 from automl.models.memory import backbone_bytes
@@ -46,6 +48,18 @@ def test_layers_and_target_sets_are_those_of_the_model_as_stored(
     held = [path for path, module in model.named_modules() if is_quantised(module)]
     assert held == [layer.path for layer in quantised_layers(bones)]
     assert held == [layer.path for layer in resolve_targets(bones, "all-linear")]
+
+
+@pytest.mark.parametrize("quantization", [INT8, NF4], ids=str)
+def test_a_worker_counts_what_is_kept_as_the_plan_does(tmp_path: Path, quantization: Quantization) -> None:
+    write_backbone(tmp_path / "m", "llama", kind="causal-lm", model=wide_model("llama", kind="causal-lm"))
+    ref = resolve_model(settings(tmp_path / "m", quantization), tmp_path)
+    planned, counted = (
+        activations(model, resolve_targets(model, "all-linear"), Hyperparameters(rank=2))
+        for model in (skeleton(ref, "causal-lm"), load_backbone(ref, "causal-lm"))
+    )
+    assert planned.is_counted
+    assert counted == planned
 
 
 @pytest.mark.parametrize("quantization", WAYS, ids=str)
