@@ -299,9 +299,11 @@ def _losses_at(
     it does not, or if the model changes what the layer says, as by a cap: seen when it is asked first.
     """
     inner = _inner(model)
+    if not _can_choose_places(inner):
+        return None
     output = inner.get_output_embeddings()
     layer: Any = getattr(output, "forward", None)
-    if not getattr(layer, "gives_logits", False) or not _can_choose_places(inner):
+    if not getattr(layer, "gives_logits", False):
         return None
     told: list[torch.Tensor] = []
 

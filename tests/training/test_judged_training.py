@@ -95,7 +95,13 @@ def test_a_pack_of_it_follows_peft(tmp_path: Path, kind: str) -> None:
         assert [step[place] for step in losses] == pytest.approx(oracle.losses, rel=1e-6)
         # Adam divides by roots of tiny second moments: rounding shows there more than in losses.
         assert distance(parameters, oracle.parameters) <= 1e-4 * distance(oracle.before, oracle.parameters)
-        assert metrics == pytest.approx(oracle.metrics, rel=1e-6, abs=1e-6)
+        # A correlation divides by the spread of predictions, which after ten steps is little more than their rounding.
+        of_spread = {name: 1e-5 if name in {"pearson", "spearman"} else 1e-6 for name in metrics}
+        assert metrics.keys() == oracle.metrics.keys()
+        assert all(
+            value == pytest.approx(oracle.metrics[name], rel=1e-6, abs=of_spread[name])
+            for name, value in metrics.items()
+        )
         assert oracle.losses[-1] != pytest.approx(oracle.losses[0], rel=1e-2)
 
 

@@ -57,7 +57,7 @@ def squeeze(world: World, knee: int) -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("squeezed")
-    spec = planted(folder, [GOOD], steps=80)
+    spec = planted(folder, [GOOD], steps=120)
     run_sweep(spec, folder / "cache")
     found = World(spec, folder / "cache")
     squeeze(found, knee=2 * COST * len(MODULES))
