@@ -393,13 +393,14 @@ def _check_methods(sections: Sections, space: SearchSpace, problems: Problems) -
     shards = f"is not known with shards: {sections.run.shards}"
     if sections.task is not None and not sections.task.shardable:
         problems.at_value(("task", "type"), f"{sections.task.type!r} {shards}")
-    for method in (name for name in sections.known.methods if not METHODS[name].shardable):
+    for method in (undivided := [name for name in sections.known.methods if not METHODS[name].shardable]):
         problems.at_value((*names, "method"), f"{method!r} {shards}; use lora")
     if any(choices(settled, "neftune_alpha")):
         place = "fixed" if "neftune_alpha" in space.fixed else "space"
         problems.at_value((place, "neftune_alpha"), shards)
+    told = {setting.name for method in undivided for setting in METHODS[method].settings}
     for name, setting in sections.known.own.items():
-        if given := setting.undivided(setting_values(settled, setting)):
+        if name not in told and (given := setting.undivided(setting_values(settled, setting))):
             problems.at_value(("fixed" if name in space.fixed else "space", name), f"{shown(given[0])} {shards}")
 
 

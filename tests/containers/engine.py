@@ -22,6 +22,8 @@ RUNTIME = Path("/run/automl-containers")
 SOCKET = f"unix://{RUNTIME}/docker.sock"
 _PID_FILE = RUNTIME / "dockerd.pid"
 _PATIENCE_SECONDS = 120
+_ADDRESSES = "base=10.213.0.0/16,size=24"
+"""Of its networks: not those that every engine takes first, for which another one may have left rules behind."""
 
 
 def why_not() -> str:
@@ -71,7 +73,7 @@ def _start() -> None:
     with log.open("wb") as said:
         # A session of its own: Ctrl-C ends the containers first.
         process = subprocess.Popen(
-            ["dockerd", "--bridge=none", "--ip-forward=false", *places],
+            ["dockerd", "--bridge=none", "--ip-forward=false", f"--default-address-pool={_ADDRESSES}", *places],
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -102,7 +102,7 @@ def _crash(compose: Composed, service: str) -> None:
     """Kill all processes in the containers of a service from within; the restart policy brings them back."""
     before = _restarts(compose, service)
     for index in range(len(before)):
-        compose.attempt(f"exec -T --index={index + 1} {service} sh -c 'kill -s KILL -1'")
+        compose.attempt(f"exec -T --index={index + 1} {service} sh -c 'kill -s KILL -- -1'")
     say(f"killed {service}")
     wait(f"{service} was started again", lambda: all(map(int.__lt__, before, _restarts(compose, service))))
     _wait_for_health(compose)

@@ -187,8 +187,8 @@ MISTAKES = {
     ),
     "not used": ("fixed: {method: wide, rank: 8}", "5:23: fixed.rank: is not used by method wide; remove it"),
     "several processes": (
-        "fixed: {method: wide, scale: 2}\nrun: {shards: 2}",
-        "5:30: fixed.scale: 2.0 is not known with shards: 2",
+        "fixed: {method: wide, width: 16, scale: 2}\nrun: {shards: 2}",
+        "5:41: fixed.scale: 2.0 is not known with shards: 2",
     ),
     "constraint": (
         "constraints: [width > 3]",
