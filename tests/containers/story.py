@@ -189,8 +189,9 @@ def _everything(compose: Composed) -> dict[str, Any]:
 
 
 def _trials(compose: Composed, study: str) -> list[dict[str, Any]]:
-    """Trials without their times."""
-    listed = compose.ask(f"/api/v1/studies/{study}/trials?limit=200")["trials"]
+    """Trials without their times, by number."""
+    newest_first = compose.ask(f"/api/v1/studies/{study}/trials?limit=200")["trials"]
+    listed = sorted(newest_first, key=lambda each: int(each["number"]))
     return [{key: each[key] for key in ("number", "state", "step", "params", "value")} for each in listed]
 
 
