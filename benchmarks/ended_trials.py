@@ -43,7 +43,7 @@ from automl.training.early_stopping import LIMITS, Limits, best_of, reason_to_st
 from automl.trial import BestCheckpoint, Measurement, Metrics, TrialFailure, TrialSpec
 from automl.verify.statistics import paired
 from benchmarks.curve_file import read_curves
-from benchmarks.replay import DATA_VARIABLE, TRAININGS
+from benchmarks.replay import DATA_VARIABLE, TRAININGS, rows_so_far
 from benchmarks.replay_world import LORA, recorded, tasks
 from benchmarks.report import Report, names, numbers, parser, table
 from tests.fakes import MemoryStore
@@ -458,7 +458,7 @@ def _mistake(args: argparse.Namespace) -> str:
 def _run(args: argparse.Namespace) -> int:
     report = Report("ended_trials", args)
     report.print_machine()
-    rows = _read(args.rows)
+    rows = rows_so_far(args.rows)
     wanted = jobs_of(args)
     missing = [job for job in wanted if job.key not in rows]
     print(f"{len(wanted)} searches, {len(wanted) - len(missing)} of them done before", flush=True)
@@ -480,13 +480,6 @@ def _run(args: argparse.Namespace) -> int:
     if chosen:
         print(f"\nlimits chosen on all other tasks:\n{table(chosen)}")
     return 0
-
-
-def _read(path: Path | None) -> dict[str, Mapping[str, Any]]:
-    if path is None or not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return {row["key"]: row for row in (json.loads(line) for line in lines if line.endswith("}"))}
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def tables(text: str) -> tuple[str, ...]:
 
 def _run(args: argparse.Namespace) -> int:
     report = Report("replay", args)
-    rows = _read(args.rows)
+    rows = rows_so_far(args.rows)
     wanted = list(jobs_of(args))
     missing = [job for job in wanted if job.key not in rows]
     deadline = time.monotonic() + args.seconds
@@ -240,7 +240,8 @@ def _parts(kind: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, 
         yield "taskset, unseen tasks", unseen
 
 
-def _read(path: Path | None) -> dict[str, dict[str, Any]]:
+def rows_so_far(path: Path | None) -> dict[str, dict[str, Any]]:
+    """What an earlier run has written there, a document on each line, by its `key`; a line cut off is left out."""
     if path is None or not path.exists():
         return {}
     lines = path.read_text(encoding="utf-8").split("\n")
